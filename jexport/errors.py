@@ -1,0 +1,184 @@
+"""Every deliberate error, its exit code and its way out.
+
+An error's text has three parts: what happened, the evidence, the way out. Only `cli/` prints it and
+exits with its code; anything that is not a JexportError is a bug and keeps its traceback.
+Codes 0 (success), 1 (bug) and 2 (wrong flags, from click) are not used here; 130 is Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class JexportError(Exception):
+    """What happened, what shows it, and what to do about it."""
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, what: str, *, evidence: str, fix: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.evidence = evidence
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        lines += [f"  {line}" for line in self.evidence.splitlines()]
+        lines.append(f"  fix: {self.fix}")
+        lines += getattr(self, "__notes__", [])
+        return "\n".join(lines)
+
+
+class UnknownTaskError(JexportError):
+    """A task name that the checkpoint does not have."""
+
+    exit_code = 3
+
+
+class UnknownTargetError(JexportError):
+    """A target that no file in `targets/` makes."""
+
+    exit_code = 4
+
+
+class RecipeError(JexportError):
+    """A recipe that cannot be read: unknown key, wrong type, value out of range."""
+
+    exit_code = 5
+
+
+class ParityError(JexportError):
+    """The candidate is not the reference: a gate failed, or there was nothing to compare."""
+
+    exit_code = 6
+
+
+class CheckpointError(JexportError):
+    """A checkpoint file is missing, truncated or not safetensors."""
+
+    exit_code = 7
+
+
+class AdapterError(JexportError):
+    """An adapter that does not fit its base: another rank, a matrix missing or of another shape."""
+
+    exit_code = 8
+
+
+class TokenizerError(JexportError):
+    """A tokenizer that is missing or does not fit the embedding table."""
+
+    exit_code = 9
+
+
+class NotFiniteError(JexportError):
+    """A NaN or an infinity in the weights."""
+
+    exit_code = 10
+
+
+class TextInputError(JexportError):
+    """An input text that cannot be read: not UTF-8, not JSON, not a text."""
+
+    exit_code = 11
+
+
+class DiskFullError(JexportError):
+    """No space left (or a quota reached) while writing."""
+
+    exit_code = 12
+
+
+class ArtifactError(JexportError):
+    """An artifact with a changed, missing or extra file, or none at all."""
+
+    exit_code = 13
+
+
+class StateDictError(JexportError):
+    """A state dict with a missing, unexpected or mismatched entry."""
+
+    exit_code = 14
+
+
+class DependencyError(JexportError):
+    """A library that this step needs is not installed."""
+
+    exit_code = 15
+
+
+class UnsupportedGraphError(JexportError):
+    """A graph that a target cannot take."""
+
+    exit_code = 16
+
+
+class PrecisionError(JexportError):
+    """A precision that a target does not have."""
+
+    exit_code = 17
+
+
+class HubError(JexportError):
+    """A model hub that cannot be reached, or an id or revision it does not have."""
+
+    exit_code = 18
+
+
+class RemoteCodeError(JexportError):
+    """Remote code that was not allowed, is not pinned, or could not be repaired."""
+
+    exit_code = 19
+
+
+class OverflowRangeError(JexportError):
+    """A weight or activation that does not fit float16."""
+
+    exit_code = 20
+
+
+class TextTooLongError(JexportError):
+    """A text over the artifact's length limit where truncation was refused."""
+
+    exit_code = 21
+
+
+class UnsupportedCheckpointError(JexportError):
+    """A checkpoint layout or an option of it that no file in `checkpoints/` reads."""
+
+    exit_code = 22
+
+
+class DimensionError(JexportError):
+    """An embedding dimension the artifact does not offer."""
+
+    exit_code = 23
+
+
+class CalibrationError(JexportError):
+    """A text set that is missing, empty or broken."""
+
+    exit_code = 24
+
+
+class MemoryNeedError(JexportError):
+    """A step that would need more memory than the machine has."""
+
+    exit_code = 25
+
+
+class OutputPathError(JexportError):
+    """A place that cannot be written to."""
+
+    exit_code = 26
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "known: " + (", ".join(choices) if choices else "none")

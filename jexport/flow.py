@@ -1,0 +1,204 @@
+"""The nouns that flow between stages: frozen, keyword-only, free of any framework.
+
+From `export` on, large things travel as a path and a digest. No noun has an optional field that a
+later stage fills in. This module knows no stage, no target and no file format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Tensors: TypeAlias = "Mapping[str, np.ndarray]"
+Runner: TypeAlias = Callable[[Tensors], Tensors]
+"""One forward pass. Takes `input_ids` and `attention_mask` (int64 [batch, sequence])."""
+
+WeightReader: TypeAlias = Callable[[], Any]
+"""Reads one weight, when called, as a float32 torch tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of a tensor; a str in the shape is a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a graph takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def output(self, name: str) -> TensorSpec | None:
+        """The output of that name, or None."""
+        return next((spec for spec in self.outputs if spec.name == name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """How a text becomes an embedding: everything but the weights.
+
+    prompt: put before each text. pooling: 'mean', 'cls', 'max', 'mean_sqrt_len' or 'last'.
+    normalize: whether the model's own vectors have length 1. dimension: full size of a vector.
+    matryoshka: smaller sizes it was trained for (vectors are cut, then normalised again).
+    max_tokens: length limit, special tokens included.
+    """
+
+    task: str
+    prompt: str
+    pooling: str
+    normalize: bool
+    dimension: int
+    matryoshka: tuple[int, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileDigest:
+    """A file by its path (relative, with forward slashes), size and SHA-256."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model came from: what a manifest says of its origin.
+
+    name: hub id or folder name. revision: the 40-hex commit on a hub, '' for a folder.
+    files: every file that was read. code: every .py file that was run (remote code), else empty.
+    """
+
+    name: str
+    layout: str
+    revision: str
+    code_revision: str
+    licence: str
+    files: tuple[FileDigest, ...]
+    code: tuple[FileDigest, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """A LoRA delta `up @ down * scaling` of one weight [rows, columns].
+
+    up: [rows, rank], down: [rank, columns], float32, read when called.
+    """
+
+    up: WeightReader
+    down: WeightReader
+    scaling: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A checkpoint opened for one task; weights stay on disk until `assemble` reads them.
+
+    assemble(weights) returns a fresh float32 torch module in eval mode with exactly those weights.
+    adapter: per weight name, the delta that the task adds; empty when there is none (left).
+    tokenize_reference(texts) returns the checkpoint's own token ids, prompt included, one list each.
+    reference() opens the checkpoint's own forward pass, the adapter applied but never merged.
+    config: the checkpoint's config.json. tokenizer_files: copied as they are into the artifact.
+    """
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, WeightReader]
+    adapter: Mapping[str, LowRank]
+    assemble: Callable[[Mapping[str, WeightReader]], Any]
+    tokenize_reference: Callable[[list[str]], list[list[int]]]
+    reference: Callable[[], AbstractContextManager[Runner]]
+    tokenizer_files: tuple[Path, ...]
+    embedding: Embedding
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxModel:
+    """An ONNX graph on disk: `path` and, beside it, one external-data file."""
+
+    path: Path
+    signature: Signature
+    precision: str
+    opset: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledModel:
+    """What a target made: a folder with the files that its engine opens.
+
+    files: names inside `folder`; the first is the one that the engine is given.
+    facts: what the target wants the manifest to say (operator counts, fusions, fingerprint).
+    """
+
+    target: str
+    precision: str
+    folder: Path
+    files: tuple[str, ...]
+    signature: Signature
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One text with its language (ISO 639-1)."""
+
+    text: str
+    language: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSet:
+    """Texts of one task from a folder in `calibration_data/`, with the digest of its files."""
+
+    name: str
+    samples: tuple[Sample, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """How far a candidate is from its reference, and which gates it failed (none: it passed).
+
+    metrics: overall, by language, by length bucket and by dimension, as `parity.compare` made them.
+    """
+
+    passed: bool
+    failures: tuple[str, ...]
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """One stage of one run: wall seconds and peak resident memory of the process."""
+
+    stage: str
+    seconds: float
+    peak_memory_mib: float
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json, read and checked: `content` follows `manifest.schema.json`."""
+
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A packaged artifact: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest

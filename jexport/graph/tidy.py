@@ -1,0 +1,269 @@
+"""What a graph expert would sign: fold, fuse QKV, name, and check that nothing odd is left.
+
+Standard ONNX in, standard ONNX out. The numbers change by no more than the order of a sum.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from jexport.graph import edit
+
+ODD = ("IsNaN", "Where", "IsInf", "Identity", "Dropout", "Loop", "If", "Scan")
+
+
+def tidy(model: ir.Model) -> None:
+    """Run every step in order, then `check`."""
+    graph = model.graph
+    name_nodes(graph)
+    constant_reshapes(graph)
+    fold_transposes(graph)
+    share_slices(graph)
+    fuse_parallel_matmuls(graph)
+    common.CommonSubexpressionEliminationPass()(model)
+    edit.Edit(graph).drop_dead()
+    common.DeduplicateInitializersPass(size_limit=1024)(model)
+    graph.sort()
+    _strip(model)
+    _name_weights(graph)
+
+
+def operators(model: ir.Model) -> dict[str, int]:
+    """How many nodes there are of each operator, most frequent first."""
+    counts = Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        for node in model.graph.all_nodes()
+    )
+    return dict(counts.most_common())
+
+
+def check(model: ir.Model, *, allow_odd: bool) -> None:
+    """Postcondition: no dead node, only finite constants, and none of ODD.
+
+    allow_odd: a remote class may branch and mask as it likes. Raises UnsupportedGraphError.
+    """
+    used = {id(value) for node in model.graph for value in node.inputs}
+    outputs = {id(value) for value in model.graph.outputs}
+    dead = [n.name for n in model.graph if not any(id(v) in used | outputs for v in n.outputs)]
+    found = [] if allow_odd else [n.name for n in model.graph if n.op_type in ODD]
+    infinite = [
+        name
+        for name, value in model.graph.initializers.items()
+        if (numbers := edit.array(value)) is not None
+        and numbers.dtype.kind == "f"
+        and not np.isfinite(numbers).all()
+    ]
+    if dead or found or infinite:
+        raise edit.refuse(
+            "the exported graph is not clean",
+            f"dead nodes: {dead[:5]}\nunwanted operators: {found[:5]}\n"
+            f"constants that are not finite: {infinite[:5]}",
+            "report this model: its class traces to a form that jexport does not know",
+        )
+
+
+def name_nodes(graph: ir.Graph) -> None:
+    """Name nodes and weights after their module: `layers.0/self_attn/q_proj/MatMul`."""
+    seen: Counter[str] = Counter()
+    for node in graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        modules = ast.literal_eval(scopes)[:-1] if scopes else []
+        scope = modules[-1].removeprefix("model").removeprefix(".") if modules else ""
+        if scope.startswith("_"):  # a hook of the tracer, not a module
+            scope = ""
+        base = f"{scope.replace('.', '/')}/{node.op_type}".lstrip("/")
+        seen[base] += 1
+        node.name = base if seen[base] == 1 else f"{base}_{seen[base]}"
+    for name, value in list(graph.initializers.items()):
+        if name.startswith("model."):
+            value.name = name.removeprefix("model.")
+
+
+def constant_reshapes(graph: ir.Graph) -> None:
+    """Reshape to (batch, sequence, constants): 0 copies a dimension, so no Shape is needed."""
+    work = edit.Edit(graph)
+    for node in list(graph):
+        if node.op_type != "Reshape" or edit.array(node.inputs[1]) is not None:
+            continue
+        source, target = node.inputs[0], node.outputs[0]
+        if source is None or source.shape is None or target.shape is None:
+            continue
+        wanted: list[int] = []
+        for axis, size in enumerate(target.shape):
+            if isinstance(size, int):
+                wanted.append(size)
+            elif axis < len(source.shape) and str(source.shape[axis]) == str(size):
+                wanted.append(0)
+            else:
+                wanted.append(-1)
+        if wanted.count(-1) > 1:
+            continue
+        name = "shape_" + "_".join(str(size).replace("-", "m") for size in wanted)
+        constant = work.constant(name, np.array(wanted, dtype=np.int64))
+        node.replace_input_with(1, constant)
+        node.attributes.pop("allowzero", None)
+    work.drop_dead()
+
+
+def fold_transposes(graph: ir.Graph) -> None:
+    """Store a weight the way MatMul reads it, instead of transposing it at run time."""
+    work = edit.Edit(graph)
+    for node in list(graph):
+        if node.op_type != "Transpose":
+            continue
+        source = edit.weight(node.inputs[0])
+        if source is None or node.inputs[0] is None:
+            continue
+        folded = work.lazy(
+            f"{node.inputs[0].name}.T", source, tuple(source.shape)[::-1], _transposed(source)
+        )
+        work.replace(node.outputs[0], folded)
+    work.drop_dead()
+
+
+def _transposed(source: Any) -> Any:
+    return lambda: source.numpy().T
+
+
+def share_slices(graph: ir.Graph) -> None:
+    """Two halves of one axis, cut by two Slices, are one Split (rotate-half writes the former)."""
+    work = edit.Edit(graph)
+    for value in [output for node in graph for output in node.outputs]:
+        cuts = [n for n in value.consumers() if n.op_type == "Slice" and n.inputs[0] is value]
+        if len(cuts) != 2 or len(value.uses()) < 2 or value.shape is None:
+            continue
+        ranges = [_last_axis_range(cut, value) for cut in cuts]
+        if None in ranges:
+            continue
+        (first, low), (second, high) = sorted(
+            zip(ranges, cuts, strict=True), key=lambda entry: entry[0] or (0, 0)
+        )
+        assert first is not None and second is not None
+        width = value.shape[-1]
+        if first[0] != 0 or first[1] != second[0] or second[1] != width:
+            continue
+        sizes = np.array([first[1], second[1] - second[0]], dtype=np.int64)
+        earliest = min(cuts, key=list(graph).index)
+        split = work.insert(
+            earliest,
+            "Split",
+            [value, work.constant(f"split_{sizes[0]}_{sizes[1]}", sizes)],
+            {"axis": -1},
+            name=f"{low.name}/halves",
+            num_outputs=2,
+        )
+        for cut, half in ((low, split.outputs[0]), (high, split.outputs[1])):
+            half.type, half.shape = cut.outputs[0].type, cut.outputs[0].shape
+            work.replace(cut.outputs[0], half)
+    work.drop_dead()
+
+
+def _last_axis_range(cut: ir.Node, value: ir.Value) -> tuple[int, int] | None:
+    parts = [edit.array(v) for v in cut.inputs[1:]]
+    if len(parts) < 3 or any(p is None or p.size != 1 for p in parts) or value.shape is None:
+        return None
+    start, end, axis = (int(p.reshape(-1)[0]) for p in parts[:3] if p is not None)
+    width = value.shape[-1]
+    step = int(parts[3].reshape(-1)[0]) if len(parts) > 3 and parts[3] is not None else 1
+    if not isinstance(width, int) or axis not in (-1, len(value.shape) - 1) or step != 1:
+        return None
+    return start, min(end, width)
+
+
+def fuse_parallel_matmuls(graph: ir.Graph) -> None:
+    """Linears of the same input (Q, K and V) become one MatMul, one Add and a Split."""
+    work = edit.Edit(graph)
+    for value in [output for node in graph for output in node.outputs]:
+        group = [n for n in value.consumers() if n.op_type == "MatMul" and n.inputs[0] is value]
+        group = [node for node in group if edit.weight(node.inputs[1]) is not None]
+        biases = [edit.bias_add(node.outputs[0]) for node in group]
+        if len(group) < 2 or len(set(map(id, group))) != len(group) or None in biases:
+            continue
+        _fuse_group(work, value, group, [b for b in biases if b is not None])
+    work.drop_dead()
+
+
+def _fuse_group(
+    work: edit.Edit,
+    value: ir.Value,
+    group: list[ir.Node],
+    biases: list[tuple[ir.Node, ir.Value]],
+) -> None:
+    # Order by the module's own order of weights, which is the order of the nodes in the graph.
+    tensors: list[Any] = [edit.weight(node.inputs[1]) for node in group]
+    offsets: list[Any] = [bias.const_value for _, bias in biases]
+    widths = np.array([t.shape[1] for t in tensors], dtype=np.int64)
+    names = [str(bias.name).removesuffix(".bias") for _, bias in biases]
+    stem = f"{names[0].rpartition('.')[0]}.{'_'.join(n.rpartition('.')[2] for n in names)}"
+    rows, total = tensors[0].shape[0], int(widths.sum())
+    fused = work.lazy(
+        f"{stem}.weight", tensors[0], (rows, total),
+        lambda: np.concatenate([t.numpy() for t in tensors], axis=1),
+    )  # fmt: skip
+    offset = work.lazy(
+        f"{stem}.bias", offsets[0], (total,),
+        lambda: np.concatenate([b.numpy() for b in offsets]),
+    )  # fmt: skip
+    place, scope = group[0], stem.replace(".", "/")
+    product = work.insert(place, "MatMul", [value, fused], name=f"{scope}/MatMul")
+    added = work.insert(place, "Add", [product.outputs[0], offset], name=f"{scope}/Add")
+    for node in (product, added):
+        node.outputs[0].type = value.type
+        node.outputs[0].shape = ir.Shape([*list(value.shape or ())[:-1], total])
+    split = work.insert(
+        place,
+        "Split",
+        [added.outputs[0], work.constant("split_" + "_".join(map(str, widths)), widths)],
+        {"axis": -1},
+        name=f"{scope}/Split",
+        num_outputs=len(group),
+    )
+    for (add, _), part in zip(biases, split.outputs, strict=True):
+        part.type, part.shape = add.outputs[0].type, add.outputs[0].shape
+        work.replace(add.outputs[0], part)
+
+
+def _name_weights(graph: ir.Graph) -> None:
+    """Give the tracer's numbered constants (`val_123`) the name of what they are."""
+    numbered = 0
+    for node in graph:
+        for value in node.inputs:
+            if value is None or not value.is_initializer() or "val_" not in str(value.name):
+                continue
+            if node.op_type == "MatMul" and edit.weight(value) is not None:
+                name = str(node.name).rpartition("/")[0].replace("/", ".") + ".weight"
+                if name in graph.initializers:
+                    name += "_T"
+                value.name = name
+            else:
+                value.name = f"constant_{numbered}"
+                numbered += 1
+
+
+def _strip(model: ir.Model) -> None:
+    """Drop traces and paths of the machine that exported; give plain value names."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.name = "encoder"
+    model.graph.doc_string = None
+    model.doc_string = None
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                suffix = f":{value.index()}" if len(node.outputs) > 1 else ""
+                value.name = f"{node.name}{suffix}"
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.metadata_props.clear()
+    for name, value in model.graph.initializers.items():
+        value.metadata_props.clear()
+        assert re.match(r"[\w.:/-]+$", name), name

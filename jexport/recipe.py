@@ -1,0 +1,264 @@
+"""TOML -> frozen Recipe. Unknown keys are refused; every default of jexport lives here.
+
+A recipe says where a model comes from, its tasks, targets, gates. Each table is named after the
+stage that reads it. This module knows no framework and opens no checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from jexport import parity
+from jexport.errors import RecipeError, nearest
+
+DEFAULT_RECIPE = "jina-embeddings-v3"
+OUTPUTS = ("last_hidden_state", "sentence_embedding")
+OPSETS = range(18, 24)
+"""18 is the lowest the exporter writes; from 20 on Gelu is one node; 23 is the newest all take."""
+
+DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "fp32": MappingProxyType({"cosine_min": 0.99999, "batch_cosine_min": 0.99999}),
+        "fp16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSpec:
+    """[load]: which checkpoint, and what to believe where its own files are silent.
+
+    model: folder or hub id. revision, code_revision: 40-hex commits on a hub; '' takes the newest
+    and records it (not allowed with remote code). max_tokens: 0 takes the checkpoint's limit.
+    licence: '' takes the checkpoint's. prompts: by task, instead of the checkpoint's.
+    """
+
+    model: str = ""
+    revision: str = ""
+    trust_remote_code: bool = False
+    code_revision: str = ""
+    max_tokens: int = 0
+    licence: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """[export]: outputs: 'last_hidden_state', 'sentence_embedding' or both.
+
+    dimension: Matryoshka size of `sentence_embedding`, 0 for the full size. keep_fp32: name parts
+    of modules that stay float32 in an fp16 graph (such as 'layers.3.mlp.fc2').
+    """
+
+    opset: int = 20
+    outputs: tuple[str, ...] = ("last_hidden_state",)
+    dimension: int = 0
+    keep_fp32: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileSpec:
+    """[compile]: fuse: replace standard operators by the engine's own, faster ones."""
+
+    fuse: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateSpec:
+    """[validate]: texts: a set in calibration_data/. gates: by precision, see parity.GATES.
+
+    budget_tokens: how many tokens one pass over the texts may cost (every language stays in).
+    max_tokens: longest text compared. attention on long texts costs its square.
+    """
+
+    texts: str = "parity"
+    budget_tokens: int = 16_384
+    max_tokens: int = 2_048
+    gates: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: DEFAULT_GATES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a build needs to know besides the task, target and precision asked for.
+
+    tasks: those this recipe ships; empty allows every task of the checkpoint.
+    """
+
+    name: str
+    version: str = "0.1.0"
+    tasks: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ("onnx",)
+    precisions: tuple[str, ...] = ("fp32",)
+    load: LoadSpec = field(default_factory=LoadSpec)
+    export: ExportSpec = field(default_factory=ExportSpec)
+    compile: CompileSpec = field(default_factory=CompileSpec)
+    validate: ValidateSpec = field(default_factory=ValidateSpec)
+
+    def replace_load(self, **changes: Any) -> Recipe:
+        """The same recipe with other [load] values."""
+        return dataclasses.replace(self, load=dataclasses.replace(self.load, **changes))
+
+    def resolved(self) -> dict[str, Any]:
+        """Every key with its value, defaults included, as JSON-ready dicts and lists."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted(path.stem for path in recipe_folder().glob("*.toml"))
+
+
+def read(name_or_file: str) -> Recipe:
+    """Read a shipped recipe by name, or a .toml file by path. Raises RecipeError."""
+    path = Path(name_or_file)
+    if path.suffix != ".toml" and not path.is_file():
+        path = recipe_folder() / f"{name_or_file}.toml"
+    if not path.is_file():
+        raise RecipeError(
+            f"no recipe '{name_or_file}'",
+            evidence=f"looked for the file {name_or_file} and for a shipped recipe of that name",
+            fix=nearest(name_or_file, names()) + "; or give the path of a .toml file",
+        )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"recipe {path.name} is not valid TOML", evidence=str(error), fix="mend that line"
+        ) from error
+    return from_table(table, origin=path.name)
+
+
+def for_model(model: str) -> Recipe:
+    """The defaults for a checkpoint that has no recipe; its name is the folder's or the hub id's."""
+    name = Path(model).resolve().name if Path(model).exists() else model.rsplit("/", 1)[-1]
+    return Recipe(name=name or "model", load=LoadSpec(model=model))
+
+
+def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
+    """Build a Recipe from a parsed TOML table. Raises RecipeError naming the key and the file."""
+    recipe: Recipe = _build(Recipe, table, where="", origin=origin)
+    _check(recipe, origin)
+    return recipe
+
+
+def _check(recipe: Recipe, origin: str) -> None:
+    def refuse(key: str, value: object, allowed: str) -> RecipeError:
+        return RecipeError(
+            f"recipe key '{key}' has a value that cannot be used",
+            evidence=f"{origin}: {key} = {value!r}",
+            fix=f"allowed: {allowed}",
+        )
+
+    for key, value in (("name", recipe.name), ("version", recipe.version)):
+        if not value or value.startswith(".") or set(value) & set("/\\ \n"):
+            raise refuse(key, value, "letters, digits, '.', '-', '_'")
+    if recipe.export.opset not in OPSETS:
+        raise refuse("export.opset", recipe.export.opset, f"{OPSETS[0]} to {OPSETS[-1]}")
+    outputs = recipe.export.outputs
+    if not outputs or len(set(outputs)) != len(outputs) or set(outputs) - set(OUTPUTS):
+        raise refuse("export.outputs", list(outputs), f"one or both of {', '.join(OUTPUTS)}")
+    for key, number in (
+        ("export.dimension", recipe.export.dimension),
+        ("load.max_tokens", recipe.load.max_tokens),
+    ):
+        if number < 0:
+            raise refuse(key, number, "0 (the model's own) or more")
+    if recipe.validate.budget_tokens < 1 or recipe.validate.max_tokens < 3:
+        raise refuse("validate", recipe.validate.budget_tokens, "budget >= 1, max_tokens >= 3")
+    for key, revision in (
+        ("load.revision", recipe.load.revision),
+        ("load.code_revision", recipe.load.code_revision),
+    ):
+        if revision and (len(revision) != 40 or set(revision) - set("0123456789abcdef")):
+            raise refuse(key, revision, "a commit of 40 hex digits, or '' for the newest")
+    for precision, gates in recipe.validate.gates.items():
+        for key in gates:
+            if key not in parity.GATES:
+                raise RecipeError(
+                    f"unknown recipe key 'validate.gates.{precision}.{key}'",
+                    evidence=f"in {origin}",
+                    fix=nearest(key, parity.GATES),
+                )
+
+
+def _build(cls: type, table: Mapping[str, Any], *, where: str, origin: str) -> Any:
+    hints = get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, raw in table.items():
+        name = f"{where}{key}"
+        if key not in fields:
+            raise RecipeError(
+                f"unknown recipe key '{name}'",
+                evidence=f"in {origin}",
+                fix=nearest(key, fields),
+            )
+        values[key] = _convert(hints[key], raw, where=name, origin=origin)
+    for key, spec in fields.items():
+        needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if needed and key not in values:
+            raise RecipeError(
+                f"recipe key '{where}{key}' is missing", evidence=f"in {origin}", fix="add it"
+            )
+    if cls is ValidateSpec and "gates" in values:
+        # A recipe that sets one gate keeps the default gates of the other precisions.
+        values["gates"] = MappingProxyType({**DEFAULT_GATES, **values["gates"]})
+    return cls(**values)
+
+
+def _convert(hint: Any, raw: Any, *, where: str, origin: str) -> Any:
+    def wrong(expected: str) -> RecipeError:
+        return RecipeError(
+            f"recipe key '{where}' has the wrong type",
+            evidence=f"{origin}: {where} = {raw!r}",
+            fix=f"give {expected}",
+        )
+
+    origin_type = get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(raw, Mapping):
+            raise wrong("a table")
+        return _build(hint, raw, where=f"{where}.", origin=origin)  # type: ignore[arg-type]
+    if origin_type is tuple:
+        if not isinstance(raw, list):
+            raise wrong("a list")
+        item = get_args(hint)[0]
+        return tuple(_convert(item, value, where=where, origin=origin) for value in raw)
+    if origin_type is not None and not isinstance(hint, UnionType):  # Mapping[str, ...]
+        if not isinstance(raw, Mapping):
+            raise wrong("a table")
+        item = get_args(hint)[1]
+        converted = {
+            key: _convert(item, value, where=f"{where}.{key}", origin=origin)
+            for key, value in raw.items()
+        }
+        return MappingProxyType(converted)
+    if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return float(raw)
+    if type(raw) is not hint:
+        raise wrong(f"a value of type {hint.__name__}")
+    return raw

@@ -1,0 +1,308 @@
+"""Embedder: texts -> embeddings. Sorts by length, batches by tokens, runs, pools, un-sorts.
+
+The engine is a `flow.Runner`: this module knows no engine, no artifact folder and no text file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import numpy as np
+
+from jexport.errors import (
+    DimensionError,
+    NotFiniteError,
+    TextInputError,
+    TextTooLongError,
+    UnsupportedGraphError,
+)
+from jexport.flow import Embedding, Runner
+from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool
+from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
+
+TOKEN_VECTORS = "last_hidden_state"
+"""A graph's output before pooling: float32 [batch, sequence, dim]."""
+
+TEXT_VECTORS = "sentence_embedding"
+"""A graph's output after pooling and L2-normalisation: float32 [batch, dim]."""
+
+
+class Embedder:
+    """Embeds texts with one artifact. A context manager; `close()` frees the engine.
+
+    embedding: how a text becomes an embedding. truncated: how many texts were cut to the length
+    limit since the Embedder was made (never reset: a stream is many `encode` calls).
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: TextTokenizer,
+        runner: Runner,
+        embedding: Embedding,
+        outputs: Sequence[str],
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        """Join a tokenizer and an engine.
+
+        outputs: names of the graph's outputs. `last_hidden_state` is used where there is one, else
+        `sentence_embedding`; with neither, UnsupportedGraphError. release: called once by `close`.
+        """
+        self.embedding = embedding
+        self.truncated = 0
+        self._tokenizer = tokenizer
+        self._runner: Runner | None = runner
+        self._release = release
+        self._output = next((name for name in (TOKEN_VECTORS, TEXT_VECTORS) if name in outputs), "")
+        if not self._output:
+            raise UnsupportedGraphError(
+                "embedder: the graph gives no embedding",
+                evidence=f"outputs: {', '.join(outputs) or 'none'}",
+                fix=f"export it with the output {TOKEN_VECTORS} or {TEXT_VECTORS}",
+            )
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engine. Closing twice is harmless; embedding afterwards is a RuntimeError."""
+        release, self._release, self._runner = self._release, None, None
+        if release is not None:
+            release()
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        prompt: bool | str = True,
+        truncate: bool = True,
+        max_batch_tokens: int = 1024,
+        on_batch: Callable[[int], None] | None = None,
+        first_index: int = 0,
+    ) -> Floats:
+        """Embed texts: float32 [n, d] in the order given, or [d] for a single str.
+
+        dimensions: keep the first d of the vector, 1 to the full size; only the full size when the
+        model was not trained for smaller ones. normalize: to length 1, after the cut. prompt: True
+        puts the task's prompt before each text, False nothing, a str that instead. truncate: cut
+        texts over the length limit (and count them in `truncated`), else refuse them.
+        max_batch_tokens: padded tokens of one forward pass; a longer text is run alone. on_batch:
+        called after each forward pass with how many texts it held. first_index: the number of the
+        first text in error messages, for a part of something longer.
+
+        Raises TextInputError, TextTooLongError (both name the text), DimensionError,
+        UnsupportedGraphError (normalize=False on a graph that normalises), NotFiniteError.
+        """
+        size = self._size(dimensions)
+        if not normalize and self._output == TEXT_VECTORS:
+            raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
+        many = [texts] if isinstance(texts, str) else texts
+        check_texts(many, first_index=first_index)
+        prefix = self._prefix(prompt)
+        prompted = [prefix + text for text in many] if prefix else many
+        ids = self._limited(prompted, truncate=truncate, first_index=first_index)
+        vectors = np.empty((len(ids), size), dtype=np.float32)
+        for rows in plan_batches([len(one) for one in ids], max_batch_tokens):
+            pooled = self._forward([ids[row] for row in rows])
+            _check_finite(pooled, "text", [first_index + row for row in rows])
+            vectors[rows] = finish(pooled, dimensions=dimensions, normalize=normalize)
+            if on_batch is not None:
+                on_batch(len(rows))
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def late_chunking(
+        self,
+        chunks: Sequence[str],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        prompt: bool | str = True,
+    ) -> Floats:
+        """Embed the chunks of one long text, each in the context of all: float32 [len(chunks), d].
+
+        The chunks are joined as they are, the prompt is put before, and one forward pass gives the
+        token vectors; a chunk's embedding is the mean over the tokens that begin in it (white space
+        before a word aside). A token across a border belongs to the chunk where it begins. Options
+        as in `encode`.
+        Source: Late Chunking, arXiv 2409.04701. One difference: its section 4.1 adds the prompt and
+        the first special token to the first chunk and the last one to the last. Here they belong to
+        no chunk, so that a chunk's vector does not depend on being first or last, and a short first
+        chunk is not mostly prompt.
+
+        Raises TextInputError (a chunk without a token, or not a str), TextTooLongError,
+        DimensionError, UnsupportedGraphError (no token vectors, or another pooling than the mean),
+        NotFiniteError.
+        """
+        size = self._size(dimensions)
+        self._check_late_chunking(chunks)
+        if not chunks:
+            return np.empty((0, size), dtype=np.float32)
+        prefix = self._prefix(prompt)
+        tokens = self._tokenizer.offsets(prefix + "".join(chunks))
+        if len(tokens.ids) > self._tokenizer.max_tokens:
+            raise _too_long("the joined text", len(tokens.ids), self._tokenizer.max_tokens)
+        owner = _chunk_of_each_token(tokens, len(prefix), [len(chunk) for chunk in chunks])
+        empty = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=len(chunks)) == 0)
+        if len(empty):
+            raise TextInputError(
+                f"late chunking: chunk {empty[0]} has no token",
+                evidence=f"chunk {empty[0]} is {chunks[empty[0]]!r:.80}; no token begins in it",
+                fix="join it with a neighbour, or leave it out",
+            )
+        hidden = self._run([tokens.ids])[1]
+        vectors = mean_by_group(hidden[0], owner, len(chunks))
+        _check_finite(vectors, "chunk", range(len(chunks)))
+        return finish(vectors, dimensions=dimensions, normalize=normalize)
+
+    def _size(self, dimensions: int | None) -> int:
+        """Columns of the vectors to return; DimensionError when the model does not offer them."""
+        full, trained = self.embedding.dimension, self.embedding.matryoshka
+        size = full if dimensions is None else dimensions
+        if size == full or (trained and type(size) is int and 1 <= size <= full):
+            return size
+        offered = f"trained for {', '.join(map(str, trained))}" if trained else "no smaller size"
+        raise DimensionError(
+            f"encode: this artifact does not offer {dimensions!r} dimensions",
+            evidence=f"its vectors have {full} dimensions, {offered}",
+            fix=f"ask for 1 to {full}" if trained else f"ask for {full}, or leave dimensions out",
+        )
+
+    def _prefix(self, prompt: bool | str) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return self.embedding.prompt if prompt else ""
+
+    def _limited(
+        self, texts: Sequence[str], *, truncate: bool, first_index: int
+    ) -> list[list[int]]:
+        """Token ids of each text within the length limit; over-long ones are counted or refused."""
+        ids = self._tokenizer.token_ids(texts, first_index=first_index)
+        for row, one in enumerate(ids):
+            if len(one) <= self._tokenizer.max_tokens:
+                continue
+            if not truncate:
+                name = f"text {first_index + row}"
+                raise _too_long(name, len(one), self._tokenizer.max_tokens)
+            ids[row] = self._tokenizer.truncate(one)
+            self.truncated += 1
+        return ids
+
+    def _forward(self, batch: Sequence[Sequence[int]]) -> Floats:
+        """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim]."""
+        mask, output = self._run(batch)
+        if self._output == TEXT_VECTORS:
+            return output
+        return pool(output, mask, self.embedding.pooling)
+
+    def _run(self, batch: Sequence[Sequence[int]]) -> tuple[Ints, Floats]:
+        """The mask of a padded batch and the graph's output for it, its shape checked."""
+        if self._runner is None:
+            raise RuntimeError("this Embedder is closed")
+        feeds = self._tokenizer.pad(batch)
+        mask = feeds["attention_mask"]
+        output = np.asarray(self._runner(feeds)[self._output], dtype=np.float32)
+        lead = mask.shape if self._output == TOKEN_VECTORS else mask.shape[:1]
+        expected = (*lead, self.embedding.dimension)
+        if output.shape != expected:
+            raise UnsupportedGraphError(
+                "embedder: the graph's output has another shape than the manifest says",
+                evidence=f"{self._output} is {list(output.shape)}, expected {list(expected)}",
+                fix="build the artifact again",
+            )
+        return mask, output
+
+    def _check_late_chunking(self, chunks: Sequence[str]) -> None:
+        """Refuse what has no token vectors to average, and chunks that are not a list of str."""
+        if self._output != TOKEN_VECTORS:
+            raise _needs_token_vectors("late chunking", f"the graph gives only {self._output}")
+        if self.embedding.pooling != "mean":
+            raise UnsupportedGraphError(
+                "late chunking: the model does not pool with the mean",
+                evidence=f"its pooling is '{self.embedding.pooling}'",
+                fix="embed each chunk by itself with encode",
+            )
+        if isinstance(chunks, str):
+            raise TextInputError(
+                "late chunking: one str instead of a list of chunks",
+                evidence=f"chunks is {chunks!r:.80}",
+                fix="split the text first, or use encode",
+            )
+        check_texts(chunks)
+
+
+def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
+    """Group rows of similar length so that rows x longest <= max_batch_tokens; longest first.
+
+    lengths: tokens of each row. Returns the row numbers of each batch; every row is in exactly one,
+    and a row over the limit is alone. Of all cuts of the rows sorted by length, it takes the one
+    with the fewest tokens, padding included, where each batch costs 1/64 of the limit on top: a
+    forward pass of MiniLM cost as much as 7 tokens, and padding [500, 10] doubles the work. On
+    1,500 mixed texts it padded 0.3 % (filling each batch to the limit: 1.0 %) and took 5 ms.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    cost = np.zeros(len(order) + 1)  # of the first n rows in that order, cut as well as possible
+    begin = [0] * (len(order) + 1)  # where the last batch of that cut begins
+    for stop, row in enumerate(order, 1):
+        longest = max(1, lengths[row])
+        low = max(0, stop - max(1, max_batch_tokens // longest))
+        candidates = cost[low:stop] + np.arange(stop - low, 0, -1) * longest
+        best = int(candidates.argmin())
+        begin[stop] = low + best
+        cost[stop] = candidates[best] + max_batch_tokens / 64
+    batches: list[list[int]] = []
+    stop = len(order)
+    while stop:
+        batches.append(order[begin[stop] : stop])
+        stop = begin[stop]
+    return batches
+
+
+def _chunk_of_each_token(tokens: TokenOffsets, start: int, sizes: Sequence[int]) -> Ints:
+    """The chunk in which each token begins, -1 for the prompt and special tokens: int64 [tokens].
+
+    start: the character where the first chunk begins. sizes: characters of each chunk.
+    """
+    borders = start + np.cumsum([0, *sizes])
+    owner = np.searchsorted(borders, tokens.starts, side="right") - 1
+    # A token that stands for no character, at the very end, begins after the last border.
+    owner = np.minimum(owner, len(sizes) - 1)
+    owner[tokens.special] = -1
+    return owner.astype(np.int64)
+
+
+def _check_finite(vectors: Floats, noun: str, numbers: Sequence[int]) -> None:
+    """Refuse a NaN or an infinity: written into an index it would be found much later, if ever."""
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise NotFiniteError(
+            f"the vector of {noun} {numbers[int(finite.argmin())]} is not finite",
+            evidence=f"NaN or infinity in {(~finite).sum()} of {len(vectors)} vectors of its batch",
+            fix="use an artifact of higher precision (fp32), and run jexport verify on this one",
+        )
+
+
+def _too_long(name: str, tokens: int, limit: int) -> TextTooLongError:
+    return TextTooLongError(
+        f"{name} is too long",
+        evidence=f"{tokens} tokens with prompt and special tokens; the limit is {limit}",
+        fix="split it, or let encode truncate it (truncate=True; no --no-truncate)",
+    )
+
+
+def _needs_token_vectors(what: str, evidence: str) -> UnsupportedGraphError:
+    return UnsupportedGraphError(
+        f"{what} needs the graph's {TOKEN_VECTORS}",
+        evidence=evidence,
+        fix=f"build an artifact whose recipe exports the output {TOKEN_VECTORS}",
+    )

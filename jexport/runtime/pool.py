@@ -1,0 +1,93 @@
+"""Token vectors -> one vector per text, in plain numpy.
+
+The order is fixed: pool, cut to the wanted dimensions, normalise. It is the order of the authors'
+own `encode`, of TEI and of vLLM. This module knows no tokenizer, no engine and no artifact.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport.errors import UnsupportedGraphError, nearest
+
+Floats: TypeAlias = NDArray[np.float32]
+Ints: TypeAlias = NDArray[np.int64]
+
+MODES = ("mean", "cls", "max", "mean_sqrt_len", "last")
+
+_MIN_TOKENS = 1e-9  # the clamp of the authors and of sentence-transformers
+_MIN_NORM = 1e-12  # torch.nn.functional.normalize's eps
+
+
+def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
+    """Pool token vectors over the tokens whose mask is 1.
+
+    hidden: float32 [batch, sequence, dim]. mask: int64 [batch, sequence] of 0 and 1, padding on
+    either side. Returns float32 [batch, dim]; a row without any token gives zeros.
+    mode: 'mean' (sum over max(count, 1e-9)), 'mean_sqrt_len' (the same over its square root), 'cls'
+    (first token), 'last' (last token), 'max' (largest value in each column).
+    Source: the authors' `XLMRobertaModel.mean_pooling` and sentence-transformers' `Pooling`.
+    Raises UnsupportedGraphError on another mode.
+    """
+    rows = np.arange(len(hidden))
+    counts = mask.sum(axis=1)
+    if mode in ("mean", "mean_sqrt_len"):
+        size = np.maximum(counts.astype(np.float32), _MIN_TOKENS)[:, None]
+        divisor = size if mode == "mean" else np.sqrt(size)
+        pooled = _masked_sum(hidden, mask) / divisor
+    elif mode == "max":
+        pooled = np.where(mask[:, :, None] > 0, hidden, -np.inf).max(axis=1)
+    elif mode == "cls":
+        pooled = hidden[rows, mask.argmax(axis=1)]
+    elif mode == "last":
+        pooled = hidden[rows, mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)]
+    else:
+        raise UnsupportedGraphError(
+            f"pool: no pooling mode '{mode}'",
+            evidence=f"the artifact's manifest names '{mode}'",
+            fix=nearest(mode, MODES),
+        )
+    pooled[counts == 0] = 0.0
+    vectors: Floats = pooled.astype(np.float32, copy=False)
+    return vectors
+
+
+def _masked_sum(hidden: Floats, mask: Ints) -> Floats:
+    """Sum of the real tokens' vectors: float32 [batch, dim].
+
+    One matrix product: at 8,192 x 1,024 it took 1.3 ms against 12 ms for `(hidden * mask).sum(1)`,
+    and was twice as close to the float64 sum, because BLAS adds in blocks.
+    """
+    weights = mask[:, None, :].astype(np.float32)
+    summed: Floats = (weights @ hidden)[:, 0, :]
+    return summed
+
+
+def mean_by_group(hidden: Floats, group: Ints, groups: int) -> Floats:
+    """Mean token vector of each group: what late chunking pools with.
+
+    hidden: float32 [sequence, dim]. group: int64 [sequence], the group of each token, -1 for none.
+    Returns float32 [groups, dim]. Every group needs a token; the caller has checked that.
+    """
+    chosen = np.flatnonzero(group >= 0)
+    order = chosen[np.argsort(group[chosen], kind="stable")]
+    first = np.searchsorted(group[order], np.arange(groups))
+    sums = np.add.reduceat(hidden[order], first, axis=0, dtype=np.float64)
+    counts = np.bincount(group[order], minlength=groups)[:, None]
+    means: Floats = (sums / counts).astype(np.float32)
+    return means
+
+
+def finish(vectors: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
+    """Cut vectors to their first `dimensions` columns (None: all), then L2-normalise if asked.
+
+    vectors: float32 [n, dim]. Returns float32 [n, min(dim, dimensions)]. Norms are clamped at
+    1e-12, so a zero vector stays zero. Cutting comes first: a cut unit vector is shorter than 1.
+    """
+    cut = vectors if dimensions is None else vectors[:, :dimensions]
+    if normalize:
+        cut = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), _MIN_NORM)
+    return cut.astype(np.float32, copy=False)

@@ -1,0 +1,168 @@
+"""export: LoadedModel (merged) -> OnnxModel (standard ONNX that every engine can read).
+
+Uses torch.onnx's dynamo exporter with dynamic batch and sequence, tidies the graph, and writes it
+with its weights in one external-data file. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jexport.errors import DimensionError, RecipeError
+from jexport.flow import LoadedModel, OnnxModel, Signature, TensorSpec
+from jexport.manifest import file_digest, sha256_of
+from jexport.recipe import ExportSpec
+
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx_data"
+INLINE_BYTES = 1024
+"""Tensors up to this size stay in the graph file."""
+
+IN_FLIGHT_BYTES = 1 << 28
+
+
+def run(
+    model: LoadedModel,
+    spec: ExportSpec,
+    *,
+    precision: str,
+    samples: Sequence[Sequence[int]],
+    out_dir: Path,
+) -> OnnxModel:
+    """Write out_dir/model.onnx and model.onnx_data.
+
+    samples: token ids of a few texts; in fp16 their activations are checked against float16's range
+    before anything is converted. Raises OverflowRangeError, UnsupportedGraphError, RecipeError and
+    what reading the weights raises (NotFiniteError, StateDictError, CheckpointError).
+    """
+    import onnx_ir as ir
+    import torch
+
+    from jexport.graph import half, tidy, traceable
+
+    if precision not in ("fp32", "fp16"):
+        raise RecipeError(
+            f"export does not write {precision}",
+            evidence="export writes fp32 and fp16; int8 is made from fp32 by quantize",
+            fix="use --precision fp32 or fp16",
+        )
+    check_dimension(spec, model)
+    module = model.assemble(model.weights)
+    encoder = traceable.Encoder(module, model.embedding, spec.outputs, spec.dimension).eval()
+
+    def kept(name: str) -> bool:
+        return any(part in name for part in spec.keep_fp32)
+
+    if precision == "fp16":
+        batches = [{"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()} for ids in samples]  # fmt: skip
+        traceable.check_float16_range(encoder, batches, kept)
+    program = _trace(encoder, spec)
+    graph = program.model
+    tidy.tidy(graph)
+    tidy.check(graph, allow_odd=model.source.layout == "remote_code")
+    if precision == "fp16":
+        half.to_float16(graph, kept)
+    signature = _declare(graph, spec, model)
+    path = out_dir / GRAPH
+    save(graph, path)
+    del program, graph, encoder, module
+    digests = {name: file_digest(out_dir / name, root=out_dir).sha256 for name in (GRAPH, WEIGHTS)}
+    assert ir.load(path).opset_imports[""] == spec.opset
+    return OnnxModel(
+        path=path,
+        signature=signature,
+        precision=precision,
+        opset=spec.opset,
+        sha256=sha256_of(digests),
+    )
+
+
+def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
+    """Raise DimensionError unless the model was trained to be cut to spec.dimension."""
+    sizes = (*model.embedding.matryoshka, model.embedding.dimension)
+    if spec.dimension and spec.dimension not in sizes:
+        raise DimensionError(
+            f"export.dimension = {spec.dimension} is not a size of this model",
+            evidence=f"its sizes: {', '.join(str(s) for s in sizes)}",
+            fix="choose one of them, or 0 for the full size",
+        )
+
+
+def save(graph: Any, path: Path) -> None:
+    """Write a graph and, beside it, one external-data file named after it."""
+    import onnx_ir as ir
+
+    ir.save(
+        graph,
+        path,
+        external_data=f"{path.name}_data",
+        size_threshold_bytes=INLINE_BYTES,
+        max_in_flight_bytes=IN_FLIGHT_BYTES,
+    )
+    data = path.with_name(f"{path.name}_data")
+    if not data.exists():
+        data.touch()  # a model whose every tensor is tiny; readers expect the pair
+
+
+def _trace(encoder: Any, spec: ExportSpec) -> Any:
+    import torch
+
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    ids = torch.full((2, 16), 4, dtype=torch.int64)
+    names = ("input_ids", "attention_mask")
+    with _quiet(), torch.no_grad():
+        return torch.onnx.export(
+            encoder,
+            (ids, torch.ones_like(ids)),
+            dynamo=True,
+            opset_version=spec.opset,
+            input_names=names,
+            output_names=spec.outputs,
+            dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
+            optimize=True,
+            verbose=False,
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own warnings are about its internals (torchvision, axis names)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _declare(graph: Any, spec: ExportSpec, model: LoadedModel) -> Signature:
+    """Name the axes of inputs and outputs in the graph and say them in a Signature."""
+    import onnx_ir as ir
+
+    width = model.embedding.dimension
+    shapes: dict[str, tuple[int | str, ...]] = {
+        "last_hidden_state": ("batch", "sequence", width),
+        "sentence_embedding": ("batch", spec.dimension or width),
+    }
+    inputs = tuple(
+        TensorSpec(name=str(value.name), dtype="int64", shape=("batch", "sequence"))
+        for value in graph.graph.inputs
+    )
+    assert [s.name for s in inputs] == ["input_ids", "attention_mask"], inputs
+    assert [str(v.name) for v in graph.graph.outputs] == list(spec.outputs)
+    for value in graph.graph.outputs:
+        value.shape = ir.Shape(shapes[str(value.name)])
+        assert value.dtype == ir.DataType.FLOAT, f"{value.name} is {value.dtype}"
+    graph.producer_name, graph.producer_version = "jexport", ""
+    outputs = tuple(
+        TensorSpec(name=name, dtype="float32", shape=shapes[name]) for name in spec.outputs
+    )
+    return Signature(inputs=inputs, outputs=outputs)

@@ -1,0 +1,22 @@
+"""load: LoadSpec -> LoadedModel (opened, checked, weights still on disk).
+
+Knows nothing of adapters being merged, nor of ONNX.
+"""
+
+from __future__ import annotations
+
+from jexport import checkpoints
+from jexport.flow import LoadedModel
+from jexport.recipe import LoadSpec
+
+
+def run(spec: LoadSpec, *, task: str) -> LoadedModel:
+    """Open a checkpoint folder or hub id for one task.
+
+    Reads configs, headers and digests; a weight's numbers are read, and checked to be finite, when
+    a later stage asks for them. Raises UnknownTaskError, CheckpointError, StateDictError,
+    AdapterError, TokenizerError, UnsupportedCheckpointError, HubError, RemoteCodeError.
+    """
+    model = checkpoints.open_checkpoint(spec, task)
+    assert model.embedding.task == task
+    return model

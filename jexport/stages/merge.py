@@ -1,0 +1,65 @@
+"""merge: LoadedModel (base + adapter) -> LoadedModel (merged, no adapter).
+
+Streaming: a weight is merged when it is read, so never more than one matrix is in memory twice.
+Knows no checkpoint layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jexport.errors import AdapterError, NotFiniteError
+from jexport.flow import LoadedModel, LowRank, WeightReader
+
+if TYPE_CHECKING:
+    import torch
+
+ROW_BLOCK = 16_384
+"""Rows of a delta computed at once: a whole vocabulary at 1,024 columns would be 1 GB more."""
+
+POOLER = "pooler."
+"""The pooler has an adapter in every checkpoint and is part of no embedding."""
+
+
+def run(model: LoadedModel) -> LoadedModel:
+    """Merge the adapter into the weights, in float32: W + up @ down * scaling.
+
+    Formula: modeling_lora.py `lora_forward` of the original code (Linear: B @ A; Embedding: A @ B)
+    and PEFT's Linear.get_delta_weight. Raises AdapterError when the adapter names a weight that the
+    model lacks, NotFiniteError when a sum overflows.
+    """
+    strangers = [n for n in model.adapter if n not in model.weights and not n.startswith(POOLER)]
+    if not model.adapter or strangers:
+        raise AdapterError(
+            "the adapter does not belong to this model",
+            evidence=f"matrices without a base weight: {', '.join(strangers) or 'no matrix at all'}",
+            fix="give an adapter that was trained on this base model",
+        )
+    merged: Mapping[str, WeightReader] = {
+        name: _merged(name, read, model.adapter[name]) if name in model.adapter else read
+        for name, read in model.weights.items()
+    }
+    return dataclasses.replace(model, weights=merged, adapter={})
+
+
+def _merged(name: str, base: WeightReader, delta: LowRank) -> WeightReader:
+    def read() -> torch.Tensor:
+        import torch
+
+        weight: torch.Tensor = base()
+        up, down = delta.up(), delta.down()
+        for start in range(0, weight.shape[0], ROW_BLOCK):
+            rows = slice(start, start + ROW_BLOCK)
+            weight[rows] += (up[rows] @ down) * delta.scaling
+        if not bool(torch.isfinite(weight).all()):
+            raise NotFiniteError(
+                f"merging the adapter into '{name}' gives a NaN or an infinity",
+                evidence=f"largest factors: {float(up.abs().max()):.3g} and "
+                f"{float(down.abs().max()):.3g}, scaling {delta.scaling:g}",
+                fix="download the checkpoint again, or train the adapter again",
+            )
+        return weight
+
+    return read

