@@ -161,6 +161,11 @@ def for_model(model: str) -> Recipe:
 def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
     """Build a Recipe from a parsed TOML table. Raises RecipeError naming the key and the file."""
     recipe: Recipe = _build(Recipe, table, where="", origin=origin)
+    return checked(recipe, origin=origin)
+
+
+def checked(recipe: Recipe, *, origin: str) -> Recipe:
+    """The same recipe, once its values are known to make sense. Raises RecipeError."""
     _check(recipe, origin)
     return recipe
 

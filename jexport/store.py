@@ -86,6 +86,16 @@ def point_latest(slot: Slot) -> None:
     _sync(slot.parent)
 
 
+def keep_report(report: Path, slot: Slot) -> Path | None:
+    """Copy the report of a failed build to `<version>.failed.json` beside the versions."""
+    if not report.is_file():
+        return None
+    slot.parent.mkdir(parents=True, exist_ok=True)
+    kept = slot.parent / f"{slot.version}.failed.json"
+    shutil.copyfile(report, kept)
+    return kept
+
+
 def artifacts(out: Path) -> Iterator[Artifact]:
     """Every readable artifact below a folder, by path; `latest` links are not followed."""
     for path in sorted(out.glob(f"*/*/*/*/{manifest.NAME}")):

@@ -91,7 +91,7 @@ def write(
 
     layout: 'original' (one file, adapters stacked in `parametrizations`) or 'native' (a base model
     and one PEFT folder per task). full_size: the real model's 572,310,396 parameters instead of
-    about 130 thousand. tokenizer: a tokenizer.json to copy instead of the built-in byte-level BPE.
+    about 170 thousand. tokenizer: a tokenizer.json to copy instead of the built-in byte-level BPE.
     The folder appears whole or not at all.
     Raises DiskFullError, OutputPathError, TokenizerError and UnsupportedCheckpointError.
     """
@@ -125,10 +125,10 @@ def write(
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """A work folder beside `folder` that takes its name when the block ends well."""
-    _check_free(folder)
     target = folder.resolve()
     work = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
     try:
+        _check_free(folder)
         work.mkdir(parents=True)
         yield work
         work.replace(target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import math
 import shutil
@@ -15,7 +17,12 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from jexport import toy
-from jexport.errors import OutputPathError, TokenizerError, UnsupportedCheckpointError
+from jexport.errors import (
+    DiskFullError,
+    OutputPathError,
+    TokenizerError,
+    UnsupportedCheckpointError,
+)
 from jexport.tasks import JINA_V3_PROMPTS
 
 TEXTS = json.loads((Path(__file__).parent / "fixtures" / "texts.json").read_text(encoding="utf-8"))[
@@ -214,6 +221,24 @@ def test_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="special tokens of XLM-R"):
         toy.write(tmp_path / "toy", tokenizer=given)
     assert not (tmp_path / "toy").exists()
+
+
+def test_table_shorter_than_the_tokenizer_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "FULL", dataclasses.replace(toy.SMALL, vocabulary=100))
+    with pytest.raises(TokenizerError, match="does not fit"):
+        toy.write(tmp_path / "toy", full_size=True)
+
+
+def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_up(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(toy, "_write_tensors", fill_up)
+    with pytest.raises(DiskFullError, match="no space left"):
+        toy.write(tmp_path / "toy")
+    assert not list(tmp_path.iterdir())
 
 
 def test_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -111,8 +111,10 @@ class Encoder(torch.nn.Module):
         """Outputs in the order of `self.outputs`."""
         mask = attention_mask.to(torch.float32)
         given = (1.0 - mask[:, None, None, :]) * MASKED if self.additive_mask else attention_mask
-        # LeadingRows reads nothing of the positions but their number.
-        extra = {"position_ids": input_ids} if self.leading_positions else {}
+        extra = {}
+        if self.leading_positions:
+            # LeadingRows reads only how many there are, FirstRow nothing at all.
+            extra = {"position_ids": input_ids, "token_type_ids": input_ids}
         out = self.model(input_ids=input_ids, attention_mask=given, **extra)
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         made = []

@@ -107,7 +107,7 @@ class Embedder:
         size = self._size(dimensions)
         if not normalize and self._output == TEXT_VECTORS:
             raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
-        many = [texts] if isinstance(texts, str) else texts
+        many = [texts] if isinstance(texts, str) else list(texts)
         check_texts(many, first_index=first_index)
         prefix = self._prefix(prompt)
         prompted = [prefix + text for text in many] if prefix else many

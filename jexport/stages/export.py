@@ -20,10 +20,6 @@ from jexport.recipe import ExportSpec
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx_data"
-INLINE_BYTES = 1024
-"""Tensors up to this size stay in the graph file."""
-
-IN_FLIGHT_BYTES = 1 << 28
 
 
 def run(
@@ -43,7 +39,7 @@ def run(
     import onnx_ir as ir
     import torch
 
-    from jexport.graph import half, tidy, traceable
+    from jexport.graph import half, storage, tidy, traceable
 
     if precision not in ("fp32", "fp16"):
         raise RecipeError(
@@ -69,7 +65,7 @@ def run(
         half.to_float16(graph, kept)
     signature = _declare(graph, spec, model)
     path = out_dir / GRAPH
-    save(graph, path)
+    storage.save(graph, path)
     del program, graph, encoder, module
     digests = {name: file_digest(out_dir / name, root=out_dir).sha256 for name in (GRAPH, WEIGHTS)}
     assert ir.load(path).opset_imports[""] == spec.opset
@@ -91,22 +87,6 @@ def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
             evidence=f"its sizes: {', '.join(str(s) for s in sizes)}",
             fix="choose one of them, or 0 for the full size",
         )
-
-
-def save(graph: Any, path: Path) -> None:
-    """Write a graph and, beside it, one external-data file named after it."""
-    import onnx_ir as ir
-
-    ir.save(
-        graph,
-        path,
-        external_data=f"{path.name}_data",
-        size_threshold_bytes=INLINE_BYTES,
-        max_in_flight_bytes=IN_FLIGHT_BYTES,
-    )
-    data = path.with_name(f"{path.name}_data")
-    if not data.exists():
-        data.touch()  # a model whose every tensor is tiny; readers expect the pair
 
 
 def _trace(encoder: Any, spec: ExportSpec) -> Any:

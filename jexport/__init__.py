@@ -1,0 +1,51 @@
+"""jexport: one checkpoint and one task become a verified, versioned artifact.
+
+The front door:
+    build(recipe, task=..., target=...)   run the pipeline, get an Artifact
+    open_artifact(path)                   open an artifact and embed text with it
+    Recipe                                what a build needs to know; recipe.read("name or file")
+
+The house, from the ground up; a line imports only downward:
+    errors       every deliberate error, its exit code, its way out
+    flow         the nouns that flow between stages
+    tasks, parity, manifest, calibration, run
+    recipe, store
+    checkpoints  one file per checkpoint layout       graph    steps on ONNX graphs
+    targets      one file per engine                  runtime  open an artifact, embed text
+    stages       load, merge, export, quantize, compile, validate, package, publish
+    pipeline     the stages in order
+    cli          click words -> library calls; the only code that prints or exits
+
+Importing jexport loads no framework.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jexport.pipeline import build
+    from jexport.recipe import Recipe
+    from jexport.runtime.open import open_artifact
+
+_DOOR = {
+    "build": "jexport.pipeline",
+    "open_artifact": "jexport.runtime.open",
+    "Recipe": "jexport.recipe",
+}
+
+__all__ = ["Recipe", "__version__", "build", "open_artifact"]
+
+try:
+    __version__ = metadata.version("jexport")
+except metadata.PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _DOOR:
+        import importlib
+
+        return getattr(importlib.import_module(_DOOR[name]), name)
+    raise AttributeError(f"module 'jexport' has no attribute '{name}'")

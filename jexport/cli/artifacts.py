@@ -1,0 +1,111 @@
+"""`jexport verify`, `jexport inspect` and `jexport list`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+MIB = 1 << 20
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--quiet", is_flag=True, help="Only the exit code.")
+def verify(artifact: Path, quiet: bool) -> None:
+    """Check every file of an artifact against its manifest."""
+    from jexport import manifest
+
+    files = manifest.verify(artifact).content["files"]
+    if not quiet:
+        size = sum(entry["size_bytes"] for entry in files) / MIB
+        click.echo(f"{artifact}: {len(files)} files, {size:,.1f} MiB, all as built")
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="The whole manifest as JSON.")
+def inspect(artifact: Path, as_json: bool) -> None:
+    """Show what an artifact says about itself (its files are not checked; see verify)."""
+    from jexport import manifest
+
+    content = manifest.read(artifact).content
+    if as_json:
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for name, value in _facts(content):
+        click.echo(f"{name:<22}{value}")
+    click.echo("\nstage        seconds   peak memory  note")
+    for record in content["stages"]:
+        memory = f"{record['peak_memory_mib']:,.0f} MiB"
+        line = f"{record['stage']:<10}{record['seconds']:>10.1f}{memory:>14}  {record['note']}"
+        click.echo(line.rstrip())
+    click.echo(f"\n{'file':<40}{'bytes':>16}  SHA-256")
+    for entry in content["files"]:
+        click.echo(f"{entry['path']:<40}{entry['size_bytes']:>16,}  {entry['sha256'][:16]}")
+
+
+def _facts(content: Any) -> list[tuple[str, str]]:
+    embedding, parity, checkpoint = content["embedding"], content["parity"], content["checkpoint"]
+    sizes = ", ".join(str(size) for size in embedding["matryoshka"]) or "full size only"
+    return [
+        ("name", content["name"]),
+        ("version", content["version"]),
+        ("task", content["task"]),
+        ("target", f"{content['target']} {content['precision']}"),
+        ("checkpoint", f"{checkpoint['name']} ({checkpoint['layout']}) {checkpoint['revision']}".strip()),
+        ("licence", content["licence"] or "not stated"),
+        ("prompt", repr(embedding["prompt"])),
+        ("pooling", embedding["pooling"] + (", normalised" if embedding["normalize"] else "")),
+        ("dimension", f"{embedding['dimension']} (Matryoshka: {sizes})"),
+        ("length limit", f"{embedding['max_tokens']} tokens"),
+        ("embedding space", embedding["space"][:16]),
+        ("outputs", ", ".join(spec["name"] for spec in content["engine"]["outputs"])),
+        ("parity", f"lowest cosine {parity['cosine_min']:.8f}, mean {parity['cosine_mean']:.8f}, "
+                   f"top-10 overlap {parity['top10_overlap']:.4f} on {parity['texts']} texts"),
+    ]  # fmt: skip
+
+
+@click.command("list")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("artifacts"))
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
+def list_(folder: Path, as_json: bool) -> None:
+    """List the artifacts below a folder (default: artifacts)."""
+    from jexport import store
+
+    rows = []
+    for artifact in store.artifacts(folder):
+        content = artifact.manifest.content
+        rows.append(
+            {
+                "path": str(artifact.path),
+                "name": content["name"],
+                "task": content["task"],
+                "target": content["target"],
+                "precision": content["precision"],
+                "version": content["version"],
+                "latest": store.is_latest(artifact),
+                "size_bytes": sum(entry["size_bytes"] for entry in content["files"]),
+                "cosine_min": content["parity"]["cosine_min"],
+                "space": content["embedding"]["space"],
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not rows:
+        click.echo(f"no artifacts below {folder}", err=True)
+        return
+    click.echo(f"{'name':<22}{'task':<19}{'target':<13}{'MiB':>9}  {'cosine':<11}version")
+    for row in rows:
+        target = f"{row['target']}-{row['precision']}"
+        mark = "  (latest)" if row["latest"] else ""
+        click.echo(
+            f"{row['name']:<22}{row['task']:<19}{target:<13}{row['size_bytes'] / MIB:>9,.1f}"
+            f"  {row['cosine_min']:<11.7f}{row['version']}{mark}"
+        )
+
+
+COMMANDS = {"verify": verify, "inspect": inspect, "list": list_}

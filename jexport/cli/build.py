@@ -1,0 +1,90 @@
+"""`jexport build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jexport.cli import console
+
+
+@click.command()
+@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a .toml file.")
+@click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint; overrides the recipe's.")
+@click.option("--task", required=True, metavar="TASK", help="retrieval.query, ..., or none.")
+@click.option("--target", required=True, metavar="TARGET", help="The engine: onnx.")
+@click.option("--precision", metavar="P", help="fp32 (default) or fp16.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), metavar="DIR",
+              help="Where artifacts go. Default: artifacts")  # fmt: skip
+@click.option("--revision", metavar="COMMIT", help="40-hex commit of a hub checkpoint.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the checkpoint's own Python code.")
+@click.option("--code-revision", metavar="COMMIT", help="40-hex commit of that code's repository.")
+@click.option("--validate-tokens", type=int, metavar="N",
+              help="Compare texts up to N tokens (default 2048; 8192 takes longer).")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
+@click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
+def build(
+    recipe_name: str | None,
+    model: str | None,
+    task: str,
+    target: str,
+    precision: str | None,
+    out: Path,
+    quiet: bool,
+    json_lines: bool,
+    **options: Any,
+) -> None:
+    """Build one artifact: load, merge, export, compile, validate, package.
+
+    Without --recipe and --model the recipe jina-embeddings-v3 is meant; with --model alone, sensible
+    defaults. The artifact's path is the last line on stdout.
+    """
+    listen = console.listener(quiet=quiet, json_lines=json_lines)
+    from jexport import pipeline, targets
+    from jexport.tasks import JINA_V3_PROMPTS, NONE, check_task
+
+    engine = targets.load(target)
+    chosen = _chosen(recipe_name, model, options)
+    if chosen.tasks:
+        check_task(task, (*chosen.tasks, NONE))
+    elif not model:
+        check_task(task, (*JINA_V3_PROMPTS, NONE))
+    wanted = precision or engine.precisions[0]
+    targets.check_precision(engine, wanted)
+    if not quiet and not json_lines:
+        console.say(f"jexport build: {chosen.load.model}, {task}, {target} {wanted}")
+    artifact = pipeline.build(
+        chosen, task=task, target=target, precision=wanted, out=out, listen=listen
+    )
+    click.echo(artifact.path)
+
+
+def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any]) -> Any:
+    """The recipe with the command line's words put over it."""
+    import dataclasses
+
+    from jexport import recipe
+
+    if recipe_name is None and model is not None:
+        chosen = recipe.for_model(model)
+    else:
+        chosen = recipe.read(recipe_name or recipe.DEFAULT_RECIPE)
+    changes = {
+        "model": model,
+        "revision": options["revision"],
+        "code_revision": options["code_revision"],
+        "trust_remote_code": options["trust_remote_code"] or None,
+    }
+    if model is not None and recipe_name is not None and options["revision"] is None:
+        changes["revision"] = ""  # the recipe's revision belongs to the recipe's model
+    given = {key: value for key, value in changes.items() if value is not None}
+    chosen = chosen.replace_load(**given)
+    if options["validate_tokens"] is not None:
+        spec = dataclasses.replace(chosen.validate, max_tokens=options["validate_tokens"])
+        chosen = dataclasses.replace(chosen, validate=spec)
+    return recipe.checked(chosen, origin="the command line")
+
+
+COMMANDS = {"build": build}

@@ -1,0 +1,91 @@
+"""What the terminal shows: stages with their time, a progress bar, errors, JSON log lines.
+
+Everything goes to stderr; stdout belongs to a command's result.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from jexport.errors import JexportError
+from jexport.run import Event, Listener, silent
+
+BAR = 24
+_json_lines = False
+
+
+def listener(*, quiet: bool, json_lines: bool) -> Listener:
+    """How a run tells its events: not at all, as JSON lines, or for people."""
+    global _json_lines
+    _json_lines = json_lines
+    if json_lines:
+        return _as_json
+    return silent if quiet else _Progress()
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    if _json_lines:
+        click.echo(json.dumps({"kind": "say", "text": text}), err=True)
+    else:
+        click.echo(text, err=True)
+
+
+def report_error(error: JexportError) -> None:
+    """An error's three parts; as one JSON line where --json asked for them."""
+    if _json_lines:
+        line = {
+            "kind": "error",
+            "error": type(error).__name__,
+            "exit_code": error.exit_code,
+            "what": error.what,
+            "evidence": error.evidence,
+            "fix": error.fix,
+            "notes": list(getattr(error, "__notes__", [])),
+        }
+        click.echo(json.dumps(line, ensure_ascii=False), err=True)
+    else:
+        click.echo(f"error: {error}", err=True)
+
+
+def _as_json(event: Event) -> None:
+    line: dict[str, Any] = {"time": round(time.time(), 3), **asdict(event)}
+    click.echo(json.dumps(line, ensure_ascii=False), err=True)
+
+
+class _Progress:
+    """One line a stage; on a terminal a bar while a stage can say how far it is."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._begin = time.monotonic()
+        self._shown = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "done":
+            memory = f"{event.peak_memory_mib:,.0f} MiB"
+            line = f"  {event.stage:<9}{event.seconds:>8.1f} s {memory:>12}  {event.text}"
+            self._write(line.rstrip(), end="\n")
+        elif event.kind == "note":
+            self._write(f"  {event.stage:<9}{event.text}", end="\n")
+        elif self._live and event.kind == "start":
+            self._write(f"  {event.stage:<9}...", end="")
+        elif self._live and event.kind == "progress" and event.total:
+            now = time.monotonic()
+            if now - self._shown < 0.1 and event.done < event.total:
+                return
+            self._shown = now
+            filled = BAR * event.done // event.total
+            bar = "#" * filled + "-" * (BAR - filled)
+            share = 100 * event.done // event.total
+            self._write(f"  {event.stage:<9}[{bar}] {share:>3} %  {now - self._begin:,.0f} s", end="")
+
+    def _write(self, text: str, *, end: str) -> None:
+        start = "\r\x1b[K" if self._live else ""
+        click.echo(f"{start}{text}", nl=end == "\n", err=True)

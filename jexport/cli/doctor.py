@@ -1,0 +1,73 @@
+"""`jexport doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what can be built and run here, and the remedy for what cannot."""
+    from jexport import pipeline, targets
+
+    found = pipeline.tools()
+    rows = [_target_row(targets.load(name)) for name in targets.names()]
+    planned = dict(targets.PLANNED)
+    if as_json:
+        content = {"machine": _machine(), "tools": found, "targets": rows, "planned": planned}
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for key, value in _machine().items():
+        click.echo(f"{key:<18}{value}")
+    for name in ("jexport", *pipeline.TOOLS):
+        click.echo(f"{name:<18}{found.get(name, 'not installed')}")
+    click.echo("")
+    for row in rows:
+        can = {True: "yes", False: "no"}
+        click.echo(
+            f"target {row['target']:<11}build: {can[row['build']]:<5}run: {can[row['run']]:<5}"
+            f"{', '.join(row['precisions'])}"
+        )
+        for remedy in row["remedies"]:
+            click.echo(f"  fix: {remedy}")
+    for name, what in planned.items():
+        click.echo(f"target {name:<11}not made yet ({what})")
+
+
+def _target_row(target: Any) -> dict[str, Any]:
+    absent = {
+        kind: [name for name in needs if importlib.util.find_spec(name) is None]
+        for kind, needs in (("build", target.build_needs), ("run", target.run_needs))
+    }
+    extras = {"build": "build", "run": target.extra}
+    return {
+        "target": target.name,
+        "precisions": list(target.precisions),
+        "build": not absent["build"],
+        "run": not absent["run"],
+        "remedies": [
+            f'to {kind}: pip install "jexport[{extras[kind]}]" (missing: {", ".join(names)})'
+            for kind, names in absent.items()
+            if names
+        ],
+    }
+
+
+def _machine() -> dict[str, str]:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{pages / 2**30:.1f} GiB",
+    }
+
+
+COMMANDS = {"doctor": doctor}

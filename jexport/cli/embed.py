@@ -1,0 +1,120 @@
+"""`jexport embed`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from jexport.cli import console
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--input", "source", required=True, metavar="FILE|-",
+              help="A .txt (one text a line) or .jsonl file; - for stdin.")  # fmt: skip
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="A .npy (float32, rows in input order) or .jsonl file.")  # fmt: skip
+@click.option("--format", "kind", type=click.Choice(["txt", "jsonl"]),
+              help="Of the input; default: by its name, txt for stdin.")  # fmt: skip
+@click.option("--dimensions", type=int, metavar="N", help="Matryoshka size; default: full.")
+@click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
+@click.option("--no-prompt", is_flag=True, help="Do not put the task's prompt before each text.")
+@click.option("--no-truncate", is_flag=True, help="Refuse over-long texts instead of cutting them.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=1024, show_default=True,
+              metavar="N", help="Tokens of one forward pass, padding included.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="0: all cores.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def embed(
+    artifact: Path,
+    source: str,
+    output: Path,
+    kind: Any,
+    dimensions: int | None,
+    no_normalize: bool,
+    no_prompt: bool,
+    no_truncate: bool,
+    batch_tokens: int,
+    device: str,
+    threads: int,
+    quiet: bool,
+) -> None:
+    """Embed the texts of a file with an artifact.
+
+    Reads, embeds and writes window by window, so that an input larger than memory works.
+    """
+    console.listener(quiet=quiet, json_lines=False)
+    from jexport.runtime.open import open_artifact
+    from jexport.runtime.stream import embed_stream, read_texts
+
+    stream, form = _source(source, kind)
+    with open_artifact(artifact, device=device, threads=threads) as model:
+        bar = _Bar(quiet=quiet)
+        rows = embed_stream(
+            model,
+            read_texts(stream, form),
+            output,
+            on_progress=bar.add,
+            dimensions=dimensions,
+            normalize=not no_normalize,
+            prompt=not no_prompt,
+            truncate=not no_truncate,
+            max_batch_tokens=batch_tokens,
+        )
+        bar.close()
+        if model.truncated:
+            limit = model.embedding.max_tokens
+            console.say(f"truncated {model.truncated:,} texts to {limit:,} tokens")
+    if not quiet:
+        console.say(f"{rows:,} texts in {bar.seconds:,.1f} s ({bar.rate:,.0f} a second)")
+    click.echo(output)
+
+
+def _source(source: str, kind: Any) -> tuple[Path | IO[bytes], Any]:
+    if source == "-":
+        return sys.stdin.buffer, kind or "txt"
+    path = Path(source)
+    if not path.is_file():
+        raise click.BadParameter(f"there is no file {source}", param_hint="--input")
+    form = kind or path.suffix.removeprefix(".")
+    if form not in ("txt", "jsonl"):
+        raise click.BadParameter(
+            f"cannot tell the format of {source}: give --format txt or jsonl", param_hint="--input"
+        )
+    return path, form
+
+
+class _Bar:
+    """Texts done and texts a second, on one line of a terminal."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._live = not quiet and sys.stderr.isatty()
+        self._begin = time.monotonic()
+        self._shown = 0.0
+        self._done = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begin
+
+    @property
+    def rate(self) -> float:
+        return self._done / max(self.seconds, 1e-9)
+
+    def add(self, texts: int) -> None:
+        self._done += texts
+        now = time.monotonic()
+        if self._live and now - self._shown >= 0.1:
+            self._shown = now
+            click.echo(f"\r\x1b[K  {self._done:,} texts, {self.rate:,.0f} a second", nl=False, err=True)
+
+    def close(self) -> None:
+        if self._live:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+COMMANDS = {"embed": embed}

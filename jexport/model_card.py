@@ -1,0 +1,111 @@
+"""README.md of an artifact: what it is, its numbers, its licence, how to load it.
+
+Every number comes from the manifest's content. Knows no stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NON_COMMERCIAL = "CC-BY-NC"
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """The model card as Markdown with YAML front matter; content: a manifest without its files."""
+    embedding, parity = content["embedding"], content["parity"]
+    title = f"{content['name']} · {content['task']} · {content['target']} {content['precision']}"
+    sizes = ", ".join(str(size) for size in embedding["matryoshka"]) or "full size only"
+    prompt = f"`{embedding['prompt']}`" if embedding["prompt"] else "none"
+    rows = [
+        ("task", content["task"]),
+        ("prompt put before each text", prompt),
+        ("pooling", embedding["pooling"] + (", L2-normalised" if embedding["normalize"] else "")),
+        ("dimension", embedding["dimension"]),
+        ("Matryoshka sizes", sizes),
+        ("length limit", f"{embedding['max_tokens']} tokens, special tokens included"),
+        ("precision", content["precision"]),
+        ("checkpoint", _checkpoint(content["checkpoint"])),
+        ("version", content["version"]),
+        ("embedding space", f"`{embedding['space'][:16]}`"),
+        ("licence", content["licence"] or "not stated by the checkpoint"),
+    ]
+    measured = [
+        ("texts compared", parity["texts"]),
+        ("cosine, mean", f"{parity['cosine_mean']:.7f}"),
+        ("cosine, 1st percentile", f"{parity['cosine_p1']:.7f}"),
+        ("cosine, lowest", f"{parity['cosine_min']:.7f}"),
+        ("largest difference of a component", f"{parity['largest_difference']:.2e}"),
+        ("Spearman of pairwise similarities", f"{parity['spearman']:.6f}"),
+        ("shared top-10 neighbours", f"{parity['top10_overlap']:.4f}"),
+        ("alone against in a padded batch, lowest cosine", f"{parity['batch_cosine_min']:.7f}"),
+    ]
+    return "\n".join(
+        [
+            *_front_matter(content),
+            f"# {title}",
+            "",
+            _table(("", ""), rows),
+            "",
+            "## How far it is from the checkpoint",
+            "",
+            "Measured when it was built, against the checkpoint's own forward pass; by language,",
+            "length and dimension in `parity.json`.",
+            "",
+            _table(("measure", "value"), measured),
+            "",
+            *_usage(content),
+            *_licence(content),
+        ]
+    )
+
+
+def _front_matter(content: Mapping[str, Any]) -> list[str]:
+    licence = str(content["licence"]).lower() or "other"
+    tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "onnx"]
+    return [
+        "---",
+        f"license: {licence}",
+        "pipeline_tag: feature-extraction",
+        "tags:",
+        *[f"- {tag}" for tag in tags],
+        "---",
+        "",
+    ]
+
+
+def _checkpoint(checkpoint: Mapping[str, Any]) -> str:
+    revision = f" at {checkpoint['revision']}" if checkpoint["revision"] else ""
+    return f"{checkpoint['name']}{revision} (layout {checkpoint['layout']})"
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, Any]]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows])
+
+
+def _usage(content: Mapping[str, Any]) -> list[str]:
+    return [
+        "## Use it",
+        "",
+        "```python",
+        "import jexport",
+        "",
+        'with jexport.open_artifact("PATH/OF/THIS/FOLDER") as model:',
+        '    vectors = model.encode(["a text", "another"])  # the prompt is put before each text',
+        "```",
+        "",
+        f"`jexport verify FOLDER` checks every file. The graph `{content['engine']['files'][0]}` "
+        "takes `input_ids` and",
+        "`attention_mask` (int64 [batch, sequence]); pooling and normalisation are outside of it",
+        "unless it has the output `sentence_embedding`.",
+        "",
+    ]
+
+
+def _licence(content: Mapping[str, Any]) -> list[str]:
+    licence = content["licence"]
+    lines = ["## Licence", "", f"The weights keep the checkpoint's licence: {licence or 'not stated'}."]
+    if str(licence).upper().startswith(NON_COMMERCIAL):
+        lines.append("It does not allow commercial use without an agreement with the authors.")
+    return [*lines, ""]

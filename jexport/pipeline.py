@@ -1,0 +1,237 @@
+"""The stages in order, as one function to be read aloud.
+
+load, merge (when the task has an adapter), export, quantize (when int8 is asked for), compile,
+validate, package. What is cheap to refuse is refused before the first weight is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jexport import calibration, manifest, store, targets
+from jexport.errors import ArtifactError, ParityError
+from jexport.flow import Artifact, CompiledModel, LoadedModel
+from jexport.recipe import Recipe
+from jexport.run import Event, Listener, open_run, silent
+from jexport.runtime.tokenise import TextTokenizer
+from jexport.stages import compile as compile_stage
+from jexport.stages import export, load, merge, package, quantize, validate
+from jexport.targets import Target
+
+TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
+         "onnxscript", "onnxruntime", "onnxruntime-gpu")  # fmt: skip
+INT8 = "int8"
+RANGE_TEXTS = 40
+"""Texts whose activations are checked against float16's range: one a language, and long ones."""
+
+
+def build(
+    recipe: Recipe,
+    *,
+    task: str,
+    target: str,
+    precision: str = "fp32",
+    out: Path = Path("artifacts"),
+    listen: Listener = silent,
+) -> Artifact:
+    """Turn the recipe's checkpoint and one task into a verified artifact below `out`.
+
+    An artifact that was built of the same inputs before is verified and returned; nothing is
+    touched then. Raises a JexportError for everything that is foreseen.
+    """
+    engine = targets.load(target)
+    targets.check_precision(engine, precision)
+    targets.check_installed(engine.build_needs, extra="build", purpose=f"building for {target}")
+    texts = calibration.read(recipe.validate.texts, task)
+    with open_run(out, listen) as run:
+        with run.stage("load"):
+            loaded = load.run(recipe.load, task=task)
+            export.check_dimension(recipe.export, loaded)
+        inputs = _inputs(recipe, loaded, engine, precision, texts.sha256)
+        slot = _slot(recipe, loaded, engine, precision, out, inputs)
+        with _explained(slot):
+            done = store.find(slot)
+        if done is not None:
+            store.point_latest(slot)
+            listen(Event(kind="note", stage="package", text="already built of the same inputs"))
+            return done
+        tokenizer = TextTokenizer.open(
+            loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
+        )
+        candidate_ids = _candidate_tokens(tokenizer, loaded)
+
+        if loaded.adapter:
+            with run.stage("merge") as note:
+                merged = merge.run(loaded)
+                note(f"{len(loaded.adapter)} matrices, merged as they are read")
+        else:
+            merged = loaded
+        with run.stage("export"):
+            samples = calibration.within_budget(
+                texts, candidate_ids, budget_tokens=1, max_tokens=loaded.embedding.max_tokens
+            )[:RANGE_TEXTS]
+            exported = export.run(
+                merged,
+                recipe.export,
+                precision=precision if precision != INT8 else "fp32",
+                samples=candidate_ids([sample.text for sample in samples]),
+                out_dir=run.room("export"),
+            )
+        if precision == INT8:
+            with run.stage("quantize"):
+                exported = quantize.run(
+                    exported, texts, engine.scheme, out_dir=run.room("quantize")
+                )
+        with run.stage("compile") as note:
+            compiled = compile_stage.run(
+                exported, engine, recipe.compile, out_dir=run.room("compile")
+            )
+            note(_fused(compiled))
+        with run.stage("validate") as note, _kept_report(slot, room := run.room("validate")):
+            report = validate.run(
+                validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
+                validate.Side(
+                    tokenize=candidate_ids, open=lambda: engine.runner(compiled, "cpu", 0)
+                ),
+                embedding=loaded.embedding,
+                signature=compiled.signature,
+                pad_id=tokenizer.pad_id,
+                texts=texts,
+                spec=recipe.validate,
+                precision=precision,
+                out_dir=room,
+                progress=lambda done, total: run.progress("validate", done, total),
+            )
+            overall = report.metrics["overall"]
+            note(f"{report.metrics['texts']} texts, lowest cosine {overall['cosine_min']:.8f}")
+        with run.stage("package"):
+            facts = package.Facts(
+                model_name=recipe.name,
+                version=slot.version,
+                inputs_sha256=manifest.sha256_of(inputs),
+                recipe=recipe.resolved(),
+                tools=inputs["tools"],
+                runs_on=engine.fingerprint(),
+                records=tuple(run.records),
+            )
+            staged = package.run(
+                _as_shipped(loaded, recipe), compiled, report, facts,
+                report_path=room / validate.REPORT, out_dir=run.room("package"),
+            )  # fmt: skip
+            return store.place(staged, slot)
+
+
+def _candidate_tokens(tokenizer: TextTokenizer, loaded: LoadedModel) -> Any:
+    """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
+
+    def tokens(texts: list[str]) -> list[list[int]]:
+        ids = tokenizer.token_ids([loaded.embedding.prompt + text for text in texts])
+        return [tokenizer.truncate(one) for one in ids]
+
+    return tokens
+
+
+def _inputs(
+    recipe: Recipe, loaded: LoadedModel, engine: Target, precision: str, texts_sha256: str
+) -> dict[str, Any]:
+    """Everything that decides what is built; its digest is in the version.
+
+    Where the checkpoint lies, and what else the recipe ships, decides nothing.
+    """
+    said = recipe.resolved()
+    for key in ("tasks", "targets", "precisions"):
+        del said[key]
+    del said["load"]["model"]
+    return {
+        "recipe": said,
+        "task": loaded.embedding.task,
+        "target": engine.name,
+        "precision": precision,
+        "checkpoint": manifest.listed(loaded.source.files),
+        "revision": loaded.source.revision,
+        "code": manifest.listed(loaded.source.code),
+        "texts": texts_sha256,
+        "tools": tools(),
+        "jexport": code_digest(),
+        "format": manifest.FORMAT,
+    }
+
+
+def tools() -> dict[str, str]:
+    """Versions of Python, jexport and the libraries that a build goes through, as installed."""
+    found = {"python": platform.python_version()}
+    for name in ("jexport", *TOOLS):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def code_digest() -> str:
+    """SHA-256 over jexport's own sources: another jexport is another input."""
+    root = Path(__file__).parent
+    return manifest.sha256_of(
+        [manifest.file_digest(path, root=root).sha256 for path in sorted(root.rglob("*.py"))]
+    )
+
+
+def _slot(
+    recipe: Recipe,
+    loaded: LoadedModel,
+    engine: Target,
+    precision: str,
+    out: Path,
+    inputs: Mapping[str, Any],
+) -> store.Slot:
+    return store.Slot(
+        out=out,
+        model=recipe.name,
+        task=loaded.embedding.task,
+        target=engine.name,
+        precision=precision,
+        version=f"{recipe.version}-{manifest.sha256_of(inputs)[:12]}",
+    )
+
+
+def _as_shipped(loaded: LoadedModel, recipe: Recipe) -> LoadedModel:
+    """The model as its artifact shows it: a graph that only gives cut vectors has that dimension."""
+    size = recipe.export.dimension
+    if not size or "last_hidden_state" in recipe.export.outputs:
+        return loaded
+    embedding = dataclasses.replace(
+        loaded.embedding,
+        dimension=size,
+        matryoshka=tuple(d for d in loaded.embedding.matryoshka if d <= size),
+    )
+    return dataclasses.replace(loaded, embedding=embedding)
+
+
+def _fused(compiled: CompiledModel) -> str:
+    fused = compiled.facts.get("fused") or {}
+    return ", ".join(f"{count} {name}" for name, count in fused.items() if count)
+
+
+@contextlib.contextmanager
+def _explained(slot: store.Slot) -> Iterator[None]:
+    try:
+        yield
+    except ArtifactError as error:
+        raise store.explain(error, slot) from None
+
+
+@contextlib.contextmanager
+def _kept_report(slot: store.Slot, room: Path) -> Iterator[None]:
+    """When validation fails, keep its report beside the versions and say where it is."""
+    try:
+        yield
+    except ParityError as error:
+        kept = store.keep_report(room / validate.REPORT, slot)
+        if kept is not None:
+            error.add_note(f"  report: {kept}")
+        raise
+

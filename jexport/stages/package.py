@@ -1,0 +1,188 @@
+"""package: CompiledModel + what is known of it -> a folder that servers load (not yet in place).
+
+Writes the tokenizer as it is, sentence-transformers' files, config.json in the layout that servers
+read, parity.json, README.md and manifest.json. Moving the folder into place is `store`'s work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jexport import manifest, model_card
+from jexport.checkpoints import JINA
+from jexport.flow import CompiledModel, LoadedModel, ParityReport, StageRecord
+from jexport.manifest import write_json
+
+POOLING_KEYS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len": "pooling_mode_mean_sqrt_len_tokens",
+    "last": "pooling_mode_lasttoken",
+}
+PROMPT_ALIASES = {"retrieval.query": ("query",), "retrieval.passage": ("document", "passage")}
+"""Names that sentence-transformers' encode_query and encode_document look for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the run knows and no model does: recipe as resolved, version, tools, fingerprint."""
+
+    model_name: str
+    version: str
+    inputs_sha256: str
+    recipe: Mapping[str, Any]
+    tools: Mapping[str, str]
+    runs_on: Mapping[str, Any]
+    records: Sequence[StageRecord]
+
+
+def run(
+    model: LoadedModel,
+    compiled: CompiledModel,
+    report: ParityReport,
+    facts: Facts,
+    *,
+    report_path: Path,
+    out_dir: Path,
+) -> Path:
+    """Fill out_dir and return it. The compiled files are moved, not copied: they may be 2 GB."""
+    for name in compiled.files:
+        shutil.move(compiled.folder / name, out_dir / name)
+    _tokenizer(model, out_dir)
+    _server_files(model, out_dir)
+    shutil.copyfile(report_path, out_dir / report_path.name)
+    content = _content(model, compiled, report, facts)
+    (out_dir / "README.md").write_text(model_card.text(content), encoding="utf-8")
+    files = [manifest.file_digest(p, root=out_dir) for p in out_dir.rglob("*") if p.is_file()]
+    content["files"] = manifest.listed(files)
+    content["sha256"] = manifest.seal(content)
+    write_json(out_dir / manifest.NAME, content)
+    manifest.verify(out_dir)
+    return out_dir
+
+
+def _tokenizer(model: LoadedModel, out_dir: Path) -> None:
+    for path in model.tokenizer_files:
+        shutil.copyfile(path, out_dir / path.name)
+    settings_path = out_dir / "tokenizer_config.json"
+    settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
+    if settings.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
+        # transformers 5 writes this name and transformers 4, which most servers run, refuses it:
+        # the one case in which a tokenizer file is not copied as it is.
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings.setdefault("model_max_length", model.embedding.max_tokens)
+        write_json(settings_path, settings)
+
+
+def _server_files(model: LoadedModel, out_dir: Path) -> None:
+    embedding = model.embedding
+    write_json(out_dir / "config.json", server_config(model))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    if embedding.normalize:
+        modules.append(("Normalize", "2_Normalize"))
+    listing = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (kind, path) in enumerate(modules)
+    ]
+    (out_dir / "modules.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+    (out_dir / "1_Pooling").mkdir()
+    pooling: dict[str, Any] = {"word_embedding_dimension": embedding.dimension}
+    pooling |= {key: mode == embedding.pooling for mode, key in POOLING_KEYS.items()}
+    write_json(out_dir / "1_Pooling" / "config.json", pooling)
+    write_json(
+        out_dir / "sentence_bert_config.json",
+        {"max_seq_length": embedding.max_tokens, "do_lower_case": False},
+    )
+    aliases = PROMPT_ALIASES.get(embedding.task, ())
+    write_json(
+        out_dir / "config_sentence_transformers.json",
+        {
+            "prompts": {name: embedding.prompt for name in (embedding.task, *aliases)},
+            "default_prompt_name": embedding.task if embedding.prompt else None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def server_config(model: LoadedModel) -> dict[str, Any]:
+    """config.json as servers of an ONNX folder read it.
+
+    jina-embeddings-v3 says `xlm-roberta`: no server of today knows its own type, the graph carries
+    the architecture, and servers read only sizes, the length limit and pad_token_id from here.
+    """
+    if model.source.layout not in JINA:
+        return {key: value for key, value in model.config.items() if key != "auto_map"}
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "vocab_size", "type_vocab_size", "hidden_act", "layer_norm_eps", "pad_token_id",
+             "bos_token_id", "eos_token_id", "matryoshka_dimensions")  # fmt: skip
+    return {
+        "architectures": ["XLMRobertaModel"],
+        "model_type": "xlm-roberta",
+        **{key: model.config[key] for key in sizes if key in model.config},
+        "max_position_embeddings": model.embedding.max_tokens,
+        "torch_dtype": "float32",
+    }
+
+
+def _content(
+    model: LoadedModel, compiled: CompiledModel, report: ParityReport, facts: Facts
+) -> dict[str, Any]:
+    """manifest.json without its file list: the keys of manifest.schema.json."""
+    source, embedding = model.source, model.embedding
+    overall = report.metrics["overall"]
+    return {
+        "format": manifest.FORMAT,
+        "name": facts.model_name,
+        "version": facts.version,
+        "inputs_sha256": facts.inputs_sha256,
+        "task": embedding.task,
+        "target": compiled.target,
+        "precision": compiled.precision,
+        "licence": source.licence,
+        "checkpoint": {
+            "name": source.name,
+            "layout": source.layout,
+            "revision": source.revision,
+            "code_revision": source.code_revision,
+            "files": manifest.listed(source.files),
+            "code": manifest.listed(source.code),
+        },
+        "embedding": {
+            **dataclasses.asdict(embedding),
+            "matryoshka": list(embedding.matryoshka),
+            "space": manifest.embedding_space(weights_digest(model), embedding),
+        },
+        "engine": {
+            "files": list(compiled.files),
+            "inputs": [_tensor(spec) for spec in compiled.signature.inputs],
+            "outputs": [_tensor(spec) for spec in compiled.signature.outputs],
+            "runs_on": dict(facts.runs_on),
+            "facts": dict(compiled.facts),
+        },
+        "parity": {
+            "passed": report.passed,
+            "texts": report.metrics["texts"],
+            **{key: value for key, value in overall.items() if key != "texts"},
+            "batch_cosine_min": report.metrics["batch"]["cosine_min"],
+        },
+        "stages": [dataclasses.asdict(record) for record in facts.records],
+        "recipe": dict(facts.recipe),
+        "tools": dict(facts.tools),
+    }
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def weights_digest(model: LoadedModel) -> str:
+    """SHA-256 over the weight files that were read and the code that ran them."""
+    weights = [f.sha256 for f in model.source.files if f.path.endswith(".safetensors")]
+    return manifest.sha256_of([*weights, *(f.sha256 for f in model.source.code)])
