@@ -7,6 +7,7 @@ measured by the function it is given.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tomllib
 from collections.abc import Callable, Sequence
@@ -85,28 +86,34 @@ def _samples(path: Path) -> tuple[Sample, ...]:
 def within_budget(
     full: CalibrationSet, tokenize: Tokenize, *, budget_tokens: int, max_tokens: int
 ) -> tuple[Sample, ...]:
-    """Samples whose tokens add up to about `budget_tokens`: long ones first, then every language.
+    """Samples of every language and of every length, of about `budget_tokens` tokens in all.
 
-    Half of the budget buys one text at each length of LENGTH_TARGETS up to `max_tokens` (longest
-    first, a length that no longer fits its half is left out, the wanted maximum never); the rest
-    buys texts round robin over the languages, shortest first, at least one of each language.
+    First comes one text at each of LENGTH_TARGETS up to `max_tokens` (less than twice `max_tokens`
+    together): the longest always, another as long as the budget lasts. Then texts round robin over
+    the languages, shortest first, for what is left of the budget and at least half of it; one of
+    each language always, cut when even the shortest is longer than `max_tokens`.
+    A sample without any token, or that no cutting brings below `max_tokens`, is left out.
     """
     tallies = [len(ids) for ids in tokenize([sample.text for sample in full.samples])]
-    long = _of_lengths(full, tokenize, max_tokens=max_tokens, budget_tokens=budget_tokens // 2)
+    long = _of_lengths(full, tokenize, max_tokens=max_tokens, budget_tokens=budget_tokens)
     spent = sum(len(ids) for ids in tokenize([sample.text for sample in long])) if long else 0
+    left = max(budget_tokens - spent, budget_tokens // 2)
     queues: dict[str, list[tuple[int, Sample]]] = {}
     for tokens, sample in zip(tallies, full.samples, strict=True):
-        if tokens <= max_tokens:
-            queues.setdefault(sample.language, []).append((tokens, sample))
-    for queue in queues.values():
-        queue.sort(key=lambda entry: entry[0])
+        queues.setdefault(sample.language, []).append((tokens, sample))
     chosen: list[Sample] = []
+    for language, queue in queues.items():
+        queue.sort(key=lambda entry: entry[0])
+        queues[language] = [entry for entry in queue if 0 < entry[0] <= max_tokens]
+        if not queues[language]:
+            cut = _cut(queue[0][1].text, tokenize, max_tokens)
+            chosen += [Sample(text=cut, language=language)] if cut else []
     first_round = True
     while any(queues.values()):
         for queue in queues.values():
-            if queue and (first_round or spent + queue[0][0] <= budget_tokens):
+            if queue and (first_round or queue[0][0] <= left):
                 tokens, sample = queue.pop(0)
-                spent += tokens
+                left -= tokens
                 chosen.append(sample)
             else:
                 queue.clear()
@@ -120,35 +127,39 @@ def _of_lengths(
     targets = sorted({min(t, max_tokens) for t in LENGTH_TARGETS if t // 2 < max_tokens})
     left = budget_tokens
     samples = []
-    if tokenize([""])[0]:
+    if full.samples and tokenize([""])[0]:
         samples.append(Sample(text="", language=MIXED))
     for rank, target in enumerate(reversed(targets)):
         if rank and target > left:
             continue
         left -= target
-        sample = _of_length(full, tokenize, target, start=rank)
-        if sample is not None:
-            samples.append(sample)
+        text = _of_length(full, tokenize, target, start=rank)
+        if text:
+            samples.append(Sample(text=text, language=MIXED))
     return samples
 
 
-def _of_length(
-    full: CalibrationSet, tokenize: Tokenize, target: int, *, start: int
-) -> Sample | None:
-    """One text of at most `target` tokens, as near to it as cutting characters comes."""
-    order = full.samples[start * 7 % len(full.samples) :] + full.samples
+def _of_length(full: CalibrationSet, tokenize: Tokenize, target: int, *, start: int) -> str:
+    """A text of at most `target` tokens, as near to it as cutting characters comes, or ''."""
+    texts = [sample.text for sample in full.samples]
+    if not texts:
+        return ""
+    turn = start * 7 % len(texts)
+    source = itertools.cycle(texts[turn:] + texts[:turn])
     text, tokens = "", 0
     while tokens < target:
-        before = tokens
-        for sample in order:
-            text = f"{text} {sample.text}" if text else sample.text
-            if len(text) >= 2 * target:
-                break
-        order = order[1:] + order[:1]
-        tokens = len(tokenize([text])[0])
+        wanted = max(2 * target, 2 * len(text))
+        while len(text) < wanted:
+            text = f"{text} {next(source)}".lstrip()
+        before, tokens = tokens, len(tokenize([text])[0])
         if tokens <= before:
-            return None  # a tokenizer that maps everything to nothing
-    low, high = 0, len(text)
+            return ""  # a tokenizer that maps everything to nothing, or cuts below the target
+    return _cut(text, tokenize, target)
+
+
+def _cut(text: str, tokenize: Tokenize, target: int) -> str:
+    """The beginning of a text that has at most `target` tokens, '' when there is none."""
+    low, high = 0, len(text) + 1
     while high - low > 1:
         middle = (low + high) // 2
         if len(tokenize([text[:middle]])[0]) <= target:
@@ -156,4 +167,4 @@ def _of_length(
         else:
             high = middle
     cut = text[:low].rstrip()
-    return Sample(text=cut, language=MIXED) if cut else None
+    return cut if cut and 0 < len(tokenize([cut])[0]) <= target else ""

@@ -163,12 +163,6 @@ class CalibrationError(JexportError):
     exit_code = 24
 
 
-class MemoryNeedError(JexportError):
-    """A step that would need more memory than the machine has."""
-
-    exit_code = 25
-
-
 class OutputPathError(JexportError):
     """A place that cannot be written to."""
 

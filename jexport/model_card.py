@@ -5,10 +5,14 @@ Every number comes from the manifest's content. Knows no stage.
 
 from __future__ import annotations
 
+import html
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 NON_COMMERCIAL = "CC-BY-NC"
+YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")
 
 
 def text(content: Mapping[str, Any]) -> str:
@@ -16,19 +20,19 @@ def text(content: Mapping[str, Any]) -> str:
     embedding, parity = content["embedding"], content["parity"]
     title = f"{content['name']} · {content['task']} · {content['target']} {content['precision']}"
     sizes = ", ".join(str(size) for size in embedding["matryoshka"]) or "full size only"
-    prompt = f"`{embedding['prompt']}`" if embedding["prompt"] else "none"
+    prompt = _code(embedding["prompt"]) if embedding["prompt"] else "none"
     rows = [
-        ("task", content["task"]),
+        ("task", _plain(content["task"])),
         ("prompt put before each text", prompt),
         ("pooling", embedding["pooling"] + (", L2-normalised" if embedding["normalize"] else "")),
         ("dimension", embedding["dimension"]),
         ("Matryoshka sizes", sizes),
         ("length limit", f"{embedding['max_tokens']} tokens, special tokens included"),
         ("precision", content["precision"]),
-        ("checkpoint", _checkpoint(content["checkpoint"])),
+        ("checkpoint", _plain(_checkpoint(content["checkpoint"]))),
         ("version", content["version"]),
         ("embedding space", f"`{embedding['space'][:16]}`"),
-        ("licence", content["licence"] or "not stated by the checkpoint"),
+        ("licence", _plain(content["licence"]) or "not stated by the checkpoint"),
     ]
     measured = [
         ("texts compared", parity["texts"]),
@@ -43,7 +47,7 @@ def text(content: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             *_front_matter(content),
-            f"# {title}",
+            f"# {_plain(title)}",
             "",
             _table(("", ""), rows),
             "",
@@ -62,6 +66,8 @@ def text(content: Mapping[str, Any]) -> str:
 
 def _front_matter(content: Mapping[str, Any]) -> list[str]:
     licence = str(content["licence"]).lower() or "other"
+    if not re.fullmatch(r"[a-z][a-z0-9.+-]*", licence) or licence in YAML_WORDS:
+        licence = json.dumps(licence)  # a JSON string is a YAML string
     tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "onnx"]
     return [
         "---",
@@ -72,6 +78,21 @@ def _front_matter(content: Mapping[str, Any]) -> list[str]:
         "---",
         "",
     ]
+
+
+def _plain(text: str) -> str:
+    """A checkpoint's own words as Markdown that shows them: no markup, one line, no cell's end."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _code(text: str) -> str:
+    """The same as a code span in a table: spaces stay, a line break is shown as \\n."""
+    shown = json.dumps(text, ensure_ascii=False)[1:-1] if re.search(r"[\x00-\x1f]", text) else text
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    # Markdown takes one space off both ends when there is one at both.
+    ends = shown[:1] + shown[-1:] if shown.strip(" ") else ""
+    padding = " " if "`" in ends or ends == "  " else ""
+    return f"{fence}{padding}{shown}{padding}{fence}".replace("|", "\\|")
 
 
 def _checkpoint(checkpoint: Mapping[str, Any]) -> str:
@@ -105,7 +126,8 @@ def _usage(content: Mapping[str, Any]) -> list[str]:
 
 def _licence(content: Mapping[str, Any]) -> list[str]:
     licence = content["licence"]
-    lines = ["## Licence", "", f"The weights keep the checkpoint's licence: {licence or 'not stated'}."]
+    said = _plain(licence) or "not stated"
+    lines = ["## Licence", "", f"The weights keep the checkpoint's licence: {said}."]
     if str(licence).upper().startswith(NON_COMMERCIAL):
         lines.append("It does not allow commercial use without an agreement with the authors.")
     return [*lines, ""]

@@ -14,25 +14,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jexport import ranking
 from jexport.errors import ParityError, nearest
-
-Floats: TypeAlias = NDArray[np.float64]
-Integers: TypeAlias = NDArray[np.int64]
+from jexport.ranking import Floats, Integers
 
 NEIGHBOURS = 10
-
-RANK_TIE = 1e-14
-"""Neighbouring similarities this close share a rank: float64 rounding of a dot product of two
-length-1 vectors of 1,024 values is about 4e-15 (sqrt(1024) * 2**-53)."""
-
-NEIGHBOUR_TIE = 4 * float(np.finfo(np.float32).eps)
-"""Similarities this close to the last neighbour's are tied with it (4.8e-7): inputs are float32, so
-the same text in another batch comes back this far away."""
 
 LAST_BUCKET_TOKENS = 8192
 
@@ -85,6 +76,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
             metric="largest_difference", places=_EVERY_GROUP, at_least=False
         ),
         "batch_cosine_min": Gate(metric="cosine_min", places=("batch",), at_least=True),
+        "norm_error": Gate(metric="largest_error", places=("norms",), at_least=False),
         "token_cosine_min": Gate(metric="cosine_min", places=("tokens",), at_least=True),
     }
 )
@@ -97,7 +89,7 @@ class _Comparison:
 
     cosines, differences, overlaps: float64 [texts].
     first, second: int64 [pairs], the two texts of each unordered pair.
-    reference_levels, candidate_levels: int64 [pairs], see `_levels`.
+    reference_levels, candidate_levels: int64 [pairs], see `ranking.levels`.
     """
 
     cosines: Floats
@@ -117,9 +109,9 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
 
     M has, for the group's texts, each side's vectors normalised to length 1:
     texts; cosine_mean, cosine_p1 (first percentile, linear), cosine_min; largest_difference (of
-    one vector element); spearman (see `_spearman`) of the pairwise cosine similarities, each
+    one vector element); spearman (see ranking.py) of the pairwise cosine similarities, each
     unordered pair with a text of the group once; top10_overlap, the mean share of the
-    min(10, texts - 1) nearest neighbours in the whole set that both sides have (see `_choices`).
+    min(10, texts - 1) nearest neighbours in the whole set that both sides have (see ranking.py).
     by_dimension cuts vectors to their first values and normalises again (Kusupati et al. 2022,
     arXiv 2205.13147). T has texts, cosine_min and largest_difference over all token vectors.
 
@@ -176,10 +168,27 @@ def invariance(alone: np.ndarray, batched: np.ndarray) -> dict[str, float]:
     }
 
 
+def norms(reference: np.ndarray, candidate: np.ndarray) -> dict[str, float]:
+    """How far the candidate's vector lengths are from the reference's: what cosines do not see.
+
+    reference, candidate: float32 [texts, dimension], not normalised. Returns {"texts",
+    "largest_error"}, the largest |length / reference length - 1|. Raises ParityError as `compare`.
+    """
+    texts = _check_embeddings(reference, candidate, least=1)
+    names = [_name(index, ()) for index in range(texts)]
+    for side, vectors in (("the reference", reference), ("the candidate", candidate)):
+        _normalised(vectors, f"an embedding of {side}", names)
+    wanted, found = (
+        np.linalg.norm(side.astype(np.float64), axis=1) for side in (reference, candidate)
+    )
+    return {"texts": texts, "largest_error": float(np.abs(found / wanted - 1).max())}
+
+
 def gate(metrics: Mapping[str, Any], gates: Mapping[str, float]) -> tuple[str, ...]:
     """The failures in words, one per gate and group; empty when every gate passed.
 
-    metrics: what `compare` returned; with "batch" from `invariance` when a batch gate is set.
+    metrics: what `compare` returned; with "batch" from `invariance` when a batch gate is set and
+    "norms" from `norms` when norm_error is.
     gates: bound by gate key (see GATES); a value equal to its bound passes, a NaN
     or an infinity never does.
     Raises ParityError when `gates` is empty, has an unknown key or a bound that is not finite, and
@@ -249,10 +258,12 @@ def _measure(
     theirs = _normalised(candidate.embeddings[:, :dimension], f"{what} of the candidate", names)
     first, second = np.triu_indices(texts, k=1)
     our_similarities, their_similarities = ours @ ours.T, theirs @ theirs.T
-    our_levels = _levels(our_similarities[first, second])
-    their_levels = _levels(their_similarities[first, second])
+    our_levels = ranking.levels(our_similarities[first, second])
+    their_levels = ranking.levels(their_similarities[first, second])
     count = min(NEIGHBOURS, texts - 1)
-    unshared = np.abs(_choices(our_similarities, count) - _choices(their_similarities, count))
+    unshared = np.abs(
+        ranking.choices(our_similarities, count) - ranking.choices(their_similarities, count)
+    )
     return _Comparison(
         cosines=_cosines(ours, theirs),
         differences=np.abs(ours - theirs).max(axis=1),
@@ -275,7 +286,7 @@ def _summary(comparison: _Comparison, members: NDArray[np.bool_]) -> dict[str, f
         "cosine_p1": float(np.percentile(cosines, 1)),
         "cosine_min": float(cosines.min()),
         "largest_difference": float(comparison.differences[members].max()),
-        "spearman": _spearman(
+        "spearman": ranking.spearman(
             comparison.reference_levels[pairs], comparison.candidate_levels[pairs]
         ),
         "top10_overlap": float(comparison.overlaps[members].mean()),
@@ -289,56 +300,6 @@ def _cosines(first: Floats, second: Floats) -> Floats:
     """
     cosines: Floats = np.clip(1 - np.square(first - second).sum(axis=-1) / 2, -1, 1)
     return cosines
-
-
-def _levels(similarities: Floats) -> Integers:
-    """Each value's place among the distinct values, int64 [pairs] from 0, lowest first.
-
-    Values that a chain of gaps of at most RANK_TIE connects are one level. Sorted once; a group's
-    ranks then need counting only.
-    """
-    order = np.argsort(similarities)
-    levels = np.empty(len(similarities), dtype=np.int64)
-    levels[order[0]] = 0
-    levels[order[1:]] = np.cumsum(np.diff(similarities[order]) > RANK_TIE)
-    return levels
-
-
-def _spearman(reference: Integers, candidate: Integers) -> float:
-    """Spearman's rank correlation of two lists of levels [pairs], ties averaged.
-
-    It is Pearson's correlation of the average ranks (Kendall and Gibbons 1990, Rank Correlation
-    Methods). Undefined when a side ranks nothing: 1 when neither does, 0 when only one.
-    """
-    ours, theirs = _centred_ranks(reference), _centred_ranks(candidate)
-    our_length, their_length = np.linalg.norm(ours), np.linalg.norm(theirs)
-    if our_length == 0 or their_length == 0:
-        return float(our_length == their_length)
-    return float(_cosines(ours / our_length, theirs / their_length))
-
-
-def _centred_ranks(levels: Integers) -> Floats:
-    """Average ranks minus their mean, float64 [pairs]."""
-    counts = np.bincount(levels)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[levels]
-    return ranks - (len(levels) + 1) / 2
-
-
-def _choices(similarities: Floats, count: int) -> Floats:
-    """How much of each text is among each row's `count` nearest neighbours, self excluded.
-
-    similarities: float64 [texts, texts]. Returns float64 [texts, texts] in 0..1; rows sum to
-    `count`. Texts tied (within NEIGHBOUR_TIE) at the last place share what is left of it equally,
-    so exact duplicates cost nothing, and a candidate whose vectors are all alike gains nothing.
-    """
-    others = similarities.copy()
-    np.fill_diagonal(others, -np.inf)
-    last = np.partition(others, -count, axis=1)[:, -count, np.newaxis]
-    nearer = others > last + NEIGHBOUR_TIE
-    tied = (others >= last - NEIGHBOUR_TIE) & ~nearer
-    left = count - nearer.sum(axis=1, keepdims=True)
-    shares: Floats = nearer + tied * (left / tied.sum(axis=1, keepdims=True))
-    return shares
 
 
 def _compare_tokens(

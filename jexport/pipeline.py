@@ -15,14 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from jexport import calibration, manifest, store, targets
-from jexport.errors import ArtifactError, ParityError
+from jexport.errors import (
+    ArtifactError,
+    ParityError,
+    PrecisionError,
+    UnknownTargetError,
+    UnknownTaskError,
+    nearest,
+)
 from jexport.flow import Artifact, CompiledModel, LoadedModel
-from jexport.recipe import Recipe
+from jexport.recipe import PRECISIONS, Recipe
 from jexport.run import Event, Listener, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
 from jexport.stages import export, load, merge, package, quantize, validate
 from jexport.targets import Target
+from jexport.tasks import NONE
 
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
          "onnxscript", "onnxruntime", "onnxruntime-gpu")  # fmt: skip
@@ -45,6 +53,7 @@ def build(
     An artifact that was built of the same inputs before is verified and returned; nothing is
     touched then. Raises a JexportError for everything that is foreseen.
     """
+    _check_shipped(recipe, task, target, precision)
     engine = targets.load(target)
     targets.check_precision(engine, precision)
     targets.check_installed(engine.build_needs, extra="build", purpose=f"building for {target}")
@@ -58,7 +67,7 @@ def build(
         with _explained(slot):
             done = store.find(slot)
         if done is not None:
-            store.point_latest(slot)
+            store.point_latest(slot, scratch=run.folder)
             listen(Event(kind="note", stage="package", text="already built of the same inputs"))
             return done
         tokenizer = TextTokenizer.open(
@@ -127,6 +136,29 @@ def build(
             return store.place(staged, slot)
 
 
+def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> None:
+    """Refuse what the recipe does not list, naming the nearest that it does; `none` always goes."""
+    whose = f"the recipe {recipe.name}"
+    if recipe.tasks and task not in (*recipe.tasks, NONE):
+        raise UnknownTaskError(
+            f"unknown task '{task}'",
+            evidence=f"{whose} has: {', '.join((*recipe.tasks, NONE))}",
+            fix=nearest(task, (*recipe.tasks, NONE)),
+        )
+    if recipe.targets and target in targets.names() and target not in recipe.targets:
+        raise UnknownTargetError(
+            f"{whose} does not ship the target '{target}'",
+            evidence=f"it lists: {', '.join(recipe.targets)}",
+            fix="add it to the recipe's targets, or use one of those",
+        )
+    if recipe.precisions and precision in PRECISIONS and precision not in recipe.precisions:
+        raise PrecisionError(
+            f"{whose} does not ship the precision '{precision}'",
+            evidence=f"it lists: {', '.join(recipe.precisions)}",
+            fix="add it to the recipe's precisions, or use one of those",
+        )
+
+
 def _candidate_tokens(tokenizer: TextTokenizer, loaded: LoadedModel) -> Any:
     """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
 
@@ -150,7 +182,8 @@ def _inputs(
     del said["load"]["model"]
     return {
         "recipe": said,
-        "task": loaded.embedding.task,
+        "embedding": dataclasses.asdict(loaded.embedding),
+        "licence": loaded.source.licence,
         "target": engine.name,
         "precision": precision,
         "checkpoint": manifest.listed(loaded.source.files),
@@ -175,9 +208,8 @@ def tools() -> dict[str, str]:
 def code_digest() -> str:
     """SHA-256 over jexport's own sources: another jexport is another input."""
     root = Path(__file__).parent
-    return manifest.sha256_of(
-        [manifest.file_digest(path, root=root).sha256 for path in sorted(root.rglob("*.py"))]
-    )
+    files = [manifest.file_digest(path, root=root) for path in root.rglob("*.py")]
+    return manifest.sha256_of(manifest.listed(files))
 
 
 def _slot(
@@ -199,7 +231,7 @@ def _slot(
 
 
 def _as_shipped(loaded: LoadedModel, recipe: Recipe) -> LoadedModel:
-    """The model as its artifact shows it: a graph that only gives cut vectors has that dimension."""
+    """The model as its artifact shows it: a graph that gives cut vectors only has their size."""
     size = recipe.export.dimension
     if not size or "last_hidden_state" in recipe.export.outputs:
         return loaded
@@ -230,8 +262,10 @@ def _kept_report(slot: store.Slot, room: Path) -> Iterator[None]:
     try:
         yield
     except ParityError as error:
-        kept = store.keep_report(room / validate.REPORT, slot)
-        if kept is not None:
-            error.add_note(f"  report: {kept}")
+        try:
+            kept = store.keep_report(room / validate.REPORT, slot)
+            if kept is not None:
+                error.add_note(f"  report: {kept}")
+        except OSError as trouble:
+            error.add_note(f"  its report could not be kept: {trouble}")
         raise
-

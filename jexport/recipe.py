@@ -7,6 +7,8 @@ stage that reads it. This module knows no framework and opens no checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +18,19 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from jexport import parity
 from jexport.errors import RecipeError, nearest
+from jexport.tasks import NONE
 
 DEFAULT_RECIPE = "jina-embeddings-v3"
+NAME_CHARACTERS = 60
+"""Longest name or version: folders are named after them, and 255 bytes is a file system's limit."""
+
+NAME_RULE = f"up to {NAME_CHARACTERS} letters, digits, '.', '-' and '_', and no '.' first"
+COMMIT_RULE = "a commit of 40 hex digits, or '' for the newest"
+
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
+PRECISIONS = ("fp32", "fp16", "int8")
+"""Those that a recipe may have gates for; which of them an engine takes, its target says."""
+
 OPSETS = range(18, 24)
 """18 is the lowest the exporter writes; from 20 on Gelu is one node; 23 is the newest all take."""
 
@@ -87,14 +99,14 @@ class ValidateSpec:
 class Recipe:
     """All that a build needs to know besides the task, target and precision asked for.
 
-    tasks: those this recipe ships; empty allows every task of the checkpoint.
+    tasks, targets, precisions: those this recipe ships; empty allows every one that there is.
     """
 
     name: str
     version: str = "0.1.0"
     tasks: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ("onnx",)
-    precisions: tuple[str, ...] = ("fp32",)
+    targets: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
     load: LoadSpec = field(default_factory=LoadSpec)
     export: ExportSpec = field(default_factory=ExportSpec)
     compile: CompileSpec = field(default_factory=CompileSpec)
@@ -135,17 +147,18 @@ def names() -> list[str]:
 def read(name_or_file: str) -> Recipe:
     """Read a shipped recipe by name, or a .toml file by path. Raises RecipeError."""
     path = Path(name_or_file)
-    if path.suffix != ".toml" and not path.is_file():
+    if name_or_file in names():
         path = recipe_folder() / f"{name_or_file}.toml"
-    if not path.is_file():
-        raise RecipeError(
-            f"no recipe '{name_or_file}'",
-            evidence=f"looked for the file {name_or_file} and for a shipped recipe of that name",
-            fix=nearest(name_or_file, names()) + "; or give the path of a .toml file",
-        )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(
+            f"no recipe '{name_or_file:.80}'",
+            evidence=f"there is no shipped recipe of that name, nor a file: {error.strerror}",
+            fix=nearest(name_or_file, names()) + "; or give the path of a .toml file",
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"recipe {path.name} is not valid TOML", evidence=str(error), fix="mend that line"
         ) from error
@@ -153,9 +166,15 @@ def read(name_or_file: str) -> Recipe:
 
 
 def for_model(model: str) -> Recipe:
-    """The defaults for a checkpoint that has no recipe; its name is the folder's or the hub id's."""
-    name = Path(model).resolve().name if Path(model).exists() else model.rsplit("/", 1)[-1]
-    return Recipe(name=name or "model", load=LoadSpec(model=model))
+    """The defaults for a checkpoint that has no recipe; its name is the folder's or the hub id's.
+
+    A character that a recipe's name may not have becomes '-'.
+    """
+    folder = os.path.expanduser(model)
+    local = os.path.isdir(folder)
+    name = Path(folder).resolve().name if local else model.rstrip("/").rsplit("/", 1)[-1]
+    plain = "".join(char if _may_name(char) else "-" for char in name)[:NAME_CHARACTERS]
+    return Recipe(name=plain.lstrip(".") or "model", load=LoadSpec(model=model))
 
 
 def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
@@ -166,48 +185,72 @@ def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
 
 def checked(recipe: Recipe, *, origin: str) -> Recipe:
     """The same recipe, once its values are known to make sense. Raises RecipeError."""
-    _check(recipe, origin)
+    load, export, validate = recipe.load, recipe.export, recipe.validate
+    rules: list[tuple[str, object, bool, str]] = [
+        ("name", recipe.name, _may_name_folder(recipe.name), NAME_RULE),
+        ("version", recipe.version, _may_name_folder(recipe.version), NAME_RULE),
+        ("precisions", recipe.precisions, set(recipe.precisions) <= set(PRECISIONS),
+         f"some of {', '.join(PRECISIONS)}"),
+        ("load.revision", load.revision, _is_commit(load.revision), COMMIT_RULE),
+        ("load.code_revision", load.code_revision, _is_commit(load.code_revision), COMMIT_RULE),
+        ("load.max_tokens", load.max_tokens, load.max_tokens >= 0, "0 (the model's own) or more"),
+        ("load.prompts", tuple(load.prompts),
+         not recipe.tasks or set(load.prompts) <= {*recipe.tasks, NONE},
+         f"prompts of this recipe's tasks: {', '.join(recipe.tasks)}"),
+        ("export.opset", export.opset, export.opset in OPSETS, f"{OPSETS[0]} to {OPSETS[-1]}"),
+        ("export.outputs", export.outputs,
+         set() < set(export.outputs) <= set(OUTPUTS) and _once(export.outputs),
+         f"one or both of {', '.join(OUTPUTS)}"),
+        ("export.dimension", export.dimension, export.dimension >= 0, "0 (full size) or more"),
+        ("validate.budget_tokens", validate.budget_tokens, validate.budget_tokens > 0, "1 or more"),
+        ("validate.max_tokens", validate.max_tokens, validate.max_tokens >= 3, "3 or more"),
+    ]  # fmt: skip
+    for precision, gates in _known_gates(validate.gates, origin).items():
+        for key, bound in gates.items():
+            rules.append(
+                (f"validate.gates.{precision}.{key}", bound, math.isfinite(bound), "a number")
+            )
+    for key, value, good, allowed in rules:
+        if not good:
+            raise RecipeError(
+                f"recipe key '{key}' has a value that cannot be used",
+                evidence=f"{origin}: {key} = {_plain(value)!r}",
+                fix=f"allowed: {allowed}",
+            )
     return recipe
 
 
-def _check(recipe: Recipe, origin: str) -> None:
-    def refuse(key: str, value: object, allowed: str) -> RecipeError:
-        return RecipeError(
-            f"recipe key '{key}' has a value that cannot be used",
-            evidence=f"{origin}: {key} = {value!r}",
-            fix=f"allowed: {allowed}",
-        )
+def _known_gates(
+    table: Mapping[str, Mapping[str, float]], origin: str
+) -> Mapping[str, Mapping[str, float]]:
+    """The same table, once it names only precisions and gates that there are."""
+    keys: list[tuple[str, str, tuple[str, ...]]] = [(name, name, PRECISIONS) for name in table]
+    for precision, gates in table.items():
+        keys += [(f"{precision}.{key}", key, tuple(parity.GATES)) for key in gates]
+    for where, key, known in keys:
+        if key not in known:
+            raise RecipeError(
+                f"unknown recipe key 'validate.gates.{where}'",
+                evidence=f"in {origin}",
+                fix=nearest(key, known),
+            )
+    return table
 
-    for key, value in (("name", recipe.name), ("version", recipe.version)):
-        if not value or value.startswith(".") or set(value) & set("/\\ \n"):
-            raise refuse(key, value, "letters, digits, '.', '-', '_'")
-    if recipe.export.opset not in OPSETS:
-        raise refuse("export.opset", recipe.export.opset, f"{OPSETS[0]} to {OPSETS[-1]}")
-    outputs = recipe.export.outputs
-    if not outputs or len(set(outputs)) != len(outputs) or set(outputs) - set(OUTPUTS):
-        raise refuse("export.outputs", list(outputs), f"one or both of {', '.join(OUTPUTS)}")
-    for key, number in (
-        ("export.dimension", recipe.export.dimension),
-        ("load.max_tokens", recipe.load.max_tokens),
-    ):
-        if number < 0:
-            raise refuse(key, number, "0 (the model's own) or more")
-    if recipe.validate.budget_tokens < 1 or recipe.validate.max_tokens < 3:
-        raise refuse("validate", recipe.validate.budget_tokens, "budget >= 1, max_tokens >= 3")
-    for key, revision in (
-        ("load.revision", recipe.load.revision),
-        ("load.code_revision", recipe.load.code_revision),
-    ):
-        if revision and (len(revision) != 40 or set(revision) - set("0123456789abcdef")):
-            raise refuse(key, revision, "a commit of 40 hex digits, or '' for the newest")
-    for precision, gates in recipe.validate.gates.items():
-        for key in gates:
-            if key not in parity.GATES:
-                raise RecipeError(
-                    f"unknown recipe key 'validate.gates.{precision}.{key}'",
-                    evidence=f"in {origin}",
-                    fix=nearest(key, parity.GATES),
-                )
+
+def _may_name(char: str) -> bool:
+    return char.isalnum() or char in "._-"
+
+
+def _may_name_folder(name: str) -> bool:
+    return 0 < len(name) <= NAME_CHARACTERS and name[0] != "." and all(map(_may_name, name))
+
+
+def _is_commit(revision: str) -> bool:
+    return not revision or (len(revision) == 40 and set(revision) <= set("0123456789abcdef"))
+
+
+def _once(values: tuple[str, ...]) -> bool:
+    return len(set(values)) == len(values)
 
 
 def _build(cls: type, table: Mapping[str, Any], *, where: str, origin: str) -> Any:

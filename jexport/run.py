@@ -6,8 +6,10 @@ Knows no stage by name and prints nothing: what happens goes to `listen`, which 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import gc
 import os
 import secrets
 import shutil
@@ -22,6 +24,10 @@ from jexport.errors import DiskFullError, JexportError, OutputPathError
 from jexport.flow import StageRecord
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+WORK = ".work"
+"""Folder of the runs in progress, beside the artifacts so that a rename can put one in place."""
+
+LOCK_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,8 @@ class Run:
                     raise disk_full(name, self.folder, error) from error
                 error.add_note(f"jexport: during stage '{name}'")
                 raise
+            finally:
+                give_back_memory()
         record = StageRecord(
             stage=name,
             seconds=round(time.perf_counter() - begin, 3),
@@ -130,57 +138,81 @@ def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
     """A run with a work folder below `out`/.work, removed at the end however the run ends.
 
     A lock file tells a live run from one that was killed; the leavings of killed runs are removed.
+    `out` itself goes too when this run made it and leaves nothing in it.
     """
-    work = out / ".work"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        _sweep(work)
-        name, lock = _own_lock(work)
-        folder = work / name
-        folder.mkdir()
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise disk_full("start", work, error) from error
-        raise OutputPathError(
-            f"cannot write below {out}",
-            evidence=str(error),
-            fix="choose another folder with --out DIR",
-        ) from error
-    try:
+    work = out / WORK
+    with contextlib.ExitStack() as stack:
+        if not out.exists():
+            stack.callback(_remove_empty, out)
+        try:
+            lock = stack.enter_context(_own_lock(work))
+            _sweep(work)
+            folder = lock.with_suffix("")
+            folder.mkdir()
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise disk_full("start", work, error) from error
+            raise OutputPathError(
+                f"cannot write below {out}",
+                evidence=str(error),
+                fix="choose another folder with --out DIR",
+            ) from error
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield Run(folder=folder, listen=listen)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def _own_lock(work: Path) -> Iterator[Path]:
+    """Hold a lock file of a new name below `work`, which is made, and removed when it is empty."""
+    path, lock = _locked(work)
+    try:
+        yield path
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
-            (work / f"{name}.lock").unlink()
+            path.unlink()
         lock.close()
-        with contextlib.suppress(OSError):
-            work.rmdir()  # only when no other run is using it
+        _remove_empty(work)  # stays while another run is using it
 
 
-def _own_lock(work: Path) -> tuple[str, IO[str]]:
-    """A name of our own and the held lock file of that name; the folder comes after the lock."""
+def _locked(work: Path) -> tuple[Path, IO[str]]:
+    attempts = 0
     while True:
-        name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        path = work / f"{name}.lock"
-        lock = open(path, "w")  # noqa: SIM115 (held open for the whole run)
+        path = work / f"{os.getpid()}-{secrets.token_hex(4)}.lock"
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            lock = open(path, "w")  # noqa: SIM115 (held open for the whole run)
+        except (FileNotFoundError, FileExistsError):
+            # A run that ended meanwhile removed the folder: make it again, but not for ever.
+            # (mkdir says FileExistsError when the folder goes while it looks.)
+            attempts += 1
+            if attempts == LOCK_ATTEMPTS:
+                raise
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         # A sweeping run may have removed the file between open and flock: then try another.
-        if path.exists() and os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
-            return name, lock
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+                return path, lock
         lock.close()
 
 
 def _sweep(work: Path) -> None:
-    """Remove what killed runs left: every folder whose lock nobody holds."""
+    """Remove what killed runs left: every folder whose lock nobody holds.
+
+    What cannot be removed (another user's, say) is left: it is in nobody's way.
+    """
     for path in sorted(work.iterdir()):
         lock_path = path if path.suffix == ".lock" else path.with_name(f"{path.name}.lock")
-        try:
-            with open(lock_path, "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-                lock_path.unlink(missing_ok=True)
-        except BlockingIOError:
-            continue  # a run that is alive
+        # BlockingIOError: a run that is alive.
+        with contextlib.suppress(OSError), open(lock_path, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
+            lock_path.unlink(missing_ok=True)
 
 
 class _MemoryWatch:
@@ -209,6 +241,17 @@ class _MemoryWatch:
 
     def _sample(self) -> None:
         self.peak_mib = max(self.peak_mib, resident_mib())
+
+
+def give_back_memory() -> None:
+    """Collect garbage and return freed pages to the system.
+
+    Export leaves cycles that hold a whole model, and glibc keeps freed blocks of up to 32 MiB: at
+    full size 3 GB stayed resident while validate loaded the next model.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_mib() -> float:

@@ -1,4 +1,4 @@
-"""Artifact folders: <out>/<model>/<task>/<target>-<precision>/<version>/, written whole or not at all.
+"""Artifact folders: <out>/<model>/<task>/<target>-<precision>/<version>/, written whole or not.
 
 A folder appears under its final name by one rename, after every byte is on the disk. `latest` in
 the parent names the newest version. This module knows nothing of what is in an artifact.
@@ -7,6 +7,7 @@ the parent names the newest version. This module knows nothing of what is in an 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -15,15 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jexport import manifest
-from jexport.errors import ArtifactError, JexportError
+from jexport.errors import ArtifactError, JexportError, OutputPathError
 from jexport.flow import Artifact
+from jexport.run import NO_SPACE
 
 LATEST = "latest"
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+"""What rename says when another run's artifact has the name already."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Where one artifact lives below the folder of all artifacts."""
+    """Where one artifact lives below the folder of all artifacts.
+
+    Raises OutputPathError for a part that is not a plain name: a checkpoint names its own tasks.
+    """
 
     out: Path
     model: str
@@ -31,6 +38,15 @@ class Slot:
     target: str
     precision: str
     version: str
+
+    def __post_init__(self) -> None:
+        for part in (self.model, self.task, self.target, self.precision, self.version):
+            if part in ("", ".", "..") or set(part) & set("/\0"):
+                raise OutputPathError(
+                    "cannot name an artifact's folder",
+                    evidence=f"{part!r} is not a plain name",
+                    fix="rename the task in the checkpoint's config.json",
+                )
 
     @property
     def parent(self) -> Path:
@@ -47,53 +63,74 @@ def find(slot: Slot) -> Artifact | None:
     """The artifact in a slot, verified; None when there is none.
 
     Raises ArtifactError when there is one and it was changed: nobody should build over it unasked.
+    Raises OutputPathError when a file stands where the slot's folders belong.
     """
-    if not slot.path.exists():
-        return None
-    return Artifact(path=slot.path, manifest=manifest.verify(slot.path))
+    if os.path.lexists(slot.path):
+        return Artifact(path=slot.path, manifest=manifest.verify(slot.path))
+    above = next(f for f in (slot.parent, *slot.parent.parents) if os.path.lexists(f))
+    if not above.is_dir():
+        raise _cannot_place(slot, f"{above} is not a folder")
+    return None
 
 
 def place(staged: Path, slot: Slot) -> Artifact:
-    """Move a finished folder into its slot in one step and point `latest` at it.
+    """Move a finished and verified folder into its slot in one step and point `latest` at it.
 
     When another run placed the same version first, that one is kept and `staged` is dropped.
     """
     _sync_tree(staged)
-    slot.parent.mkdir(parents=True, exist_ok=True)
     try:
+        slot.parent.mkdir(parents=True, exist_ok=True)
         os.rename(staged, slot.path)
-    except OSError:
-        if not slot.path.exists():
+    except OSError as error:
+        if error.errno in NO_SPACE:
             raise
+        if error.errno not in TAKEN or not slot.path.is_dir():
+            raise _cannot_place(slot, str(error)) from error
+        manifest.verify(slot.path)
         shutil.rmtree(staged, ignore_errors=True)
     _sync(slot.parent)
-    point_latest(slot)
-    return Artifact(path=slot.path, manifest=manifest.verify(slot.path))
+    point_latest(slot, scratch=staged.parent)
+    return Artifact(path=slot.path, manifest=manifest.read(slot.path))
 
 
-def point_latest(slot: Slot) -> None:
-    """Make `latest` beside the version name this version, unless it does already."""
+def point_latest(slot: Slot, *, scratch: Path) -> None:
+    """Make `latest` beside the version name this version, unless it does already.
+
+    scratch: a folder of the same file system that is removed in any case; the link is made there,
+    so that a run killed in between leaves nothing among the versions.
+    """
     link = slot.parent / LATEST
     if link.is_symlink() and os.readlink(link) == slot.version:
         return
-    fresh = slot.parent / f".{LATEST}-{secrets.token_hex(4)}"
-    os.symlink(slot.version, fresh)
-    try:
-        os.replace(fresh, link)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
+    if link.exists() and not link.is_symlink():
+        raise OutputPathError(
+            f"{link} is not a link, so it cannot name the newest version",
+            evidence=f"it was left as it is; the artifact is in {slot.path}",
+            fix="remove it and build again, or copy artifacts with links kept (cp -a)",
+        )
+    fresh = scratch / f"{LATEST}-{secrets.token_hex(4)}"
+    fresh.symlink_to(slot.version)
+    os.replace(fresh, link)
     _sync(slot.parent)
 
 
 def keep_report(report: Path, slot: Slot) -> Path | None:
-    """Copy the report of a failed build to `<version>.failed.json` beside the versions."""
+    """Move the report of a failed build to `<version>.failed.json` beside the versions."""
     if not report.is_file():
         return None
     slot.parent.mkdir(parents=True, exist_ok=True)
     kept = slot.parent / f"{slot.version}.failed.json"
-    shutil.copyfile(report, kept)
+    os.replace(report, kept)
     return kept
+
+
+def _cannot_place(slot: Slot, evidence: str) -> OutputPathError:
+    return OutputPathError(
+        f"cannot put an artifact into {slot.parent}",
+        evidence=evidence,
+        fix="move that away, or choose another folder with --out DIR",
+    )
 
 
 def artifacts(out: Path) -> Iterator[Artifact]:

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from jexport import toy_tokenizer
 from jexport.errors import (
     DiskFullError,
     OutputPathError,
@@ -42,9 +43,6 @@ Drawing: TypeAlias = "tuple[Shape, Callable[[], Tensor]]"
 
 LAYOUTS = ("original", "native")
 TASKS = tuple(JINA_V3_PROMPTS)
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-"""The first four tokens, in the order of their ids (`<mask>` is the last token)."""
-
 MAX_TOKENS = 8194
 SENTENCE = "sentence_transformers.models"
 LORA_RANK = 4
@@ -102,8 +100,8 @@ def write(
             fix=nearest(layout, LAYOUTS),
         )
     size = FULL if full_size else SMALL
-    tokenizer_json = _train_tokenizer() if tokenizer is None else _read(tokenizer)
-    tokens = _count_tokens(tokenizer_json, tokenizer)
+    tokenizer_json = toy_tokenizer.train() if tokenizer is None else toy_tokenizer.read(tokenizer)
+    tokens = toy_tokenizer.rows(tokenizer_json, tokenizer)
     rows = size.vocabulary or tokens
     if tokens > rows:
         raise TokenizerError(
@@ -403,94 +401,3 @@ def _adapter_config() -> dict[str, Any]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-# --- tokenizer ---------------------------------------------------------------------------------
-
-SENTENCES = (
-    "The lighthouse keeper writes down the weather every morning before breakfast.",
-    "Which of these two roads leads to the harbour, and which one to the market?",
-    "Who repairs the clock in the tower when it stops during the winter?",
-    "Represent the question, the document and the answer in the same space.",
-    "Der Gärtner gießt die Rosen am Abend, wenn die Sonne nicht mehr brennt.",
-    "La bibliothèque prête des livres, des cartes et quelques instruments de musique.",
-    "El puente de madera cruza el río justo antes de la vieja fábrica.",
-    "Il treno per la montagna parte ogni mattina alle sette e mezza.",
-    "O mercado abre cedo e fecha quando acaba o peixe.",
-    "De fietsenmaker op de hoek heeft altijd een pomp buiten staan.",
-    "Zegar na wieży spóźnia się o pięć minut, ale nikomu to nie przeszkadza.",
-    "Bahçedeki ceviz ağacı bu yıl çok meyve verdi.",
-    "Người thợ mộc làm một chiếc bàn mới cho trường học.",
-    "Старый мост через реку открыли после долгого ремонта.",
-    "Το καράβι φτάνει στο νησί λίγο πριν νυχτώσει.",
-    "المكتبة مفتوحة كل يوم من الصباح حتى المساء.",
-    "הספרייה פתוחה כל יום מהבוקר עד הערב.",
-    "गाँव का पुस्तकालय हर सुबह खुलता है।",
-    "ตลาดเปิดแต่เช้าและปิดตอนบ่าย",
-    "港の灯台は夜になると光ります。",
-    "图书馆每天早上八点开门，晚上九点关门。",
-    "도서관은 매일 아침 여덟 시에 문을 엽니다.",
-)
-
-
-def _train_tokenizer() -> bytes:
-    """A byte-level BPE as tokenizer.json: any text in, no `<unk>` out, and decoding gives it back.
-
-    All 256 bytes are in its alphabet. Training on `SENTENCES` breaks ties by id, so that it gives
-    the same merges every time.
-    """
-    import tokenizers
-    from tokenizers import pre_tokenizers
-
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=600,
-        show_progress=False,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    mask = tokenizers.AddedToken("<mask>", lstrip=True, special=True)
-    tokenizer.add_special_tokens([mask])
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    return f"{tokenizer.to_str(pretty=True)}\n".encode()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TokenizerError(
-            f"toy: cannot read the tokenizer {path}",
-            evidence=str(error),
-            fix="give the path of a tokenizer.json, or none for the built-in one",
-        ) from error
-
-
-def _count_tokens(tokenizer_json: bytes, path: Path | None) -> int:
-    """How many rows the table needs; TokenizerError unless the special tokens are XLM-R's."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # ValueError here, but the library also raises bare Exception
-        raise TokenizerError(
-            f"toy: {path} is not a tokenizer.json",
-            evidence=str(error),
-            fix="give the path of a tokenizer.json, or none for the built-in one",
-        ) from error
-    found = {token: tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, "<mask>")}
-    wanted = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    if found["<mask>"] is None or any(found[token] != wanted[token] for token in wanted):
-        raise TokenizerError(
-            f"toy: {path} does not have the special tokens of XLM-R",
-            evidence=f"it has {found}, wanted are {wanted} and a <mask>",
-            fix="give the tokenizer.json of an XLM-R model, or none for the built-in one",
-        )
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())

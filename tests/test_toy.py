@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ TEXTS = json.loads((Path(__file__).parent / "fixtures" / "texts.json").read_text
     :24
 ]
 MATRIX = ".parametrizations.weight"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are 50 times as fast on one thread when the other core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,8 @@ def open_native(folder: Path, *tasks: str) -> Any:
         )
         # transformers 5.23 also names the adapters that were loaded before, which are intact.
         assert not [key for key in report.missing_keys if f".{name}" in key]
-        assert not report.unexpected_keys and not report.mismatched_keys
+        assert not report.unexpected_keys
+        assert not report.mismatched_keys
         model.set_adapter(name)
     return model.eval()
 
@@ -167,7 +178,8 @@ def test_texts_and_tasks_differ(native: Path) -> None:
     }
     for task, embeddings in vectors.items():
         similar = (embeddings @ embeddings.T)[~torch.eye(len(TEXTS), dtype=torch.bool)]
-        assert similar.mean() < 0.9 and similar.max() < 0.999
+        assert similar.mean() < 0.9
+        assert similar.max() < 0.999
         for other in set(vectors) - {task}:
             assert (embeddings * vectors[other]).sum(1).max() < 0.98
 
@@ -184,7 +196,8 @@ def test_tokens_of_a_text_differ(native: Path) -> None:
 def test_tokenizer_gives_every_text_back(text: str, original: Path) -> None:
     tokenizer = Tokenizer.from_file(str(original / "tokenizer.json"))
     ids = tokenizer.encode(text).ids
-    assert ids[0] == 0 and ids[-1] == 2 and 3 not in ids
+    assert (ids[0], ids[-1]) == (0, 2)
+    assert 3 not in ids
     assert tokenizer.decode(ids) == text
 
 

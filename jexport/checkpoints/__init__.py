@@ -6,7 +6,7 @@ beyond [load].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,19 @@ from jexport.checkpoints import (
     jina_v3_original,
     native_class,
     remote_code,
+    sentence_files,
     sentence_transformer,
     transformer_files,
 )
-from jexport.errors import CheckpointError, UnsupportedCheckpointError
-from jexport.flow import Embedding, FileDigest, LoadedModel, Runner, Source, WeightReader
+from jexport.checkpoints.embedding import read as how_embedded
+from jexport.errors import (
+    CheckpointError,
+    RecipeError,
+    RemoteCodeError,
+    UnsupportedCheckpointError,
+    nearest,
+)
+from jexport.flow import FileDigest, LoadedModel, Runner, Source, WeightReader
 from jexport.manifest import file_digest
 from jexport.recipe import LoadSpec
 
@@ -43,17 +51,20 @@ def locate(spec: LoadSpec) -> tuple[Path, str]:
     Raises CheckpointError (no such folder), HubError, RemoteCodeError (code without a pin).
     """
     folder = Path(spec.model).expanduser()
-    if folder.is_dir():
+    if spec.model and folder.is_dir():
         return folder, ""
     looks_local = spec.model.startswith((".", "/", "~")) or spec.model.count("/") != 1
-    if looks_local or not spec.model:
+    if looks_local or not all(spec.model.split("/")):
         raise CheckpointError(
             f"no checkpoint folder '{spec.model}'",
             evidence="it is not a folder, and a hub id has the form owner/name",
             fix="give --model FOLDER or --model OWNER/NAME",
         )
-    remote_code.check_pinned(spec, from_hub=True)
-    return hub.fetch(spec.model, spec.revision, hub.WEIGHTS_AND_CONFIG)
+    wanted: tuple[str, ...] = hub.WEIGHTS_AND_CONFIG
+    if spec.trust_remote_code:
+        hub.check_pinned(spec.revision, what=f"the hub's {spec.model}", key="load.revision")
+        wanted += hub.CODE
+    return hub.fetch(spec.model, spec.revision, wanted)
 
 
 def detect(folder: Path, config: Mapping[str, Any]) -> str:
@@ -84,31 +95,35 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     folder, revision = locate(spec)
     config = transformer_files.read_json(folder / "config.json")
     layout = detect(folder, config)
-    tasks.check_task(task, known_tasks(folder))
+    offered = (*LAYOUTS[layout].known_tasks(folder, config), tasks.NONE)
+    tasks.check_task(task, offered)
+    _check_prompts(spec, offered)
     code: tuple[FileDigest, ...] = ()
     code_revision = ""
     if layout == "remote_code" or spec.trust_remote_code:
         code, code_revision = remote_code.code_files(folder, config, spec)
+        _check_authors_code(layout, task)
     weights, adapter, weight_files = LAYOUTS[layout].read(folder, config, task)
-    tokenizer_files = transformer_files.tokenizer_files(folder, rows=int(config["vocab_size"]))
-    embedding = _embedding(folder, config, spec, layout, task)
+    width, rows = _sizes(folder, config, spec, layout)
+    tokenizer_files = transformer_files.tokenizer_files(folder, rows=rows)
+    embedding, said = how_embedded(folder, config, spec, task, width=width, jina=layout in JINA)
+    licence = transformer_files.licence(folder)
     around = [
         folder / name
-        for name in ("config.json", "modules.json", "1_Pooling/config.json",
-                     "sentence_bert_config.json", "config_sentence_transformers.json")
+        for name in ("config.json", sentence_files.PROMPTS, sentence_files.transformer_file(folder),
+                     "README.md" if licence else "")
         if (folder / name).is_file()
     ]  # fmt: skip
-    files = sorted({*weight_files, *tokenizer_files, *around})
+    files = sorted({*weight_files, *tokenizer_files, *around, *said})
     return LoadedModel(
         config=config,
         weights=weights,
         adapter=adapter,
         assemble=_assemble(layout, folder, config, spec),
         tokenize_reference=transformer_files.reference_tokenizer(
-            folder,
+            _tokenizer(layout, folder, spec),
             prompt=embedding.prompt,
             max_tokens=embedding.max_tokens,
-            trust_remote_code=spec.trust_remote_code,
         ),
         reference=_reference(layout, folder, config, spec, weights, adapter, task),
         tokenizer_files=tokenizer_files,
@@ -118,50 +133,46 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
             layout=layout,
             revision=revision,
             code_revision=code_revision,
-            licence=spec.licence
-            or transformer_files.licence(folder)
-            or (JINA_LICENCE if layout in JINA else ""),
+            licence=spec.licence or licence or (JINA_LICENCE if layout in JINA else ""),
             files=tuple(file_digest(path, root=folder) for path in files),
             code=code,
         ),
     )
 
 
-def _embedding(
-    folder: Path, config: Mapping[str, Any], spec: LoadSpec, layout: str, task: str
-) -> Embedding:
-    pooling = transformer_files.pooling(folder) if layout not in JINA else _jina_pooling(config)
-    if pooling is None:
-        raise UnsupportedCheckpointError(
-            "the checkpoint does not say how its vectors are pooled",
-            evidence=f"{folder} has no modules.json",
-            fix="add modules.json and 1_Pooling/config.json as sentence-transformers writes them",
-        )
-    limit = transformer_files.length_limit(folder, config)
-    if spec.max_tokens > limit:
-        raise UnsupportedCheckpointError(
-            f"load.max_tokens = {spec.max_tokens} is more than the checkpoint takes",
-            evidence=f"its own files allow {limit}",
-            fix=f"set load.max_tokens to {limit} or less",
-        )
-    instructions = {**tasks.JINA_V3_PROMPTS, **(config.get("task_instructions") or {})}
-    prompt = instructions[task] if task != tasks.NONE else ""
-    if layout not in JINA:
-        prompt = transformer_files.default_prompt(folder)
-    return Embedding(
-        task=task,
-        prompt=spec.prompts.get(task, prompt),
-        pooling=pooling[0],
-        normalize=pooling[1],
-        dimension=int(config["hidden_size"]),
-        matryoshka=tuple(sorted(int(d) for d in config.get("matryoshka_dimensions") or ())),
-        max_tokens=spec.max_tokens or limit,
-    )
+def _tokenizer(layout: str, folder: Path, spec: LoadSpec) -> Callable[[], Any]:
+    """Opens the tokenizer; that of a known layout needs no code, also when code is trusted."""
+    if layout == "remote_code":
+        return lambda: remote_code.open_tokenizer(folder, spec)
+    return lambda: transformer_files.auto_tokenizer(folder)
 
 
-def _jina_pooling(config: Mapping[str, Any]) -> tuple[str, bool]:
-    # The authors' encode() pools over the mask unless emb_pooler says cls, and normalises.
-    return ("cls" if config.get("emb_pooler") == "cls" else "mean"), True
+def _check_prompts(spec: LoadSpec, offered: Sequence[str]) -> None:
+    for name in spec.prompts:
+        if name not in offered:
+            raise RecipeError(
+                f"recipe key 'load.prompts.{name}' is of a task that the checkpoint does not have",
+                evidence=f"it has: {', '.join(offered)}",
+                fix=nearest(name, offered),
+            )
+
+
+def _check_authors_code(layout: str, task: str) -> None:
+    """Raise RemoteCodeError where the code beside the weights cannot be the reference."""
+    if layout == "jina_v3_native" and task != tasks.NONE:
+        raise RemoteCodeError(
+            "the code beside this checkpoint does not know its PEFT adapters",
+            evidence=f"the layout is {layout}, the task '{task}'",
+            fix="build without --trust-remote-code",
+        )
+
+
+def _sizes(folder: Path, config: Mapping[str, Any], spec: LoadSpec, layout: str) -> tuple[int, int]:
+    """Width of the hidden states and rows of the embedding table. Raises CheckpointError."""
+    literal = "hidden_size" in config and "vocab_size" in config
+    if layout == "remote_code" and not literal:
+        config = {**config, **remote_code.sizes(folder, spec)}
+    return transformer_files.width_and_rows(config)
 
 
 def _assemble(layout: str, folder: Path, config: Mapping[str, Any], spec: LoadSpec) -> Any:
@@ -185,7 +196,7 @@ def _reference(
     task: str,
 ) -> Any:
     def reference() -> AbstractContextManager[Runner]:
-        if spec.trust_remote_code and (layout == "remote_code" or config.get("auto_map")):
+        if spec.trust_remote_code:
             return remote_code.reference(folder, config, spec, task)
         if layout in JINA:
             return native_class.reference(config, weights, adapter)

@@ -8,17 +8,28 @@ scaling = lora_alpha / r. Knows nothing of merging.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jexport import tasks
-from jexport.checkpoints import native_class, shards
+from jexport.checkpoints import native_class, native_config, shards
 from jexport.errors import AdapterError
 from jexport.flow import LowRank, WeightReader
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
+HARMLESS = {
+    "r", "lora_alpha", "target_modules", "lora_dropout", "inference_mode", "task_type", "revision",
+    "base_model_name_or_path", "auto_mapping", "peft_version", "megatron_core", "qalora_group_size",
+    "eva_config",
+}  # fmt: skip
+"""Keys of PEFT's LoraConfig (0.21.2) that do not change what a saved adapter adds."""
+
+PLAIN_STARTS = (True, "gaussian", "orthogonal", "eva")
+"""Ways to begin training that leave the base as it is; PiSSA, OLoRA, CorDA and LoftQ change it."""
+
 PREFIXES = ("base_model.model.", "roberta.", "model.")
 
 
@@ -34,7 +45,7 @@ def folder_name(task: str) -> str:
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The tasks that have an adapter folder; none for a merged checkpoint."""
-    listed = tuple(config.get("lora_adaptations") or tasks.JINA_V3_PROMPTS)
+    listed = native_class.listed_tasks(config) or tuple(tasks.JINA_V3_PROMPTS)
     return tuple(task for task in listed if (folder / folder_name(task)).is_dir())
 
 
@@ -43,59 +54,48 @@ def read(
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
     """Weights under native names, the task's adapter, and the files that hold them.
 
-    Raises CheckpointError, StateDictError, AdapterError.
+    Other tasks' adapter files are not opened. Raises CheckpointError, StateDictError, AdapterError.
     """
-    paths = shards.find(folder)
-    base = shards.entries(paths)
-    weights = native_class.native_weights({name: name for name in base}, base, config)
+    native_config.check_config(config)
+    base = shards.tensors(folder)
+    pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in base)
+    weights = native_class.native_weights(((n, n) for n in base), base, config, pooler=pooler)
+    paths = shards.files(folder, base)
     if task == tasks.NONE:
         return weights, {}, paths
     home = folder / folder_name(task)
-    adapter = _adapter(home, config)
-    return weights, adapter, [*paths, home / CONFIG, home / FILE]
+    return weights, _adapter(home, config), [*paths, home / CONFIG, home / FILE]
 
 
 def _adapter(home: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
-    try:
-        settings = json.loads((home / CONFIG).read_text(encoding="utf-8"))
-        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(
-            f"adapter {home.name} has no usable {CONFIG}",
-            evidence=repr(error),
-            fix="give a checkpoint whose adapters were saved whole",
-        ) from error
-    _refuse_variants(home, settings)
+    settings = _settings(home)
+    rank = settings["r"]
+    scaling = native_class.scaling(settings.get("lora_alpha"), rank, where=f"{home.name}/{CONFIG}")
     found = shards.entries([home / FILE])
-    factors = {_native_factor(name): name for name in found}
-    pooler = "dense" in (settings.get("target_modules") or ["dense"])
-    matrices = native_class.adapted_matrices(config, pooler=pooler)
+    targets = _targets(settings)
+    chosen = [
+        (matrix, native, part)
+        for matrix in native_class.adapted_matrices(config, pooler=True)
+        for native, part in matrix.parts
+        if targets(native.removesuffix(".weight"))
+    ]
+    factors = native_class.one_each(
+        [(_native_factor(name), name) for name in found],
+        [f"{native.removesuffix('.weight')}.{side}" for _, native, _ in chosen for side in "AB"],
+        what=f"the factors in {home.name}",
+    )
     adapter: dict[str, LowRank] = {}
-    wanted: set[str] = set()
-    for matrix in matrices:
-        for native, part in matrix.parts:
-            module = native.removesuffix(".weight")
-            a_key, b_key = f"{module}.A", f"{module}.B"
-            wanted |= {a_key, b_key}
-            if a_key not in factors or b_key not in factors:
-                continue
-            a, b = factors[a_key], factors[b_key]
-            rows = matrix.shape[0] if part is None else part[1] - part[0]
-            note = f"r in {home.name}/{CONFIG}"
-            native_class.check_factor(a, found[a].shape, (rank, _columns(matrix)), what=note)
-            native_class.check_factor(b, found[b].shape, (_rows(matrix, rows), rank), what=note)
-            up, down = (a, b) if matrix.embedding else (b, a)
-            adapter[native] = LowRank(
-                up=shards.reader(up, found[up], transpose=matrix.embedding),
-                down=shards.reader(down, found[down], transpose=matrix.embedding),
-                scaling=alpha / rank,
-            )
-    if wanted != set(factors):
-        raise AdapterError(
-            f"adapter {home.name} does not cover the model's matrices",
-            evidence=f"missing: {shards.describe(wanted - set(factors)) or 'none'}\n"
-            f"not expected: {shards.describe(set(factors) - wanted) or 'none'}",
-            fix="give a checkpoint whose adapters were saved whole",
+    for matrix, native, part in chosen:
+        a, b = (factors[f"{native.removesuffix('.weight')}.{side}"] for side in "AB")
+        rows = matrix.shape[0] if part is None else part[1] - part[0]
+        note = f"r in {home.name}/{CONFIG}"
+        native_class.check_factor(a, found[a].shape, (rank, _columns(matrix)), what=note)
+        native_class.check_factor(b, found[b].shape, (_rows(matrix, rows), rank), what=note)
+        up, down = (a, b) if matrix.embedding else (b, a)
+        adapter[native] = LowRank(
+            up=shards.reader(up, found[up], transpose=matrix.embedding),
+            down=shards.reader(down, found[down], transpose=matrix.embedding),
+            scaling=scaling,
         )
     return adapter
 
@@ -109,20 +109,58 @@ def _columns(matrix: native_class.Adapted) -> int:
     return matrix.shape[0] if matrix.embedding else matrix.shape[1]
 
 
-def _refuse_variants(home: Path, settings: Mapping[str, Any]) -> None:
-    """LoRA variants whose delta is another formula would merge to wrong weights."""
-    odd = [key for key in ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern",
-                           "alpha_pattern", "modules_to_save", "lora_bias") if settings.get(key)]  # fmt: skip
-    if settings.get("bias", "none") != "none":
-        odd.append("bias")
-    if settings.get("peft_type", "LORA") != "LORA":
-        odd.append("peft_type")
+def _settings(home: Path) -> dict[str, Any]:
+    """adapter_config.json, known to be of plain LoRA. Raises AdapterError.
+
+    A variant whose delta is another formula would merge to wrong weights; PEFT adds one in most
+    releases, so that every key that is not known to be harmless has to be off.
+    """
+    try:
+        settings = json.loads((home / CONFIG).read_text(encoding="utf-8"))
+        rank = settings["r"]
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"r = {rank!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"adapter {home.name} has no usable {CONFIG}",
+            evidence=repr(error),
+            fix="give a checkpoint whose adapters were saved whole",
+        ) from error
+    plain = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": PLAIN_STARTS}
+    odd = [
+        f"{key} = {value!r}"
+        for key, value in settings.items()
+        if key not in HARMLESS and value and value not in plain.get(key, ())
+    ]
     if odd:
         raise AdapterError(
             f"adapter {home.name} is not plain LoRA",
-            evidence=", ".join(f"{key} = {settings[key]!r}" for key in odd),
+            evidence=", ".join(odd),
             fix="merge this adapter with PEFT first and build the merged checkpoint",
         )
+    return dict(settings)
+
+
+def _targets(settings: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which native modules the adapter says it adapts, by PEFT's rule; all when it does not say.
+
+    PEFT: a str is a regular expression for the whole name, a list holds names or their ends.
+    """
+    said = settings.get("target_modules")
+    if not said:
+        return lambda module: True
+    if isinstance(said, str):
+        try:
+            pattern = re.compile(said)
+        except re.error as error:
+            raise AdapterError(
+                "the adapter does not say which matrices it adapts",
+                evidence=f"target_modules = {said!r}: {error}",
+                fix="give a checkpoint whose adapters were saved whole",
+            ) from error
+        return lambda module: pattern.fullmatch(module) is not None
+    ends = tuple(str(name) for name in said)
+    return lambda module: module in ends or module.endswith(tuple(f".{end}" for end in ends))
 
 
 def _native_factor(name: str) -> str:

@@ -1,8 +1,9 @@
 """The original jina-embeddings-v3 layout: one safetensors file with stacked `parametrizations`.
 
-Reads names and shapes; runs in transformers' native class (see native_class.py), because the
-authors' own code does not import under transformers 5. Formula: modeling_lora.py `lora_forward`,
-revision 845308d0 of jinaai/xlm-roberta-flash-implementation; scaling = lora_alpha / lora_rank.
+A merged checkpoint of this layout has plain weights and only the task `none`. Reads names and
+shapes; runs in transformers' native class (see native_class.py), because the authors' own code does
+not import under transformers 5. Formula: modeling_lora.py `lora_forward`, revision 845308d0 of
+jinaai/xlm-roberta-flash-implementation; scaling = lora_alpha / lora_rank.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jexport import tasks
-from jexport.checkpoints import native_class, shards
-from jexport.errors import AdapterError
+from jexport.checkpoints import native_class, native_config, shards
+from jexport.checkpoints.transformer_files import count
 from jexport.flow import LowRank, WeightReader
 
 STACK = ".parametrizations.weight"
@@ -22,12 +23,25 @@ LORA_A, LORA_B, BASE = f"{STACK}.0.lora_A", f"{STACK}.0.lora_B", f"{STACK}.origi
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether a folder holds this layout."""
-    return "lora_adaptations" in config and config.get("model_type") in (None, "xlm-roberta")
+    rotary = config.get("position_embedding_type") == "rotary"
+    return (rotary or "lora_adaptations" in config) and config.get("model_type") in (
+        None,
+        "xlm-roberta",
+    )
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The adapters in the order of their index."""
-    return tuple(config["lora_adaptations"])
+    """The adapters in the order of their index; none when the weights are merged already."""
+    return _listed(config) if _adapted(shards.tensors(folder)) else ()
+
+
+def _listed(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the adapters by their index; early forks leave them out and have the usual ones."""
+    return native_class.listed_tasks(config) or tuple(tasks.JINA_V3_PROMPTS)
+
+
+def _adapted(found: Mapping[str, shards.Entry]) -> set[str]:
+    return {name for name in found if name.endswith((LORA_A, LORA_B))}
 
 
 def read(
@@ -35,45 +49,47 @@ def read(
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
     """Weights under native names, the task's adapter, and the files that hold them.
 
-    Raises CheckpointError, StateDictError, AdapterError.
+    The adapters have to be whole for any task, `none` too; but only the chosen one's numbers are
+    read later, so a NaN in another goes unseen. Raises CheckpointError, StateDictError,
+    AdapterError.
     """
-    paths = shards.find(folder)
-    found = shards.entries(paths)
-    base = {name: entry for name, entry in found.items() if not name.endswith((LORA_A, LORA_B))}
-    renamed = {name.removesuffix(BASE) + ".weight" if name.endswith(BASE) else name: name
-               for name in base}  # fmt: skip
-    weights = native_class.native_weights(renamed, base, config)
-    adapter = _adapter(found, config, task) if task != tasks.NONE else {}
-    return weights, adapter, paths
+    native_config.check_config(config)
+    found = shards.tensors(folder)
+    adapted = _adapted(found)
+    base = {name: entry for name, entry in found.items() if name not in adapted}
+    plain = [(name.removesuffix(BASE) + ".weight" if name.endswith(BASE) else name, name)
+             for name in base]  # fmt: skip
+    pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in found)
+    weights = native_class.native_weights(plain, base, config, pooler=pooler)
+    adapter = _adapter(found, config, task, pooler=pooler) if adapted else {}
+    return weights, adapter, shards.files(folder, found)
 
 
 def _adapter(
-    found: Mapping[str, shards.Entry], config: Mapping[str, Any], task: str
+    found: Mapping[str, shards.Entry], config: Mapping[str, Any], task: str, *, pooler: bool
 ) -> dict[str, LowRank]:
-    index = list(config["lora_adaptations"]).index(task)
-    count, rank = len(config["lora_adaptations"]), int(config["lora_rank"])
-    scaling = float(config["lora_alpha"]) / rank
-    adapter: dict[str, LowRank] = {}
-    stripped = {name.removeprefix("roberta."): name for name in found}
-    pooler = any(name.startswith("pooler.") for name in stripped)
+    """The task's deltas (none for `none`), once every adapter is known to be whole."""
+    listed, rank = _listed(config), count(config, "lora_rank")
+    scaling = native_class.scaling(config.get("lora_alpha"), rank, where="config.json")
     matrices = native_class.adapted_matrices(config, pooler=pooler)
-    expected = {matrix.original + suffix for matrix in matrices for suffix in (LORA_A, LORA_B)}
-    present = {name for name in stripped if name.endswith((LORA_A, LORA_B))}
-    if expected != present:
-        raise AdapterError(
-            f"the adapters do not cover the model's {len(matrices)} matrices",
-            evidence=f"missing: {shards.describe(expected - present) or 'none'}\n"
-            f"not expected: {shards.describe(present - expected) or 'none'}",
-            fix="give a checkpoint whose adapters were saved whole",
-        )
+    factors = native_class.one_each(
+        [(name.removeprefix("roberta."), name) for name in _adapted(found)],
+        [matrix.original + suffix for matrix in matrices for suffix in (LORA_A, LORA_B)],
+        what="the stacked adapters",
+    )
+    adapter: dict[str, LowRank] = {}
     for matrix in matrices:
-        a_name, b_name = stripped[matrix.original + LORA_A], stripped[matrix.original + LORA_B]
+        a_name, b_name = factors[matrix.original + LORA_A], factors[matrix.original + LORA_B]
         rows, columns = matrix.shape
-        a_shape, b_shape = (count, rank, columns), (count, rows, rank)
+        a_shape, b_shape = (len(listed), rank, columns), (len(listed), rows, rank)
         if matrix.embedding:
-            a_shape, b_shape = (count, rows, rank), (count, rank, columns)
+            a_shape, b_shape = (len(listed), rows, rank), (len(listed), rank, columns)
         for name, shape in ((a_name, a_shape), (b_name, b_shape)):
-            native_class.check_factor(name, found[name].shape, shape, what="lora_rank in config.json")
+            what = "config.json (lora_adaptations, lora_rank)"
+            native_class.check_factor(name, found[name].shape, shape, what=what)
+        if task == tasks.NONE:
+            continue
+        index = listed.index(task)
         up, down = (a_name, b_name) if matrix.embedding else (b_name, a_name)
         for native, part in matrix.parts:
             adapter[native] = LowRank(

@@ -8,12 +8,16 @@ the CPU, because a meta buffer holds no numbers.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import shards
-from jexport.errors import AdapterError, StateDictError, UnsupportedCheckpointError
+from jexport.checkpoints.native_config import native_config
+from jexport.checkpoints.transformer_files import count, quiet_transformers
+from jexport.errors import AdapterError, CheckpointError, StateDictError
 from jexport.flow import LowRank, Runner, Tensors, WeightReader
 
 if TYPE_CHECKING:
@@ -23,9 +27,10 @@ LAYER_NAMES = {
     "mixer.out_proj": "self_attn.o_proj",
     "norm1": "post_attention_layernorm",
     "norm2": "post_mlp_layernorm",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
 }
+LAYER = re.compile(r"(?:encoder\.)?layers\.(\d+)\.(.+)")
+FUSED = "mixer.Wqkv"
+POOLER = "pooler.dense"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,49 +51,99 @@ def adapted_matrices(config: Mapping[str, Any], *, pooler: bool) -> list[Adapted
 
     The pooler is never run, but an adapter without its part was not saved whole.
     """
-    hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+    hidden, inner = count(config, "hidden_size"), count(config, "intermediate_size")
 
     def one(original: str, rows: int, columns: int, *, embedding: bool = False) -> Adapted:
         part = (f"{native_module(original)}.weight", None)
         return Adapted(original=original, shape=(rows, columns), embedding=embedding, parts=(part,))
 
-    vocabulary, types = int(config["vocab_size"]), int(config["type_vocab_size"])
+    types = count(config, "type_vocab_size", 1)
     found = [
-        one("embeddings.word_embeddings", vocabulary, hidden, embedding=True),
+        one("embeddings.word_embeddings", count(config, "vocab_size"), hidden, embedding=True),
         one("embeddings.token_type_embeddings", types, hidden, embedding=True),
     ]
-    for layer in range(int(config["num_hidden_layers"])):
+    for layer in range(count(config, "num_hidden_layers")):
         name = f"encoder.layers.{layer}"
-        thirds = tuple(
-            (f"layers.{layer}.self_attn.{p}_proj.weight", (n * hidden, (n + 1) * hidden))
-            for n, p in enumerate("qkv")
-        )
-        found.append(
-            Adapted(original=f"{name}.mixer.Wqkv", shape=(3 * hidden, hidden), embedding=False,
-                    parts=thirds)  # fmt: skip
-        )
+        parts = tuple((f"{module}.weight", rows) for module, rows in _thirds(layer, hidden))
+        fused, shape = f"{name}.{FUSED}", (3 * hidden, hidden)
+        found.append(Adapted(original=fused, shape=shape, embedding=False, parts=parts))
         found.append(one(f"{name}.mixer.out_proj", hidden, hidden))
         found.append(one(f"{name}.mlp.fc1", inner, hidden))
         found.append(one(f"{name}.mlp.fc2", hidden, inner))
     if pooler:
-        found.append(one("pooler.dense", hidden, hidden))
+        found.append(one(POOLER, hidden, hidden))
     return found
+
+
+def _thirds(layer: int | str, hidden: int) -> list[tuple[str, tuple[int, int]]]:
+    """The native modules in a fused Wqkv, each with its rows of it."""
+    return [
+        (f"layers.{layer}.self_attn.{letter}_proj", (n * hidden, (n + 1) * hidden))
+        for n, letter in enumerate("qkv")
+    ]
 
 
 def native_module(name: str) -> str:
     """The native name of an original module (`Wqkv` apart); native names stay as they are."""
-    if name.startswith("emb_ln"):
-        return name.replace("emb_ln", "embeddings.LayerNorm", 1)
-    stem = name.removeprefix("encoder.")
-    if not stem.startswith("layers."):
+    if name == "emb_ln":
+        return "embeddings.LayerNorm"
+    layer = LAYER.fullmatch(name)
+    if layer is None:
         return name
-    _, number, rest = stem.split(".", 2)
+    number, rest = layer.groups()
     return f"layers.{number}.{LAYER_NAMES.get(rest, rest)}"
 
 
-def check_factor(
-    name: str, shape: tuple[int, ...], wanted: tuple[int, ...], *, what: str
-) -> None:
+def listed_tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """`lora_adaptations` of config.json, () without it. Raises CheckpointError."""
+    listed = config.get("lora_adaptations")
+    names = () if listed is None else listed
+    if not isinstance(names, list | tuple) or len({str(name) for name in names}) != len(names):
+        raise CheckpointError(
+            "config.json does not list the adapters",
+            evidence=f"lora_adaptations = {listed!r}",
+            fix="give the config.json that belongs to these weights",
+        )
+    return tuple(str(name) for name in names)
+
+
+def scaling(alpha: Any, rank: int, *, where: str) -> float:
+    """lora_alpha / rank. Raises AdapterError unless that is a number."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(
+            "the adapter does not say how it is scaled",
+            evidence=f"{where}: lora_alpha = {alpha!r}",
+            fix="give a checkpoint whose adapters were saved whole",
+        )
+    return float(alpha) / rank
+
+
+def one_each(
+    named: Iterable[tuple[str, str]], wanted: Iterable[str], *, what: str
+) -> dict[str, str]:
+    """Factor -> name in the file, once each is there, once, and no other.
+
+    named: factor and name in the file. Raises AdapterError.
+    """
+    factors: dict[str, str] = {}
+    odd: set[str] = set()
+    needed = set(wanted)
+    for factor, name in named:
+        if factor in factors or factor not in needed:
+            odd |= {name, factors.get(factor, name)}
+        factors.setdefault(factor, name)
+    missing = needed - set(factors)
+    if missing or odd:
+        raise AdapterError(
+            f"{what} do not cover the model's matrices one by one",
+            evidence=f"missing: {shards.describe(missing) or 'none'}\n"
+            f"not expected: {shards.describe(odd) or 'none'}",
+            fix="give a checkpoint whose adapters were saved whole",
+        )
+    return factors
+
+
+def check_factor(name: str, shape: tuple[int, ...], wanted: tuple[int, ...], *, what: str) -> None:
     """Raise AdapterError unless a LoRA factor has the shape that rank and matrix ask for."""
     if shape != wanted:
         raise AdapterError(
@@ -99,101 +154,77 @@ def check_factor(
 
 
 def native_weights(
-    names: Mapping[str, str], found: Mapping[str, shards.Entry], config: Mapping[str, Any]
+    names: Iterable[tuple[str, str]],
+    found: Mapping[str, shards.Entry],
+    config: Mapping[str, Any],
+    *,
+    pooler: bool,
 ) -> dict[str, WeightReader]:
     """Readers under native names for every weight of the model, the unused pooler left out.
 
-    names: plain weight name ('...weight', '...bias') -> name in the file. Raises StateDictError
-    when anything is missing, unexpected or of another shape.
+    names: plain weight name ('...weight', '...bias') and name in the file. pooler: whether the file
+    has one, which then has to be whole. Raises StateDictError when anything is missing,
+    unexpected, twice there or of another shape.
     """
-    hidden = int(config["hidden_size"])
+    hidden = count(config, "hidden_size")
     readers: dict[str, WeightReader] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    for plain, raw in names.items():
+    twice: list[str] = []
+    for plain, raw in names:
         module, _, kind = plain.removeprefix("roberta.").rpartition(".")
-        if module.endswith("mixer.Wqkv"):
-            layer = module.removeprefix("encoder.").split(".")[1]
-            _check_shapes({raw: found[raw].shape[:1]}, {raw: (3 * hidden,)})
-            for n, part in enumerate("qkv"):
-                native = f"layers.{layer}.self_attn.{part}_proj.{kind}"
-                rows = (n * hidden, (n + 1) * hidden)
-                readers[native] = shards.reader(raw, found[raw], rows=rows)
-                shapes[native] = (hidden, *found[raw].shape[1:])
-        else:
-            native = f"{native_module(module)}.{kind}"
-            readers[native] = shards.reader(raw, found[raw])
-            shapes[native] = found[raw].shape
+        layer, shape = LAYER.fullmatch(module), found[raw].shape
+        parts: list[tuple[str, tuple[int, int] | None]] = [(native_module(module), None)]
+        if layer is not None and layer[2] == FUSED:
+            _check_shapes({raw: shape[:1]}, {raw: (3 * hidden,)})
+            parts, shape = [*_thirds(layer[1], hidden)], (hidden, *shape[1:])
+        for native, rows in parts:
+            name = f"{native}.{kind}"
+            twice += [raw] if name in readers else []
+            readers[name] = shards.reader(raw, found[raw], rows=rows)
+            shapes[name] = shape
     wanted = {name: tuple(t.shape) for name, t in _skeleton(config).state_dict().items()}
-    unused = [name for name in readers if name.startswith("pooler.dense.")]
-    for name in unused:
-        del readers[name], shapes[name]
-    _check_shapes(shapes, wanted)
-    return readers
+    if pooler:
+        wanted |= {f"{POOLER}.weight": (hidden, hidden), f"{POOLER}.bias": (hidden,)}
+    _check_shapes(shapes, wanted, twice)
+    return {name: read for name, read in readers.items() if not name.startswith(f"{POOLER}.")}
 
 
 def _check_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    twice: Iterable[str] = (),
 ) -> None:
-    missing, unexpected = set(wanted) - set(found), set(found) - set(wanted)
+    missing, unexpected = set(wanted) - set(found), {*(set(found) - set(wanted)), *twice}
     mismatched = [
         f"{name} {list(found[name])} instead of {list(wanted[name])}"
         for name in sorted(set(found) & set(wanted))
         if found[name] != wanted[name]
     ]
     if missing or unexpected or mismatched:
-        raise StateDictError(
-            "the checkpoint's weights are not those of its config.json",
-            evidence=f"missing: {shards.describe(missing) or 'none'}\n"
-            f"unexpected: {shards.describe(unexpected) or 'none'}\n"
-            f"mismatched: {shards.describe(mismatched) or 'none'}",
-            fix="give the config.json and the weights of one and the same checkpoint",
-        )
+        raise mismatch(missing, unexpected, mismatched)
 
 
-def _native_config(config: Mapping[str, Any]) -> Any:
-    from transformers import JinaEmbeddingsV3Config
-
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    # The native config class ignores rotary_emb_base and would run at its own default of 20000;
-    # the authors' class defaults to 10000 when the key is absent from an original checkpoint.
-    original = config.get("model_type") != "jina_embeddings_v3"
-    theta = theta or config.get("rotary_emb_base") or (10_000.0 if original else 20_000.0)
-    _refuse_options(config)
-    wanted = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-              "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-              "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
-    return JinaEmbeddingsV3Config(
-        **{key: config[key] for key in wanted if key in config},
-        rope_parameters={"rope_theta": float(theta), "rope_type": "default"},
+def mismatch(
+    missing: Iterable[str] = (), unexpected: Iterable[str] = (), mismatched: Iterable[str] = ()
+) -> StateDictError:
+    """The error for a state dict that is not the model's."""
+    return StateDictError(
+        "the checkpoint's weights are not those of its config.json",
+        evidence=f"missing: {shards.describe(missing) or 'none'}\n"
+        f"unexpected: {shards.describe(unexpected) or 'none'}\n"
+        f"mismatched: {shards.describe(mismatched) or 'none'}",
+        fix="give the config.json and the weights of one and the same checkpoint",
     )
-
-
-def _refuse_options(config: Mapping[str, Any]) -> None:
-    """Options of the original code that the native class does not have."""
-    neutral = {
-        "rotary_emb_interleaved": (False, None),
-        "rotary_emb_scale_base": (None,),
-        "rotary_emb_dim": (None, int(config["hidden_size"]) // int(config["num_attention_heads"])),
-        "pad_vocab_size_multiple": (1, None),
-        "position_embedding_type": ("rotary", None),
-        "emb_pooler": (None, "mean", "cls"),
-    }
-    odd = [key for key, allowed in neutral.items() if key in config and config[key] not in allowed]
-    if odd:
-        raise UnsupportedCheckpointError(
-            "this variant of the original layout cannot run in transformers' native class",
-            evidence=", ".join(f"{key} = {config[key]!r}" for key in odd),
-            fix="build it through its own code with --trust-remote-code",
-        )
 
 
 def _skeleton(config: Mapping[str, Any]) -> torch.nn.Module:
     import torch
     from transformers import JinaEmbeddingsV3Model
 
-    native = _native_config(config)
-    with torch.device("meta"):
-        return JinaEmbeddingsV3Model(native, add_pooling_layer=False).eval()
+    native = native_config(config)
+    with torch.device("meta"), quiet_transformers():
+        model: torch.nn.Module = JinaEmbeddingsV3Model(native, add_pooling_layer=False).eval()
+    return model
 
 
 def assemble(config: Mapping[str, Any], weights: Mapping[str, WeightReader]) -> torch.nn.Module:
@@ -210,9 +241,7 @@ def assemble(config: Mapping[str, Any], weights: Mapping[str, WeightReader]) -> 
                 fix="give the config.json and the weights of one and the same checkpoint",
             )
         parent, _, leaf = name.rpartition(".")
-        setattr(
-            model.get_submodule(parent), leaf, torch.nn.Parameter(value, requires_grad=False)
-        )
+        setattr(model.get_submodule(parent), leaf, torch.nn.Parameter(value, requires_grad=False))
     native = model.config
     with torch.device("cpu"):
         model.rotary_emb = type(model.rotary_emb)(native)
@@ -240,7 +269,7 @@ def reference(
     model: Any = assemble(config, weights)
     for name, delta in adapter.items():
         module = name.removesuffix(".weight")
-        if not module.startswith("pooler."):
+        if module != POOLER:
             model.get_submodule(module).register_forward_hook(_beside(delta))
 
     def run(feed: Tensors) -> Tensors:
@@ -251,8 +280,10 @@ def reference(
             )
         return {"last_hidden_state": out.last_hidden_state.numpy()}
 
-    yield run
-    model.to("meta")
+    try:
+        yield run
+    finally:
+        model.to("meta")
 
 
 def _beside(delta: LowRank) -> Any:
@@ -266,6 +297,7 @@ def _beside(delta: LowRank) -> Any:
             low = torch.nn.functional.embedding(inputs[0], up) @ down
         else:
             low = (inputs[0] @ down.T) @ up.T
-        return output + low * delta.scaling
+        summed: torch.Tensor = output + low * delta.scaling
+        return summed
 
     return add

@@ -1,22 +1,32 @@
 """Running a checkpoint's own code: only when asked for, pinned, digested, repaired and checked.
 
 For a known layout the authors' code becomes the parity reference; for an unknown layout it is what
-gets exported. The breakages of the original jina-embeddings-v3 code under transformers 5, and what
-is done about each, are named at the repairs below.
+gets exported. Code is where config.json's auto_map says: beside the weights, or in one repository
+on a hub, at a pinned commit. The breakages of the original jina-embeddings-v3 code under
+transformers 5, and what is done about each, are named at the repairs below.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jexport import tasks
 from jexport.checkpoints import hub, shards
+from jexport.checkpoints.native_class import listed_tasks
 from jexport.checkpoints.sentence_transformer import check_report
-from jexport.checkpoints.transformer_files import quiet_transformers
-from jexport.errors import NotFiniteError, RemoteCodeError
+from jexport.checkpoints.transformer_files import (
+    auto_tokenizer,
+    optional_json,
+    quiet_transformers,
+    read_json,
+)
+from jexport.errors import CheckpointError, JexportError, NotFiniteError, RemoteCodeError
 from jexport.flow import FileDigest, LowRank, Runner, Tensors, WeightReader
 from jexport.manifest import file_digest
 from jexport.recipe import LoadSpec
@@ -27,7 +37,38 @@ if TYPE_CHECKING:
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether a checkpoint of no known layout brings code of its own."""
-    return bool(config.get("auto_map", {}).get("AutoModel"))
+    return "AutoModel" in auto_map(config)
+
+
+def auto_map(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What a config.json or tokenizer_config.json names as code: class names by auto class.
+
+    A name is `file.Class`, or `owner/name--file.Class` for code on a hub. Raises CheckpointError.
+    """
+    said = config.get("auto_map") or {}
+    if isinstance(said, list | tuple):  # old tokenizer_config.json: [slow class, fast class]
+        said = {"AutoTokenizer": said}
+    if not isinstance(said, dict):
+        raise _no_class(said)
+    named: dict[str, list[str]] = {}
+    for auto, value in said.items():
+        for name in value if isinstance(value, list | tuple) else [value]:
+            if name and not (isinstance(name, str) and _NAME.fullmatch(name)):
+                raise _no_class(value)
+            if name:
+                named.setdefault(str(auto), []).append(name)
+    return named
+
+
+def _no_class(said: object) -> CheckpointError:
+    return CheckpointError(
+        "auto_map names something that is no class",
+        evidence=f"it says {said!r}",
+        fix="give the config.json that belongs to this code",
+    )
+
+
+_NAME = re.compile(r"(?:[\w.-]+/[\w.-]+--)?\w+\.\w+")
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -39,62 +80,149 @@ def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
     """The weight files; their names mean nothing here, the remote class reads them itself."""
-    paths = shards.find(folder)
-    shards.entries(paths)
-    return {}, {}, paths
+    return {}, {}, shards.files(folder, shards.tensors(folder))
 
 
 def code_files(
     folder: Path, config: Mapping[str, Any], spec: LoadSpec
 ) -> tuple[tuple[FileDigest, ...], str]:
-    """Digest of every .py file that will run, and the 40-hex revision of a code repository.
+    """Digest of every .py file that can run, and the 40-hex commit of a code repository.
 
     Raises RemoteCodeError when the code was not allowed, is not there or is not pinned.
     """
-    auto_map = config.get("auto_map") or {}
-    references = {
-        str(name)
-        for value in auto_map.values()
-        for name in (value if isinstance(value, list) else [value])
-        if name
-    }
+    model_code = auto_map(config)
+    tokenizer_code = auto_map(optional_json(folder / "tokenizer_config.json"))
+    names = sorted({*_flat(model_code), *_flat(tokenizer_code)})
     if not spec.trust_remote_code:
         raise RemoteCodeError(
             "this checkpoint is of an unknown layout and brings code of its own",
-            evidence=f"config.json auto_map: {', '.join(sorted(references)) or 'none'}",
+            evidence=f"config.json auto_map: {', '.join(names)}",
             fix="read that code, then allow it with --trust-remote-code",
         )
-    repositories = {name.split("--", 1)[0] for name in references if "--" in name}
-    if not repositories:
-        paths, root, revision = sorted(folder.rglob("*.py")), folder, ""
-    elif len(repositories) == 1 and spec.code_revision:
-        root, revision = hub.fetch(repositories.pop(), spec.code_revision, hub.CODE)
-        paths = sorted(root.rglob("*.py"))
-    else:
+    if "AutoModel" not in model_code:
         raise RemoteCodeError(
-            "the remote code is not pinned",
-            evidence=f"auto_map names code in: {', '.join(sorted(repositories))}",
-            fix="set load.code_revision in the recipe (or --code-revision) to the 40-hex commit "
-            "that you read, or put the .py files beside the weights and name them in auto_map",
+            "--trust-remote-code was given, and this checkpoint has no code to trust",
+            evidence=f"{folder / 'config.json'} names no AutoModel in auto_map",
+            fix="build without --trust-remote-code, or put the .py files beside the weights and "
+            "name them in auto_map",
         )
-    if not paths:
+    homes = _homes(names)
+    if len(homes) > 1 or _homes(_flat(tokenizer_code)):
+        raise RemoteCodeError(
+            "the remote code cannot be pinned",
+            evidence=f"it is named in: {', '.join(homes)}; one repository, which the tokenizer's "
+            "code is not in, can have a code_revision",
+            fix="put the .py files beside the weights and name them in auto_map",
+        )
+    code = _local_code(folder, names)
+    if not homes:
+        return code, ""
+    hub.check_pinned(
+        spec.code_revision, what=f"auto_map names code in {homes[0]}", key="load.code_revision"
+    )
+    root, revision = hub.fetch(homes[0], spec.code_revision, hub.CODE)
+    return (*code, *_digests(root, names, home=homes[0])), revision
+
+
+def _local_code(folder: Path, names: list[str]) -> tuple[FileDigest, ...]:
+    """Digests of the .py files beside the weights, when any of them is named."""
+    local = [name for name in names if "--" not in name]
+    return _digests(folder, local) if local else ()
+
+
+def _digests(root: Path, names: list[str], *, home: str = "") -> tuple[FileDigest, ...]:
+    """Digest of every .py file below root, in which the named ones have to be."""
+    needed = {f"{name.split('--')[-1].split('.')[0]}.py" for name in names
+              if name.startswith(f"{home}--") or not home}  # fmt: skip
+    absent = sorted(name for name in needed if not (root / name).is_file())
+    if absent:
         raise RemoteCodeError(
             "there is no code to run",
-            evidence=f"auto_map names {', '.join(sorted(references)) or 'nothing'}; "
-            f"no .py file in {root}",
+            evidence=f"auto_map names {', '.join(names)}; no {', '.join(absent)} in {root}",
             fix="put the .py files beside the weights, or build without --trust-remote-code",
         )
-    return tuple(file_digest(path, root=root) for path in paths), revision
+    found = [file_digest(path, root=root) for path in sorted(root.rglob("*.py"))]
+    prefix = f"{home}/" if home else ""
+    return tuple(dataclasses.replace(one, path=f"{prefix}{one.path}") for one in found)
 
 
-def check_pinned(spec: LoadSpec, *, from_hub: bool) -> None:
-    """Raise RemoteCodeError when code would run from a hub at whatever revision is newest."""
-    if spec.trust_remote_code and from_hub and not spec.revision:
-        raise RemoteCodeError(
-            "remote code runs from a pinned revision only",
-            evidence=f"load.model = {spec.model!r} has no revision",
-            fix="set load.revision in the recipe (or --revision) to a 40-hex commit",
+def sizes(folder: Path, spec: LoadSpec) -> dict[str, Any]:
+    """hidden_size and vocab_size as the checkpoint's own config class understands config.json."""
+    with (
+        quiet_transformers(),
+        _import_repair(),
+        _pinned_only(folder, spec),
+        _own_code("read its config.json"),
+    ):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=True, code_revision=spec.code_revision or None
         )
+    return {key: getattr(config, key, None) for key in ("hidden_size", "vocab_size")}
+
+
+@contextlib.contextmanager
+def _pinned_only(folder: Path, spec: LoadSpec) -> Iterator[None]:
+    """Meanwhile transformers takes code from this folder, or from the pinned commit, or not at all.
+
+    code_revision alone is not enough: the authors' constructor opens the tokenizer itself, which
+    opens the config, whose code transformers (5.23) then takes from the newest commit.
+    """
+    from transformers import dynamic_module_utils
+
+    find = dynamic_module_utils.get_cached_module_file
+    homes = _homes(_flat(auto_map(read_json(folder / "config.json"))))
+
+    def find_pinned(home: Any, file: str, *args: Any, **how: Any) -> Any:
+        if Path(home).is_dir() and Path(home).resolve() == folder.resolve():
+            return find(home, file, *args, **how)
+        hub.check_pinned(
+            spec.code_revision if [str(home)] == homes else "",
+            what=f"{file} of {home} was asked for",
+            key="load.code_revision",
+        )
+        return find(home, file, *args, **{**how, "revision": spec.code_revision})
+
+    dynamic_module_utils.get_cached_module_file = find_pinned
+    try:
+        yield
+    finally:
+        dynamic_module_utils.get_cached_module_file = find
+
+
+def _flat(named: Mapping[str, list[str]]) -> list[str]:
+    return sorted({name for names in named.values() for name in names})
+
+
+def _homes(names: list[str]) -> list[str]:
+    """The hub's repositories among these names of code."""
+    return sorted({name.split("--")[0] for name in names if "--" in name})
+
+
+def open_tokenizer(folder: Path, spec: LoadSpec) -> Any:
+    """The tokenizer as the checkpoint's own code makes it. Raises TokenizerError."""
+    with _import_repair(), _pinned_only(folder, spec):
+        return auto_tokenizer(folder, trust_remote_code=True)
+
+
+@contextlib.contextmanager
+def _own_code(doing: str) -> Iterator[None]:
+    """Whatever the checkpoint's code raises is its fault, not jexport's: a RemoteCodeError."""
+    try:
+        yield
+    except (JexportError, MemoryError):
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        missing = isinstance(error, ImportError)
+        raise RemoteCodeError(
+            f"the checkpoint's own code could not {doing}",
+            evidence=f"{type(error).__name__}: {first}",
+            fix="install what it needs, or build without --trust-remote-code"
+            if missing
+            else "build without --trust-remote-code, or mend that code",
+        ) from error
 
 
 def assemble(folder: Path, spec: LoadSpec) -> torch.nn.Module:
@@ -102,26 +230,26 @@ def assemble(folder: Path, spec: LoadSpec) -> torch.nn.Module:
     import torch
     from transformers import AutoModel
 
-    with quiet_transformers(), _import_repair():
-        try:
+    names = shards.tensors(folder)
+    with quiet_transformers(), _import_repair(), _pinned_only(folder, spec):
+        with _own_code("build the model"):
             model, report = AutoModel.from_pretrained(
                 folder,
-                trust_remote_code=True,
-                code_revision=spec.code_revision or None,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                trust_remote_code=True,
+                code_revision=spec.code_revision or None,
             )
-        except ImportError as error:
-            raise RemoteCodeError(
-                "the checkpoint's own code cannot be imported",
-                evidence=str(error).strip(),
-                fix="install what it needs, or build without --trust-remote-code",
-            ) from error
-        check_report(report)
-        _repair_buffers(model, folder, spec)
+        check_report(report, names, prefix=getattr(model, "base_model_prefix", ""))
+        with _own_code("build the model again from its config"):
+            _repair_buffers(model)
+    saved = model.state_dict()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # A buffer that is not saved may hold -inf on purpose: a mask.
+        good = torch.isfinite(tensor) if name in saved else ~torch.isnan(tensor)
+        if not bool(good.all()):
             raise NotFiniteError(
                 f"'{name}' of the remote model holds a NaN or an infinity",
                 evidence="seen after loading it through its own code",
@@ -162,29 +290,27 @@ def _position_ids(input_ids: Any, padding_idx: int, past_key_values_length: int 
     return (steps * mask).long() + padding_idx
 
 
-def _repair_buffers(model: Any, folder: Path, spec: LoadSpec) -> None:
+def _repair_buffers(model: Any) -> None:
     """Non-persistent buffers are not in the file, and transformers 5 leaves them uninitialised.
 
     Seen in the original code: inv_freq = [1.2e-38, 0, ...] and silently wrong vectors. Each such
     buffer is copied from an instance of the same class built on the CPU from the config alone,
     caches of what was computed from it are dropped, and RoPE frequencies are checked.
+    Raises RemoteCodeError.
     """
     import torch
-    from transformers import AutoModel
 
     stale = {
-        name
+        f"{prefix}.{leaf}".lstrip(".")
         for prefix, module in model.named_modules()
         for leaf in module._non_persistent_buffers_set
-        for name in [f"{prefix}.{leaf}".lstrip(".")]
+        if getattr(module, leaf, None) is not None
     }
     if stale:
-        fresh = AutoModel.from_config(
-            model.config, trust_remote_code=True, code_revision=spec.code_revision or None
-        )
-        values = dict(fresh.named_buffers())
+        # Not AutoModel.from_config: it hands code_revision on to the class (transformers 5.23).
+        values = dict(type(model)(copy.deepcopy(model.config)).named_buffers())
         for name, buffer in model.named_buffers():
-            if name in stale and buffer is not None:
+            if name in stale:
                 buffer.data = values[name].detach().clone()
     for name, module in model.named_modules():
         if hasattr(module, "_compute_inv_freq") and hasattr(module, "inv_freq"):
@@ -193,17 +319,24 @@ def _repair_buffers(model: Any, folder: Path, spec: LoadSpec) -> None:
             for cache in ("_cos_cached", "_sin_cached", "_cos_k_cached", "_sin_k_cached"):
                 if hasattr(module, cache):
                     setattr(module, cache, None)
-            _check_frequencies(name, module.inv_freq, wanted)
+            _check_frequencies(name, module.inv_freq, wanted, model.config)
 
 
-def _check_frequencies(name: str, found: Any, wanted: Any) -> None:
-    """RoPE frequencies fall from 1 towards 0 (RoFormer, arXiv 2104.09864) and are as computed."""
+def _check_frequencies(name: str, found: torch.Tensor, wanted: torch.Tensor, config: Any) -> None:
+    """RoPE frequencies fall from 1 towards 0 (RoFormer, arXiv 2104.09864) and are as computed.
+
+    They are rotary_emb_base ** (-2 n / size) where the config names that base.
+    """
     import torch
 
+    base = getattr(config, "rotary_emb_base", None)
+    steps = torch.arange(found.numel(), dtype=torch.float64) / found.numel()
+    formula = float(base) ** -steps if base else wanted.flatten().double()
     good = (
         found.shape == wanted.shape
         and bool(torch.isfinite(found).all())
         and bool(torch.allclose(found.float(), wanted.float(), rtol=1e-6, atol=0))
+        and bool(torch.allclose(found.flatten().double(), formula, rtol=1e-5, atol=0))
         and float(found.flatten()[0]) == 1.0
         and bool((found.flatten()[1:] < found.flatten()[:-1]).all())
     )
@@ -211,7 +344,8 @@ def _check_frequencies(name: str, found: Any, wanted: Any) -> None:
         raise RemoteCodeError(
             f"the repair of '{name}.inv_freq' did not hold",
             evidence=f"it starts {found.flatten()[:4].tolist()}, "
-            f"its own formula gives {wanted.flatten()[:4].tolist()}",
+            f"its own code gives {wanted.flatten()[:4].tolist()}, "
+            f"its config asks for {formula[:4].tolist()}",
             fix="build without --trust-remote-code, and report this checkpoint",
         )
 
@@ -223,9 +357,11 @@ def reference(
     """The checkpoint's own forward pass; for the original layout with the task's adapter_mask."""
     import torch
 
-    model: Any = assemble(folder, spec)
     extra: dict[str, Any] = {}
-    index = list(config.get("lora_adaptations", ())).index(task) if task != tasks.NONE else None
+    index = None
+    if task != tasks.NONE:
+        index = (listed_tasks(config) or tuple(tasks.JINA_V3_PROMPTS)).index(task)
+    model: Any = assemble(folder, spec)
 
     def run(feed: Tensors) -> Tensors:
         if index is not None:
@@ -240,5 +376,7 @@ def reference(
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return {"last_hidden_state": hidden.float().numpy()}
 
-    yield run
-    model.to("meta")
+    try:
+        yield run
+    finally:
+        model.to("meta")

@@ -7,25 +7,30 @@ architecture's history of names; what it reports as missing, unexpected or misma
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jexport.checkpoints import shards
+from jexport.checkpoints import sentence_files, shards
+from jexport.checkpoints.native_class import mismatch
 from jexport.checkpoints.transformer_files import quiet_transformers
-from jexport.errors import StateDictError, UnsupportedCheckpointError
+from jexport.errors import CheckpointError, UnsupportedCheckpointError
 from jexport.flow import LowRank, Runner, Tensors, WeightReader
 
 if TYPE_CHECKING:
     import torch
 
-UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "embeddings.token_type_ids")
-"""Heads and buffers that an encoder's last hidden state does not depend on."""
+POOLER = ("pooler.",)
+HEADS = ("pooler.dense.", "cls.", "lm_head.")
+"""What a last hidden state does not depend on: a pooler may be missing, these may be left over."""
+
+COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+"""Buffers that transformers 4 wrote into the file and version 5 makes itself: 0, 1, 2 ..."""
 
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout."""
-    return (folder / "modules.json").is_file() and not config.get("auto_map", {}).get("AutoModel")
+    """Whether a folder holds this layout; one with code of its own is asked for first."""
+    return (folder / sentence_files.MODULES).is_file()
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -37,14 +42,14 @@ def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
     """Weights under the names in the file; the files that hold them. Raises CheckpointError."""
-    paths = shards.find(folder)
-    found = shards.entries(paths)
+    sentence_files.check_transformer(folder)
+    found = shards.tensors(folder)
     weights = {
         name: shards.reader(name, entry)
         for name, entry in found.items()
-        if not name.endswith(("embeddings.position_ids", "embeddings.token_type_ids"))
+        if not name.endswith(COUNTERS)
     }
-    return weights, {}, paths
+    return weights, {}, shards.files(folder, found)
 
 
 def assemble(folder: Path, weights: Mapping[str, WeightReader]) -> torch.nn.Module:
@@ -53,18 +58,9 @@ def assemble(folder: Path, weights: Mapping[str, WeightReader]) -> torch.nn.Modu
     Raises StateDictError, UnsupportedCheckpointError (an architecture transformers lacks).
     """
     import torch
-    from transformers import AutoConfig, AutoModel
 
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        architecture = AutoModel._model_mapping[type(config)]
-    except (ValueError, KeyError) as error:
-        raise UnsupportedCheckpointError(
-            "transformers does not know this model",
-            evidence=next(iter(str(error).splitlines()), repr(error)),
-            fix="upgrade transformers, or --trust-remote-code if the checkpoint brings its code",
-        ) from error
     with quiet_transformers():
+        config, architecture = _architecture(folder)
         model, report = architecture.from_pretrained(
             None,
             config=config,
@@ -73,33 +69,60 @@ def assemble(folder: Path, weights: Mapping[str, WeightReader]) -> torch.nn.Modu
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused by check_report
         )
-    check_report(report)
+    check_report(report, weights, prefix=model.base_model_prefix)
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
-def check_report(report: Mapping[str, Any]) -> None:
-    """Raise StateDictError unless from_pretrained found every weight it needs and no other."""
-    missing = {name for name in report["missing_keys"] if not _unused(name)}
-    unexpected = {name for name in report["unexpected_keys"] if not _unused(name)}
+def _architecture(folder: Path) -> tuple[Any, Any]:
+    """The checkpoint's config and transformers' class for it, never the checkpoint's own code."""
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        architecture = AutoModel._model_mapping[type(config)]
+    except (ValueError, KeyError) as error:
+        raise UnsupportedCheckpointError(
+            "transformers does not know this model",
+            evidence=next(iter(str(error).splitlines()), repr(error)),
+            fix="upgrade transformers, or --trust-remote-code if the checkpoint brings its code",
+        ) from error
+    except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
+        raise CheckpointError(
+            "config.json has a value that the model cannot take",
+            evidence=" ".join(str(error).split()),
+            fix="give the config.json that belongs to these weights",
+        ) from error
+    if config.is_encoder_decoder:
+        raise UnsupportedCheckpointError(
+            "jexport does not export encoder-decoder models",
+            evidence=f"config.json: model_type {config.model_type!r}, is_encoder_decoder = true",
+            fix="give an encoder (BERT, XLM-R, MiniLM ...)",
+        )
+    return config, architecture
+
+
+def check_report(report: Mapping[str, Any], names: Iterable[str], *, prefix: str) -> None:
+    """Raise StateDictError unless from_pretrained found every weight it needs and no other.
+
+    names: those in the file. prefix: what the class's own models put before an encoder's ('bert').
+    """
+
+    def without(keys: Iterable[str], allowed: tuple[str, ...]) -> set[str]:
+        return {n for n in keys if not n.removeprefix(f"{prefix}.").startswith(allowed)}
+
+    # A file without a pooler is whole; one with half a pooler is not.
+    pooler_left_out = len(without(names, POOLER)) == len(set(names))
+    missing = without(report["missing_keys"], POOLER if pooler_left_out else ())
+    unexpected = without(report["unexpected_keys"], HEADS)
     mismatched = [str(entry[0]) for entry in report["mismatched_keys"]]
     failed = [str(entry) for entry in report.get("error_msgs") or ()]
     if missing or unexpected or mismatched or failed:
-        raise StateDictError(
-            "the checkpoint's weights are not those of its config.json",
-            evidence=f"missing: {shards.describe(missing) or 'none'}\n"
-            f"unexpected: {shards.describe(unexpected) or 'none'}\n"
-            f"mismatched: {shards.describe(mismatched + failed) or 'none'}",
-            fix="give the config.json and the weights of one and the same checkpoint",
-        )
-
-
-def _unused(name: str) -> bool:
-    return any(name.startswith(part) or f".{part}" in name for part in UNUSED)
+        raise mismatch(missing, unexpected, mismatched + failed)
 
 
 @contextlib.contextmanager
 def reference(folder: Path, weights: Mapping[str, WeightReader]) -> Iterator[Runner]:
-    """transformers' own forward pass with sdpa attention."""
+    """The forward pass of transformers, with sdpa attention."""
     import torch
 
     model: Any = assemble(folder, weights)
@@ -112,5 +135,7 @@ def reference(folder: Path, weights: Mapping[str, WeightReader]) -> Iterator[Run
             )
         return {"last_hidden_state": out.last_hidden_state.numpy()}
 
-    yield run
-    model.to("meta")
+    try:
+        yield run
+    finally:
+        model.to("meta")

@@ -7,11 +7,10 @@ to the whole checkpoint in resident memory.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jexport.errors import CheckpointError, NotFiniteError
 from jexport.flow import WeightReader
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,83 +33,108 @@ class Entry:
     shape: tuple[int, ...]
 
 
-def find(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint, from its index or the single file. Raises CheckpointError."""
-    index = folder / INDEX
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            paths = sorted({folder / str(name) for name in weight_map.values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{INDEX} cannot be read", evidence=repr(error), fix="download the checkpoint again"
-            ) from error
-        if any(path.parent != folder for path in paths):
-            raise CheckpointError(
-                f"{INDEX} names a file outside the checkpoint",
-                evidence=", ".join(p.as_posix() for p in paths if p.parent != folder),
-                fix="use a checkpoint from a source that you trust",
-            )
-        return paths
+def tensors(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a checkpoint folder: of its one file, else of the shards in its index.
+
+    A folder with both is read as transformers reads it: the one file. Raises CheckpointError when
+    there is no safetensors file, one is broken, or the index and its shards say different things.
+    """
     if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-        p.name for p in folder.glob("*.pt")
-    )
-    raise CheckpointError(
-        f"no {SINGLE} in {folder}",
-        evidence=f"found {', '.join(others)}: pickle, which jexport does not read"
-        if others
-        else "found no weight file at all",
-        fix="give a checkpoint with safetensors weights",
-    )
+        return entries([folder / SINGLE])
+    if not (folder / INDEX).is_file():
+        pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
+        raise CheckpointError(
+            f"no {SINGLE} in {folder}",
+            evidence=f"found {describe(pickles)}: pickle, which jexport does not read"
+            if pickles
+            else "found no weight file at all",
+            fix="give a checkpoint with safetensors weights",
+        )
+    listed = _weight_map(folder)
+    found = entries(folder / name for name in sorted(set(listed.values())))
+    lacking = [f"{name} in {file}" for name, file in listed.items()
+               if name not in found or found[name].path.name != file]  # fmt: skip
+    unlisted = [f"{name} in {found[name].path.name}" for name in set(found) - set(listed)]
+    if lacking or unlisted:
+        raise CheckpointError(
+            f"{INDEX} and its shards do not belong together",
+            evidence=f"listed, but not there: {describe(lacking) or 'none'}\n"
+            f"there, but not listed: {describe(unlisted) or 'none'}",
+            fix="download the checkpoint again",
+        )
+    return found
+
+
+def files(folder: Path, found: Mapping[str, Entry]) -> list[Path]:
+    """The files that `found` came from, the index included when there was need of it."""
+    paths = sorted({entry.path for entry in found.values()})
+    return paths if folder / SINGLE in paths else [*paths, folder / INDEX]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, as the index says. A name that leaves the folder is refused."""
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        listed = dict(content["weight_map"])
+        if not listed:
+            raise ValueError("its weight_map is empty")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{INDEX} cannot be read", evidence=repr(error), fix="download the checkpoint again"
+        ) from error
+    outside = [str(name) for name in listed.values() if not _is_plain_name(name)]
+    if outside:
+        raise CheckpointError(
+            f"{INDEX} names a file outside the checkpoint",
+            evidence=describe(set(outside)),
+            fix="use a checkpoint from a source that you trust",
+        )
+    return listed
+
+
+def _is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
 
 
 def entries(paths: Iterable[Path]) -> dict[str, Entry]:
-    """Every tensor's name, dtype and shape. Raises CheckpointError on a broken file."""
+    """Name, dtype and shape of every tensor in these files. Raises CheckpointError."""
     found: dict[str, Entry] = {}
     for path in paths:
-        for name, meta in _header(path).items():
-            if name == "__metadata__":
-                continue
+        for name, entry in _header(path).items():
             if name in found:
                 raise CheckpointError(
                     f"tensor '{name}' is in two files",
                     evidence=f"{found[name].path.name} and {path.name}",
                     fix="remove one of them",
                 )
-            found[name] = Entry(path=path, dtype=meta["dtype"], shape=tuple(meta["shape"]))
+            found[name] = entry
     return found
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """The JSON header, checked against the file's size (github.com/huggingface/safetensors)."""
+def _header(path: Path) -> dict[str, Entry]:
+    """A file's tensors; opening it checks header, dtypes, shapes and offsets against its size."""
+    import safetensors
+
     if not path.is_file():
         raise CheckpointError(
             f"weight file {path.name} is missing",
             evidence=f"the checkpoint in {path.parent} needs it",
             fix="download the checkpoint again",
         )
-    size = path.stat().st_size
+    found = {}
     try:
-        with open(path, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(size - 8, 100_000_000):
-                raise ValueError(f"its header claims {length} bytes, the file has {size}")
-            header: dict[str, Any] = json.loads(stream.read(length))
-        end = max(
-            (meta["data_offsets"][1] for n, meta in header.items() if n != "__metadata__"),
-            default=0,
-        )
-        if 8 + length + end != size:
-            raise ValueError(f"it should have {8 + length + end} bytes and has {size}")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        with safetensors.safe_open(path, framework="np") as stream:
+            for name in stream.keys():  # noqa: SIM118 (it is no dict)
+                part = stream.get_slice(name)
+                shape = tuple(part.get_shape())
+                found[name] = Entry(path=path, dtype=part.get_dtype(), shape=shape)
+    except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
             f"weight file {path.name} is truncated or not safetensors",
-            evidence=str(error) or repr(error),
+            evidence=f"{error} ({path.stat().st_size} bytes)",
             fix="download the checkpoint again",
         ) from error
-    return header
+    return found
 
 
 def reader(
@@ -123,23 +148,26 @@ def reader(
     """A function that reads one tensor, or part of one, as float32.
 
     index: takes [index] of the first axis. rows: then takes that range of the next axis.
-    Raises CheckpointError on a broken file and NotFiniteError on a NaN or infinity.
+    Raises CheckpointError at once for a dtype that holds no weights; the reader raises
+    CheckpointError on a broken file and NotFiniteError on a NaN or infinity.
     """
+    if entry.dtype not in FLOATS:
+        raise CheckpointError(
+            f"tensor '{name}' has dtype {entry.dtype}",
+            evidence=f"in {entry.path.name}; readable: {', '.join(FLOATS)}",
+            fix="give a checkpoint with float weights",
+        )
 
     def read() -> torch.Tensor:
         import safetensors
         import torch
 
-        if entry.dtype not in FLOATS:
-            raise CheckpointError(
-                f"tensor '{name}' has dtype {entry.dtype}",
-                evidence=f"in {entry.path.name}; readable: {', '.join(FLOATS)}",
-                fix="give a checkpoint with float weights",
-            )
         try:
             with safetensors.safe_open(entry.path, framework="pt") as stream:
                 part = stream.get_slice(name)
-                if index is not None:
+                if not entry.shape:
+                    raw = stream.get_tensor(name)
+                elif index is not None:
                     raw = part[index] if rows is None else part[index, rows[0] : rows[1]]
                 else:
                     raw = part[:] if rows is None else part[rows[0] : rows[1]]
@@ -160,11 +188,6 @@ def reader(
         return tensor.T.contiguous() if transpose else tensor
 
     return read
-
-
-def shape_of(entry: Entry, *, indexed: bool) -> tuple[int, ...]:
-    """A tensor's shape, without the first axis when it is a stack of adapters."""
-    return entry.shape[1:] if indexed else entry.shape
 
 
 def describe(names: Mapping[str, str] | Iterable[str], limit: int = 8) -> str:

@@ -1,17 +1,18 @@
-"""The files around the weights that every layout shares: config, pooling, prompts, tokenizer.
+"""The files around the weights as transformers writes them: config, tokenizer, model card.
 
-Source of the file layout: sentence-transformers 6.2 (modules.json, 1_Pooling/config.json, ...).
+Knows no layout; what sentence-transformers adds is in sentence_files.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jexport.errors import CheckpointError, TokenizerError, UnsupportedCheckpointError
+from jexport.errors import CheckpointError, JexportError, TokenizerError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -25,26 +26,20 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
-POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_lasttoken": "last",
-}
-NEW_POOLING_NAMES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and loading tables from transformers: jexport checks and reports itself."""
+    """No progress bars, tables and warnings from transformers: jexport checks what it loads."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -57,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"cannot read {path.name} of the checkpoint",
             evidence=f"{path.parent}: {error}",
@@ -71,50 +66,32 @@ def optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def pooling(folder: Path) -> tuple[str, bool] | None:
-    """Pooling mode and whether a Normalize module follows; None without modules.json.
-
-    Raises UnsupportedCheckpointError for modules that jexport would otherwise leave out.
-    """
-    path = folder / "modules.json"
-    if not path.is_file():
-        return None
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
-        paths = [str(module["path"]) for module in modules]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number of at least 1 from config.json. Raises CheckpointError."""
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise CheckpointError(
-            "cannot read modules.json", evidence=repr(error), fix="download the checkpoint again"
-        ) from error
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in ([], ["Normalize"]):
-        raise UnsupportedCheckpointError(
-            "this sentence-transformers model has modules that jexport does not export",
-            evidence=f"modules.json lists: {', '.join(kinds)}",
-            fix="supported: Transformer, Pooling and, last, Normalize",
+            f"config.json has no usable '{key}'",
+            evidence=f"it says {key} = {value!r}" if key in config else f"it has no key '{key}'",
+            fix="give the config.json that belongs to these weights",
         )
-    settings = read_json(folder / paths[1] / "config.json")
-    return _pooling_mode(settings), kinds[2:] == ["Normalize"]
+    return value
 
 
-def _pooling_mode(settings: Mapping[str, Any]) -> str:
-    named = settings.get("pooling_mode")
-    modes = [mode for key, mode in POOLING_MODES.items() if settings.get(key)]
-    if isinstance(named, str):
-        modes = [NEW_POOLING_NAMES.get(named, named)]
-    if len(modes) != 1 or modes[0] not in POOLING_MODES.values():
-        raise UnsupportedCheckpointError(
-            "jexport does not have this pooling",
-            evidence=f"1_Pooling/config.json asks for: {named or ', '.join(modes) or 'none'}",
-            fix=f"supported, one at a time: {', '.join(POOLING_MODES.values())}",
-        )
-    if settings.get("include_prompt") is False:
-        raise UnsupportedCheckpointError(
-            "this model leaves its prompt out of the pooling, which jexport cannot do",
-            evidence="1_Pooling/config.json: include_prompt = false",
-            fix="use the model without a prompt",
-        )
-    return modes[0]
+def width_and_rows(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Width of the hidden states and rows of the embedding table. Raises CheckpointError.
+
+    Some architectures write them under names of their own (DistilBERT's `dim`), which transformers
+    knows.
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = str(config.get("model_type"))
+    names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    hidden, rows = (
+        key if key in config else names.get(key, key) for key in ("hidden_size", "vocab_size")
+    )
+    return count(config, hidden), count(config, rows)
 
 
 def tokenizer_files(folder: Path, *, rows: int) -> tuple[Path, ...]:
@@ -127,8 +104,8 @@ def tokenizer_files(folder: Path, *, rows: int) -> tuple[Path, ...]:
         content = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = content["model"]["vocab"]
         ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
-        top = max([*ids, *(token["id"] for token in content.get("added_tokens", []))])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        top = int(max([*ids, *(token["id"] for token in content.get("added_tokens") or ())]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenizerError(
             "the checkpoint's tokenizer.json cannot be read",
             evidence=f"{folder}: {error!r}",
@@ -144,52 +121,41 @@ def tokenizer_files(folder: Path, *, rows: int) -> tuple[Path, ...]:
 
 
 def reference_tokenizer(
-    folder: Path, *, prompt: str, max_tokens: int, trust_remote_code: bool = False
+    open_tokenizer: Callable[[], Any], *, prompt: str, max_tokens: int
 ) -> Callable[[list[str]], list[list[int]]]:
-    """Token ids as transformers' AutoTokenizer makes them, prompt included, cut to max_tokens."""
+    """Token ids as transformers makes them, prompt included, cut to max_tokens.
+
+    open_tokenizer: opens it, when the first text is asked for.
+    """
     loaded: list[Any] = []
 
     def tokenize(texts: list[str]) -> list[list[int]]:
-        if not loaded:
-            from transformers import AutoTokenizer
-
-            loaded.append(
-                AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with quiet_transformers():
+            if not loaded:
+                loaded.append(open_tokenizer())
+            found = loaded[0](
+                [prompt + text for text in texts], truncation=True, max_length=max_tokens
             )
-        ids: list[list[int]] = loaded[0](
-            [prompt + text for text in texts], truncation=True, max_length=max_tokens
-        )["input_ids"]
-        return ids
+        return [list(ids) for ids in found["input_ids"]]
 
     return tokenize
 
 
-def length_limit(folder: Path, config: Mapping[str, Any]) -> int:
-    """Tokens a text may have: what sentence-transformers would take, within what the table holds.
+def auto_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """What AutoTokenizer makes of a folder. Raises TokenizerError."""
+    from transformers import AutoTokenizer
 
-    Models of the RoBERTa family with learned positions use up pad_token_id + 1 of them.
-    """
-    limits = [int(config.get("max_position_embeddings") or 512)]
-    rotary = config.get("position_embedding_type") == "rotary" or "rope_parameters" in config
-    roberta = config.get("model_type") in ("xlm-roberta", "roberta", "camembert", "mpnet")
-    if config.get("model_type") == "jina_embeddings_v3" or rotary or roberta:
-        # jina-embeddings-v3 counts 8194 positions too, and its usable window is 8192.
-        limits[0] -= int(config.get("pad_token_id") or 0) + 1
-    for name, key in (
-        ("sentence_bert_config.json", "max_seq_length"),
-        ("tokenizer_config.json", "model_max_length"),
-    ):
-        value = optional_json(folder / name).get(key)
-        if isinstance(value, (int, float)) and 0 < value < 1e9:
-            limits.append(int(value))
-    return min(limits)
-
-
-def default_prompt(folder: Path) -> str:
-    """The prompt that sentence-transformers puts before every text by default, else ''."""
-    settings = optional_json(folder / "config_sentence_transformers.json")
-    name = settings.get("default_prompt_name")
-    return str((settings.get("prompts") or {}).get(name, "")) if name else ""
+    try:
+        # Never left to its default: that asks on the terminal whether to run the code it found.
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except JexportError:
+        raise
+    except Exception as error:  # tokenizers and transformers share no error of their own
+        raise TokenizerError(
+            "transformers cannot open the checkpoint's tokenizer",
+            evidence=f"{folder}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            fix="save the tokenizer with transformers (tokenizer.save_pretrained) and add it",
+        ) from error
 
 
 def licence(folder: Path) -> str:

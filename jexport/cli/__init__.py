@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from jexport.errors import JexportError
 from jexport.cli import console
+from jexport.errors import JexportError, nearest
+from jexport.run import NO_SPACE, disk_full
 
 COMMANDS = {
     "build": "jexport.cli.build",
@@ -24,11 +26,27 @@ COMMANDS = {
     "doctor": "jexport.cli.doctor",
     "toy": "jexport.cli.toy",
 }
+PROGRAM, COMPLETION = "jexport", "_JEXPORT_COMPLETE"
 INTERRUPTED = 130
+READER_GONE = 141
+"""What a shell shows for a program that wrote into a closed pipe (128 + SIGPIPE)."""
 
 
-class Commands(click.Group):
-    """Commands by name, each imported when it is used; errors become text and an exit code."""
+class Nearest(click.Group):
+    """A group that answers a mistyped command with the nearest name."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Look the command up; a UsageError with a hint when there is none of that name."""
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            ctx.fail(f"no such command '{args[0]}': {nearest(args[0], known)}")
+        return super().resolve_command(ctx, args)
+
+
+class Commands(Nearest):
+    """The top commands by name, each imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order a user meets them."""
@@ -43,16 +61,6 @@ class Commands(click.Group):
         module = importlib.import_module(COMMANDS[name])
         command: click.Command = module.COMMANDS[name]
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The same, with the nearest command's name when there is none of that name."""
-        from jexport.errors import nearest
-
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"no such command '{args[0]}': {nearest(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,19 +78,45 @@ def main() -> None:
     """The program: runs a command and exits with its code."""
     # A progress table of a library in the middle of ours helps nobody; a user's own value stays.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if COMPLETION in os.environ:
+        root.main(prog_name=PROGRAM)
+    # Known before click has read the words: they may be what is wrong.
+    console.tell_as_json(sys.argv[1:2] == ["build"] and "--json" in sys.argv)
     try:
-        code: Any = root.main(standalone_mode=False)
+        _run(sys.argv[1:])
         sys.stdout.flush()
     except JexportError as error:
         console.report_error(error)
-        sys.exit(error.exit_code)
+        _exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        console.report_usage(error)
+        _exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        _exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
         console.say("interrupted; nothing half-made was left")
-        sys.exit(INTERRUPTED)
+        _exit(INTERRUPTED)
     except BrokenPipeError:
+        _exit(READER_GONE)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        full = disk_full("jexport", Path.cwd(), error)
+        console.report_error(full)
+        _exit(full.exit_code)
+    sys.exit(0)
+
+
+def _run(words: list[str]) -> None:
+    # Not root.main(): click's own takes an EOFError of any library for Ctrl-C.
+    with root.make_context(PROGRAM, words) as context:
+        root.invoke(context)
+
+
+def _exit(code: int) -> NoReturn:
+    """Exit with this code, also when stdout can no longer be written (the interpreter flushes)."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)

@@ -50,12 +50,13 @@ def inspect(artifact: Path, as_json: bool) -> None:
 def _facts(content: Any) -> list[tuple[str, str]]:
     embedding, parity, checkpoint = content["embedding"], content["parity"], content["checkpoint"]
     sizes = ", ".join(str(size) for size in embedding["matryoshka"]) or "full size only"
+    origin = f"{checkpoint['name']} ({checkpoint['layout']}) {checkpoint['revision']}"
     return [
         ("name", content["name"]),
         ("version", content["version"]),
         ("task", content["task"]),
         ("target", f"{content['target']} {content['precision']}"),
-        ("checkpoint", f"{checkpoint['name']} ({checkpoint['layout']}) {checkpoint['revision']}".strip()),
+        ("checkpoint", origin.strip()),
         ("licence", content["licence"] or "not stated"),
         ("prompt", repr(embedding["prompt"])),
         ("pooling", embedding["pooling"] + (", normalised" if embedding["normalize"] else "")),

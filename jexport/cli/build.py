@@ -11,7 +11,9 @@ from jexport.cli import console
 
 
 @click.command()
-@click.option("--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a .toml file.")
+@click.option(
+    "--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a .toml file."
+)
 @click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint; overrides the recipe's.")
 @click.option("--task", required=True, metavar="TASK", help="retrieval.query, ..., or none.")
 @click.option("--target", required=True, metavar="TARGET", help="The engine: onnx.")
@@ -38,21 +40,15 @@ def build(
 ) -> None:
     """Build one artifact: load, merge, export, compile, validate, package.
 
-    Without --recipe and --model the recipe jina-embeddings-v3 is meant; with --model alone, sensible
-    defaults. The artifact's path is the last line on stdout.
+    Without --recipe and --model the recipe jina-embeddings-v3 is meant; with --model alone,
+    sensible defaults. The artifact's path is the last line on stdout.
     """
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import pipeline, targets
-    from jexport.tasks import JINA_V3_PROMPTS, NONE, check_task
 
     engine = targets.load(target)
     chosen = _chosen(recipe_name, model, options)
-    if chosen.tasks:
-        check_task(task, (*chosen.tasks, NONE))
-    elif not model:
-        check_task(task, (*JINA_V3_PROMPTS, NONE))
-    wanted = precision or engine.precisions[0]
-    targets.check_precision(engine, wanted)
+    wanted = precision or (*chosen.precisions, *engine.precisions)[0]
     if not quiet and not json_lines:
         console.say(f"jexport build: {chosen.load.model}, {task}, {target} {wanted}")
     artifact = pipeline.build(
@@ -71,6 +67,11 @@ def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any])
         chosen = recipe.for_model(model)
     else:
         chosen = recipe.read(recipe_name or recipe.DEFAULT_RECIPE)
+    if options["revision"] and Path(model or chosen.load.model).expanduser().is_dir():
+        raise click.BadParameter(
+            f"a commit of a hub; {model or chosen.load.model} is a folder here",
+            param_hint="--revision",
+        )
     changes = {
         "model": model,
         "revision": options["revision"],

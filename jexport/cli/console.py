@@ -20,13 +20,21 @@ BAR = 24
 _json_lines = False
 
 
-def listener(*, quiet: bool, json_lines: bool) -> Listener:
-    """How a run tells its events: not at all, as JSON lines, or for people."""
+def tell_as_json(wanted: bool) -> None:
+    """Whether every line on stderr is JSON from now on."""
     global _json_lines
-    _json_lines = json_lines
-    if json_lines:
-        return _as_json
-    return silent if quiet else _Progress()
+    _json_lines = wanted
+
+
+def listener(*, quiet: bool, json_lines: bool) -> Listener:
+    """How a run tells its events: not at all, as JSON lines, or for people.
+
+    Errors are told in any case, and as JSON when that was asked for.
+    """
+    tell_as_json(json_lines)
+    if quiet:
+        return silent
+    return _as_json if json_lines else _Progress()
 
 
 def say(text: str) -> None:
@@ -54,9 +62,26 @@ def report_error(error: JexportError) -> None:
         click.echo(f"error: {error}", err=True)
 
 
+def report_usage(error: click.ClickException) -> None:
+    """Wrong words on the command line, as click shows them; as one JSON line for `build --json`."""
+    if _json_lines:
+        line = {"kind": "error", "error": "UsageError", "exit_code": error.exit_code,
+                "what": error.format_message()}  # fmt: skip
+        click.echo(json.dumps(line, ensure_ascii=False), err=True)
+    else:
+        error.show()
+
+
 def _as_json(event: Event) -> None:
     line: dict[str, Any] = {"time": round(time.time(), 3), **asdict(event)}
     click.echo(json.dumps(line, ensure_ascii=False), err=True)
+
+
+def bar(done: int, total: int) -> str:
+    """A progress bar with its share: [######------]  50 %."""
+    done = min(done, total)
+    filled = BAR * done // total
+    return f"[{'#' * filled}{'-' * (BAR - filled)}] {100 * done // total:>3} %"
 
 
 class _Progress:
@@ -81,10 +106,8 @@ class _Progress:
             if now - self._shown < 0.1 and event.done < event.total:
                 return
             self._shown = now
-            filled = BAR * event.done // event.total
-            bar = "#" * filled + "-" * (BAR - filled)
-            share = 100 * event.done // event.total
-            self._write(f"  {event.stage:<9}[{bar}] {share:>3} %  {now - self._begin:,.0f} s", end="")
+            far = bar(event.done, event.total)
+            self._write(f"  {event.stage:<9}{far}  {now - self._begin:,.0f} s", end="")
 
     def _write(self, text: str, *, end: str) -> None:
         start = "\r\x1b[K" if self._live else ""

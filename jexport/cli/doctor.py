@@ -61,12 +61,14 @@ def _target_row(target: Any) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, str]:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # What this process may use, where the system tells (Linux).
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(len(os.sched_getaffinity(0))),
-        "memory": f"{pages / 2**30:.1f} GiB",
+        "cores": str(cores),
+        "memory": f"{memory_bytes / 2**30:.1f} GiB",
     }
 
 

@@ -11,6 +11,8 @@ import click
 
 from jexport.cli import console
 
+CHUNK_BYTES = 1 << 20
+
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
@@ -26,9 +28,10 @@ from jexport.cli import console
 @click.option("--no-truncate", is_flag=True, help="Refuse over-long texts instead of cutting them.")
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=1024, show_default=True,
               metavar="N", help="Tokens of one forward pass, padding included.")  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+              show_default=True, help="auto: a GPU where the engine sees one.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="0: all cores.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--quiet", is_flag=True, help="Only the output's path, on stdout.")
 def embed(
     artifact: Path,
     source: str,
@@ -52,8 +55,10 @@ def embed(
     from jexport.runtime.stream import embed_stream, read_texts
 
     stream, form = _source(source, kind)
+    if isinstance(stream, Path) and output.exists() and output.samefile(stream):
+        raise click.BadParameter("this would replace the input", param_hint="--output")
     with open_artifact(artifact, device=device, threads=threads) as model:
-        bar = _Bar(quiet=quiet)
+        bar = _Bar(stream, quiet=quiet)
         rows = embed_stream(
             model,
             read_texts(stream, form),
@@ -66,7 +71,7 @@ def embed(
             max_batch_tokens=batch_tokens,
         )
         bar.close()
-        if model.truncated:
+        if model.truncated and not quiet:
             limit = model.embedding.max_tokens
             console.say(f"truncated {model.truncated:,} texts to {limit:,} tokens")
     if not quiet:
@@ -89,10 +94,12 @@ def _source(source: str, kind: Any) -> tuple[Path | IO[bytes], Any]:
 
 
 class _Bar:
-    """Texts done and texts a second, on one line of a terminal."""
+    """Texts done and texts a second on one line of a terminal; for a file also how far it is."""
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, stream: Path | IO[bytes], *, quiet: bool) -> None:
         self._live = not quiet and sys.stderr.isatty()
+        # Counting the lines of a file takes about a second for 2 GB; a pipe has no end to know.
+        self._total = _lines(stream) if self._live and isinstance(stream, Path) else 0
         self._begin = time.monotonic()
         self._shown = 0.0
         self._done = 0
@@ -110,11 +117,23 @@ class _Bar:
         now = time.monotonic()
         if self._live and now - self._shown >= 0.1:
             self._shown = now
-            click.echo(f"\r\x1b[K  {self._done:,} texts, {self.rate:,.0f} a second", nl=False, err=True)
+            far = console.bar(self._done, self._total) + "  " if self._total else ""
+            line = f"  {far}{self._done:,} texts, {self.rate:,.0f} a second"
+            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
     def close(self) -> None:
         if self._live:
             click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _lines(path: Path) -> int:
+    """Texts in a file: its lines, the last one also without its end."""
+    count, last = 0, b"\n"
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            count += chunk.count(b"\n")
+            last = chunk[-1:]
+    return count + (last != b"\n")
 
 
 COMMANDS = {"embed": embed}

@@ -6,8 +6,10 @@ import json
 
 import click
 
+from jexport.cli import Nearest
 
-@click.group("recipe")
+
+@click.group("recipe", cls=Nearest)
 def recipe_group() -> None:
     """Show recipes: what a build of a known model needs to know."""
 

@@ -16,10 +16,11 @@ from jexport.errors import UnsupportedGraphError
 
 
 class Edit:
-    """Edits one graph. `scope` (set by the caller) prefixes the names of inserted nodes."""
+    """Edits one graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self._names = {str(node.name) for node in graph}
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         """A small initializer; the same name twice is the same initializer."""
@@ -69,14 +70,36 @@ class Edit:
         domain: str = "",
         num_outputs: int = 1,
     ) -> ir.Node:
-        """A new node in front of `before`; `like` lends its type and shape to the first output."""
+        """A new node in front of `before`; `like` lends its type and shape to the first output.
+
+        The node is called `name`, or `name_2` and so on when that is taken (a module that runs
+        twice); its first output has the node's name.
+        """
+        number, unused = 1, name
+        while unused in self._names:
+            number += 1
+            unused = f"{name}_{number}"
+        self._names.add(unused)
         node = ir.node(
-            op, inputs, attributes or {}, domain=domain, num_outputs=num_outputs, name=name
+            op, inputs, attributes or {}, domain=domain, num_outputs=num_outputs, name=unused
         )
+        node.outputs[0].name = unused
         if like is not None:
             node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
         self.graph.insert_before(before, node)
         return node
+
+    def cast(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """The value in another float type: itself when it has it, else through one Cast."""
+        if value.dtype == dtype:
+            return value
+        name = f"{value.name}/{'fp16' if dtype == ir.DataType.FLOAT16 else 'fp32'}"
+        for user in value.consumers():
+            if user.op_type == "Cast" and user.name == name:
+                return user.outputs[0]
+        node = self.insert(before, "Cast", [value], {"to": int(dtype)}, name=name, like=value)
+        node.outputs[0].type = ir.TensorType(dtype)
+        return node.outputs[0]
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let every user of `old`, graph outputs too, use `new`."""
@@ -118,11 +141,32 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return next(iter(value.consumers()))
 
 
+def uncast(value: ir.Value | None) -> ir.Value | None:
+    """What a value was cast from; the value itself when it was not."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type == "Cast" and not node.domain:
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    return value
+
+
+def producer(value: ir.Value | None, op: str) -> ir.Node | None:
+    """The node of standard operator `op` that made a value, casts in between looked through."""
+    source = uncast(value)
+    node = source.producer() if source is not None else None
+    return node if node is not None and node.op_type == op and not node.domain else None
+
+
 def weight(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor of a two-dimensional initializer; None for anything else."""
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value if len(value.const_value.shape) == 2 else None
+
+
+def sizes(tensor: Any) -> tuple[int, ...]:
+    """The shape of a tensor that has numbers."""
+    return tuple(int(size) for size in tensor.shape)
 
 
 def bias_add(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:

@@ -6,24 +6,66 @@ LayerNormalization, Softmax and its mask, RoPE, residual sums, pooling, and ever
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from jexport.errors import OverflowRangeError
+from jexport.errors import OverflowRangeError, RecipeError
 from jexport.graph import edit
 
 FP16_MAX = float(np.finfo(np.float16).max)
 HALF_OPS = ("MatMul", "Gelu")
 MOVES = ("Reshape", "Transpose", "Split", "Slice", "Concat", "Neg", "Unsqueeze", "Squeeze")
 
+SCALE_ERROR = 1e-3
+"""A scalar factor is stored in float16 when that changes it by no more than this share."""
 
-def to_float16(model: ir.Model, keep: Callable[[str], bool]) -> None:
-    """Convert in place. keep(name): nodes whose module name stays float32.
 
-    Raises OverflowRangeError, naming the weight, when one does not fit float16.
+class Keep:
+    """export.keep_fp32: which modules and nodes stay float32.
+
+    A listed part fits a name when its words stand in it, in order and whole: 'layers.1' is not in
+    'layers.10'. A word may be one of several that a fused node joins: 'k_proj' in
+    'q_proj_k_proj_v_proj', 'MatMul' in 'MatMul_2'.
+    """
+
+    def __init__(self, listed: Sequence[str]) -> None:
+        self.listed = tuple(listed)
+        self.used: set[str] = set()
+
+    def __call__(self, name: str) -> bool:
+        """Whether a module ('layers.3.mlp.fc1') or node ('layers/3/mlp/fc1/MatMul') is listed."""
+        words = name.replace("/", ".").split(".")
+        found = {part for part in self.listed if _stands_in(part.split("."), words)}
+        self.used |= found
+        return bool(found)
+
+    def check_used(self) -> None:
+        """Raise RecipeError when a listed part fitted no name at all."""
+        unused = [part for part in self.listed if part not in self.used]
+        if unused:
+            raise RecipeError(
+                f"export.keep_fp32 names what this model does not have: {', '.join(unused)}",
+                evidence="no matrix product, Gelu or table lookup of the graph has such a name",
+                fix="name a module such as 'layers.3.mlp.fc2', or leave the entry out",
+            )
+
+
+def _stands_in(part: Sequence[str], words: Sequence[str]) -> bool:
+    starts = range(len(words) - len(part) + 1)
+    return any(
+        all(f"_{p}_" in f"_{word}_" for p, word in zip(part, words[start:], strict=False))
+        for start in starts
+    )
+
+
+def to_float16(model: ir.Model, keep: Keep) -> None:
+    """Convert in place. keep: which nodes stay float32.
+
+    Raises OverflowRangeError, naming the weight, when one does not fit float16, and RecipeError
+    when `keep` lists something that is not there.
     """
     graph = model.graph
     work = edit.Edit(graph)
@@ -35,7 +77,7 @@ def to_float16(model: ir.Model, keep: Callable[[str], bool]) -> None:
             if value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
                 continue
             if kind == "half" and value.is_initializer():
-                node.replace_input_with(position, _half_weight(work, value))
+                node.replace_input_with(position, _half_weight(work, node, value))
             elif kind == "half" and id(value) not in half:
                 cast = _cast(work, node, value, ir.DataType.FLOAT16, casts)
                 half.add(id(cast))
@@ -48,18 +90,19 @@ def to_float16(model: ir.Model, keep: Callable[[str], bool]) -> None:
             for output in node.outputs:
                 output.type = ir.TensorType(ir.DataType.FLOAT16)
                 half.add(id(output))
+    keep.check_used()
     _outputs_in_float32(work, half)
     work.drop_dead()
     graph.sort()
 
 
-def _kind(node: ir.Node, half: set[int], keep: Callable[[str], bool]) -> str:
+def _kind(node: ir.Node, half: set[int], keep: Keep) -> str:
     """'half', 'full', or 'other' for nodes that touch no float at all."""
     floats = [v for v in node.inputs if v is not None and v.dtype is not None
               and v.dtype.is_floating_point()]  # fmt: skip
     if not floats:
         return "other"
-    if keep(str(node.name).replace("/", ".")):
+    if keep(str(node.name)):
         return "full"
     flowing = [v for v in floats if not v.is_initializer()]
     all_half = bool(flowing) and all(id(v) in half for v in flowing)
@@ -74,22 +117,25 @@ def _kind(node: ir.Node, half: set[int], keep: Callable[[str], bool]) -> str:
         producer: Any = flowing[0].producer()
         return "half" if producer.op_type == "MatMul" else "full"
     if node.op_type == "Mul" and with_constant:
-        constant = next(v for v in floats if v.is_initializer())
-        return "half" if edit.scalar(constant) is not None else "full"
+        factor = edit.scalar(next(v for v in floats if v.is_initializer()))
+        if factor is not None and abs(factor) <= FP16_MAX:
+            error = abs(float(np.float16(factor)) - factor)
+            return "half" if error <= SCALE_ERROR * abs(factor) else "full"
     return "full"
 
 
-def _half_weight(work: edit.Edit, value: ir.Value) -> ir.Value:
+def _half_weight(work: edit.Edit, node: ir.Node, value: ir.Value) -> ir.Value:
     name = f"{value.name}.fp16"
     if name in work.graph.initializers:
         return work.graph.initializers[name]
     tensor: Any = value.const_value
     largest = float(np.abs(tensor.numpy()).max(initial=0.0))
     if largest > FP16_MAX:
+        module = str(node.name).rpartition("/")[0].replace("/", ".")
         raise OverflowRangeError(
             f"weight '{value.name}' does not fit float16",
             evidence=f"its largest value is {largest:.6g}; float16 ends at {FP16_MAX:.0f}",
-            fix="list its module in export.keep_fp32 of the recipe, or build --precision fp32",
+            fix=f'set export.keep_fp32 = ["{module}"] in the recipe, or build --precision fp32',
         )
     return work.lazy_typed(
         name, ir.DataType.FLOAT16, tuple(tensor.shape), lambda: tensor.numpy().astype(np.float16)

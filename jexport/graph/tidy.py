@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ ODD = ("IsNaN", "Where", "IsInf", "Identity", "Dropout", "Loop", "If", "Scan")
 
 
 def tidy(model: ir.Model) -> None:
-    """Run every step in order, then `check`."""
+    """Run every step in order; `check` is what should hold afterwards."""
     graph = model.graph
     name_nodes(graph)
     constant_reshapes(graph)
+    finite_constants(graph)
     fold_transposes(graph)
     share_slices(graph)
     fuse_parallel_matmuls(graph)
@@ -47,12 +49,15 @@ def operators(model: ir.Model) -> dict[str, int]:
 def check(model: ir.Model, *, allow_odd: bool) -> None:
     """Postcondition: no dead node, only finite constants, and none of ODD.
 
-    allow_odd: a remote class may branch and mask as it likes. Raises UnsupportedGraphError.
+    allow_odd: a class that makes its mask itself may branch and mask as it likes. Raises
+    UnsupportedGraphError.
     """
-    used = {id(value) for node in model.graph for value in node.inputs}
-    outputs = {id(value) for value in model.graph.outputs}
-    dead = [n.name for n in model.graph if not any(id(v) in used | outputs for v in n.outputs)]
-    found = [] if allow_odd else [n.name for n in model.graph if n.op_type in ODD]
+    dead = [
+        node.name
+        for node in model.graph
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs)
+    ]
+    found = [] if allow_odd else [node.name for node in model.graph if _is_odd(node)]
     infinite = [
         name
         for name, value in model.graph.initializers.items()
@@ -67,6 +72,13 @@ def check(model: ir.Model, *, allow_odd: bool) -> None:
             f"constants that are not finite: {infinite[:5]}",
             "report this model: its class traces to a form that jexport does not know",
         )
+
+
+def _is_odd(node: ir.Node) -> bool:
+    """One of ODD; a Where over integers (buckets of relative positions) masks nothing."""
+    kind = node.outputs[0].dtype
+    chooses = node.op_type == "Where" and kind is not None and kind.is_integer()
+    return node.op_type in ODD and not chooses
 
 
 def name_nodes(graph: ir.Graph) -> None:
@@ -99,7 +111,7 @@ def constant_reshapes(graph: ir.Graph) -> None:
         for axis, size in enumerate(target.shape):
             if isinstance(size, int):
                 wanted.append(size)
-            elif axis < len(source.shape) and str(source.shape[axis]) == str(size):
+            elif size.value is not None and axis < len(source.shape) and source.shape[axis] == size:
                 wanted.append(0)
             else:
                 wanted.append(-1)
@@ -112,24 +124,47 @@ def constant_reshapes(graph: ir.Graph) -> None:
     work.drop_dead()
 
 
+def finite_constants(graph: ir.Graph) -> None:
+    """Let masks of -inf be the lowest float instead: a fully masked row then gives no NaN."""
+    for value in list(graph.initializers.values()):
+        numbers = edit.array(value)
+        if numbers is None or numbers.dtype.kind != "f" or not np.isinf(numbers).any():
+            continue
+        limits = np.finfo(numbers.dtype)
+        finite = np.clip(numbers, limits.min, limits.max)
+        value.const_value = ir.tensor(finite, name=str(value.name))
+
+
 def fold_transposes(graph: ir.Graph) -> None:
     """Store a weight the way MatMul reads it, instead of transposing it at run time."""
     work = edit.Edit(graph)
+    folded: dict[int, ir.Value] = {}  # layers may share their weights
     for node in list(graph):
         if node.op_type != "Transpose":
             continue
         source = edit.weight(node.inputs[0])
         if source is None or node.inputs[0] is None:
             continue
-        folded = work.lazy(
-            f"{node.inputs[0].name}.T", source, tuple(source.shape)[::-1], _transposed(source)
-        )
-        work.replace(node.outputs[0], folded)
+        if id(source) not in folded:
+            folded[id(source)] = work.lazy(
+                f"{node.inputs[0].name}.T", source, edit.sizes(source)[::-1], _transposed(source)
+            )
+        work.replace(node.outputs[0], folded[id(source)])
     work.drop_dead()
 
 
 def _transposed(source: Any) -> Any:
-    return lambda: source.numpy().T
+    def make() -> np.ndarray:
+        raw = getattr(source, "raw", None)
+        if raw is not None and hasattr(raw, "untyped_storage"):
+            # A copy by torch: memory that numpy has seen cannot be freed before its last reference
+            # is gone, and the tracer keeps some for good (1.2 GB at full size).
+            copied: np.ndarray = raw.detach().T.contiguous().numpy()
+            return copied
+        numbers: np.ndarray = source.numpy().T
+        return numbers
+
+    return make
 
 
 def share_slices(graph: ir.Graph) -> None:
@@ -145,7 +180,8 @@ def share_slices(graph: ir.Graph) -> None:
         (first, low), (second, high) = sorted(
             zip(ranges, cuts, strict=True), key=lambda entry: entry[0] or (0, 0)
         )
-        assert first is not None and second is not None
+        assert first is not None
+        assert second is not None
         width = value.shape[-1]
         if first[0] != 0 or first[1] != second[0] or second[1] != width:
             continue
@@ -180,13 +216,13 @@ def _last_axis_range(cut: ir.Node, value: ir.Value) -> tuple[int, int] | None:
 def fuse_parallel_matmuls(graph: ir.Graph) -> None:
     """Linears of the same input (Q, K and V) become one MatMul, one Add and a Split."""
     work = edit.Edit(graph)
+    made: dict[tuple[int, ...], ir.Value] = {}
     for value in [output for node in graph for output in node.outputs]:
         group = [n for n in value.consumers() if n.op_type == "MatMul" and n.inputs[0] is value]
         group = [node for node in group if edit.weight(node.inputs[1]) is not None]
-        biases = [edit.bias_add(node.outputs[0]) for node in group]
-        if len(group) < 2 or len(set(map(id, group))) != len(group) or None in biases:
-            continue
-        _fuse_group(work, value, group, [b for b in biases if b is not None])
+        biases = [b for n in group if (b := edit.bias_add(n.outputs[0])) is not None]
+        if len(group) > 1 and len(biases) in (0, len(group)):
+            _fuse_group(work, value, group, biases, made)
     work.drop_dead()
 
 
@@ -195,39 +231,60 @@ def _fuse_group(
     value: ir.Value,
     group: list[ir.Node],
     biases: list[tuple[ir.Node, ir.Value]],
+    made: dict[tuple[int, ...], ir.Value],
 ) -> None:
     # Order by the module's own order of weights, which is the order of the nodes in the graph.
-    tensors: list[Any] = [edit.weight(node.inputs[1]) for node in group]
-    offsets: list[Any] = [bias.const_value for _, bias in biases]
-    widths = np.array([t.shape[1] for t in tensors], dtype=np.int64)
-    names = [str(bias.name).removesuffix(".bias") for _, bias in biases]
-    stem = f"{names[0].rpartition('.')[0]}.{'_'.join(n.rpartition('.')[2] for n in names)}"
-    rows, total = tensors[0].shape[0], int(widths.sum())
-    fused = work.lazy(
-        f"{stem}.weight", tensors[0], (rows, total),
-        lambda: np.concatenate([t.numpy() for t in tensors], axis=1),
-    )  # fmt: skip
-    offset = work.lazy(
-        f"{stem}.bias", offsets[0], (total,),
-        lambda: np.concatenate([b.numpy() for b in offsets]),
-    )  # fmt: skip
-    place, scope = group[0], stem.replace(".", "/")
-    product = work.insert(place, "MatMul", [value, fused], name=f"{scope}/MatMul")
-    added = work.insert(place, "Add", [product.outputs[0], offset], name=f"{scope}/Add")
-    for node in (product, added):
+    modules = [str(node.name).rpartition("/")[0] for node in group]
+    joined = "_".join(module.rpartition("/")[2] for module in modules)
+    scope = f"{modules[0].rpartition('/')[0]}/{joined}".lstrip("/")
+    stem = scope.replace("/", ".")
+    weights = [node.inputs[1] for node in group]
+    widths = [edit.sizes(edit.weight(weight))[1] for weight in weights]
+    place, total = group[0], sum(widths)
+    fused = _side_by_side(work, weights, f"{stem}.weight", made)
+    last = work.insert(place, "MatMul", [value, fused], name=f"{scope}/MatMul")
+    inserted = [last]
+    if biases:
+        offset = _side_by_side(work, [bias for _, bias in biases], f"{stem}.bias", made)
+        last = work.insert(place, "Add", [last.outputs[0], offset], name=f"{scope}/Add")
+        inserted.append(last)
+    for node in inserted:
         node.outputs[0].type = value.type
         node.outputs[0].shape = ir.Shape([*list(value.shape or ())[:-1], total])
     split = work.insert(
         place,
         "Split",
-        [added.outputs[0], work.constant("split_" + "_".join(map(str, widths)), widths)],
+        [
+            last.outputs[0],
+            work.constant("split_" + "_".join(map(str, widths)), np.array(widths, dtype=np.int64)),
+        ],
         {"axis": -1},
         name=f"{scope}/Split",
         num_outputs=len(group),
     )
-    for (add, _), part in zip(biases, split.outputs, strict=True):
-        part.type, part.shape = add.outputs[0].type, add.outputs[0].shape
-        work.replace(add.outputs[0], part)
+    ends = [add.outputs[0] for add, _ in biases] or [node.outputs[0] for node in group]
+    for end, part in zip(ends, split.outputs, strict=True):
+        part.type, part.shape = end.type, end.shape
+        work.replace(end, part)
+
+
+def _side_by_side(
+    work: edit.Edit,
+    parts: Sequence[ir.Value | None],
+    name: str,
+    made: dict[tuple[int, ...], ir.Value],
+) -> ir.Value:
+    """Weights or biases joined along their last axis; layers that share theirs share this too."""
+    tensors: list[Any] = [part.const_value for part in parts if part is not None]
+    key = tuple(map(id, tensors))
+    if key not in made:
+        taken = sum(other.startswith(name) for other in work.graph.initializers)
+        shape = (*tensors[0].shape[:-1], sum(int(t.shape[-1]) for t in tensors))
+        made[key] = work.lazy(
+            f"{name}_{taken + 1}" if taken else name, tensors[0], shape,
+            lambda: np.concatenate([t.numpy() for t in tensors], axis=-1),
+        )  # fmt: skip
+    return made[key]
 
 
 def _name_weights(graph: ir.Graph) -> None:
@@ -247,6 +304,14 @@ def _name_weights(graph: ir.Graph) -> None:
                 numbered += 1
 
 
+def _plain_axes(value: ir.Value) -> None:
+    """Write `sequence` for `Min(8194, sequence)`, the length of what is cut from a table."""
+    for axis, size in enumerate(value.shape or ()):
+        bounded = re.fullmatch(r"Min\(\d+, (\w+)\)", str(size))
+        if bounded and value.shape is not None:
+            value.shape[axis] = bounded[1]
+
+
 def _strip(model: ir.Model) -> None:
     """Drop traces and paths of the machine that exported; give plain value names."""
     model.metadata_props.clear()
@@ -259,6 +324,7 @@ def _strip(model: ir.Model) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
+            _plain_axes(value)
             if not value.is_graph_output():
                 suffix = f":{value.index()}" if len(node.outputs) > 1 else ""
                 value.name = f"{node.name}{suffix}"

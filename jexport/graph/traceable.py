@@ -6,24 +6,31 @@ token-type lookups of constants, safe-softmax branches. Knows nothing of ONNX.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 
-from jexport.errors import OverflowRangeError, UnsupportedCheckpointError
+from jexport.errors import UnsupportedCheckpointError
 from jexport.flow import Embedding
 
 MASKED = -10_000.0
 """Added to the scores of padding, as the authors' code does: finite in float16 as well."""
 
 ATTENTION = "jexport"
-FP16_MAX = 65_504.0
+
+ROTARY = ("jina_embeddings_v3", "nomic_bert")
+"""Model types with one `rotary_emb(x, position_ids)` and positions 0, 1, 2 ..."""
+
+WINDOWED = ("modernbert",)
+"""Model types that take a mask per kind of layer, by name."""
 
 
 def plain_attention(
-    module: torch.nn.Module,
+    module: torch.nn.Module | None,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -34,14 +41,52 @@ def plain_attention(
 ) -> tuple[torch.Tensor, None]:
     """softmax(q k^T * scaling + mask) v; query [batch, heads, sequence, head size].
 
-    Returns [batch, sequence, heads, head size]. No branch for fully masked rows: the mask is finite.
+    key, value: the same with as many heads, or fewer that are shared (grouped-query attention).
+    Returns [batch, sequence, heads, head size]. The mask is finite: no branch for empty rows.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    shared = query.shape[-3] // key.shape[-3]
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, -3), value.repeat_interleave(shared, -3)
     scores = torch.matmul(query * scale, key.transpose(-1, -2))
     if attention_mask is not None:
         scores = scores + attention_mask
     mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
-    return mixed.transpose(1, 2).contiguous(), None
+    return mixed.transpose(-3, -2).contiguous(), None
+
+
+def plain_sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Stand in for torch's scaled_dot_product_attention, without its branches for empty rows.
+
+    query [..., heads, sequence, head size]. A bool mask (True: look at it) becomes a finite one.
+    """
+    if is_causal:
+        places = torch.arange(query.shape[-2])
+        attn_mask = places[:, None] >= places[None, :]
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = (1.0 - attn_mask.to(query.dtype)) * MASKED
+    mixed, _ = plain_attention(None, query, key, value, attn_mask, scale)
+    return mixed.transpose(-3, -2)
+
+
+@contextlib.contextmanager
+def plain_products() -> Iterator[None]:
+    """Let torch.nn.functional.scaled_dot_product_attention be `plain_sdpa` meanwhile."""
+    before = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = plain_sdpa
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
 
 
 class FirstRow(torch.nn.Module):
@@ -64,12 +109,15 @@ class LeadingRows(torch.nn.Module):
         self.weight = table.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids [batch, sequence], of which only the length is read -> [1, sequence, hidden]."""
-        return self.weight[None, : ids.shape[-1]]
+        """Take ids [batch, sequence], of which only the length is read -> [sequence, hidden]."""
+        return self.weight[: ids.shape[-1]]
 
 
 class RopeTables(torch.nn.Module):
     """cos and sin of every position, computed once in float32 (RoFormer, arXiv 2104.09864)."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
 
     def __init__(self, rotary: torch.nn.Module, positions: int) -> None:
         super().__init__()
@@ -81,7 +129,7 @@ class RopeTables(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [batch, sequence, hidden] -> two tables [1, sequence, head size]."""
+        """Take x [batch, sequence, hidden] -> two tables [1, sequence, head size]."""
         length = x.shape[1]
         return self.cos[:, :length], self.sin[:, :length]
 
@@ -97,12 +145,7 @@ class Encoder(torch.nn.Module):
         self.embedding = embedding
         self.outputs = tuple(outputs)
         self.dimension = dimension
-        self.additive_mask = _takes_additive_mask(model)
-        if self.additive_mask:
-            from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-            ALL_ATTENTION_FUNCTIONS.register(ATTENTION, plain_attention)
-            model.config._attn_implementation = ATTENTION
+        self.additive_mask = _take_additive_mask(model)
         self.leading_positions = _simplify(model)
 
     def forward(
@@ -110,12 +153,13 @@ class Encoder(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Outputs in the order of `self.outputs`."""
         mask = attention_mask.to(torch.float32)
-        given = (1.0 - mask[:, None, None, :]) * MASKED if self.additive_mask else attention_mask
+        given = self._additive(mask) if self.additive_mask else attention_mask
         extra = {}
         if self.leading_positions:
             # LeadingRows reads only how many there are, FirstRow nothing at all.
             extra = {"position_ids": input_ids, "token_type_ids": input_ids}
-        out = self.model(input_ids=input_ids, attention_mask=given, **extra)
+        with plain_products():
+            out = self.model(input_ids=input_ids, attention_mask=given, **extra)
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         made = []
         for name in self.outputs:
@@ -125,20 +169,40 @@ class Encoder(torch.nn.Module):
                 made.append(_sentence(hidden, mask, self.embedding.pooling, self.dimension))
         return tuple(made)
 
+    def _additive(self, mask: torch.Tensor) -> Any:
+        """What is added to attention's scores: [batch, 1, 1, sequence], or one for each layer kind.
+
+        In a windowed layer a token sees those at most `sliding_window` away on either side
+        (transformers' masking_utils.sliding_window_bidirectional_overlay).
+        """
+        padding = (1.0 - mask[:, None, None, :]) * MASKED
+        if self.model.config.model_type not in WINDOWED:
+            return padding
+        steps = torch.arange(mask.shape[1])
+        far = (steps[:, None] - steps[None, :]).abs() > self.model.config.sliding_window
+        windowed = padding + far.to(torch.float32) * MASKED
+        return {"full_attention": padding, "sliding_attention": windowed}
+
 
 def _sentence(
     hidden: torch.Tensor, mask: torch.Tensor, pooling: str, dimension: int
 ) -> torch.Tensor:
-    """Pool in float32, cut to `dimension`, L2-normalise: the order of the authors' encode()."""
+    """Pool in float32, cut to `dimension`, L2-normalise: the order of the authors' encode().
+
+    The same numbers as runtime/pool.py gives: padding on either side, zeros for an empty row.
+    """
     weights = mask[:, :, None]
-    if pooling == "cls":
-        pooled = hidden[:, 0]
+    if pooling in ("cls", "last"):
+        count = mask.cumsum(1)
+        wanted = 1.0 if pooling == "cls" else mask.sum(1, keepdim=True)
+        chosen = mask * (count == wanted).to(torch.float32)
+        pooled = (hidden * chosen[:, :, None]).sum(1)
     elif pooling == "mean":
         pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
     elif pooling == "mean_sqrt_len":
         pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9).sqrt()
     elif pooling == "max":
-        pooled = (hidden + (1.0 - weights) * -1e9).amax(1)
+        pooled = (hidden + (1.0 - weights) * -1e9).amax(1) * weights.amax(1)
     else:
         raise UnsupportedCheckpointError(
             f"pooling '{pooling}' is not exported into a graph",
@@ -147,18 +211,36 @@ def _sentence(
         )
     if dimension:
         pooled = pooled[:, :dimension]
-    return pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    unit: torch.Tensor = pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return unit
 
 
-def _takes_additive_mask(model: Any) -> bool:
-    """Whether transformers' shared mask and attention interfaces are what this class calls."""
+def _take_additive_mask(model: Any) -> bool:
+    """Let a class that uses transformers' shared mask take a ready one; returns whether it does.
+
+    Such a class passes a mask of four dimensions on as it is, to the attention function that its
+    config names or, where it has none to choose from, to its own eager one.
+    """
     code = sys.modules[type(model).__module__]
-    return hasattr(code, "ALL_ATTENTION_FUNCTIONS") and hasattr(code, "create_bidirectional_mask")
+    windowed = hasattr(code, "create_bidirectional_sliding_window_mask")
+    if not hasattr(code, "create_bidirectional_mask"):
+        return False
+    if windowed and model.config.model_type not in WINDOWED:
+        return False
+    if not hasattr(code, "ALL_ATTENTION_FUNCTIONS"):
+        return bool(model.config._attn_implementation == "eager")
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, plain_attention)
+    model.config._attn_implementation = ATTENTION
+    return True
 
 
 def _simplify(model: Any) -> bool:
-    """Replace lookups of constants; returns whether LeadingRows was put in."""
+    """Drop the pooler, replace lookups of constants; returns whether LeadingRows was put in."""
     leading = False
+    if type(model).__module__.startswith("transformers.") and hasattr(model, "pooler"):
+        model.pooler = None  # of no output; these classes ask before they call it
     for module in list(model.modules()):
         if isinstance(getattr(module, "token_type_embeddings", None), torch.nn.Embedding):
             module.token_type_embeddings = FirstRow(module.token_type_embeddings)
@@ -168,58 +250,6 @@ def _simplify(model: Any) -> bool:
         if isinstance(getattr(embeddings, "position_embeddings", None), torch.nn.Embedding):
             embeddings.position_embeddings = LeadingRows(embeddings.position_embeddings)
             leading = True
-    if model.config.model_type == "jina_embeddings_v3":
+    if model.config.model_type in ROTARY:
         model.rotary_emb = RopeTables(model.rotary_emb, model.config.max_position_embeddings)
     return leading
-
-
-def check_float16_range(
-    encoder: Encoder, batches: Sequence[dict[str, torch.Tensor]], keep: Callable[[str], bool]
-) -> dict[str, float]:
-    """Run texts and return the largest |value| of each operation that float16 would hold.
-
-    Raises OverflowRangeError, naming the operation, before any conversion: softmax, LayerNorm, RoPE
-    and residual sums are left out because they stay float32. keep: names that stay float32 too.
-    """
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    aten = torch.ops.aten
-    watched = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.gelu, aten.embedding}
-    peaks: dict[str, float] = {}
-    place: list[str] = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            result = func(*args, **(kwargs or {}))
-            if func.overloadpacket in watched and result.is_floating_point():
-                name = f"{place[-1]}.{func.overloadpacket.__name__}"
-                peaks[name] = max(peaks.get(name, 0.0), float(result.abs().max()))
-            return result
-
-    def leave(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        place.pop()
-
-    hooks = []
-    for name, module in encoder.model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, i, n=name: place.append(n)))
-        hooks.append(module.register_forward_hook(leave))
-    try:
-        with torch.inference_mode(), Watch():
-            for batch in batches:
-                encoder(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    over = {n: v for n, v in peaks.items() if not v <= FP16_MAX and not keep(n)}
-    if over:
-        raise OverflowRangeError(
-            "float16 cannot hold the values of this model",
-            evidence="\n".join(
-                f"{name} reaches {value:.4g} (largest float16: {FP16_MAX:.0f})"
-                for name, value in sorted(over.items(), key=lambda entry: -entry[1])[:5]
-            ),
-            fix="list these names in export.keep_fp32 of the recipe, or build --precision fp32",
-        )
-    return peaks

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jexport import manifest, targets
+from jexport.errors import ArtifactError, JexportError, UnknownTargetError
 from jexport.flow import CompiledModel, Embedding, Signature, TensorSpec
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
@@ -22,17 +23,29 @@ def open_artifact(
 
     device: 'auto' (a GPU when the engine sees one), 'cpu' or 'cuda'. threads: 0 for all cores.
     verify: check every file's SHA-256 first (about a second a GB); without it only the manifest is
-    read. Raises ArtifactError, DependencyError, TokenizerError.
+    read. Raises ArtifactError, DependencyError, TokenizerError, and ValueError for another device.
     """
     folder = Path(path)
     content = (manifest.verify(folder) if verify else manifest.read(folder)).content
-    target = targets.load(content["target"])
+    target = _target(content["target"], folder)
     targets.check_installed(target.run_needs, extra=target.extra, purpose="opening this artifact")
     compiled = compiled_model(folder, content)
+    absent = [name for name in compiled.files if not (folder / name).is_file()]
+    if absent:
+        raise ArtifactError(
+            f"artifact {folder} is not whole",
+            evidence=f"missing: {', '.join(absent)}",
+            fix="fetch it again, or build it again with `jexport build`",
+        )
     embedding = embedding_of(content)
     tokenizer = TextTokenizer.open(folder, max_tokens=embedding.max_tokens)
     stack = contextlib.ExitStack()
-    runner = stack.enter_context(target.runner(compiled, device, threads))
+    try:
+        runner = stack.enter_context(target.runner(compiled, device, threads))
+    except Exception as error:
+        if not isinstance(error, JexportError):
+            error.add_note(f"jexport: opening {folder}; `jexport verify` checks its files")
+        raise
     return Embedder(
         tokenizer=tokenizer,
         runner=runner,
@@ -40,6 +53,17 @@ def open_artifact(
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
     )
+
+
+def _target(name: str, folder: Path) -> targets.Target:
+    try:
+        return targets.load(name)
+    except UnknownTargetError as error:
+        raise ArtifactError(
+            f"artifact {folder} is for an engine that this jexport does not have",
+            evidence=f"its target is {name!r:.80}; there are: {', '.join(targets.names())}",
+            fix="use the jexport that built it, or a newer one",
+        ) from error
 
 
 def embedding_of(content: Any) -> Embedding:

@@ -34,7 +34,7 @@ def run(model: LoadedModel) -> LoadedModel:
     if not model.adapter or strangers:
         raise AdapterError(
             "the adapter does not belong to this model",
-            evidence=f"matrices without a base weight: {', '.join(strangers) or 'no matrix at all'}",
+            evidence=f"matrices without a base weight: {', '.join(strangers) or 'not one matrix'}",
             fix="give an adapter that was trained on this base model",
         )
     merged: Mapping[str, WeightReader] = {

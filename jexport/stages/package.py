@@ -72,10 +72,11 @@ def _tokenizer(model: LoadedModel, out_dir: Path) -> None:
     for path in model.tokenizer_files:
         shutil.copyfile(path, out_dir / path.name)
     settings_path = out_dir / "tokenizer_config.json"
-    settings = json.loads(settings_path.read_text()) if settings_path.is_file() else {}
-    if settings.get("tokenizer_class", "TokenizersBackend") == "TokenizersBackend":
+    named = settings_path.is_file()
+    settings = json.loads(settings_path.read_text(encoding="utf-8")) if named else {}
+    if not named or settings.get("tokenizer_class") == "TokenizersBackend":
         # transformers 5 writes this name and transformers 4, which most servers run, refuses it:
-        # the one case in which a tokenizer file is not copied as it is.
+        # with a missing file, the one case in which a tokenizer file is not copied as it is.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         settings.setdefault("model_max_length", model.embedding.max_tokens)
         write_json(settings_path, settings)

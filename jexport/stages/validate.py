@@ -6,7 +6,7 @@ framework and no engine: only runners, token ids and numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,25 @@ import numpy as np
 
 from jexport import calibration, parity
 from jexport.errors import ParityError, RecipeError
-from jexport.flow import CalibrationSet, Embedding, ParityReport, Runner, Sample, Signature
+from jexport.flow import (
+    CalibrationSet,
+    Embedding,
+    ParityReport,
+    Runner,
+    Sample,
+    Signature,
+    TensorSpec,
+)
 from jexport.manifest import write_json
 from jexport.recipe import ValidateSpec
+from jexport.run import give_back_memory
 from jexport.runtime.pool import finish, pool
 
 REPORT = "parity.json"
+HIDDEN = "last_hidden_state"
+UNIT_LENGTH = 1e-3
+"""How far a vector of sentence_embedding may be from length 1; its own output promises that."""
+
 BATCH_TOKENS = 1024
 ALONE_TEXTS = 48
 """Texts that are also run alone, to see whether a text's vector depends on its batch."""
@@ -60,56 +73,159 @@ def run(
             evidence=f"validate.gates has: {', '.join(spec.gates)}",
             fix=f"add a table [validate.gates.{precision}]",
         )
-    limit = min(spec.max_tokens, embedding.max_tokens)
-    samples = calibration.within_budget(
-        texts, candidate.tokenize, budget_tokens=spec.budget_tokens, max_tokens=limit
-    )
-    words = [sample.text for sample in samples]
-    wanted, ids = reference.tokenize(words), candidate.tokenize(words)
-    total = sum(map(len, wanted)) + sum(map(len, ids))
-    count = _Counter(total, progress)
-    with reference.open() as forward:
-        truth = _outputs(forward, wanted, ("last_hidden_state",), pad_id, count)
-    names = tuple(spec.name for spec in signature.outputs)
-    alone_rows = _spread(ids, ALONE_TEXTS)
-    with candidate.open() as forward:
-        made = _outputs(forward, ids, names, pad_id, count)
-        alone = [_one(forward, ids[row], names[0]) for row in alone_rows]
-    metrics = _compare(truth, made, embedding, signature, samples, ids)
-    metrics["batch"] = parity.invariance(
-        np.stack([_vector(value, embedding) for value in alone]),
-        np.stack([_vector(made[names[0]][row], embedding) for row in alone_rows]),
-    )
-    differing = [n for n, (a, b) in enumerate(zip(wanted, ids, strict=True)) if a != b]
-    metrics["token_ids_differ"] = len(differing)
-    failures = list(parity.gate(metrics, gates))
-    if "sentence_embedding" in metrics:
-        pooled = {key: v for key, v in gates.items() if not key.startswith(("batch_", "token_"))}
-        failures += [
-            f"sentence_embedding, {text}"
-            for text in parity.gate(metrics["sentence_embedding"], pooled)
-        ]
-    report = ParityReport(passed=not failures, failures=tuple(failures), metrics=metrics)
-    write_json(
-        out_dir / REPORT,
-        {
-            "passed": report.passed,
-            "failures": failures,
-            "precision": precision,
-            "gates": dict(gates),
-            "texts": {"set": texts.name, "sha256": texts.sha256},
-            "metrics": metrics,
-        },
-    )
+    content: dict[str, Any] = {
+        "passed": False,
+        "failures": [],
+        "precision": precision,
+        "gates": dict(gates),
+        "texts": {"set": texts.name, "sha256": texts.sha256},
+        "metrics": {},
+    }
+    try:
+        chosen = _choose(reference, candidate, texts, spec, embedding.max_tokens)
+        job = _Job(embedding=embedding, outputs=signature.outputs, pad_id=pad_id)
+        count = _Counter(sum(map(len, [*chosen.reference, *chosen.candidate])), progress)
+        metrics = content["metrics"] = _measure(reference, candidate, chosen, job, count)
+        failures = [*chosen.failures(), *_failures(metrics, gates, signature.outputs)]
+    except ParityError as error:
+        content["failures"] = [error.what, *error.evidence.splitlines()]
+        write_json(out_dir / REPORT, content)
+        raise
+    content |= {"passed": not failures, "failures": failures}
+    write_json(out_dir / REPORT, content)
     if failures:
-        hint = f"; token ids differ in {len(differing)} texts" if differing else ""
+        more = [f"and {len(failures) - 8} more"] if len(failures) > 8 else []
         raise ParityError(
-            f"validate: the artifact does not give the checkpoint's vectors ({precision}{hint})",
-            evidence="\n".join([*failures[:8], *([f"and {len(failures) - 8} more"] if len(failures) > 8 else [])]),
+            f"validate: the artifact does not give the checkpoint's vectors ({precision})",
+            evidence="\n".join([*failures[:8], *more]),
             fix="look into the report; if the loss is meant, set other gates in the recipe "
             f"([validate.gates.{precision}])",
         )
-    return report
+    return ParityReport(passed=True, failures=(), metrics=metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Texts:
+    """The texts of a comparison with their token ids on both sides."""
+
+    samples: tuple[Sample, ...]
+    reference: list[list[int]]
+    candidate: list[list[int]]
+
+    def differing(self) -> list[int]:
+        """The texts whose ids are not the same."""
+        pairs = zip(self.reference, self.candidate, strict=True)
+        return [row for row, (ours, theirs) in enumerate(pairs) if ours != theirs]
+
+    def failures(self) -> list[str]:
+        """What to say of them: other tokens are another model, whatever their vectors are."""
+        rows = self.differing()
+        if not rows:
+            return []
+        ours, theirs = self.reference[rows[0]], self.candidate[rows[0]]
+        pairs = zip(ours, theirs, strict=False)
+        place = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+        return [
+            f"token ids differ in {len(rows)} of {len(self.samples)} texts; first in text "
+            f"{rows[0]} (language '{self.samples[rows[0]].language}') at token {place}: the "
+            f"checkpoint has {ours[place : place + 3]} of {len(ours)}, the artifact "
+            f"{theirs[place : place + 3]} of {len(theirs)}"
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the candidate gives and how that becomes a vector."""
+
+    embedding: Embedding
+    outputs: tuple[TensorSpec, ...]
+    pad_id: int
+
+
+def _choose(
+    reference: Side, candidate: Side, texts: CalibrationSet, spec: ValidateSpec, max_tokens: int
+) -> _Texts:
+    """Pick texts and tokenise them on both sides. Raises ParityError when there is none."""
+    limit = min(spec.max_tokens, max_tokens)
+    samples = calibration.within_budget(
+        texts, candidate.tokenize, budget_tokens=spec.budget_tokens, max_tokens=limit
+    )
+    if not samples:
+        raise ParityError(
+            "validate: there is no text to compare",
+            evidence=f"set '{texts.name}' has {len(texts.samples)} texts; the limit is {limit} "
+            "tokens, prompt included",
+            fix="give validate.texts a set with texts, or raise validate.max_tokens",
+        )
+    words = [sample.text for sample in samples]
+    return _Texts(
+        samples=samples, reference=reference.tokenize(words), candidate=candidate.tokenize(words)
+    )
+
+
+def _measure(
+    reference: Side, candidate: Side, texts: _Texts, job: _Job, count: _Counter
+) -> dict[str, Any]:
+    """Run both sides, one after the other, and compare each of the candidate's outputs."""
+    width = job.embedding.dimension
+    hidden = TensorSpec(name=HIDDEN, dtype="float32", shape=("batch", "sequence", width))
+    with reference.open() as forward:
+        truth = _outputs(forward, texts.reference, (hidden,), job.pad_id, count)[HIDDEN]
+    del forward
+    give_back_memory()  # the reference's weights, before the candidate brings its own
+    with candidate.open() as forward:
+        made = _outputs(forward, texts.candidate, job.outputs, job.pad_id, count)
+        alone, batched = _alone_and_batched(forward, texts.candidate, job, made)
+    whole = _vectors(truth, job.embedding)
+    results: dict[str, dict[str, Any]] = {}
+    for name in made:
+        vectors, wanted = _vectors(made[name], job.embedding), whole
+        if name != HIDDEN:
+            wanted = finish(whole, dimensions=vectors.shape[1], normalize=True)
+        pairs = name == HIDDEN and not texts.differing()
+        results[name] = parity.compare(
+            parity.Outputs(embeddings=wanted, tokens=tuple(truth) if pairs else ()),
+            parity.Outputs(embeddings=vectors, tokens=tuple(made[name]) if pairs else ()),
+            _labels(texts, job.embedding, vectors.shape[1]),
+        )
+        results[name]["norms"] = parity.norms(wanted, vectors)
+        results[name]["batch"] = parity.invariance(
+            _vectors(alone[name], job.embedding), _vectors(batched[name], job.embedding)
+        )
+    metrics = results.pop(job.outputs[0].name)
+    metrics["token_ids_differ"] = len(texts.differing())
+    return metrics | results
+
+
+def _labels(texts: _Texts, embedding: Embedding, width: int) -> parity.Labels:
+    sizes = {size for size in embedding.matryoshka if size < width} | {width}
+    return parity.Labels(
+        languages=tuple(sample.language for sample in texts.samples),
+        lengths=tuple(map(len, texts.candidate)),
+        dimensions=tuple(sorted(sizes)),
+    )
+
+
+def _failures(
+    metrics: Mapping[str, Any], gates: Mapping[str, float], outputs: Sequence[TensorSpec]
+) -> list[str]:
+    """The gates that failed, for each output; those over tokens only for last_hidden_state."""
+    found: list[str] = []
+    for spec in outputs:
+        first = spec is outputs[0]
+        place = metrics if first else metrics[spec.name]
+        kept = {
+            key: bound
+            for key, bound in gates.items()
+            if first or spec.name == HIDDEN or not key.startswith("token_")
+        }
+        if kept:
+            failures = parity.gate(place, kept)
+            found += failures if first else [f"{spec.name}, {text}" for text in failures]
+        error = place["norms"]["largest_error"]
+        if spec.name != HIDDEN and not error <= UNIT_LENGTH:
+            found.append(f"{spec.name}: lengths are off from 1 by {error:.3g}: not L2-normalised")
+    return found
 
 
 class _Counter:
@@ -121,45 +237,100 @@ class _Counter:
         self.progress(self.done, self.total)
 
 
-def _spread(ids: Sequence[Sequence[int]], count: int) -> list[int]:
-    """Rows from the shortest to the longest, evenly: the longest would cost most of the time."""
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+def _spread(lengths: Sequence[int], count: int) -> list[int]:
+    """Places from the shortest to the longest, evenly: the longest cost most of the time."""
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     steps = np.linspace(0, len(order) - 1, num=min(count, len(order)))
     return sorted({order[int(step)] for step in steps})
+
+
+def _batches(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows in batches of neighbours in length, padded to the longest: at most BATCH_TOKENS."""
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    batches: list[list[int]] = []
+    for row in order:
+        # sorted: this row is the longest so far
+        if batches and len(ids[row]) * (len(batches[-1]) + 1) <= BATCH_TOKENS:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
 
 
 def _outputs(
     forward: Runner,
     ids: Sequence[Sequence[int]],
-    names: Sequence[str],
+    specs: Sequence[TensorSpec],
     pad_id: int,
     count: _Counter,
 ) -> dict[str, list[np.ndarray]]:
-    """Per output name, one array a text: token vectors [tokens, hidden] or a vector [dimension].
-
-    Batches mix lengths on purpose (neighbours in length, but padded): that is what servers do.
-    """
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    found: dict[str, list[Any]] = {name: [None] * len(ids) for name in names}
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and len(ids[order[stop]]) * (stop + 1 - start) <= BATCH_TOKENS:
-            stop += 1
-        rows = order[start:stop]
-        answer = forward(_padded([ids[row] for row in rows], pad_id))
-        for name in names:
-            if name not in answer:
-                raise ParityError(
-                    f"validate: output '{name}' is missing",
-                    evidence=f"the runner gave: {', '.join(answer) or 'nothing'}",
-                    fix="build again; if it stays, report this model",
-                )
-            for place, row in enumerate(rows):
-                value = np.asarray(answer[name][place], dtype=np.float32)
-                found[name][row] = value[: len(ids[row])].copy() if value.ndim == 2 else value
+    """Per output name, one array a text: token vectors [tokens, hidden] or a vector [dimension]."""
+    found: dict[str, list[Any]] = {spec.name: [None] * len(ids) for spec in specs}
+    for rows in _batches(ids):
+        for name, values in _forward(forward, [ids[row] for row in rows], specs, pad_id).items():
+            for row, value in zip(rows, values, strict=True):
+                found[name][row] = value
         count.add(sum(len(ids[row]) for row in rows))
-        start = stop
+    return found
+
+
+def _alone_and_batched(
+    forward: Runner,
+    ids: Sequence[Sequence[int]],
+    job: _Job,
+    made: Mapping[str, list[np.ndarray]],
+) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
+    """Per output name, up to ALONE_TEXTS texts run alone, and the same texts as run in a batch.
+
+    Only texts that had neighbours count; when none had, the two shortest are batched for this.
+    """
+    rows = [row for batch in _batches(ids) if len(batch) > 1 for row in batch]
+    if rows:
+        rows = [rows[place] for place in _spread([len(ids[row]) for row in rows], ALONE_TEXTS)]
+        batched = {name: [values[row] for row in rows] for name, values in made.items()}
+    else:
+        rows = sorted(range(len(ids)), key=lambda row: len(ids[row]))[:2]
+        batched = _forward(forward, [ids[row] for row in rows], job.outputs, job.pad_id)
+    alone: dict[str, list[np.ndarray]] = {spec.name: [] for spec in job.outputs}
+    for row in rows:
+        for name, values in _forward(forward, [ids[row]], job.outputs, job.pad_id).items():
+            alone[name] += values
+    return alone, batched
+
+
+def _forward(
+    forward: Runner, ids: Sequence[Sequence[int]], specs: Sequence[TensorSpec], pad_id: int
+) -> dict[str, list[np.ndarray]]:
+    """One batch; per output name one array a text, padding cut off. Raises ParityError."""
+    feed = _padded(ids, pad_id)
+    shape = feed["input_ids"].shape
+    try:
+        answer = forward(feed)
+    except Exception as error:
+        error.add_note(f"validate: while running a batch of shape {list(shape)}")
+        raise
+    found = {}
+    for spec in specs:
+        if spec.name not in answer:
+            raise ParityError(
+                f"validate: output '{spec.name}' is missing",
+                evidence=f"the runner gave: {', '.join(answer) or 'nothing'}",
+                fix="build again; if it stays, report this model",
+            )
+        value = np.asarray(answer[spec.name], dtype=np.float32)
+        sizes: dict[int | str, int] = dict(zip(("batch", "sequence"), shape, strict=True))
+        wanted = tuple(sizes.get(size, size) for size in spec.shape)
+        if value.shape != wanted:
+            raise ParityError(
+                f"validate: output '{spec.name}' has another shape than it should",
+                evidence=f"{list(value.shape)} instead of {list(wanted)}",
+                fix="build again; if it stays, report this model",
+            )
+        hidden = value.ndim == 3
+        found[spec.name] = [
+            value[row, : len(tokens)].copy() if hidden else value[row]
+            for row, tokens in enumerate(ids)
+        ]
     return found
 
 
@@ -173,8 +344,9 @@ def _padded(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, np.ndarray]:
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
-def _one(forward: Runner, ids: Sequence[int], name: str) -> np.ndarray:
-    return np.asarray(forward(_padded([ids], 0))[name][0], dtype=np.float32)
+def _vectors(values: Sequence[np.ndarray], embedding: Embedding) -> np.ndarray:
+    """One row a text: token vectors [tokens, hidden] pooled, vectors of a text as they are."""
+    return np.stack([_vector(value, embedding) for value in values])
 
 
 def _vector(value: np.ndarray, embedding: Embedding) -> np.ndarray:
@@ -184,42 +356,3 @@ def _vector(value: np.ndarray, embedding: Embedding) -> np.ndarray:
     mask = np.ones((1, value.shape[0]), dtype=np.int64)
     pooled: np.ndarray = pool(value[None], mask, embedding.pooling)[0]
     return pooled
-
-
-def _compare(
-    truth: dict[str, list[np.ndarray]],
-    made: dict[str, list[np.ndarray]],
-    embedding: Embedding,
-    signature: Signature,
-    samples: Sequence[Sample],
-    ids: Sequence[Sequence[int]],
-) -> dict[str, Any]:
-    languages = tuple(sample.language for sample in samples)
-    lengths = tuple(len(tokens) for tokens in ids)
-    tokens = tuple(truth["last_hidden_state"])
-    whole = np.stack([_vector(value, embedding) for value in tokens])
-    results: dict[str, dict[str, Any]] = {}
-    for name, values in made.items():
-        spec = signature.output(name)
-        assert spec is not None
-        width = spec.shape[-1]
-        assert isinstance(width, int)
-        sizes = sorted({d for d in embedding.matryoshka if d <= width} | {width})
-        same_ids = all(a.shape == b.shape for a, b in zip(tokens, values, strict=True))
-        pairs = name == "last_hidden_state" and same_ids
-        results[name] = parity.compare(
-            parity.Outputs(
-                embeddings=finish(whole, dimensions=width, normalize=True),
-                tokens=tokens if pairs else (),
-            ),
-            parity.Outputs(
-                embeddings=np.stack([_vector(value, embedding) for value in values]),
-                tokens=tuple(values) if pairs else (),
-            ),
-            parity.Labels(languages=languages, lengths=lengths, dimensions=tuple(sizes)),
-        )
-    first = next(iter(results))
-    metrics = dict(results[first])
-    if "sentence_embedding" in results and first != "sentence_embedding":
-        metrics["sentence_embedding"] = results["sentence_embedding"]
-    return metrics

