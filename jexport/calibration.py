@@ -141,7 +141,7 @@ def _of_lengths(
 
 def _of_length(full: CalibrationSet, tokenize: Tokenize, target: int, *, start: int) -> str:
     """A text of at most `target` tokens, as near to it as cutting characters comes, or ''."""
-    texts = [sample.text for sample in full.samples]
+    texts = [sample.text for sample in full.samples if sample.text.strip()]
     if not texts:
         return ""
     turn = start * 7 % len(texts)

@@ -71,15 +71,10 @@ class Run:
         with _MemoryWatch() as watch:
             try:
                 yield note.append
-            except OSError as error:
-                if error.errno in NO_SPACE:
-                    raise disk_full(name, self.folder, error) from error
-                error.add_note(f"jexport: during stage '{name}'")
-                raise
             except JexportError:
                 raise
             except Exception as error:
-                if _is_out_of_space(error):
+                if is_out_of_space(error):
                     raise disk_full(name, self.folder, error) from error
                 error.add_note(f"jexport: during stage '{name}'")
                 raise
@@ -127,10 +122,13 @@ def disk_full(stage: str, folder: Path, error: BaseException) -> DiskFullError:
     )
 
 
-def _is_out_of_space(error: BaseException) -> bool:
-    # Rust and C++ writers (safetensors, onnxruntime) wrap the error number in their own text.
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether an error says that the disk is full or a quota reached."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    # Rust and C++ writers (safetensors, onnxruntime) and shutil wrap the number in a text.
     text = str(error)
-    return "No space left on device" in text or "os error 28" in text or "StorageFull" in text
+    return any(word in text for word in ("No space left on device", "os error 28", "StorageFull"))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from jexport.errors import ParityError
-from jexport.parity import GATES, Labels, Outputs, compare, gate, invariance
+from jexport.parity import GATES, Labels, Outputs, compare, gate, invariance, norms
 
 LANGUAGES = ("de", "th", "en")
 LENGTHS = (1, 2, 3, 5, 9, 17, 1025, 2049, 8192, 8193)
@@ -415,6 +415,38 @@ def test_extreme_lengths_do_not_overflow() -> None:
         assert metrics["overall"]["cosine_min"] == pytest.approx(1, abs=1e-14)
 
 
+# --- lengths of vectors ---------------------------------------------------------------------------
+
+
+def test_norms_sees_what_cosines_do_not() -> None:
+    table = vectors()
+    assert norms(table, table) == {"texts": len(table), "largest_error": 0.0}
+    longer = table.copy()
+    longer[3] *= 1.25
+    assert compared(table, longer)["overall"]["cosine_min"] == pytest.approx(1, abs=1e-12)
+    assert norms(table, longer)["largest_error"] == pytest.approx(0.25, rel=1e-6)
+    assert norms(longer, table)["largest_error"] == pytest.approx(0.2, rel=1e-6)
+    assert norms(table * 1e30, table * 1e30)["largest_error"] == 0.0
+
+
+def test_norm_gate_at_its_border() -> None:
+    above = math.nextafter(1e-4, 1)
+    assert gate(metrics_with(1e-4, ("norms",), "largest_error"), {"norm_error": 1e-4}) == ()
+    assert gate(metrics_with(above, ("norms",), "largest_error"), {"norm_error": 1e-4}) == (
+        f"norms: largest_error {above!r} is above 0.0001",
+    )
+
+
+def test_norms_refuses_what_it_cannot_measure() -> None:
+    table, broken, empty = vectors(), vectors(), vectors()
+    broken[2, 1], empty[4] = np.nan, 0
+    for one, other in ((table, broken), (broken, table), (table, empty), (table, table[:3])):
+        with pytest.raises(ParityError):
+            norms(one, other)
+    with pytest.raises(ParityError):
+        norms(table[:0], table[:0])
+
+
 # --- tokens and invariance ----------------------------------------------------------------------
 
 
@@ -632,6 +664,7 @@ def perfect() -> dict[str, Any]:
         "by_dimension": {"64": group(), "128": group()},
         "tokens": {"texts": 2, "cosine_min": 1.0, "largest_difference": 0.0},
         "batch": {"texts": 2, "cosine_min": 1.0, "largest_difference": 0.0},
+        "norms": {"texts": 2, "largest_error": 0.0},
     }
 
 
@@ -653,9 +686,11 @@ def test_gate_keys() -> None:
         "top10_overlap",
         "largest_difference",
         "batch_cosine_min",
+        "norm_error",
         "token_cosine_min",
     }
-    assert [key for key in GATES if not GATES[key].at_least] == ["largest_difference"]
+    upper = [key for key in GATES if not GATES[key].at_least]
+    assert upper == ["largest_difference", "norm_error"]
 
 
 @pytest.mark.parametrize(("name", "path"), GROUPS)
@@ -690,7 +725,7 @@ def test_batch_and_token_gates(key: str, place: str) -> None:
         f"{place}: cosine_min 0.99 is below 0.999",
     )
     # the gate of the one is not the gate of the other, nor of the embeddings
-    others = set(GATES) - {key, "largest_difference"}
+    others = set(GATES) - {key, "largest_difference", "norm_error"}
     assert gate(metrics_with(0.99, (place,), "cosine_min"), dict.fromkeys(others, 0.999)) == ()
 
 
@@ -706,7 +741,7 @@ def test_every_gate_passes_on_identical_outputs() -> None:
     tokens = [vectors(4, 6, seed) for seed in range(len(table))]
     side = with_tokens(table, tokens)
     metrics = compare(side, copy.deepcopy(side), labels_for(table, (4,)))
-    metrics["batch"] = invariance(table, table)
+    metrics |= {"batch": invariance(table, table), "norms": norms(table, table)}
     gates = {key: 1.0 if GATES[key].at_least else 0.0 for key in GATES}
     assert gate(metrics, gates) == ()
 
@@ -714,7 +749,8 @@ def test_every_gate_passes_on_identical_outputs() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", sorted(GATES))
 def test_a_value_that_is_not_finite_never_passes(key: str, value: float) -> None:
-    path = {"batch_cosine_min": ("batch",), "token_cosine_min": ("tokens",)}.get(key, ("overall",))
+    places = {"batch_cosine_min": "batch", "token_cosine_min": "tokens", "norm_error": "norms"}
+    path = (places.get(key, "overall"),)
     metric = GATES[key].metric
     bound = -2.0 if GATES[key].at_least else 3.0
     failures = gate(metrics_with(value, path, metric), {key: bound})
@@ -726,6 +762,7 @@ def test_a_value_that_is_not_finite_never_passes(key: str, value: float) -> None
     [
         ("batch_cosine_min", "batch"),
         ("token_cosine_min", "tokens"),
+        ("norm_error", "norms"),
         ("cosine_min", "overall"),
         ("cosine_min", "by_language"),
         ("cosine_p1", "by_length"),
@@ -750,9 +787,9 @@ def test_a_value_that_is_no_number_is_an_error(value: object) -> None:
     assert_parts(caught, "language 'th'", repr(value))
 
 
-def test_compare_alone_cannot_pass_a_batch_or_token_gate() -> None:
+def test_compare_alone_cannot_pass_a_gate_of_another_place() -> None:
     metrics = compared(vectors(), vectors())
-    for key in ("batch_cosine_min", "token_cosine_min"):
+    for key in ("batch_cosine_min", "token_cosine_min", "norm_error"):
         with pytest.raises(ParityError) as caught:
             gate(metrics, {key: 0.5})
         assert_parts(caught, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import shutil
 import subprocess
 import sys
 import threading
@@ -171,6 +172,7 @@ def test_a_full_disk_at_the_start(
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device")]),
         RuntimeError("SafetensorError: IoError(Os { code: 28, kind: StorageFull })"),
         RuntimeError("write failed: No space left on device (os error 28)"),
     ],

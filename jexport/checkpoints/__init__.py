@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from jexport.errors import (
     UnsupportedCheckpointError,
     nearest,
 )
-from jexport.flow import FileDigest, LoadedModel, Runner, Source, WeightReader
+from jexport.flow import FileDigest, LoadedModel, LowRank, Runner, Source, WeightReader
 from jexport.manifest import file_digest
 from jexport.recipe import LoadSpec
 
@@ -87,6 +89,16 @@ def known_tasks(folder: Path) -> tuple[str, ...]:
     return (*layout.known_tasks(folder, config), tasks.NONE)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A checkpoint whose layout is known, and what [load] says of it."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    layout: str
+    spec: LoadSpec
+
+
 def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     """Open a checkpoint for one task; reads headers and configs, no weights yet.
 
@@ -95,6 +107,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     folder, revision = locate(spec)
     config = transformer_files.read_json(folder / "config.json")
     layout = detect(folder, config)
+    opened = _Opened(folder=folder, config=config, layout=layout, spec=spec)
     offered = (*LAYOUTS[layout].known_tasks(folder, config), tasks.NONE)
     tasks.check_task(task, offered)
     _check_prompts(spec, offered)
@@ -104,7 +117,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         code, code_revision = remote_code.code_files(folder, config, spec)
         _check_authors_code(layout, task)
     weights, adapter, weight_files = LAYOUTS[layout].read(folder, config, task)
-    width, rows = _sizes(folder, config, spec, layout)
+    width, rows = _sizes(opened)
     tokenizer_files = transformer_files.tokenizer_files(folder, rows=rows)
     embedding, said = how_embedded(folder, config, spec, task, width=width, jina=layout in JINA)
     licence = transformer_files.licence(folder)
@@ -119,13 +132,11 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         config=config,
         weights=weights,
         adapter=adapter,
-        assemble=_assemble(layout, folder, config, spec),
+        assemble=_assemble(opened),
         tokenize_reference=transformer_files.reference_tokenizer(
-            _tokenizer(layout, folder, spec),
-            prompt=embedding.prompt,
-            max_tokens=embedding.max_tokens,
+            _tokenizer(opened), prompt=embedding.prompt, max_tokens=embedding.max_tokens
         ),
-        reference=_reference(layout, folder, config, spec, weights, adapter, task),
+        reference=_reference(opened, weights, adapter, task),
         tokenizer_files=tokenizer_files,
         embedding=embedding,
         source=Source(
@@ -138,13 +149,6 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
             code=code,
         ),
     )
-
-
-def _tokenizer(layout: str, folder: Path, spec: LoadSpec) -> Callable[[], Any]:
-    """Opens the tokenizer; that of a known layout needs no code, also when code is trusted."""
-    if layout == "remote_code":
-        return lambda: remote_code.open_tokenizer(folder, spec)
-    return lambda: transformer_files.auto_tokenizer(folder)
 
 
 def _check_prompts(spec: LoadSpec, offered: Sequence[str]) -> None:
@@ -167,39 +171,38 @@ def _check_authors_code(layout: str, task: str) -> None:
         )
 
 
-def _sizes(folder: Path, config: Mapping[str, Any], spec: LoadSpec, layout: str) -> tuple[int, int]:
+def _sizes(opened: _Opened) -> tuple[int, int]:
     """Width of the hidden states and rows of the embedding table. Raises CheckpointError."""
+    config = opened.config
     literal = "hidden_size" in config and "vocab_size" in config
-    if layout == "remote_code" and not literal:
-        config = {**config, **remote_code.sizes(folder, spec)}
+    if opened.layout == "remote_code" and not literal:
+        config = {**config, **remote_code.sizes(opened.folder, opened.spec)}
     return transformer_files.width_and_rows(config)
 
 
-def _assemble(layout: str, folder: Path, config: Mapping[str, Any], spec: LoadSpec) -> Any:
-    def assemble(weights: Mapping[str, WeightReader]) -> Any:
-        if layout in JINA:
-            return native_class.assemble(config, weights)
-        if layout == "remote_code":
-            return remote_code.assemble(folder, spec)
-        return sentence_transformer.assemble(folder, weights)
+def _tokenizer(opened: _Opened) -> Callable[[], Any]:
+    """Opens the tokenizer; that of a known layout needs no code, also when code is trusted."""
+    if opened.layout == "remote_code":
+        return partial(remote_code.open_tokenizer, opened.folder, opened.spec)
+    return partial(transformer_files.auto_tokenizer, opened.folder)
 
-    return assemble
+
+def _assemble(opened: _Opened) -> Callable[[Mapping[str, WeightReader]], Any]:
+    if opened.layout in JINA:
+        return partial(native_class.assemble, opened.config)
+    if opened.layout == "remote_code":
+        return lambda weights: remote_code.assemble(opened.folder, opened.spec)
+    return partial(sentence_transformer.assemble, opened.folder)
 
 
 def _reference(
-    layout: str,
-    folder: Path,
-    config: Mapping[str, Any],
-    spec: LoadSpec,
+    opened: _Opened,
     weights: Mapping[str, WeightReader],
-    adapter: Mapping[str, Any],
+    adapter: Mapping[str, LowRank],
     task: str,
-) -> Any:
-    def reference() -> AbstractContextManager[Runner]:
-        if spec.trust_remote_code:
-            return remote_code.reference(folder, config, spec, task)
-        if layout in JINA:
-            return native_class.reference(config, weights, adapter)
-        return sentence_transformer.reference(folder, weights)
-
-    return reference
+) -> Callable[[], AbstractContextManager[Runner]]:
+    if opened.spec.trust_remote_code:
+        return partial(remote_code.reference, opened.folder, opened.config, opened.spec, task)
+    if opened.layout in JINA:
+        return partial(native_class.reference, opened.config, weights, adapter)
+    return partial(sentence_transformer.reference, opened.folder, weights)

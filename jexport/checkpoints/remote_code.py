@@ -175,8 +175,14 @@ def _pinned_only(folder: Path, spec: LoadSpec) -> Iterator[None]:
     homes = _homes(_flat(auto_map(read_json(folder / "config.json"))))
 
     def find_pinned(home: Any, file: str, *args: Any, **how: Any) -> Any:
-        if Path(home).is_dir() and Path(home).resolve() == folder.resolve():
-            return find(home, file, *args, **how)
+        if Path(home).is_dir():  # transformers looks there first, whatever is on the hub
+            if Path(home).resolve() == folder.resolve():
+                return find(home, file, *args, **how)
+            raise RemoteCodeError(
+                "remote code asked for code of another folder",
+                evidence=f"{file} in {home}, while the checkpoint is {folder}",
+                fix="put the .py files beside the weights, or run jexport from another folder",
+            )
         hub.check_pinned(
             spec.code_revision if [str(home)] == homes else "",
             what=f"{file} of {home} was asked for",

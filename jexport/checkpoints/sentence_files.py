@@ -6,6 +6,7 @@ is refused, never left out. Knows no weight.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,12 +91,20 @@ def pooling(folder: Path, *, own_transformer: bool = False) -> Pooling | None:
             evidence=", ".join(homes),
             fix="use a checkpoint from a source that you trust",
         )
-    normalize = len(listed) == 3 and _normalizes(folder / homes[2] / "config.json")
-    return _pooling(folder, homes[1], normalize=normalize)
+    found = _pooling(folder, homes[1])
+    if len(homes) == 2:
+        return found
+    last = folder / homes[2] / "config.json"
+    _check_normalize(last)
+    files = (*found.files, last) if last.is_file() else found.files
+    return dataclasses.replace(found, normalize=True, files=files)
 
 
-def _normalizes(path: Path) -> bool:
-    """Whether a Normalize module works on the sentence's vector (version 6 can name another)."""
+def _check_normalize(path: Path) -> None:
+    """Raise UnsupportedCheckpointError unless it works on the sentence's vector.
+
+    Version 6 can name another; a folder of an older one has no file.
+    """
     settings = optional_json(path)
     names = {settings.get(f"module_{side}_name") for side in ("input", "output")}
     if names - {None, "sentence_embedding"}:
@@ -104,10 +113,9 @@ def _normalizes(path: Path) -> bool:
             evidence=f"{path.parent.name}/{path.name}: {settings}",
             fix="use a Normalize module with its default names",
         )
-    return True
 
 
-def _pooling(folder: Path, home: str, *, normalize: bool) -> Pooling:
+def _pooling(folder: Path, home: str) -> Pooling:
     path = folder / home / "config.json"
     if not path.is_file():
         raise CheckpointError(
@@ -132,7 +140,7 @@ def _pooling(folder: Path, home: str, *, normalize: bool) -> Pooling:
     widths = [key for key in ("word_embedding_dimension", "embedding_dimension") if key in settings]
     return Pooling(
         mode=modes[0],
-        normalize=normalize,
+        normalize=False,
         width=count(settings, widths[0]) if widths else 0,
         include_prompt=settings.get("include_prompt") is not False,
         files=(folder / MODULES, path),

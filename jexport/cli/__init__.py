@@ -14,7 +14,7 @@ import click
 
 from jexport.cli import console
 from jexport.errors import JexportError, nearest
-from jexport.run import NO_SPACE, disk_full
+from jexport.run import disk_full, is_out_of_space
 
 COMMANDS = {
     "build": "jexport.cli.build",
@@ -99,7 +99,7 @@ def main() -> None:
     except BrokenPipeError:
         _exit(READER_GONE)
     except OSError as error:
-        if error.errno not in NO_SPACE:
+        if not is_out_of_space(error):
             raise
         full = disk_full("jexport", Path.cwd(), error)
         console.report_error(full)

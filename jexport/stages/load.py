@@ -14,7 +14,8 @@ def run(spec: LoadSpec, *, task: str) -> LoadedModel:
     """Open a checkpoint folder or hub id for one task.
 
     Reads configs, headers and digests; a weight's numbers are read, and checked to be finite, when
-    a later stage asks for them. Raises UnknownTaskError, CheckpointError, StateDictError,
+    a later stage asks for them. Those of other tasks' adapters never are: a NaN there is no error.
+    Raises UnknownTaskError, CheckpointError, StateDictError,
     AdapterError, TokenizerError, UnsupportedCheckpointError, HubError, RemoteCodeError.
     """
     model = checkpoints.open_checkpoint(spec, task)

@@ -145,10 +145,13 @@ class _Job:
 def _choose(
     reference: Side, candidate: Side, texts: CalibrationSet, spec: ValidateSpec, max_tokens: int
 ) -> _Texts:
-    """Pick texts and tokenise them on both sides. Raises ParityError when there is none."""
+    """Pick texts and tokenise them on both sides. Raises ParityError when there is none.
+
+    The reference says how long a text is: a candidate that cuts too early would hide it.
+    """
     limit = min(spec.max_tokens, max_tokens)
     samples = calibration.within_budget(
-        texts, candidate.tokenize, budget_tokens=spec.budget_tokens, max_tokens=limit
+        texts, reference.tokenize, budget_tokens=spec.budget_tokens, max_tokens=limit
     )
     if not samples:
         raise ParityError(
@@ -217,9 +220,9 @@ def _failures(
         kept = {
             key: bound
             for key, bound in gates.items()
-            if first or spec.name == HIDDEN or not key.startswith("token_")
+            if spec.name == HIDDEN or not key.startswith("token_")
         }
-        if kept:
+        if kept or len(outputs) == 1:  # no gate at all is an error there
             failures = parity.gate(place, kept)
             found += failures if first else [f"{spec.name}, {text}" for text in failures]
         error = place["norms"]["largest_error"]

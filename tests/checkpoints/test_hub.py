@@ -210,6 +210,26 @@ def test_code_in_a_repository_of_its_own_runs_at_its_pinned_commit(
         opened(small_copy, trust_remote_code=True, code_revision="c" * 40)
 
 
+@pytest.mark.usefixtures("own_module_cache")
+def test_a_folder_of_the_repositorys_name_is_not_taken_for_it(
+    cache: Path, small_copy: Path, opened: Open, edit_json: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Transformers would run the folder's code, while the manifest names the pinned commit's."""
+    put(cache, "someone/code", OLDER, FIXTURES / "remote_original")
+    here = small_copy.parent
+    shutil.copytree(FIXTURES / "remote_original", here / "someone" / "code")
+    monkeypatch.chdir(here)
+    named = {
+        "AutoConfig": "someone/code--configuration_xlm_roberta.XLMRobertaFlashConfig",
+        "AutoModel": "someone/code--modeling_lora.XLMRobertaLoRA",
+    }
+    edit_json(small_copy / "config.json", auto_map=named)
+    model = opened(small_copy, trust_remote_code=True, code_revision=OLDER)
+    with pytest.raises(RemoteCodeError, match="another folder"), model.reference():
+        pass
+
+
 def test_a_repository_without_the_code_is_refused(
     cache: Path, small_copy: Path, opened: Open, edit_json: Callable[..., None]
 ) -> None:

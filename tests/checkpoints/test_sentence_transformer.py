@@ -386,6 +386,8 @@ def test_a_normalize_of_something_else_is_refused(
     edit_json(saved / "2_Normalize" / "config.json", module_input_name="token_embeddings")
     with pytest.raises(UnsupportedCheckpointError, match="normalises something else"):
         opened(saved)
+    edit_json(saved / "2_Normalize" / "config.json", module_input_name="sentence_embedding")
+    assert "2_Normalize/config.json" in [file.path for file in opened(saved).source.files]
     (saved / "2_Normalize" / "config.json").unlink()
     assert opened(saved).embedding.normalize
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest
+from jexport import manifest, pipeline
+from jexport.stages import package
 
 HERE = Path(__file__).parent
-KILLS = 12
+KILLS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,10 @@ class Nursery:
 
     def words(self, out: Path, *, task: str = "separation", tokens: int = 99) -> list[str]:
         """A build; another number of tokens is another version."""
-        return ["build", "--recipe", str(self.recipe), "--model", str(self.small), "--task", task,
-                "--target", "onnx", "--out", str(out), "--validate-tokens", str(tokens)]  # fmt: skip
+        return [
+            *("build", "--recipe", str(self.recipe), "--model", str(self.small), "--task", task),
+            *("--target", "onnx", "--out", str(out), "--validate-tokens", str(tokens)),
+        ]
 
     def ask(self, **order: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -149,21 +153,20 @@ def test_killed_at_any_moment(nursery: Nursery, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("tasks", [("separation", "separation"), ("separation", "classification")])
-def test_two_builds_at_once(tasks: tuple[str, str], nursery: Nursery, tmp_path: Path) -> None:
+def test_builds_at_once(nursery: Nursery, tmp_path: Path) -> None:
+    tasks = ("separation", "separation", "classification")
     commands = [nursery.start(nursery.words(tmp_path, task=task)) for task in tasks]
-    assert [command.wait() for command in commands] == [0, 0]
+    assert [command.wait() for command in commands] == [0, 0, 0]
     paths = {Path(command.out.read_text().strip()) for command in commands}
-    assert len(paths) == len(set(tasks))
+    assert len(paths) == 2
     assert set(check_readers_view(tmp_path)) == paths
     assert not (tmp_path / ".work").exists()
 
 
 @pytest.mark.parametrize(
     ("after", "delay_s"),
-    [("load", 0.0), ("merge", 0.02), ("merge", 0.15), ("merge", 0.4), ("merge", 0.7),
-     ("compile", 0.0), ("compile", 0.1)],
-)  # fmt: skip
+    [("load", 0.0), ("merge", 0.5), ("compile", 0.0), ("compile", 0.1)],
+)
 def test_ctrl_c_leaves_nothing(
     after: str, delay_s: float, nursery: Nursery, tmp_path: Path
 ) -> None:
@@ -198,7 +201,7 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("kib", [4, 300, 700, 1100, 1500])
+@pytest.mark.parametrize("kib", [4, 900, 1500])
 def test_a_disk_that_fills_up(kib: int, nursery: Nursery, tmp_path: Path) -> None:
     """From too small for the graph to too small for the last files of the package."""
     with small_disk(tmp_path / "disk", kib) as disk:
@@ -212,20 +215,12 @@ def test_a_disk_that_fills_up(kib: int, nursery: Nursery, tmp_path: Path) -> Non
     assert command.out.read_text() == ""
 
 
-def test_a_disk_that_is_just_large_enough(nursery: Nursery, tmp_path: Path) -> None:
-    # Guards the test above: what stops those builds is the disk and nothing else.
-    with small_disk(tmp_path / "disk", 8000) as disk:
-        command = nursery.start(nursery.words(disk / "out"))
-        assert command.wait() == 0, command.err.read_text()
-        [made] = check_readers_view(disk / "out")
-        size = sum(p.stat().st_size for p in made.rglob("*") if p.is_file())
-        assert size > 500 << 10
-
-
 def test_a_full_disk_leaves_what_was_there(nursery: Nursery, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 2800) as disk:
         first = nursery.start(nursery.words(disk / "out"))
         assert first.wait() == 0, first.err.read_text()
+        # Guards the test above: what stopped those builds is the disk and nothing else.
+        assert len(check_readers_view(disk / "out")) == 1
         before = everything_below(disk)
         while os.statvfs(disk).f_bfree * os.statvfs(disk).f_bsize > 900 << 10:
             with open(disk / "ballast", "ab") as ballast:
@@ -252,29 +247,24 @@ def test_embed_on_a_full_disk(artifact: Path, cli: Callable[..., Any], tmp_path:
 @pytest.mark.parametrize(
     ("owner", "name", "nth"),
     [
-        ("shutil", "move", 1),
-        ("shutil", "copyfile", 1),
-        ("shutil", "copyfile", 3),
-        ("jexport.stages.package", "write_json", 1),
-        ("jexport.stages.package", "write_json", 4),
-        ("pathlib.Path", "write_text", 1),
-        ("os", "fsync", 1),
-        ("os", "fsync", 9),
-        ("os", "rename", 3),
-        ("pathlib.Path", "symlink_to", 1),
-        ("os", "replace", 1),
+        (shutil, "move", 1),
+        (shutil, "copyfile", 1),
+        (shutil, "copyfile", 3),
+        (package, "write_json", 1),
+        (package, "write_json", 4),
+        (Path, "write_text", 1),
+        (os, "fsync", 1),
+        (os, "rename", 3),
+        (Path, "symlink_to", 1),
+        (os, "replace", 1),
     ],
 )
 def test_no_space_at_any_step_of_the_last_stage(
-    owner: str, name: str, nth: int, canned: Any, cli: Callable[..., Any], tmp_path: Path,
-    as_separation: tuple[object, ...], monkeypatch: pytest.MonkeyPatch,
+    owner: Any, name: str, nth: int, canned: Any, cli: Callable[..., Any], tmp_path: Path,
+    as_separation: tuple[object, ...],
 ) -> None:  # fmt: skip
-    from pytest import MonkeyPatch  # noqa: PT013
-
-    target: Any = __import__("functools").reduce(
-        getattr, owner.split(".")[1:], __import__(owner.split(".")[0])
-    )
-    real, calls = getattr(target, name), []
+    real, calls = getattr(owner, name), []
+    run = pipeline.package.run
 
     def full(*words: Any, **options: Any) -> Any:
         calls.append(name)
@@ -282,16 +272,20 @@ def test_no_space_at_any_step_of_the_last_stage(
             raise OSError(28, "No space left on device")
         return real(*words, **options)
 
-    with MonkeyPatch.context() as patch:
-        patch.setattr(target, name, full)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def from_here(*words: Any, **options: Any) -> Any:
+            patch.setattr(owner, name, full)
+            return run(*words, **options)
+
+        patch.setattr(pipeline.package, "run", from_here)
         answer = cli(*as_separation, "--out", tmp_path)
     assert len(calls) >= nth
     assert (answer.code, answer.out) == (12, "")
     assert "no space left" in answer.err
     assert not (tmp_path / ".work").exists()
-    versions = check_readers_view(tmp_path)
-    placed = name in ("symlink_to", "replace") or nth == 9
-    assert len(versions) <= placed  # once it is in its place it is whole, and may stay
+    placed = name in ("symlink_to", "replace")  # whole and in its place by then, and may stay
+    assert len(check_readers_view(tmp_path)) == placed
     again = cli(*as_separation, "--out", tmp_path)
     assert again.code == 0
     assert (again.path.parent / "latest").resolve() == again.path

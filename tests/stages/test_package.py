@@ -36,11 +36,14 @@ def packaged(recorded: Any, tmp_path: Path) -> Callable[..., Path]:
             tokenizer_files=tokenizer_files or recorded.loaded.tokenizer_files,
         )
         number = len(list(tmp_path.iterdir()))
-        compiled = shutil.copytree(recorded.compiled.folder, tmp_path / f"{number}-compiled")
+        compiled = tmp_path / f"{number}-compiled"
+        compiled.mkdir()
+        for name in recorded.compiled.files:
+            shutil.copy(recorded.compiled.folder / name, compiled)
         out = tmp_path / f"{number}-out"
         out.mkdir()
         return package.run(
-            model, dataclasses.replace(recorded.compiled, folder=Path(compiled)), recorded.report,
+            model, dataclasses.replace(recorded.compiled, folder=compiled), recorded.report,
             dataclasses.replace(recorded.facts, **facts),
             report_path=recorded.report_file, out_dir=out,
         )  # fmt: skip
