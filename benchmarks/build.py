@@ -124,8 +124,9 @@ def main() -> None:
         ["the artifact embeds one text of 8,192 tokens", f"{long_s:.0f}", f"{long_gb:.2f}"],
     ]
     note = (
-        f"Full-size seeded checkpoint (559 M parameters and five adapters), {TASK}, fp32. Build time "
-        f"over export time: **{build_s / export_s:.1f}**. Peak memory of the build: **{build_gb:.2f} GB**."
+        f"Full-size seeded checkpoint (559 M parameters and five adapters), {TASK}, fp32. "
+        f"Build time over export time: **{build_s / export_s:.1f}**. "
+        f"Peak memory of the build: **{build_gb:.2f} GB**."
     )
     table.write(
         "Building at full size", "make bench-build", note, ["", "seconds", "peak memory, GB"], rows

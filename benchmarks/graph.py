@@ -91,7 +91,7 @@ def encoder(model: Any) -> traceable.Encoder:
 @contextmanager
 def without(step: str) -> Iterator[None]:
     """tidy() with one of its steps left out."""
-    with mock.patch.object(tidy, step, lambda graph: None):
+    with mock.patch.object(tidy, step, lambda _graph: None):
         yield
 
 
@@ -111,14 +111,14 @@ def fused(make: Model, *steps: str) -> ir.Model:
     graph = standard(make)
     work = edit.Edit(graph.graph)
     if "attention" in steps:
-        ort_attention.fuse_attention(work)
+        ort_attention.fuse(work)
     if "bias-gelu" in steps:
         ort_fusion.fuse_bias_gelu(work)
     if "skip-layer-norm" in steps:
         ort_fusion.fuse_skip_layer_norm(work)
     work.drop_dead()
     graph.graph.sort()
-    graph.opset_imports[ort_fusion.MS] = graph.graph.opset_imports[ort_fusion.MS] = 1
+    graph.opset_imports[ort_attention.MS] = graph.graph.opset_imports[ort_attention.MS] = 1
     return graph
 
 
@@ -169,7 +169,9 @@ def compare(title: str, make: Model, vocabulary: int) -> list[list[str]]:
     rows = []
     for name, times in seconds.items():
         ratio = statistics.median(b / t for b, t in zip(base, times, strict=True))
-        rows.append([title, name, str(nodes[name]), f"{statistics.median(times) * 1e3:.1f}", f"{ratio:.2f}"])
+        rows.append(
+            [title, name, str(nodes[name]), f"{statistics.median(times) * 1e3:.1f}", f"{ratio:.2f}"]
+        )
     return rows
 
 
@@ -177,8 +179,8 @@ def main() -> None:
     """Measure both models and write the table."""
     rows = compare("4 x 1,024", jina, 2000) + compare("MiniLM", minilm, 30000)
     note = (
-        f"Batch {BATCH} x {TOKENS} tokens, {ROUNDS} rounds. Speed is relative to the standard graph of "
-        "the same round; above 1 is faster. Nodes in branches are counted."
+        f"Batch {BATCH} x {TOKENS} tokens, {ROUNDS} rounds. Speed is relative to the standard graph "
+        "of the same round; above 1 is faster. Nodes in branches are counted."
     )
     table.write(
         "Graph simplifications in onnxruntime", "make bench-graph", note,

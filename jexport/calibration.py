@@ -94,6 +94,8 @@ def within_budget(
     each language always, cut when even the shortest is longer than `max_tokens`.
     A sample without any token, or that no cutting brings below `max_tokens`, is left out.
     """
+    if not full.samples:
+        return ()
     tallies = [len(ids) for ids in tokenize([sample.text for sample in full.samples])]
     long = _of_lengths(full, tokenize, max_tokens=max_tokens, budget_tokens=budget_tokens)
     spent = sum(len(ids) for ids in tokenize([sample.text for sample in long])) if long else 0
@@ -127,7 +129,7 @@ def _of_lengths(
     targets = sorted({min(t, max_tokens) for t in LENGTH_TARGETS if t // 2 < max_tokens})
     left = budget_tokens
     samples = []
-    if full.samples and tokenize([""])[0]:
+    if tokenize([""])[0]:
         samples.append(Sample(text="", language=MIXED))
     for rank, target in enumerate(reversed(targets)):
         if rank and target > left:

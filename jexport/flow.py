@@ -107,7 +107,7 @@ class LoadedModel:
 
     assemble(weights) returns a fresh float32 torch module in eval mode with exactly those weights.
     adapter: per weight name, the delta that the task adds; empty when there is none (left).
-    tokenize_reference(texts) returns the checkpoint's own token ids, prompt included, one list each.
+    tokenize_reference(texts) returns the checkpoint's own token ids, prompt included, a list each.
     reference() opens the checkpoint's own forward pass, the adapter applied but never merged.
     config: the checkpoint's config.json. tokenizer_files: copied as they are into the artifact.
     """

@@ -76,9 +76,14 @@ class ExportSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CompileSpec:
-    """[compile]: fuse: replace standard operators by the engine's own, faster ones."""
+    """[compile]: fuse: replace standard operators by the engine's own, faster ones.
+
+    skip_layer_norm: fuse residual sums into their LayerNormalization as well. onnxruntime's CPU
+    kernel for it is slower than the two operators, so it is off; its CUDA kernel may not be.
+    """
 
     fuse: bool = True
+    skip_layer_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

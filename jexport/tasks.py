@@ -1,7 +1,7 @@
 """The five tasks of jina-embeddings-v3: names, adapter index, prompt; and `none`, the plain model.
 
-Facts: `lora_adaptations` and `task_instructions` in the checkpoint's config.json. A checkpoint's own
-config wins over these where it has the keys; this table serves checkpoints that left them out.
+Facts: `lora_adaptations` and `task_instructions` in the checkpoint's config.json. A checkpoint's
+own config wins over these where it has the keys; this table serves checkpoints that left them out.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def build(
 
     engine = targets.load(target)
     chosen = _chosen(recipe_name, model, options)
-    wanted = precision or (*chosen.precisions, *engine.precisions)[0]
+    wanted = (*chosen.precisions, *engine.precisions)[0] if precision is None else precision
     if not quiet and not json_lines:
         console.say(f"jexport build: {chosen.load.model}, {task}, {target} {wanted}")
     artifact = pipeline.build(

@@ -16,15 +16,18 @@ from jexport.graph import edit, ort_attention
 from jexport.graph.ort_attention import MS
 
 
-def fuse(model: ir.Model) -> dict[str, int]:
-    """Fuse in place; returns how many of each operator were made."""
+def fuse(model: ir.Model, *, skip_layer_norm: bool = True) -> dict[str, int]:
+    """Fuse in place; returns how many of each operator were made.
+
+    skip_layer_norm: its CPU kernel is slower than the operators it replaces (BENCHMARKS.md).
+    """
     work = edit.Edit(model.graph)
     rotations = _rotations(model)
     counts = {
         "MultiHeadAttention": ort_attention.fuse(work),
         "RotaryEmbedding": 0,
-        "SkipLayerNormalization": _fuse_skip_layer_norm(work),
-        "BiasGelu": _fuse_bias_gelu(work),
+        "SkipLayerNormalization": fuse_skip_layer_norm(work) if skip_layer_norm else 0,
+        "BiasGelu": fuse_bias_gelu(work),
     }
     work.drop_dead()
     model.graph.sort()
@@ -39,7 +42,7 @@ def _rotations(model: ir.Model) -> int:
     return sum(n.op_type == "RotaryEmbedding" and n.domain == MS for n in model.graph)
 
 
-def _fuse_skip_layer_norm(work: edit.Edit) -> int:
+def fuse_skip_layer_norm(work: edit.Edit) -> int:
     """LayerNormalization(a + (b + bias)) -> one node. Sums with other users are left alone."""
     count = 0
     for norm in list(work.graph):
@@ -124,7 +127,7 @@ def _constant_as(work: edit.Edit, value: ir.Value, dtype: ir.DataType) -> ir.Val
     return work.constant(name, tensor.numpy().astype(np.dtype(dtype.numpy())))
 
 
-def _fuse_bias_gelu(work: edit.Edit) -> int:
+def fuse_bias_gelu(work: edit.Edit) -> int:
     """Gelu(x + bias), exact (erf) form only."""
     count = 0
     for gelu in list(work.graph):

@@ -1,7 +1,7 @@
 """onnx: a graph for ONNX Runtime on CPU and CUDA, with onnxruntime's own fused operators.
 
-The standard graph comes from `export`; here it gets flash attention, rotary, skip-layer-norm and
-bias-gelu nodes (graph/ort_fusion.py), is checked and can be run. Knows no other engine.
+The standard graph comes from `export`; here it gets flash attention, rotary and bias-gelu nodes
+(graph/ort_fusion.py), is checked and can be run. Knows no other engine.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     from jexport.graph import ort_fusion, storage, tidy
 
     graph = ir.load(model.path)
-    fused = ort_fusion.fuse(graph) if spec.fuse else {}
+    fused = ort_fusion.fuse(graph, skip_layer_norm=spec.skip_layer_norm) if spec.fuse else {}
     storage.save(graph, out_dir / GRAPH)
     operators = tidy.operators(graph)
     return CompiledModel(
@@ -122,8 +122,13 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
     options.log_severity_level = 3
     # Lengths vary from batch to batch: a pattern planned for one shape only holds memory.
     options.enable_mem_pattern = False
+    # On the CPU onnxruntime would fuse residual sums into a slower kernel by itself (CompileSpec).
+    slower = ["SkipLayerNormFusion"] if providers == ["CPUExecutionProvider"] else []
     session = onnxruntime.InferenceSession(
-        str(compiled.folder / compiled.files[0]), options, providers=providers
+        str(compiled.folder / compiled.files[0]),
+        options,
+        providers=providers,
+        disabled_optimizers=slower,
     )
     if device == "cuda" and cuda not in session.get_providers():
         raise DependencyError(

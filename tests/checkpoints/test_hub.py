@@ -116,7 +116,7 @@ WANTED = {
 CODE = {"modeling_tiny.py", "custom_st.py"}
 NOT_WANTED = {
     "pytorch_model.bin", "model.pt", "x.pkl", "onnx/model.onnx", "onnx/config.json",
-    "openvino/openvino_model.bin", "tf_model.h5",
+    "openvino/openvino_model.bin", "openvino/config.json",
 }  # fmt: skip
 
 

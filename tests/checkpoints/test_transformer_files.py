@@ -33,7 +33,7 @@ def test_a_config_that_cannot_be_read_is_a_checkpoint_error(
 
 def test_no_folder_is_a_checkpoint_error(tmp_path: Path) -> None:
     for name in (str(tmp_path / "gone"), "./gone", "gone", "~/gone/x/y", "a/b/c", "x/", ""):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(CheckpointError, match="no checkpoint folder") as caught:
             load.run(LoadSpec(model=name), task="none")
         assert caught.value.exit_code == 7
 

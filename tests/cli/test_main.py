@@ -194,6 +194,21 @@ def test_ctrl_c_in_a_real_process(artifact: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_of_a_build_that_logs_json(cli: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("build", "--json", "--model", tmp_path, "--task", "none", "--target", "onnx")
+    answer = cli(*words, "--out", tmp_path / "out")
+    *events, error = map(json.loads, answer.err.splitlines())
+    assert [event["kind"] for event in events] == ["start"]
+    assert error["kind"] == "error"
+    assert error["error"] == "CheckpointError"
+    assert error["exit_code"] == answer.code == 7
+    assert error["what"]
+    assert error["evidence"]
+    assert error["fix"]
+    quiet = cli(*words, "--out", tmp_path / "out", "--quiet")
+    assert [json.loads(line)["kind"] for line in quiet.err.splitlines()] == ["error"]
+
+
 def test_json_state_does_not_outlive_a_command(cli: Callable[..., Any]) -> None:
     assert cli("build", "--json", "--task", "x", "--target", "onxx").err.startswith("{")
     assert cli("verify", "nowhere").err.startswith("error: ")

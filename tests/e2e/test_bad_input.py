@@ -35,8 +35,9 @@ def edit_weights(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def nan_in(tensors: dict[str, Any], part: str) -> None:
+    """In the last row of a matrix; of a stack of adapters, in that of `separation`."""
     name = next(name for name in tensors if part in name)
-    tensors[name].flatten()[3] = float("nan")
+    (tensors[name][2] if tensors[name].ndim == 3 else tensors[name])[-1, 1] = float("nan")
 
 
 def narrower(tensors: dict[str, Any]) -> None:
@@ -57,7 +58,7 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "config of another size": (
         lambda f: edit_json(f / "config.json", lambda c: {**c, "num_hidden_layers": 3}), 14, ""),
     "a weight missing": (
-        lambda f: edit_weights(f / WEIGHTS, lambda t: t.pop("roberta.emb_ln.bias")), 14, "emb_ln"),
+        lambda f: edit_weights(f / WEIGHTS, lambda t: t.pop("roberta.emb_ln.bias")), 14, "missing"),
     "a weight too many": (
         lambda f: edit_weights(
             f / WEIGHTS, lambda t: t.update(stray=t["roberta.emb_ln.bias"].clone())), 14, "stray"),
@@ -71,7 +72,7 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], int, str]] = {
         lambda f: edit_json(f / "tokenizer.json", lambda c: c["added_tokens"].append(
             {**c["added_tokens"][0], "id": 331, "content": "<new>"})), 9, "331"),
     "a NaN in the weights": (
-        lambda f: edit_weights(f / WEIGHTS, lambda t: nan_in(t, "fc1.parametrizations.weight.orig")),
+        lambda f: edit_weights(f / WEIGHTS, lambda t: nan_in(t, "fc1.parametrizations.weight.o")),
         10, "NaN"),
     "a NaN in the adapter": (
         lambda f: edit_weights(f / WEIGHTS, lambda t: nan_in(t, "fc1.parametrizations.weight.0")),
@@ -118,7 +119,7 @@ ADAPTER = "retrieval_query"
         (lambda f: (f / ADAPTER / "adapter_config.json").unlink(), 8),
         (lambda f: (f / ADAPTER / "adapter_model.safetensors").unlink(), 7),
         (lambda f: edit_json(f / ADAPTER / "adapter_config.json", lambda c: {**c, "r": 8}), 8),
-        (lambda f: edit_json(f / ADAPTER / "adapter_config.json", lambda c: {**c, "use_dora": True}),
+        (lambda f: edit_json(f / ADAPTER / "adapter_config.json", lambda c: {**c, "use_dora": 1}),
          8),
         (lambda f: edit_weights(f / ADAPTER / "adapter_model.safetensors",
                                 lambda t: t.pop(next(iter(t)))), 8),
@@ -150,7 +151,6 @@ def test_a_broken_adapter_folder(
         ({"precision": ""}, 17, "fp32"),
         ({"model": "no/such/folder"}, 7, "no checkpoint folder"),
         ({"model": "./nowhere"}, 7, "no checkpoint folder"),
-        ({"model": "x" * 5000}, 7, ""),
         ({"recipe": "jina-embedings-v3"}, 5, "did you mean 'jina-embeddings-v3'?"),
         ({"recipe": "nowhere.toml"}, 5, "no recipe"),
         ({"validate-tokens": 2}, 5, "validate.max_tokens"),
@@ -196,7 +196,7 @@ def test_a_file_where_the_artifact_belongs_is_found_first(
     (tmp_path / small.name).write_text("mine")
     answer = cli("build", "--model", small, "--task", "none", "--target", "onnx", "--out", tmp_path)
     refused(answer, 26, small.name)
-    assert "export" not in answer.err  # found before the work, not after
+    assert "\n  export" not in answer.err  # found before the work, not after
     assert [p.name for p in tmp_path.iterdir()] == [small.name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def opened(
 ) -> Callable[..., LoadedModel]:
     """`opened("minilm")`: a checkpoint ready for export, by name or architecture."""
 
-    def open_model(name: str, **changes: Any) -> LoadedModel:
+    def open_model(name: str, *, layers: int = 2, **changes: Any) -> LoadedModel:
         if name == "minilm":
             return load.run(LoadSpec(model=str(minilm)), task="none")
         if name == "small":
@@ -73,7 +74,10 @@ def opened(
         if name == "unknown":
             folder = write_unknown(tmp_path_factory.mktemp("remote") / "graph_tests_unknown")
             return load.run(LoadSpec(model=str(folder), trust_remote_code=True), task="none")
-        made: LoadedModel = seeded.as_loaded(lambda: seeded.build(name), **changes)
+        make = functools.partial(seeded.build, name)
+        if layers != 2:
+            make = functools.partial(make, num_hidden_layers=layers)
+        made: LoadedModel = seeded.as_loaded(make, **changes)
         return made
 
     return open_model
@@ -89,7 +93,8 @@ def exports(
     def export_once(name: str, precision: str = "fp32", **spec: Any) -> Exported:
         key = (name, precision, tuple(sorted(spec.items())))
         if key not in made:
-            changes = {k: spec.pop(k) for k in ("pooling", "matryoshka") if k in spec}
+            own = ("pooling", "matryoshka", "layers")
+            changes = {k: spec.pop(k) for k in own if k in spec}
             loaded = opened(name, **changes)
             made[key] = Exported(
                 model=export.run(
@@ -118,7 +123,7 @@ def fusions(
         if key not in made:
             folder = tmp_path_factory.mktemp(f"{name}-{precision}-fused")
             made[key] = onnx_target.build(
-                exports(name, precision, **spec).model, CompileSpec(), folder
+                exports(name, precision, **spec).model, CompileSpec(skip_layer_norm=True), folder
             )
         return made[key]
 

@@ -70,6 +70,14 @@ def test_names_stay_readable_and_unique(fusions: Callable[..., Any]) -> None:
         assert not [value for value in (*nodes, *values) if value.startswith("val_")]
 
 
+def test_sums_stay_apart_from_their_norms_unless_asked_for(exports: Callable[..., Any]) -> None:
+    model = ir.load(exports("small").model.path)
+    norms = sum(node.op_type == "LayerNormalization" for node in model.graph)
+    counts = ort_fusion.fuse(model, skip_layer_norm=False)
+    assert tuple(counts.values()) == (2, 4, 0, 2)
+    assert sum(node.op_type == "LayerNormalization" for node in model.graph) == norms
+
+
 def test_fusing_twice_changes_nothing(fusions: Callable[..., Any]) -> None:
     model = ir.load(fusions("small").folder / "model.onnx")
     assert not any(ort_fusion.fuse(model).values())
@@ -193,3 +201,11 @@ def test_a_fused_model_opens_through_a_link(
     link = tmp_path / "latest"
     link.symlink_to(fusions("small").folder, target_is_directory=True)
     assert seeded.session(link / "model.onnx").get_outputs()
+
+
+def test_residual_sums_are_fused_only_on_request(exports: Callable[..., Any]) -> None:
+    model = ir.load(exports("small").model.path)
+    counts = ort_fusion.fuse(model, skip_layer_norm=False)
+    assert counts["SkipLayerNormalization"] == 0
+    assert counts["MultiHeadAttention"] == 2
+    assert sum(n.op_type == "LayerNormalization" for n in model.graph) == 5

@@ -162,9 +162,9 @@ def test_the_report_has_every_group(trial: Trial) -> None:
     languages = {sample.language for sample in calibration.read("parity", TASK).samples}
     for place in (metrics, metrics[POOLED]):
         assert set(place["by_language"]) == languages | {"mixed"}
-        assert {"9-16", "17-32", "33-64", "65-128"} <= set(place["by_length"])
+        assert {"17-32", "33-64", "65-128"} <= set(place["by_length"])
         assert set(place["by_dimension"]) == {"16", "32", "64"}
-        assert place["batch"]["texts"] >= 40
+        assert place["batch"]["texts"] >= 30
         assert set(place["overall"]) == {
             "texts", "cosine_mean", "cosine_p1", "cosine_min", "largest_difference", "spearman",
             "top10_overlap",
@@ -175,8 +175,19 @@ def test_the_report_has_every_group(trial: Trial) -> None:
 
 def test_the_longest_texts_on_request(trial: Trial) -> None:
     report = trial.run(max_tokens=8192, budget_tokens=100)
-    assert {"9-16", "4097-8192"} <= set(report.metrics["by_length"])
+    assert {"17-32", "4097-8192"} <= set(report.metrics["by_length"])
     assert report.metrics["overall"]["cosine_min"] >= 0.99999
+
+
+def test_every_length_by_default(made: Callable[[str], Any], trial: Trial) -> None:
+    loaded, compiled = made("separation")  # whose prompt is empty
+    usual = dataclasses.replace(trial, loaded=loaded, compiled=compiled, spec=ValidateSpec())
+    metrics = usual.run().metrics
+    assert list(metrics["by_length"]) == [
+        "1-2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129-256", "257-512",
+        "513-1024", "1025-2048",
+    ]  # fmt: skip
+    assert len(metrics["by_language"]) == 31
 
 
 def test_a_model_of_sixteen_tokens(trial: Trial, small: Path) -> None:
@@ -422,15 +433,24 @@ def test_other_ids_fail_even_when_the_vectors_are_near(trial: Trial) -> None:
     assert report["metrics"]["overall"]["cosine_min"] > 0
 
 
-@pytest.mark.parametrize("samples", [(), (Sample(text="", language="en"),) * 3])
-def test_nothing_to_compare(samples: tuple[Sample, ...], trial: Trial) -> None:
-    def nothing(texts: list[str]) -> list[list[int]]:
-        return [[] for _ in texts]
+def nothing(texts: list[str]) -> list[list[int]]:
+    return [[] for _ in texts]
 
-    texts = CalibrationSet(name="empty", samples=samples, sha256="0" * 64)
-    text, report = trial.refused(texts=texts, tokenize=nothing)
+
+def test_an_empty_set(trial: Trial) -> None:
+    texts = CalibrationSet(name="empty", samples=(), sha256="0" * 64)
+    text, report = trial.refused(texts=texts)
     assert "no text to compare" in text
     assert report["metrics"] == {}
+
+
+def test_texts_without_a_token(trial: Trial) -> None:
+    loaded = dataclasses.replace(trial.loaded, tokenize_reference=nothing)
+    mute = dataclasses.replace(trial, loaded=loaded)
+    text, report = mute.refused(tokenize=nothing)
+    assert "no text to compare" in text
+    assert report["metrics"] == {}
+    trial.refused(tokenize=nothing)  # and one side alone
 
 
 def test_one_text_is_too_few(trial: Trial) -> None:

@@ -1,0 +1,46 @@
+"""One real export of the small checkpoint, and what the onnx target makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from jexport.flow import CompiledModel, OnnxModel
+from jexport.recipe import CompileSpec, ExportSpec, LoadSpec
+from jexport.stages import export, load
+from jexport.targets import onnx
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Models this small are many times as fast on one thread when the other core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def standard(small: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    """A standard graph that no test may change."""
+    loaded = load.run(LoadSpec(model=str(small)), task="none")
+    folder = tmp_path_factory.mktemp("standard")
+    return export.run(loaded, ExportSpec(), precision="fp32", samples=(), out_dir=folder)
+
+
+@pytest.fixture
+def exported(standard: OnnxModel, tmp_path: Path) -> OnnxModel:
+    """A copy of it that a test may break."""
+    folder = Path(shutil.copytree(standard.path.parent, tmp_path / "exported"))
+    return dataclasses.replace(standard, path=folder / standard.path.name)
+
+
+@pytest.fixture(scope="session")
+def compiled(standard: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
+    """It, compiled for onnxruntime."""
+    return onnx.build(standard, CompileSpec(), tmp_path_factory.mktemp("compiled"))

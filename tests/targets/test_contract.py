@@ -1,0 +1,156 @@
+"""Every file in targets/ is a whole target; names are found without importing any."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jexport import targets
+from jexport.errors import DependencyError, PrecisionError, UnknownTargetError
+from jexport.flow import OnnxModel
+from jexport.recipe import PRECISIONS, CompileSpec
+from jexport.targets import PLANNED, Target, load, names
+
+FOLDER = Path(targets.__file__).parent
+EXTRAS = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]["optional-dependencies"]
+PARAMETERS = {
+    "fingerprint": [],
+    "check": ["model"],
+    "build": ["model", "spec", "out_dir"],
+    "runner": ["compiled", "device", "threads"],
+}
+
+
+@pytest.fixture(params=names())
+def target(request: Any) -> Target:
+    return load(request.param)
+
+
+def test_there_is_a_file_a_name() -> None:
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    assert set(names()) == files
+    assert "onnx" in files
+    assert not files & set(PLANNED)  # what is made is planned no more
+
+
+def test_the_record_is_complete(target: Target) -> None:
+    assert type(target) is Target
+    assert target.name in names()
+    assert target.summary
+    assert target.scheme
+    assert target.precisions
+    assert set(target.precisions) <= set(PRECISIONS)
+    assert isinstance(target.needs_onnx, bool)
+    for modules in (target.build_needs, target.run_needs):
+        assert modules
+        assert all(isinstance(name, str) and name.isidentifier() for name in modules)
+    assert target.extra in EXTRAS
+    for field in dataclasses.fields(Target):
+        assert getattr(target, field.name) is not None
+
+
+def test_name_is_the_file_and_the_file_says_so_first(target: Target) -> None:
+    module = sys.modules[f"jexport.targets.{target.name}"]
+    assert module.TARGET is target
+    assert (module.__doc__ or "").startswith(f"{target.name}: ")
+
+
+@pytest.mark.parametrize("function", PARAMETERS)
+def test_functions_take_what_the_record_promises(function: str, target: Target) -> None:
+    called = getattr(target, function)
+    signature = inspect.signature(called)
+    assert list(signature.parameters) == PARAMETERS[function]
+    annotations = [p.annotation for p in signature.parameters.values()]
+    assert inspect.Signature.empty not in (*annotations, signature.return_annotation)
+    assert called.__doc__
+
+
+def test_fingerprint_is_plain(target: Target) -> None:
+    found = target.fingerprint()
+    assert found
+    assert all(isinstance(key, str) and isinstance(value, str) for key, value in found.items())
+
+
+def test_names_and_load_import_no_engine() -> None:
+    code = """
+import sys
+from jexport import targets
+assert targets.names()
+assert not [name for name in sys.modules if name.startswith("jexport.targets.")]
+for name in targets.names():
+    targets.load(name).fingerprint()
+heavy = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt",
+         "openvino", "tokenizers"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_build_then_run_gives_the_signature(
+    target: Target, standard: OnnxModel, tmp_path: Path
+) -> None:
+    target.check(standard)
+    made = target.build(standard, CompileSpec(), tmp_path)
+    assert made.target == target.name
+    assert made.precision == standard.precision
+    assert made.folder == tmp_path
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(made.files)
+    ids = np.full((3, 7), 5, dtype=np.int64)
+    opened = target.runner(made, "cpu", 1)
+    assert isinstance(opened, contextlib.AbstractContextManager)
+    with opened as run:
+        found = run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    for spec in made.signature.outputs:
+        sizes: Any = {"batch": 3, "sequence": 7}
+        assert found[spec.name].shape == tuple(sizes.get(size, size) for size in spec.shape)
+        assert found[spec.name].dtype == spec.dtype
+
+
+# --- asking for one -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_planned_target_is_refused_kindly(name: str) -> None:
+    with pytest.raises(UnknownTargetError, match=f"'{name}' is not made yet") as caught:
+        load(name)
+    assert caught.value.exit_code == 4
+    assert PLANNED[name] in str(caught.value)
+    assert "--target onnx" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("onx", "'onnx'"), ("ONNX", "onnx"), ("tensorrt", "trt"), ("../onnx", "onnx"), ("", "known"),
+     ("__init__", "known"), ("_private", "known")],
+)  # fmt: skip
+def test_an_unknown_target_names_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(UnknownTargetError) as caught:
+        load(name)
+    assert hint in caught.value.fix
+
+
+def test_a_precision_a_target_lacks(target: Target) -> None:
+    for precision in target.precisions:
+        targets.check_precision(target, precision)
+    with pytest.raises(PrecisionError, match="fp33") as caught:
+        targets.check_precision(target, "fp33")
+    assert caught.value.exit_code == 17
+    assert any(f"'{precision}'" in caught.value.fix for precision in target.precisions)
+
+
+def test_a_missing_module_names_the_extra() -> None:
+    targets.check_installed(("json", "numpy"), extra="onnx", purpose="this")
+    with pytest.raises(DependencyError, match="this needs no_such_engine") as caught:
+        targets.check_installed(("json", "no_such_engine"), extra="trt", purpose="this")
+    assert 'pip install "jexport[trt]"' in caught.value.fix

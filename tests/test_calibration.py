@@ -1,0 +1,261 @@
+"""The shipped text sets, and samples of every language and length within a budget."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from jexport import calibration
+from jexport.errors import CalibrationError
+from jexport.flow import CalibrationSet, Sample
+
+SETS = sorted(path.parent for path in calibration.data_folder().glob("*/set.toml"))
+FILES = sorted(path for folder in SETS for path in folder.glob("*.jsonl"))
+FOLDERS = sorted(path for path in calibration.data_folder().iterdir() if path.is_dir())
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# --- what is shipped ----------------------------------------------------------------------------
+
+
+def test_every_folder_is_a_set() -> None:
+    assert SETS == FOLDERS
+    assert "parity" in {folder.name for folder in SETS}
+
+
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_set_toml_is_complete(folder: Path) -> None:
+    about = tomllib.loads((folder / "set.toml").read_text(encoding="utf-8"))
+    assert set(about) == {"name", "description", "licence", "languages"}
+    assert about["name"] == folder.name
+    assert about["licence"]
+    assert about["description"].endswith(".")
+    languages = about["languages"]
+    assert len(languages) == len(set(languages)) == 30
+    assert all(len(code) == 2 and code.islower() for code in languages)
+    assert list(folder.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_text_is_one_of_its_kind_and_normal(path: Path) -> None:
+    entries = lines(path)
+    texts = [entry["text"] for entry in entries]
+    assert [text for text, count in Counter(texts).items() if count > 1] == []
+    folded = Counter(" ".join(text.casefold().split()) for text in texts)
+    assert [text for text, count in folded.items() if count > 1] == []
+    for entry in entries:
+        assert set(entry) == {"language", "text"}
+        text = entry["text"]
+        assert unicodedata.normalize("NFC", text) == text
+        assert text == text.strip() != ""
+        assert not [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_language_has_as_many_texts_and_several_lengths(path: Path) -> None:
+    about = tomllib.loads((path.parent / "set.toml").read_text(encoding="utf-8"))
+    counts = Counter(entry["language"] for entry in lines(path))
+    assert sorted(counts) == sorted(about["languages"])
+    assert len(set(counts.values())) == 1
+    for language in counts:
+        sizes = [len(e["text"].encode()) for e in lines(path) if e["language"] == language]
+        assert max(sizes) > 4 * min(sizes), language
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_texts_are_in_the_script_of_their_language(path: Path) -> None:
+    scripts = {"ar": "ARABIC", "ur": "ARABIC", "bn": "BENGALI", "el": "GREEK", "hi": "DEVANAGARI",
+               "ja": ("HIRAGANA", "KATAKANA", "CJK"), "ka": "GEORGIAN", "ko": "HANGUL",
+               "ru": "CYRILLIC", "uk": "CYRILLIC", "th": "THAI", "zh": "CJK"}  # fmt: skip
+    for entry in lines(path):
+        names = [unicodedata.name(c, "") for c in entry["text"] if c.isalpha()]
+        wanted = scripts.get(entry["language"], "LATIN")
+        assert sum(name.startswith(wanted) for name in names) > len(names) / 2, entry
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the parity set that `read` takes instead of the shipped one."""
+    folder = shutil.copytree(calibration.data_folder() / "parity", tmp_path / "parity")
+    monkeypatch.setattr(calibration, "data_folder", lambda: tmp_path)
+    return Path(folder)
+
+
+def test_reading_gives_the_lines_in_order(shelf: Path) -> None:
+    found = calibration.read("parity", "retrieval.query")
+    wanted = [Sample(text=e["text"], language=e["language"]) for e in lines(shelf / "any.jsonl")]
+    assert list(found.samples) == wanted
+    assert found.name == "parity"
+    assert found == calibration.read("parity", "none")
+
+
+def test_a_tasks_own_file_wins(shelf: Path) -> None:
+    entries = lines(shelf / "any.jsonl")
+    own = "\n".join(json.dumps({**entry, "text": f"{entry['text']}!"}) for entry in entries)
+    (shelf / "separation.jsonl").write_text(own, encoding="utf-8")
+    usual, special = calibration.read("parity", "none"), calibration.read("parity", "separation")
+    assert special.samples[0].text == f"{usual.samples[0].text}!"
+    assert special.sha256 != usual.sha256
+
+
+@pytest.mark.parametrize("name", ["any.jsonl", "set.toml"])
+def test_the_digest_follows_the_files(name: str, shelf: Path) -> None:
+    before = calibration.read("parity", "none").sha256
+    assert calibration.read("parity", "none").sha256 == before
+    content = (shelf / name).read_text(encoding="utf-8")
+    changed = content.replace("Bibliothek", "Bücherei", 1) if name == "any.jsonl" else content + "#"
+    if changed == content:
+        first, rest = content.split('"text": "', 1)
+        changed = f'{first}"text": "x{rest}'
+    (shelf / name).write_text(changed, encoding="utf-8")
+    assert calibration.read("parity", "none").sha256 != before
+
+
+def test_the_digest_does_not_follow_another_tasks_file(shelf: Path) -> None:
+    before = calibration.read("parity", "none").sha256
+    shutil.copy(shelf / "any.jsonl", shelf / "separation.jsonl")
+    assert calibration.read("parity", "none").sha256 == before
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'{"language": "en"}', "line 2"),
+        (b'["en", "text"]', "line 2"),
+        (b"{", "line 2"),
+        (b"", "line 2"),
+        (b'{"language": "en", "text": "\xff"}', "any.jsonl"),
+    ],
+)
+def test_a_broken_line_is_named(line: bytes, told: str, shelf: Path) -> None:
+    path = shelf / "any.jsonl"
+    content = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([content[0], line, *content[1:]]))
+    with pytest.raises(CalibrationError, match=told) as caught:
+        calibration.read("parity", "none")
+    assert caught.value.exit_code == 24
+
+
+def test_a_set_without_one_of_its_languages_is_refused(shelf: Path) -> None:
+    kept = [line for line in (shelf / "any.jsonl").read_text(encoding="utf-8").splitlines()
+            if '"th"' not in line]  # fmt: skip
+    (shelf / "any.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    with pytest.raises(CalibrationError, match="th"):
+        calibration.read("parity", "none")
+
+
+def test_an_unknown_set_names_the_nearest() -> None:
+    with pytest.raises(CalibrationError, match="did you mean 'parity'"):
+        calibration.read("parrity", "none")
+
+
+# --- within_budget ------------------------------------------------------------------------------
+
+SPECIAL = 2
+
+
+def words(texts: list[str]) -> list[list[int]]:
+    """One token a word or, in scripts without spaces, a character; and two special ones."""
+    found = []
+    for text in texts:
+        parts = [piece for word in text.split() for piece in _pieces(word)]
+        found.append([0, *(len(part) + 3 for part in parts), 2])
+    return found
+
+
+def _pieces(word: str) -> list[str]:
+    return [word] if word.isascii() else list(word)
+
+
+def count(samples: tuple[Sample, ...]) -> list[int]:
+    return [len(ids) for ids in words([sample.text for sample in samples])]
+
+
+@pytest.fixture(scope="module")
+def full() -> CalibrationSet:
+    return calibration.read("parity", "none")
+
+
+@pytest.mark.parametrize("max_tokens", [5, 16, 100, 512, 2048, 8192])
+@pytest.mark.parametrize("budget_tokens", [1, 500, 16_384])
+def test_every_language_and_nothing_too_long(
+    max_tokens: int, budget_tokens: int, full: CalibrationSet
+) -> None:
+    chosen = calibration.within_budget(
+        full, words, budget_tokens=budget_tokens, max_tokens=max_tokens
+    )
+    assert {s.language for s in chosen} >= {s.language for s in full.samples}
+    lengths = count(chosen)
+    assert min(lengths) >= SPECIAL
+    assert max(lengths) <= max_tokens
+    assert max(lengths) >= 0.9 * max_tokens
+
+
+@pytest.mark.parametrize("max_tokens", [512, 2048, 8192])
+def test_a_text_in_every_bucket_of_length(max_tokens: int, full: CalibrationSet) -> None:
+    chosen = calibration.within_budget(full, words, budget_tokens=16_384, max_tokens=max_tokens)
+    uppers = {max(2, 1 << (length - 1).bit_length()) for length in count(chosen)}
+    assert uppers == {1 << power for power in range(1, max_tokens.bit_length())}
+
+
+@pytest.mark.parametrize("budget", [2500, 6000, 16_384])
+def test_the_budget_is_kept_when_the_lengths_fit(budget: int, full: CalibrationSet) -> None:
+    chosen = calibration.within_budget(full, words, budget_tokens=budget, max_tokens=512)
+    assert 0.8 * budget <= sum(count(chosen)) <= budget
+
+
+def test_the_longest_on_request_costs_at_most_half_as_much_again(full: CalibrationSet) -> None:
+    chosen = calibration.within_budget(full, words, budget_tokens=16_384, max_tokens=8192)
+    assert sum(count(chosen)) <= 1.5 * 16_384
+    assert len(chosen) > 100  # ranks need more than a text a language
+
+
+def test_a_small_budget_costs_little(full: CalibrationSet) -> None:
+    chosen = calibration.within_budget(full, words, budget_tokens=1, max_tokens=64)
+    assert len(chosen) <= 30 + 2
+    assert sum(count(chosen)) < 64 + 30 * 20
+
+
+def test_a_language_whose_shortest_text_is_too_long_is_cut(full: CalibrationSet) -> None:
+    texts = (Sample(text="one two three four five six", language="en"),
+             Sample(text="eins", language="de"))  # fmt: skip
+    short = CalibrationSet(name="two", samples=texts, sha256="")
+    chosen = calibration.within_budget(short, words, budget_tokens=100, max_tokens=5)
+    assert Sample(text="one two three", language="en") in chosen
+    assert Sample(text="eins", language="de") in chosen
+
+
+@pytest.mark.parametrize("texts", [(), ("",), (" ", "\n")])
+def test_a_set_without_words_gives_nothing_and_ends(texts: tuple[str, ...]) -> None:
+    def no_special(found: list[str]) -> list[list[int]]:
+        return [ids[1:-1] for ids in words(found)]
+
+    samples = tuple(Sample(text=text, language="en") for text in texts)
+    blank = CalibrationSet(name="blank", samples=samples, sha256="")
+    assert calibration.within_budget(blank, no_special, budget_tokens=99, max_tokens=64) == ()
+
+
+def test_the_same_set_gives_the_same_samples(full: CalibrationSet) -> None:
+    first, second = (
+        calibration.within_budget(full, words, budget_tokens=3000, max_tokens=256) for _ in "ab"
+    )
+    assert first == second
+
+
+def test_a_tokenizer_that_cuts_is_no_endless_search(full: CalibrationSet) -> None:
+    chosen = calibration.within_budget(
+        full, lambda texts: [ids[:40] for ids in words(texts)], budget_tokens=500, max_tokens=512
+    )
+    assert {sample.language for sample in chosen} >= {sample.language for sample in full.samples}
