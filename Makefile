@@ -1,3 +1,6 @@
+# Tests run in two processes of one thread each: tiny torch models are up to 50 times slower on two
+# threads when the cores are shared.
+#
 # Targets for people: `make` alone lists them. PYTHON may name another interpreter (>= 3.11).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,7 +25,7 @@ demo: setup ## Build two artifacts, embed three sentences, print their similarit
 	@$(BIN)/python examples/demo.py
 
 test: setup ## Run the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -80,7 +80,7 @@ class Plain(torch.nn.Module):
 
 
 def encoder(model: Any) -> traceable.Encoder:
-    """jexport's traceable form of the model."""
+    """Jexport's traceable form of the model."""
     embedding = Embedding(
         task="none", prompt="", pooling="mean", normalize=True, dimension=0, matryoshka=(),
         max_tokens=512,
@@ -91,7 +91,7 @@ def encoder(model: Any) -> traceable.Encoder:
 @contextmanager
 def without(step: str) -> Iterator[None]:
     """tidy() with one of its steps left out."""
-    with mock.patch.object(tidy, step, lambda _graph: None):
+    with mock.patch.object(tidy, step, return_value=None):
         yield
 
 
@@ -179,8 +179,8 @@ def main() -> None:
     """Measure both models and write the table."""
     rows = compare("4 x 1,024", jina, 2000) + compare("MiniLM", minilm, 30000)
     note = (
-        f"Batch {BATCH} x {TOKENS} tokens, {ROUNDS} rounds. Speed is relative to the standard graph "
-        "of the same round; above 1 is faster. Nodes in branches are counted."
+        f"Batch {BATCH} x {TOKENS} tokens, {ROUNDS} rounds. Speed is relative to the standard "
+        "graph of the same round; above 1 is faster. Nodes in branches are counted."
     )
     table.write(
         "Graph simplifications in onnxruntime", "make bench-graph", note,

@@ -8,60 +8,57 @@ One JSON object a line on stdin, one answer a line on stdout: {"do": "start", "w
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
-import signal
 import sys
+import traceback
 
 
-def run_and_exit(words: list[str], out: str, err: str) -> None:
-    from jexport.cli import main
-
+def write_to(out: str, err: str) -> None:
+    """Send stdout and stderr to files, at the descriptors that libraries written in C use too."""
     for number, path in ((1, out), (2, err)):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(handle, number)
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(handle)
+
+
+def run_here(words: list[str]) -> int:
+    from jexport.cli import main
+
     sys.argv = ["jexport", *words]
-    code = 1
     try:
         main()
     except SystemExit as stop:
-        code = int(stop.code or 0)
+        return int(stop.code or 0)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    return 1
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from jexport import cli
-
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    with contextlib.suppress(SystemExit):
-        cli.main()  # the words of the warm-up are this program's own
-    sys.stdout = stdout
+    """Arguments: two files for what the warm-up writes, then its words."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    write_to(sys.argv[1], sys.argv[2])
+    code = run_here(sys.argv[3:])
     # Else each collection in a child copies every page that its counters are on.
     gc.collect()
     gc.freeze()
-    print(json.dumps({"ready": True}), flush=True)
+    print(json.dumps({"code": code}), file=answers)
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "start":
             pid = os.fork()
             if pid == 0:
-                run_and_exit(order["words"], order["out"], order["err"])
-            print(json.dumps({"pid": pid}), flush=True)
+                write_to(order["out"], order["err"])
+                code = run_here(order["words"])
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            print(json.dumps({"pid": pid}), file=answers)
         else:
             _, status = os.waitpid(order["pid"], 0)
-            print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
+            print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), file=answers)
 
 
 if __name__ == "__main__":

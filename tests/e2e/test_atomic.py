@@ -66,13 +66,14 @@ class Nursery:
         self.recipe = folder / "quick.toml"
         self.recipe.write_text('name = "small"\n[validate]\nbudget_tokens = 1\nmax_tokens = 99\n')
         self.folder, self.small, self.count = folder, small, 0
+        self.warm_out, self.warm_err = folder / "warm.out", folder / "warm.err"
+        program = [str(HERE / "forked_builds.py"), str(self.warm_out), str(self.warm_err)]
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "forked_builds.py"), *self.words(folder / "warm")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=env,
+            [sys.executable, *program, *self.words(folder / "warm"), "--quiet"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
         )  # fmt: skip
         assert self.process.stdout is not None
-        assert json.loads(self.process.stdout.readline()) == {"ready": True}
+        self.warm_code = json.loads(self.process.stdout.readline())["code"]
 
     def words(self, out: Path, *, task: str = "separation", tokens: int = 99) -> list[str]:
         """A build; another number of tokens is another version."""
@@ -123,6 +124,13 @@ def check_readers_view(out: Path) -> list[Path]:
 
 def everything_below(out: Path) -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
+
+
+def test_a_new_process_writes_the_path_alone_and_quiet_is_quiet(nursery: Nursery) -> None:
+    """The warm-up is a build in a new process, where libraries say what they say on import."""
+    assert (nursery.warm_code, nursery.warm_err.read_text()) == (0, "")
+    [line] = nursery.warm_out.read_text().splitlines()
+    manifest.verify(Path(line))
 
 
 def test_killed_at_any_moment(nursery: Nursery, tmp_path: Path) -> None:
