@@ -36,7 +36,9 @@ OPSETS = range(18, 24)
 
 DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
-        "fp32": MappingProxyType({"cosine_min": 0.99999, "batch_cosine_min": 0.99999}),
+        "fp32": MappingProxyType(
+            {"cosine_min": 0.99999, "batch_cosine_min": 0.99999, "largest_difference": 1e-4}
+        ),
         "fp16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
     }
 )

@@ -83,7 +83,8 @@ def main() -> None:
     # Known before click has read the words: they may be what is wrong.
     console.tell_as_json(sys.argv[1:2] == ["build"] and "--json" in sys.argv)
     try:
-        _run(sys.argv[1:])
+        with console.remembered_ctrl_c():
+            _run(sys.argv[1:])
         sys.stdout.flush()
     except JexportError as error:
         console.report_error(error)

@@ -5,9 +5,13 @@ Everything goes to stderr; stdout belongs to a command's result.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +22,7 @@ from jexport.run import Event, Listener, silent
 
 BAR = 24
 _json_lines = False
+_interrupted = False
 
 
 def tell_as_json(wanted: bool) -> None:
@@ -32,9 +37,52 @@ def listener(*, quiet: bool, json_lines: bool) -> Listener:
     Errors are told in any case, and as JSON when that was asked for.
     """
     tell_as_json(json_lines)
+    tell = _as_json if json_lines else _Progress()
     if quiet:
-        return silent
-    return _as_json if json_lines else _Progress()
+        tell = silent
+
+    def heed_and_tell(event: Event) -> None:
+        heed_ctrl_c()
+        tell(event)
+
+    return heed_and_tell
+
+
+@contextlib.contextmanager
+def remembered_ctrl_c() -> Iterator[None]:
+    """Whatever becomes of Ctrl-C's KeyboardInterrupt on its way, it stays one.
+
+    Code written in C may turn it into an error of its own, or lose it: torch made "could not
+    determine the shape of object type 'torch.storage.UntypedStorage'" of one.
+    """
+    global _interrupted
+    _interrupted = False
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler  # not when a shell has it ignored
+    ours = ours and threading.current_thread() is threading.main_thread()
+
+    def remember(number: int, frame: object) -> None:
+        global _interrupted
+        _interrupted = True
+        raise KeyboardInterrupt
+
+    if ours:
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    except Exception as error:
+        if _interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def heed_ctrl_c() -> None:
+    """Raise KeyboardInterrupt when Ctrl-C was pressed and somebody kept it to themselves."""
+    if _interrupted:
+        raise KeyboardInterrupt
 
 
 def say(text: str) -> None:

@@ -80,6 +80,35 @@ def test_ctrl_c_is_one_line(cli: Callable[..., Any], monkeypatch: pytest.MonkeyP
     assert answer.err == "interrupted; nothing half-made was left\n"
 
 
+@pytest.mark.parametrize("becomes", ["raise ValueError('not a tensor')", "go_on()"])
+def test_ctrl_c_that_a_library_keeps_to_itself(becomes: str) -> None:
+    """Code written in C may make another error of it, or lose it."""
+    code = (
+        "import os, signal, sys\n"
+        "from jexport.cli import console, doctor, main\n"
+        "from jexport.run import Event\n"
+        "def go_on():\n"
+        "    console.listener(quiet=True, json_lines=False)(Event(kind='start', stage='export'))\n"
+        "def library():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        f"    {becomes}\n"
+        "doctor._machine = library\nsys.argv = ['jexport', 'doctor']\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; nothing half-made was left\n"
+
+
+def test_ctrl_c_handler_is_given_back(cli: Callable[..., Any]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert cli("recipe", "show").code == 0
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
