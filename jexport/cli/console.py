@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 import threading
@@ -64,6 +65,7 @@ def remembered_ctrl_c() -> Iterator[None]:
     def remember(number: int, frame: object) -> None:
         global _interrupted
         _interrupted = True
+        logging.disable()  # what libraries have to say about it helps nobody (torch: 40 lines)
         raise KeyboardInterrupt
 
     if ours:
@@ -77,6 +79,7 @@ def remembered_ctrl_c() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, before)
+            logging.disable(logging.NOTSET)
 
 
 def heed_ctrl_c() -> None:
