@@ -14,6 +14,7 @@ import os
 import runpy
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Remote code is copied to a folder before it runs: not to the one of the user who runs the tests.
+_modules = tempfile.TemporaryDirectory(prefix="jexport-test-modules-")
+os.environ["HF_MODULES_CACHE"] = _modules.name
 # pytest 9 listens to every logger; torch's structured trace then makes an export twice as slow.
 logging.getLogger("torch.__trace").addHandler = lambda handler: None  # type: ignore[method-assign]
 

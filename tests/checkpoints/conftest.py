@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def loaded_remote_code() -> dict[str, Any]:
+    """The modules of remote code that are loaded, no longer loaded."""
+    names = [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+@pytest.fixture
+def own_module_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where transformers copies code to before it runs it: a folder of this test's own."""
+    from transformers import dynamic_module_utils
+
+    # A folder that an earlier test put on the path would be found first.
+    others = [path for path in sys.path if path != dynamic_module_utils.HF_MODULES_CACHE]
+    monkeypatch.setattr(sys, "path", others)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    before = loaded_remote_code()
+    yield
+    loaded_remote_code()
+    sys.modules.update(before)
 
 
 @pytest.fixture(scope="session")

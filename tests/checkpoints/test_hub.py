@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,23 +145,6 @@ def test_neither_pickle_nor_code_is_fetched(
     opened(Path("someone/small"))
     assert (seen["model_id"], seen["revision"]) == ("someone/small", None)
     assert seen["files"] == WANTED
-
-
-@pytest.fixture
-def own_module_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where transformers copies code to before it runs it: a folder of this test's own."""
-    from transformers import dynamic_module_utils
-
-    def taken_out() -> dict[str, Any]:
-        names = [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]
-        return {name: sys.modules.pop(name) for name in names}
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    before = taken_out()
-    yield
-    taken_out()
-    sys.modules.update(before)
 
 
 @pytest.mark.usefixtures("own_module_cache")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,28 +28,10 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+pytestmark = pytest.mark.usefixtures("own_module_cache")
 Open = Callable[..., LoadedModel]
 Edit = Callable[..., None]
 Vectors = Callable[[LoadedModel, list[str]], np.ndarray]
-
-
-def taken_out() -> dict[str, Any]:
-    """The modules of remote code that are loaded, no longer loaded."""
-    names = [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]
-    return {name: sys.modules.pop(name) for name in names}
-
-
-@pytest.fixture(autouse=True)
-def own_module_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where transformers copies code to before it runs it: a folder of this test's own."""
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    before = taken_out()
-    yield
-    taken_out()
-    sys.modules.update(before)
 
 
 def beside(name: str, home: str = "") -> dict[str, str]:
