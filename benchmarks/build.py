@@ -51,7 +51,7 @@ def plain_export(checkpoint: str, out: str) -> None:
     program = torch.onnx.export(
         model, (), kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, dynamo=True,
         opset_version=20, verbose=False,
-        dynamic_shapes={**{name: {0: batch, 1: sequence} for name in names}, "kwargs": {}},
+        dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
     )  # fmt: skip
     program.save(Path(out) / "plain.onnx", external_data=True)
     print(json.dumps({"seconds": time.perf_counter() - begin}))

@@ -111,7 +111,7 @@ def fused(make: Model, *steps: str) -> ir.Model:
     graph = standard(make)
     work = edit.Edit(graph.graph)
     if "attention" in steps:
-        ort_attention.fuse(work)
+        ort_attention.fuse(work, max_tokens=8192)
     if "bias-gelu" in steps:
         ort_fusion.fuse_bias_gelu(work)
     if "skip-layer-norm" in steps:

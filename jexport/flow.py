@@ -125,13 +125,17 @@ class LoadedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxModel:
-    """An ONNX graph on disk: `path` and, beside it, one external-data file."""
+    """An ONNX graph on disk: `path` and, beside it, one external-data file.
+
+    max_tokens: the longest text that it will be given, special tokens included.
+    """
 
     path: Path
     signature: Signature
     precision: str
     opset: int
     sha256: str
+    max_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

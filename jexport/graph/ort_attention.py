@@ -1,4 +1,4 @@
-"""Attention of a standard graph -> MultiHeadAttention and RotaryEmbedding of com.microsoft.
+"""Attention of a standard graph -> onnxruntime's Attention, MultiHeadAttention, RotaryEmbedding.
 
 Operator contracts: onnxruntime docs/ContribOperators.md. Only a subgraph that is attention under
 the padding mask alone matches; any other (a window, a bias per position) is left as it is.
@@ -16,6 +16,10 @@ from jexport.graph import edit
 MS = "com.microsoft"
 MASKED = -10_000.0
 
+SHORT = 512
+"""Up to this many tokens Attention, which holds a heads x tokens x tokens matrix, was the faster
+at every length measured (8 to 512, 3 to 9 %; BENCHMARKS.md). Beyond, memory decides: no matrix."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Attention:
@@ -25,6 +29,7 @@ class _Attention:
     key: ir.Value
     value: ir.Value
     heads: int
+    head_size: int
     scale: float
     dtype: ir.DataType
     output: ir.Value
@@ -39,17 +44,33 @@ class _Heads:
     size: int
 
 
-def fuse(work: edit.Edit) -> int:
-    """Replace every attention that matches; returns how many did."""
+@dataclass(frozen=True, kw_only=True)
+class _Projection:
+    """x W + b that gives query, key and value side by side: W [hidden, 3 * hidden]."""
+
+    source: ir.Value
+    weight: ir.Value
+    bias: ir.Value
+
+
+def fuse(work: edit.Edit, max_tokens: int) -> dict[str, int]:
+    """Replace every attention that matches; returns how many became which operator."""
+    counts = {"Attention": 0, "MultiHeadAttention": 0}
     found = [
         (node, match)
         for node in list(work.graph)
         if node.op_type == "Softmax" and (match := _match_attention(work, node)) is not None
     ]
     if not found:
-        return 0
+        return counts
     padding, whole = _mask_inputs(work)
     for node, match in found:
+        projection = _projection(match) if max_tokens <= SHORT else None
+        if projection is not None:
+            _pack(work, node, match, projection, padding)
+            counts["Attention"] += 1
+            continue
+        counts["MultiHeadAttention"] += 1
         name = str(node.name).replace("Softmax", "MultiHeadAttention")
         last = match.output.producer()
         assert last is not None
@@ -67,7 +88,50 @@ def fuse(work: edit.Edit) -> int:
         )
         fused.outputs[0].type = ir.TensorType(match.dtype)
         work.replace(match.output, work.cast(last, fused.outputs[0], match.output.dtype))
-    return len(found)
+    return counts
+
+
+def _projection(match: _Attention) -> _Projection | None:
+    """The one product behind query, key and value, when nothing happens to them in between."""
+    split = match.query.producer()
+    if split is None or split.op_type != "Split" or match.dtype != ir.DataType.FLOAT:
+        return None
+    if tuple(split.outputs) != (match.query, match.key, match.value):
+        return None
+    added = edit.producer(split.inputs[0], "Add")
+    product = added.inputs[0].producer() if added is not None and added.inputs[0] else None
+    if product is None or product.op_type != "MatMul" or product.inputs[0] is None:
+        return None
+    match_bias = edit.bias_add(product.outputs[0])
+    weight = product.inputs[1]
+    if match_bias is None or weight is None or not weight.is_initializer():
+        return None
+    hidden = match.heads * match.head_size
+    if list(weight.shape or ()) != [hidden, 3 * hidden] or weight.dtype != ir.DataType.FLOAT:
+        return None
+    if added is None or edit.only_user(added.outputs[0]) is not split:
+        return None
+    return _Projection(source=product.inputs[0], weight=weight, bias=match_bias[1])
+
+
+def _pack(
+    work: edit.Edit, softmax: ir.Node, match: _Attention, given: _Projection, padding: ir.Value
+) -> None:
+    """One Attention, projection included: its heads are written where they are read."""
+    last = match.output.producer()
+    assert last is not None and match.output.dtype is not None
+    attributes = {"num_heads": match.heads, "scale": match.scale, "mask_filter_value": MASKED}
+    fused = work.insert(
+        last,
+        "Attention",
+        [given.source, given.weight, given.bias, padding],
+        attributes,
+        name=str(softmax.name).replace("Softmax", "Attention"),
+        like=match.output,
+        domain=MS,
+    )
+    fused.outputs[0].type = ir.TensorType(match.dtype)
+    work.replace(match.output, work.cast(last, fused.outputs[0], match.output.dtype))
 
 
 def _branch(match: _Attention, padding: ir.Value | None, name: str) -> ir.Graph:
@@ -133,7 +197,8 @@ def _match_attention(work: edit.Edit, softmax: ir.Node) -> _Attention | None:
     dtype = ir.DataType.FLOAT if wide else ir.DataType.FLOAT16
     inputs = [work.cast(scores, heads.source, dtype) for heads in (query, key, value)]
     return _Attention(
-        query=inputs[0], key=inputs[1], value=inputs[2], heads=query.heads, scale=factor,
+        query=inputs[0], key=inputs[1], value=inputs[2], heads=query.heads,
+        head_size=query.size, scale=factor,
         dtype=dtype, output=flat.outputs[0],
     )  # fmt: skip
 

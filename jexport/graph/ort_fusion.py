@@ -1,10 +1,10 @@
 """Standard ONNX -> the same graph with onnxruntime's own operators (domain com.microsoft).
 
-MultiHeadAttention (flash attention when nothing is padded) and RotaryEmbedding (ort_attention.py),
-SkipLayerNormalization and BiasGelu. Operator contracts: onnxruntime docs/ContribOperators.md. A
-pattern that does not match is left as it is, so any standard graph is a valid input; `fuse` says
-how many it found. In a float16 graph norms and rotations stay float32; attention is float16, whose
-kernels sum and normalise in float32.
+Attention, MultiHeadAttention (flash attention when nothing is padded) and RotaryEmbedding
+(ort_attention.py), SkipLayerNormalization and BiasGelu. Operator contracts: onnxruntime
+docs/ContribOperators.md. A pattern that does not match is left as it is, so any standard graph is a
+valid input; `fuse` says how many it found. In a float16 graph norms and rotations stay float32;
+attention is float16, whose kernels sum and normalise in float32.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from jexport.graph import edit, ort_attention
 from jexport.graph.ort_attention import MS
 
 
-def fuse(model: ir.Model, *, skip_layer_norm: bool = True) -> dict[str, int]:
+def fuse(model: ir.Model, *, skip_layer_norm: bool = True, max_tokens: int) -> dict[str, int]:
     """Fuse in place; returns how many of each operator were made.
 
+    max_tokens: the longest text to come; long ones need attention without a square of memory.
     skip_layer_norm: its CPU kernel is slower than the operators it replaces (BENCHMARKS.md).
     """
     work = edit.Edit(model.graph)
     rotations = _rotations(model)
     counts = {
-        "MultiHeadAttention": ort_attention.fuse(work),
+        **ort_attention.fuse(work, max_tokens),
         "RotaryEmbedding": 0,
         "SkipLayerNormalization": fuse_skip_layer_norm(work) if skip_layer_norm else 0,
         "BiasGelu": fuse_bias_gelu(work),

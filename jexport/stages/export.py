@@ -71,6 +71,7 @@ def run(
         precision=precision,
         opset=spec.opset,
         sha256=sha256_of(digests),
+        max_tokens=model.embedding.max_tokens,
     )
 
 

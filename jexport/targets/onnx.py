@@ -81,7 +81,11 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     from jexport.graph import ort_fusion, storage, tidy
 
     graph = ir.load(model.path)
-    fused = ort_fusion.fuse(graph, skip_layer_norm=spec.skip_layer_norm) if spec.fuse else {}
+    fused = {}
+    if spec.fuse:
+        fused = ort_fusion.fuse(
+            graph, skip_layer_norm=spec.skip_layer_norm, max_tokens=model.max_tokens
+        )
     storage.save(graph, out_dir / GRAPH)
     operators = tidy.operators(graph)
     return CompiledModel(

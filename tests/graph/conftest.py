@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import runpy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,13 +118,14 @@ def fusions(
     """`fusions("small")`: the same graph with onnxruntime's own operators, made once."""
     made: dict[Any, Any] = {}
 
-    def fuse_once(name: str, precision: str = "fp32", **spec: Any) -> Any:
-        key = (name, precision, tuple(sorted(spec.items())))
+    def fuse_once(
+        name: str, precision: str = "fp32", *, max_tokens: int = 8192, **spec: Any
+    ) -> Any:
+        key = (name, precision, max_tokens, tuple(sorted(spec.items())))
         if key not in made:
             folder = tmp_path_factory.mktemp(f"{name}-{precision}-fused")
-            made[key] = onnx_target.build(
-                exports(name, precision, **spec).model, CompileSpec(skip_layer_norm=True), folder
-            )
+            model = replace(exports(name, precision, **spec).model, max_tokens=max_tokens)
+            made[key] = onnx_target.build(model, CompileSpec(skip_layer_norm=True), folder)
         return made[key]
 
     return fuse_once

@@ -20,7 +20,7 @@ LEFT_ALONE = ("mpnet", "deberta", "modernbert", "unknown")
 TOLERANCE = 1e-5
 
 COUNTS = {
-    # MultiHeadAttention, RotaryEmbedding, SkipLayerNormalization, BiasGelu
+    # MultiHeadAttention, RotaryEmbedding, SkipLayerNormalization, BiasGelu; for long texts
     "minilm": (6, 0, 12, 6),
     "small": (2, 4, 4, 2),
     "xlm_roberta": (2, 0, 4, 2),
@@ -37,19 +37,33 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_how_many_are_fused(name: str, fusions: Callable[..., Any]) -> None:
-    assert tuple(fusions(name).facts["fused"].values()) == COUNTS[name]
+    assert tuple(fusions(name).facts["fused"].values()) == (0, *COUNTS[name])
 
 
+@pytest.mark.parametrize("name", COUNTS)
+def test_short_texts_get_attention_with_its_projection(
+    name: str, fusions: Callable[..., Any]
+) -> None:
+    """Where nothing happens between the projection and the heads: no rotation."""
+    expected, long = fusions(name, max_tokens=512).facts["fused"], COUNTS[name]
+    packed = 0 if long[1] else long[0]
+    assert tuple(expected.values()) == (packed, long[0] - packed, *long[1:])
+    assert fusions(name, max_tokens=513).facts["fused"]["Attention"] == 0
+
+
+@pytest.mark.parametrize("max_tokens", [512, 8192])
 @pytest.mark.parametrize("name", [*FUSED, *LEFT_ALONE])
 def test_fused_gives_what_standard_gives(
-    name: str, exports: Callable[..., Any], fusions: Callable[..., Any], seeded: Any
-) -> None:
+    name: str, max_tokens: int, exports: Callable[..., Any], fusions: Callable[..., Any],
+    seeded: Any,
+) -> None:  # fmt: skip
     standard = seeded.session(exports(name).model.path)
-    fused = seeded.session(fusions(name).folder / "model.onnx")
+    fused = seeded.session(fusions(name, max_tokens=max_tokens).folder / "model.onnx")
     for kind, feed in seeded.feeds().items():
         for truth, ours in zip(standard.run(None, feed), fused.run(None, feed), strict=True):
             assert np.isfinite(ours).all(), kind
-            assert np.abs(ours - truth).max() < TOLERANCE, kind
+            # A row of padding alone sums to -10,000 and a score: what is left of a float32 there.
+            assert np.abs(ours - truth).max() < (1e-3 if "empty" in kind else TOLERANCE), kind
 
 
 def test_what_is_fused_is_gone(fusions: Callable[..., Any]) -> None:
@@ -73,14 +87,14 @@ def test_names_stay_readable_and_unique(fusions: Callable[..., Any]) -> None:
 def test_sums_stay_apart_from_their_norms_unless_asked_for(exports: Callable[..., Any]) -> None:
     model = ir.load(exports("small").model.path)
     norms = sum(node.op_type == "LayerNormalization" for node in model.graph)
-    counts = ort_fusion.fuse(model, skip_layer_norm=False)
-    assert tuple(counts.values()) == (2, 4, 0, 2)
+    counts = ort_fusion.fuse(model, skip_layer_norm=False, max_tokens=8192)
+    assert tuple(counts.values()) == (0, 2, 4, 0, 2)
     assert sum(node.op_type == "LayerNormalization" for node in model.graph) == norms
 
 
 def test_fusing_twice_changes_nothing(fusions: Callable[..., Any]) -> None:
     model = ir.load(fusions("small").folder / "model.onnx")
-    assert not any(ort_fusion.fuse(model).values())
+    assert not any(ort_fusion.fuse(model, max_tokens=8192).values())
 
 
 def change(path: Path, edit: Callable[[Any], None]) -> Any:
@@ -137,7 +151,7 @@ def test_another_attention_is_left_as_it_is(
     assert np.abs(truth - usual).max() > 1e-3  # the edit is felt
 
     model = ir.load(tmp_path / "changed.onnx")
-    counts = ort_fusion.fuse(model)
+    counts = ort_fusion.fuse(model, max_tokens=8192)
     assert counts["MultiHeadAttention"] == (0 if edit is later_positions else 1)
     ir.save(model, tmp_path / "fused.onnx", external_data="fused.data")
     fused = seeded.outputs(tmp_path / "fused.onnx", feed)["last_hidden_state"]
@@ -152,7 +166,7 @@ def test_a_sum_that_is_used_twice_is_left_alone(
     total = next(node for node in model.graph if node.name == "layers/0/Add")
     total.outputs[0].name = "residual"
     model.graph.outputs.append(total.outputs[0])
-    assert ort_fusion.fuse(model)["SkipLayerNormalization"] == 3
+    assert ort_fusion.fuse(model, max_tokens=8192)["SkipLayerNormalization"] == 3
     ir.save(model, tmp_path / "model.onnx", external_data="model.onnx_data")
     feed = seeded.feeds()["right padded"]
     found = seeded.outputs(tmp_path / "model.onnx", feed)
@@ -205,7 +219,7 @@ def test_a_fused_model_opens_through_a_link(
 
 def test_residual_sums_are_fused_only_on_request(exports: Callable[..., Any]) -> None:
     model = ir.load(exports("small").model.path)
-    counts = ort_fusion.fuse(model, skip_layer_norm=False)
+    counts = ort_fusion.fuse(model, skip_layer_norm=False, max_tokens=8192)
     assert counts["SkipLayerNormalization"] == 0
     assert counts["MultiHeadAttention"] == 2
     assert sum(n.op_type == "LayerNormalization" for n in model.graph) == 5
