@@ -119,7 +119,8 @@ def _pack(
 ) -> None:
     """One Attention, projection included: its heads are written where they are read."""
     last = match.output.producer()
-    assert last is not None and match.output.dtype is not None
+    assert last is not None
+    assert match.output.dtype is not None
     attributes = {"num_heads": match.heads, "scale": match.scale, "mask_filter_value": MASKED}
     fused = work.insert(
         last,
