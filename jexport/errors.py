@@ -163,6 +163,12 @@ class CalibrationError(JexportError):
     exit_code = 24
 
 
+class QuantizationError(JexportError):
+    """INT8 that cannot reach its goals, or not with the memory there is."""
+
+    exit_code = 25
+
+
 class OutputPathError(JexportError):
     """A place that cannot be written to."""
 

@@ -27,6 +27,9 @@ NEIGHBOURS = 10
 
 LAST_BUCKET_TOKENS = 8192
 
+LEAST_LOSS = 1e-5
+"""Mean cosine lost below which no language is said to lose more than another: rounding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
@@ -77,6 +80,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
         ),
         "batch_cosine_min": Gate(metric="cosine_min", places=("batch",), at_least=True),
         "norm_error": Gate(metric="largest_error", places=("norms",), at_least=False),
+        "language_loss": Gate(metric="largest_loss", places=("languages",), at_least=False),
         "token_cosine_min": Gate(metric="cosine_min", places=("tokens",), at_least=True),
     }
 )
@@ -104,8 +108,9 @@ class _Comparison:
 def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str, Any]:
     """How far `candidate` is from `reference`, as JSON-ready floats, ints and strings.
 
-    Returns {"texts", "overall": M, "by_language": {"th": M}, "by_length": {"5-8": M},
-    "by_dimension": {"64": M}, "tokens": T or None when neither side has tokens}.
+    Returns {"texts", "overall": M, "by_language": {"th": M}, "languages": {"largest_loss"},
+    "by_length": {"5-8": M}, "by_dimension": {"64": M}, "tokens": T or None when neither side has
+    tokens}. largest_loss: mean cosine lost by the language that loses most, over that of all.
 
     M has, for the group's texts, each side's vectors normalised to length 1:
     texts; cosine_mean, cosine_p1 (first percentile, linear), cosine_min; largest_difference (of
@@ -133,12 +138,14 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
         cut = _measure(reference, candidate, dimension, labels.languages)
         by_dimension[str(dimension)] = _summary(cut, everything)
     by_dimension[str(width)] = dict(overall)
+    by_language = {
+        name: _summary(full, languages == name) for name in sorted(set(labels.languages))
+    }
     return {
         "texts": texts,
         "overall": overall,
-        "by_language": {
-            name: _summary(full, languages == name) for name in sorted(set(labels.languages))
-        },
+        "by_language": by_language,
+        "languages": {"largest_loss": _largest_loss(by_language, overall)},
         "by_length": {
             _bucket_name(upper): _summary(full, uppers == upper)
             for upper in sorted(set(uppers.tolist()))
@@ -146,6 +153,16 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
         "by_dimension": by_dimension,
         "tokens": _compare_tokens(reference.tokens, candidate.tokens, labels.languages),
     }
+
+
+def _largest_loss(
+    by_language: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]
+) -> float:
+    """Mean cosine lost by the language that loses most, over that lost by all; 1 for no loss."""
+    lost = 1.0 - overall["cosine_mean"]
+    if lost <= LEAST_LOSS:
+        return 1.0
+    return max(1.0 - one["cosine_mean"] for one in by_language.values()) / lost
 
 
 def invariance(alone: np.ndarray, batched: np.ndarray) -> dict[str, float]:

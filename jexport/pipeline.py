@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import platform
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jexport import calibration, manifest, store, targets
+from jexport import calibration, manifest, quantization_report, speed, store, targets
 from jexport.errors import (
     ArtifactError,
     ParityError,
     PrecisionError,
+    QuantizationError,
     UnknownTargetError,
     UnknownTaskError,
     nearest,
 )
-from jexport.flow import Artifact, CompiledModel, LoadedModel
+from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel, ParityReport
 from jexport.recipe import PRECISIONS, Recipe
 from jexport.run import Event, Listener, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
@@ -34,7 +36,9 @@ from jexport.tasks import NONE
 
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
          "onnxscript", "onnxruntime", "onnxruntime-gpu")  # fmt: skip
-INT8 = "int8"
+INT8, INT8_WEIGHTS = "int8", "int8-weights"
+JUDGE = "onnx"
+"""The target that runs graphs while quantize works: it needs no device."""
 RANGE_TEXTS = 40
 """Texts whose activations are checked against float16's range: one a language, and long ones."""
 
@@ -58,11 +62,17 @@ def build(
     targets.check_precision(engine, precision)
     targets.check_installed(engine.build_needs, extra="build", purpose=f"building for {target}")
     texts = calibration.read(recipe.validate.texts, task)
+    quantized = precision in (INT8, INT8_WEIGHTS)
+    parts = calibration.parts(recipe.quantize.calibration, task) if quantized else None
     with open_run(out, listen) as run:
         with run.stage("load"):
             loaded = load.run(recipe.load, task=task)
             export.check_dimension(recipe.export, loaded)
         inputs = _inputs(recipe, loaded, engine, precision, texts.sha256)
+        if parts is None:
+            del inputs["recipe"]["quantize"]
+        else:
+            inputs["calibration"] = [parts.calibration.sha256, parts.held_out.sha256]
         slot = _slot(recipe, loaded, engine, precision, out, inputs)
         with _explained(slot):
             done = store.find(slot)
@@ -88,15 +98,27 @@ def build(
             exported = export.run(
                 merged,
                 recipe.export,
-                precision=precision if precision != INT8 else "fp32",
+                precision="fp32" if quantized else precision,
                 samples=candidate_ids([sample.text for sample in samples]),
                 out_dir=run.room("export"),
             )
-        if precision == INT8:
-            with run.stage("quantize"):
+        plain = exported
+        if parts is not None:
+            with run.stage("quantize") as note:
                 exported = quantize.run(
-                    exported, texts, engine.scheme, out_dir=run.room("quantize")
+                    plain,
+                    _material(parts, recipe, tokenizer, loaded),
+                    recipe.quantize,
+                    scheme=engine.scheme,
+                    precision=precision,
+                    judge=targets.load(JUDGE),
+                    out_dir=run.room("quantize"),
+                    ways=quantize.Ways(
+                        progress=lambda done, total: run.progress("quantize", done, total),
+                        tell=lambda text: listen(Event(kind="note", stage="quantize", text=text)),
+                    ),
                 )
+                note(_treated(exported))
         with run.stage("compile") as note:
             compiled = compile_stage.run(
                 exported, engine, recipe.compile, out_dir=run.room("compile")
@@ -119,6 +141,12 @@ def build(
             )
             overall = report.metrics["overall"]
             note(f"{report.metrics['texts']} texts, lowest cosine {overall['cosine_min']:.8f}")
+            speeds: list[dict[str, Any]] = []
+            if parts is not None:
+                speeds = _speeds(engine, plain, compiled, recipe, candidate_ids(
+                    [sample.text for sample in parts.held_out.samples]
+                ), run.room("speed"))  # fmt: skip
+                note(_faster(speeds, precision, allowed=recipe.quantize.allow_slower))
         with run.stage("package"):
             facts = package.Facts(
                 model_name=recipe.name,
@@ -128,6 +156,10 @@ def build(
                 tools=inputs["tools"],
                 runs_on=engine.fingerprint(),
                 records=tuple(run.records),
+                speed=speeds,
+                extras=_reports(exported, report, speeds, recipe, task, target)
+                if parts is not None
+                else (),
             )
             staged = package.run(
                 _as_shipped(loaded, recipe), compiled, report, facts,
@@ -157,6 +189,115 @@ def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> No
             evidence=f"it lists: {', '.join(recipe.precisions)}",
             fix="add it to the recipe's precisions, or use one of those",
         )
+
+
+def _material(
+    parts: calibration.Parts, recipe: Recipe, tokenizer: TextTokenizer, loaded: LoadedModel
+) -> quantize.Material:
+    """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
+    limit = min(recipe.quantize.max_tokens, loaded.embedding.max_tokens)
+    tokens = _candidate_tokens(tokenizer, loaded)
+    calibrated, cut = calibration.sample(
+        parts.calibration, tokens, count=recipe.quantize.samples, max_tokens=limit
+    )
+    held = [
+        (ids, sample.language)
+        for sample, ids in zip(
+            parts.held_out.samples,
+            tokens([sample.text for sample in parts.held_out.samples]),
+            strict=True,
+        )
+        if ids
+    ]
+    held_ids = [tokenizer.truncate(ids)[:limit] for ids, _ in held]
+    about = {
+        "calibration": {
+            "name": parts.calibration.name, "sha256": parts.calibration.sha256,
+            "texts": len(calibrated), "tokens": sum(map(len, calibrated)), "cut": cut,
+        },
+        "held_out": {
+            "name": parts.held_out.name, "sha256": parts.held_out.sha256,
+            "texts": len(held_ids), "tokens": sum(map(len, held_ids)),
+        },
+    }  # fmt: skip
+    return quantize.Material(
+        calibration=calibrated,
+        held_out=held_ids,
+        languages=[language for _, language in held],
+        pad=tokenizer.pad,
+        embedding=loaded.embedding,
+        about=about,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _treated(model: OnnxModel) -> str:
+    """Which treatment how many products got."""
+    report = _read(model.path.with_name(quantize.REPORT))
+    kinds = [matrix["treatment"] for matrix in report["matrices"]]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return f"{counts}; held-out top-10 {report['chosen']['top10_overlap']:.3f}"
+
+
+def _speeds(
+    engine: Target,
+    plain: OnnxModel,
+    compiled: CompiledModel,
+    recipe: Recipe,
+    ids: list[list[int]],
+    room: Path,
+) -> list[dict[str, Any]]:
+    """Texts a second of the float graph and of the quantized one, in turn on this machine."""
+    batch = speed.feeds(ids, plain.max_tokens)
+    whole = engine.build(plain, recipe.compile, room)
+    with engine.runner(whole, "cpu", 0) as first, engine.runner(compiled, "cpu", 0) as second:
+        rates = speed.compare({"fp32": first, compiled.precision: second}, batch)
+    for name in whole.files:
+        (room / name).unlink()
+    return [{"precision": name, "texts_per_second": rate} for name, rate in rates.items()]
+
+
+def _faster(speeds: list[dict[str, Any]], precision: str, *, allowed: bool) -> str:
+    """How much faster int8 is. Raises QuantizationError when it is not and may not be slower."""
+    slow, fast = (one["texts_per_second"] for one in speeds)
+    if precision == INT8 and fast <= slow and not allowed:
+        raise QuantizationError(
+            "int8 is not faster than fp32 on this machine",
+            evidence=f"{fast:.1f} texts a second against {slow:.1f}, one batch of {speed.TEXTS}",
+            fix="build where the processor has int8 instructions (VNNI, AMX), use fp32, or add "
+            "--allow-slower",
+        )
+    return f"{fast / slow:.2f} times the speed of fp32"
+
+
+def _reports(
+    model: OnnxModel,
+    report: ParityReport,
+    speeds: list[dict[str, Any]],
+    recipe: Recipe,
+    task: str,
+    target: str,
+) -> tuple[Path, Path]:
+    """quantization.json with what only the pipeline knows, and report.html made of it."""
+    path = model.path.with_name(quantize.REPORT)
+    content = _read(path)
+    content["command"] = (
+        f"jexport build --recipe {recipe.name} --task {task} --target {target} "
+        f"--precision {model.precision} --effort {recipe.quantize.effort} "
+        f"--calibration {recipe.quantize.calibration}"
+    )
+    manifest.write_json(path, content)
+    page = path.with_name(quantize.PAGE)
+    facts = {"name": recipe.name, "task": task, "target": target, "speed": speeds,
+             "precision": model.precision, "version": recipe.version}  # fmt: skip
+    page.write_text(
+        quantization_report.page(content, {"metrics": report.metrics}, facts), encoding="utf-8"
+    )
+    return path, page
 
 
 def _candidate_tokens(tokenizer: TextTokenizer, loaded: LoadedModel) -> Any:

@@ -28,7 +28,8 @@ NAME_RULE = f"up to {NAME_CHARACTERS} letters, digits, '.', '-' and '_', and no 
 COMMIT_RULE = "a commit of 40 hex digits, or '' for the newest"
 
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
+EFFORTS = ("fast", "full")
 """Those that a recipe may have gates for; which of them an engine takes, its target says."""
 
 OPSETS = range(18, 24)
@@ -40,6 +41,16 @@ DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
             {"cosine_min": 0.99999, "batch_cosine_min": 0.99999, "largest_difference": 1e-4}
         ),
         "fp16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
+        "int8": MappingProxyType(
+            {
+                "cosine_mean": 0.996,
+                "cosine_p1": 0.99,
+                "top10_overlap": 0.92,
+                "language_loss": 2.0,
+                "batch_cosine_min": 0.999999,
+            }
+        ),
+        "int8-weights": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999999}),
     }
 )
 
@@ -74,6 +85,30 @@ class ExportSpec:
     outputs: tuple[str, ...] = ("last_hidden_state",)
     dimension: int = 0
     keep_fp32: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSpec:
+    """[quantize]: calibration: a set in calibration_data/, a folder, or a .jsonl or .txt file.
+
+    samples, max_tokens: how many texts, each cut to so many tokens. smoothing: SmoothQuant's
+    strength, 0 to 1; clip: share of the range kept of the second MLP matrix's input. effort: 'fast'
+    or 'full' (other strengths and clips, and the whole curve). cosine_mean, cosine_p1,
+    top10_overlap: what the held-out texts must reach. max_share: how much of the products' work may
+    be run wider for it. allow_slower: keep an int8 artifact that is not faster than a float one.
+    """
+
+    calibration: str = "everyday"
+    samples: int = 256
+    max_tokens: int = 512
+    smoothing: float = 0.85
+    clip: float = 1.0
+    effort: str = "fast"
+    cosine_mean: float = 0.996
+    cosine_p1: float = 0.99
+    top10_overlap: float = 0.92
+    max_share: float = 0.15
+    allow_slower: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +151,17 @@ class Recipe:
     precisions: tuple[str, ...] = ()
     load: LoadSpec = field(default_factory=LoadSpec)
     export: ExportSpec = field(default_factory=ExportSpec)
+    quantize: QuantizeSpec = field(default_factory=QuantizeSpec)
     compile: CompileSpec = field(default_factory=CompileSpec)
     validate: ValidateSpec = field(default_factory=ValidateSpec)
 
     def replace_load(self, **changes: Any) -> Recipe:
         """The same recipe with other [load] values."""
         return dataclasses.replace(self, load=dataclasses.replace(self.load, **changes))
+
+    def replace_quantize(self, **changes: Any) -> Recipe:
+        """The same recipe with other [quantize] values."""
+        return dataclasses.replace(self, quantize=dataclasses.replace(self.quantize, **changes))
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as JSON-ready dicts and lists."""
@@ -193,6 +233,7 @@ def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
 def checked(recipe: Recipe, *, origin: str) -> Recipe:
     """The same recipe, once its values are known to make sense. Raises RecipeError."""
     load, export, validate = recipe.load, recipe.export, recipe.validate
+    quantize = recipe.quantize
     rules: list[tuple[str, object, bool, str]] = [
         ("name", recipe.name, _may_name_folder(recipe.name), NAME_RULE),
         ("version", recipe.version, _may_name_folder(recipe.version), NAME_RULE),
@@ -209,6 +250,12 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
          set() < set(export.outputs) <= set(OUTPUTS) and _once(export.outputs),
          f"one or both of {', '.join(OUTPUTS)}"),
         ("export.dimension", export.dimension, export.dimension >= 0, "0 (full size) or more"),
+        ("quantize.effort", quantize.effort, quantize.effort in EFFORTS, " or ".join(EFFORTS)),
+        ("quantize.samples", quantize.samples, quantize.samples >= 1, "1 or more"),
+        ("quantize.max_tokens", quantize.max_tokens, quantize.max_tokens >= 3, "3 or more"),
+        ("quantize.smoothing", quantize.smoothing, 0 <= quantize.smoothing <= 1, "0 to 1"),
+        ("quantize.clip", quantize.clip, 0 < quantize.clip <= 1, "above 0, up to 1"),
+        ("quantize.max_share", quantize.max_share, 0 <= quantize.max_share <= 1, "0 to 1"),
         ("validate.budget_tokens", validate.budget_tokens, validate.budget_tokens > 0, "1 or more"),
         ("validate.max_tokens", validate.max_tokens, validate.max_tokens >= 3, "3 or more"),
     ]  # fmt: skip

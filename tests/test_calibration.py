@@ -35,7 +35,7 @@ def test_every_folder_is_a_set() -> None:
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
 def test_set_toml_is_complete(folder: Path) -> None:
     about = tomllib.loads((folder / "set.toml").read_text(encoding="utf-8"))
-    assert set(about) == {"name", "description", "licence", "languages"}
+    assert set(about) - {"sha256"} == {"name", "description", "licence", "languages"}
     assert about["name"] == folder.name
     assert about["licence"]
     assert about["description"].endswith(".")
@@ -48,26 +48,31 @@ def test_set_toml_is_complete(folder: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_text_is_one_of_its_kind_and_normal(path: Path) -> None:
     entries = lines(path)
+    keys = {"language", "text"} if path.parent.name == "parity" else {"language", "part", "text"}
     texts = [entry["text"] for entry in entries]
     assert [text for text, count in Counter(texts).items() if count > 1] == []
     folded = Counter(" ".join(text.casefold().split()) for text in texts)
     assert [text for text, count in folded.items() if count > 1] == []
     for entry in entries:
-        assert set(entry) == {"language", "text"}
+        assert set(entry) == keys
         text = entry["text"]
         assert unicodedata.normalize("NFC", text) == text
         assert text == text.strip() != ""
-        assert not [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]
+        shown = text if "part" not in keys else text.replace("\n", " ")  # posts have paragraphs
+        assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_language_has_as_many_texts_and_several_lengths(path: Path) -> None:
     about = tomllib.loads((path.parent / "set.toml").read_text(encoding="utf-8"))
-    counts = Counter(entry["language"] for entry in lines(path))
-    assert sorted(counts) == sorted(about["languages"])
-    assert len(set(counts.values())) == 1
-    for language in counts:
-        sizes = [len(e["text"].encode()) for e in lines(path) if e["language"] == language]
+    for part in {entry.get("part") for entry in lines(path)}:
+        counts = Counter(e["language"] for e in lines(path) if e.get("part") == part)
+        assert sorted(counts) == sorted(about["languages"])
+        assert len(set(counts.values())) == 1
+    # A set of several files has the lengths that its tasks have: paraphrases are never long.
+    entries = [entry for file in path.parent.glob("*.jsonl") for entry in lines(file)]
+    for language in about["languages"]:
+        sizes = [len(e["text"].encode()) for e in entries if e["language"] == language]
         assert max(sizes) > 4 * min(sizes), language
 
 
@@ -76,10 +81,13 @@ def test_texts_are_in_the_script_of_their_language(path: Path) -> None:
     scripts = {"ar": "ARABIC", "ur": "ARABIC", "bn": "BENGALI", "el": "GREEK", "hi": "DEVANAGARI",
                "ja": ("HIRAGANA", "KATAKANA", "CJK"), "ka": "GEORGIAN", "ko": "HANGUL",
                "ru": "CYRILLIC", "uk": "CYRILLIC", "th": "THAI", "zh": "CJK"}  # fmt: skip
+    others = Counter()
     for entry in lines(path):
         names = [unicodedata.name(c, "") for c in entry["text"] if c.isalpha()]
         wanted = scripts.get(entry["language"], "LATIN")
-        assert sum(name.startswith(wanted) for name in names) > len(names) / 2, entry
+        if sum(name.startswith(wanted) for name in names) <= len(names) / 2:
+            others[entry["language"]] += 1  # a query may be a command: "git push ..."
+    assert not others or (path.stem != "any" and max(others.values()) == 1), others
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from jexport.cli import console
 @click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint; overrides the recipe's.")
 @click.option("--task", required=True, metavar="TASK", help="retrieval.query, ..., or none.")
 @click.option("--target", required=True, metavar="TARGET", help="The engine: onnx.")
-@click.option("--precision", metavar="P", help="fp32 (default) or fp16.")
+@click.option("--precision", metavar="P", help="fp32 (default), fp16, int8 or int8-weights.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), metavar="DIR",
               help="Where artifacts go. Default: artifacts")  # fmt: skip
 @click.option("--revision", metavar="COMMIT", help="40-hex commit of a hub checkpoint.")
@@ -25,6 +25,11 @@ from jexport.cli import console
 @click.option("--code-revision", metavar="COMMIT", help="40-hex commit of that code's repository.")
 @click.option("--validate-tokens", type=int, metavar="N",
               help="Compare texts up to N tokens (default 2048; 8192 takes longer).")  # fmt: skip
+@click.option("--calibration", metavar="SET|DIR|FILE",
+              help="int8: texts to calibrate on. Default: the shipped set everyday.")
+@click.option("--effort", metavar="fast|full", help="int8: how much to try. Default: fast.")
+@click.option("--allow-slower", is_flag=True,
+              help="int8: keep it even when it is not faster than fp32 here.")
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
 def build(
@@ -85,6 +90,12 @@ def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any])
     if options["validate_tokens"] is not None:
         spec = dataclasses.replace(chosen.validate, max_tokens=options["validate_tokens"])
         chosen = dataclasses.replace(chosen, validate=spec)
+    said = {
+        "calibration": options["calibration"],
+        "effort": options["effort"],
+        "allow_slower": options["allow_slower"] or None,
+    }
+    chosen = chosen.replace_quantize(**{key: v for key, v in said.items() if v is not None})
     return recipe.checked(chosen, origin="the command line")
 
 

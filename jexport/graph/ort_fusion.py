@@ -1,7 +1,7 @@
 """Standard ONNX -> the same graph with onnxruntime's own operators (domain com.microsoft).
 
 Attention, MultiHeadAttention (flash attention when nothing is padded) and RotaryEmbedding
-(ort_attention.py), SkipLayerNormalization and BiasGelu. Operator contracts: onnxruntime
+(ort_attention.py), MatMulIntegerToFloat (ort_integer.py), SkipLayerNormalization and BiasGelu. Operator contracts: onnxruntime
 docs/ContribOperators.md. A pattern that does not match is left as it is, so any standard graph is a
 valid input; `fuse` says how many it found. In a float16 graph norms and rotations stay float32;
 attention is float16, whose kernels sum and normalise in float32.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from jexport.graph import edit, ort_attention
+from jexport.graph import edit, ort_attention, ort_integer
 from jexport.graph.ort_attention import MS
 
 
@@ -25,6 +25,7 @@ def fuse(model: ir.Model, *, skip_layer_norm: bool = True, max_tokens: int) -> d
     work = edit.Edit(model.graph)
     rotations = _rotations(model)
     counts = {
+        "MatMulIntegerToFloat": ort_integer.fuse(work),
         **ort_attention.fuse(work, max_tokens),
         "RotaryEmbedding": 0,
         "SkipLayerNormalization": fuse_skip_layer_norm(work) if skip_layer_norm else 0,

@@ -32,7 +32,11 @@ PROMPT_ALIASES = {"retrieval.query": ("query",), "retrieval.passage": ("document
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the run knows and no model does: recipe as resolved, version, tools, fingerprint."""
+    """What the run knows and no model does: recipe as resolved, version, tools, fingerprint.
+
+    speed: texts a second by precision, measured here, fastest path of each. extras: files that go
+    into the artifact as they are (quantization.json, report.html).
+    """
 
     model_name: str
     version: str
@@ -41,6 +45,8 @@ class Facts:
     tools: Mapping[str, str]
     runs_on: Mapping[str, Any]
     records: Sequence[StageRecord]
+    speed: Sequence[Mapping[str, Any]] = ()
+    extras: Sequence[Path] = ()
 
 
 def run(
@@ -57,7 +63,8 @@ def run(
         shutil.move(compiled.folder / name, out_dir / name)
     _tokenizer(model, out_dir)
     _server_files(model, out_dir)
-    shutil.copyfile(report_path, out_dir / report_path.name)
+    for path in (report_path, *facts.extras):
+        shutil.copyfile(path, out_dir / path.name)
     content = _content(model, compiled, report, facts)
     (out_dir / "README.md").write_text(model_card.text(content), encoding="utf-8")
     files = [manifest.file_digest(p, root=out_dir) for p in out_dir.rglob("*") if p.is_file()]
@@ -174,6 +181,7 @@ def _content(
             "batch_cosine_min": report.metrics["batch"]["cosine_min"],
         },
         "stages": [dataclasses.asdict(record) for record in facts.records],
+        **({"speed": [dict(one) for one in facts.speed]} if facts.speed else {}),
         "recipe": dict(facts.recipe),
         "tools": dict(facts.tools),
     }

@@ -167,8 +167,8 @@ def version() -> str:
 TARGET = Target(
     name="onnx",
     summary="ONNX Runtime on CPU and CUDA; also what sentence-transformers, TEI, Infinity load",
-    precisions=("fp32", "fp16"),
-    scheme="uint8-activations-int8-weights",
+    precisions=("fp32", "fp16", "int8", "int8-weights"),
+    scheme="uint8",
     needs_onnx=True,
     build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     run_needs=("onnxruntime", "tokenizers", "numpy"),

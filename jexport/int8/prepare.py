@@ -1,0 +1,137 @@
+"""Statistics of the inputs + float weights -> every product's treatment, weights rounded.
+
+Rounded weights go to files, one at a time: at full size they are 300 MB, and the Gram matrices that
+they are made with 2 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport.int8 import numbers
+from jexport.int8.graph import INT8, WEIGHTS, Treatment
+from jexport.int8.products import Product
+from jexport.int8.statistics import Site
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is chosen for all products at once.
+
+    scheme: of the activations. smoothing: SmoothQuant's strength. clip: share of the range that is
+    kept of inputs that are wider than their outputs (the second MLP matrix), 1 for all of it.
+    kind: 'int8', or 'int8-weights' for float activations.
+    """
+
+    scheme: str
+    smoothing: float
+    clip: float = 1.0
+    kind: str = INT8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A product ready to be quantized.
+
+    error_naive, error: share of the output's energy that is lost on the kept rows: by rounding to
+    nearest over the full range without smoothing, and by this treatment.
+    """
+
+    product: Product
+    treatment: Treatment
+    setting: Setting
+    error_naive: float
+    error: float
+
+
+def run(
+    items: Sequence[Product],
+    weights: Callable[[str], Array],
+    sites: Mapping[str, Site],
+    setting: Setting,
+    *,
+    out_dir: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Prepared]:
+    """Treat every product. weights(name): float32 [rows, columns] of one weight."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Prepared] = {}
+    groups: dict[str, list[Product]] = {}
+    for item in items:
+        groups.setdefault(item.weight, []).append(item)
+    for number, (name, group) in enumerate(groups.items()):
+        weight = np.asarray(weights(name), np.float32)
+        seen = [sites[item.source] for item in group]
+        divisors = _divisors(seen, weight, setting)
+        smoothed = weight * divisors[:, None]
+        gram = sum(site.gram for site in seen) / np.outer(divisors, divisors)
+        scales = numbers.weight_scales(smoothed)
+        steps = numbers.compensated(smoothed, gram, scales)
+        del gram
+        path = out_dir / f"{number}.npy"
+        np.save(path, steps)
+        restored = steps.astype(np.float32) * scales
+        naive = weight_there_and_back(weight)
+        for item, site in zip(group, seen, strict=True):
+            clip = setting.clip if item.rows > item.columns else 1.0
+            grid = numbers.affine(
+                float((site.low / divisors).min()) * clip,
+                float((site.high / divisors).max()) * clip,
+                setting.scheme,
+            )
+            treatment = Treatment(
+                kind=setting.kind,
+                divisors=divisors if setting.smoothing and setting.kind != WEIGHTS else None,
+                grid=grid,
+                steps=_reader(path),
+                scales=scales,
+            )
+            truth = site.rows @ weight
+            inputs = site.rows / divisors
+            if setting.kind != WEIGHTS:
+                inputs = grid.there_and_back(inputs)
+            plain = numbers.affine(float(site.low.min()), float(site.high.max()), setting.scheme)
+            made[item.name] = Prepared(
+                product=item,
+                treatment=treatment,
+                setting=setting,
+                error_naive=_lost(plain.there_and_back(site.rows) @ naive, truth),
+                error=_lost(inputs @ restored, truth),
+            )
+        progress(number + 1, len(groups))
+    return made
+
+
+def weight_there_and_back(weight: Array) -> Array:
+    """A weight rounded to nearest, as float again."""
+    scales = numbers.weight_scales(weight)
+    restored: Array = numbers.nearest(weight, scales).astype(np.float32) * scales
+    return restored
+
+
+def _divisors(seen: Sequence[Site], weight: Array, setting: Setting) -> Array:
+    if setting.kind == WEIGHTS:
+        return np.ones(len(weight), np.float32)
+    low = np.minimum.reduce([site.low for site in seen])
+    high = np.maximum.reduce([site.high for site in seen])
+    return numbers.smoothing(low, high, weight, setting.smoothing)
+
+
+def _reader(path: Path) -> Callable[[], NDArray[np.int8]]:
+    def read() -> NDArray[np.int8]:
+        steps: NDArray[np.int8] = np.load(path)
+        return steps
+
+    return read
+
+
+def _lost(made: Array, truth: Array) -> float:
+    energy = float((truth.astype(np.float64) ** 2).sum()) or 1.0
+    return float(((made.astype(np.float64) - truth) ** 2).sum()) / energy
