@@ -200,6 +200,7 @@ def _material(
     calibrated, cut = calibration.sample(
         parts.calibration, tokens, count=recipe.quantize.samples, max_tokens=limit
     )
+    calibrated += [ids for ids in tokens([""]) if ids]  # users send empty texts too
     held = [
         (ids, sample.language)
         for sample, ids in zip(

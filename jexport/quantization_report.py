@@ -66,7 +66,7 @@ def text(quantization: Facts, parity: Facts, manifest: Facts) -> str:
     lines.append("")
     treated = "; ".join(
         f"{_line(name)} {count} ({_percent(share)})"
-        for name, count, share in _treatments(quantization)
+        for name, count, share in treatments(quantization)
     )
     found = [("matrices", treated and f"{treated} of the work")]
     for name, size, speed, _ in _precisions(quantization, parity, manifest):
@@ -130,6 +130,16 @@ def page(quantization: Facts, parity: Facts, manifest: Facts) -> str:
     )
 
 
+def treatments(quantization: Facts) -> list[tuple[str, int, float]]:
+    """Name, number of matrices and share of the work (0 to 1); unknown names last."""
+    found: dict[str, tuple[int, float]] = dict.fromkeys(TREATMENTS, (0, 0.0))
+    for matrix in _rows(quantization, "matrices"):
+        name = str(matrix.get("treatment", MISSING))
+        count, share = found.get(name, (0, 0.0))
+        found[name] = count + 1, share + (_number(matrix.get("share")) or 0)
+    return [(name, count, share) for name, (count, share) in found.items() if count]
+
+
 # What the files say, in words
 
 
@@ -177,21 +187,11 @@ def _held(value: object, bound: object, at_least: bool, shown: Callable[[object]
 def _kept(quantization: Facts) -> Facts:
     """The try that the artifact is: its wide matrices are those; else the last that passed."""
     tried, matrices = _rows(quantization, "tried"), _rows(quantization, "matrices")
-    wide = {m.get("name") for m in matrices if m.get("treatment") not in PLAIN}
-    same = [t for t in tried if matrices and set(t.get("wide") or ()) == wide]
+    wide = {str(m.get("name")) for m in matrices if m.get("treatment") not in PLAIN}
+    same = [t for t in tried if matrices and {str(name) for name in _list(t, "wide")} == wide]
     passed = [t for t in tried if t.get("passed") is True]
     both = [t for t in same if t in passed]
     return next((found[-1] for found in (both, same, passed, tried) if found), {})
-
-
-def _treatments(quantization: Facts) -> list[tuple[str, int, float]]:
-    """Name, count and share of the work, in the order of TREATMENTS; unknown ones last."""
-    found: dict[str, tuple[int, float]] = dict.fromkeys(TREATMENTS, (0, 0.0))
-    for matrix in _rows(quantization, "matrices"):
-        name = str(matrix.get("treatment", MISSING))
-        count, share = found.get(name, (0, 0.0))
-        found[name] = count + 1, share + (_number(matrix.get("share")) or 0)
-    return [(name, count, share) for name, (count, share) in found.items() if count]
 
 
 def _precisions(
@@ -254,9 +254,7 @@ def _tried_in_brief(quantization: Facts) -> str:
 
 def _headline_section(quantization: Facts, parity: Facts) -> str:
     rows = [(words, *map(_judged, cells)) for words, *cells in _headline(quantization, parity)]
-    failures = parity.get("failures")
-    missed = failures if isinstance(failures, Sequence) and not isinstance(failures, str) else ()
-    listed = "".join(f'<li class="bad">{_escape(line)}</li>' for line in missed)
+    listed = "".join(f'<li class="bad">{_escape(line)}</li>' for line in _list(parity, "failures"))
     metrics = _mapping(parity, "metrics")
     for key, words in (("tokens", "token vectors, lowest cosine"),
                        ("batch", "alone against in a padded batch, lowest cosine")):  # fmt: skip
@@ -277,7 +275,7 @@ def _judged(cell: str) -> _Markup:
 
 
 def _work(quantization: Facts) -> str:
-    found = _treatments(quantization)
+    found = treatments(quantization)
     if not found:
         return ""
     total = sum(share for _, _, share in found) or 1
@@ -375,7 +373,7 @@ def _tried_table(quantization: Facts) -> str:
         rows.append(
             (
                 _Markup(_escape(tried.get("what", MISSING)) + mark),
-                _count(len(tried.get("wide") or ())),
+                _count(len(_list(tried, "wide"))),
                 _percent(tried.get("share")),
                 *(_cosine(tried.get(k)) for k in ("cosine_mean", "cosine_p1", "cosine_min")),
                 _cosine(tried.get("overlap")),
@@ -392,7 +390,9 @@ def _matrix_tables(quantization: Facts) -> str:
     matrices = _worst_matrices(quantization)
     if not matrices:
         return ""
-    errors = [e for m in matrices for k in ("error", "error_naive") if (e := _number(m.get(k)))]
+    errors = [
+        e for m in matrices for k in ("error", "error_naive") if (e := _number(m.get(k))) and e > 0
+    ]
     scale = (min(errors), max(errors)) if errors else (1.0, 1.0)
     rows = [
         (
@@ -402,7 +402,7 @@ def _matrix_tables(quantization: Facts) -> str:
             _short(m.get("error")),
             _before_after(m.get("error_naive"), m.get("error"), scale),
             _percent(m.get("share")),
-            " × ".join(map(str, m.get("shape") or ())) or MISSING,
+            " × ".join(map(str, _list(m, "shape"))) or MISSING,
             _short(m.get("smoothing")),
             _short(m.get("clip")),
         )
@@ -590,13 +590,11 @@ def _before_after(before: object, after: object, scale: tuple[float, float]) -> 
     def place(value: float) -> float:
         return 6 + 88 * ((math.log(value) - low) / (high - low) if value > 0 and high > low else 0)
 
-    found = {
-        k: v for k, v in (("before", _number(before)), ("after", _number(after))) if v is not None
-    }
-    parts = [_stroke("link", *(f for v in found.values() for f in (place(v), 8)))] * (
-        len(found) == 2
-    )
-    parts += [_dot(kind, place(value), 8) for kind, value in found.items()]
+    named = (("before", _number(before)), ("after", _number(after)))
+    found = {name: place(value) for name, value in named if value is not None}
+    parts = [_dot(name, x, 8) for name, x in found.items()]
+    if len(found) == 2:
+        parts.insert(0, _stroke("link", found["before"], 8, found["after"], 8))
     told = f"{_short(before)} before, {_short(after)} after"
     return _Markup(f'<div class="small">{_svg(16, "Error", told, parts, width=100)}</div>')
 
@@ -662,8 +660,12 @@ def _mapping(parent: Facts, key: str) -> Facts:
 
 
 def _rows(parent: Facts, key: str) -> list[Facts]:
+    return [row for row in _list(parent, key) if isinstance(row, Mapping)]
+
+
+def _list(parent: Facts, key: str) -> Sequence[Any]:
     found = parent.get(key)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+    return found if isinstance(found, list | tuple) else ()
 
 
 def _number(value: object) -> float | None:

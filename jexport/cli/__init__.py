@@ -22,6 +22,8 @@ COMMANDS = {
     "verify": "jexport.cli.artifacts",
     "inspect": "jexport.cli.artifacts",
     "list": "jexport.cli.artifacts",
+    "report": "jexport.cli.report",
+    "compare": "jexport.cli.report",
     "recipe": "jexport.cli.recipes",
     "doctor": "jexport.cli.doctor",
     "toy": "jexport.cli.toy",

@@ -26,7 +26,7 @@ def fuse(model: ir.Model, *, skip_layer_norm: bool = True, max_tokens: int) -> d
     rotations = _rotations(model)
     counts = {
         "MatMulIntegerToFloat": ort_integer.fuse(work),
-        **ort_attention.fuse(work, max_tokens),
+        **ort_attention.fuse(work, max_tokens, exact=_rounds(model)),
         "RotaryEmbedding": 0,
         "SkipLayerNormalization": fuse_skip_layer_norm(work) if skip_layer_norm else 0,
         "BiasGelu": fuse_bias_gelu(work),
@@ -38,6 +38,12 @@ def fuse(model: ir.Model, *, skip_layer_norm: bool = True, max_tokens: int) -> d
         model.opset_imports[MS] = 1
         model.graph.opset_imports[MS] = 1
     return counts
+
+
+def _rounds(model: ir.Model) -> bool:
+    """Whether activations are rounded somewhere."""
+    rounding = ("QuantizeLinear", "MatMulIntegerToFloat")
+    return any(node.op_type in rounding for node in model.graph)
 
 
 def _rotations(model: ir.Model) -> int:

@@ -1,0 +1,495 @@
+"""quantization_report: every number is there, nothing is trusted, and no figure overlaps itself."""
+
+from __future__ import annotations
+
+import copy
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from jexport import quantization_report as report
+
+LANGUAGES = [
+    *("ar", "bn", "da", "de", "el", "en", "es", "fi", "fr", "hi", "id", "it", "ja", "ka", "ko"),
+    *("lv", "mixed", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sv", "th", "tr", "uk", "ur", "vi"),
+    "zh",
+]
+LENGTHS = ("1-2", "3-4", "5-8", "9-16", "17-32", "2049-4096", "4097-8192", "8193+")
+
+
+def group(mean: float, p1: float) -> dict[str, float]:
+    return {
+        "texts": 10, "cosine_mean": mean, "cosine_p1": p1, "cosine_min": p1 - 0.001,
+        "largest_difference": 0.0123, "spearman": 0.998, "top10_overlap": 0.93,
+    }  # fmt: skip
+
+
+def matrix(number: int, treatment: str = "int8", share: float = 0.25) -> dict[str, Any]:
+    return {
+        "name": f"encoder/layer/{number}/output/dense/MatMul", "shape": [384, 1152],
+        "share": share, "treatment": treatment, "smoothing": 0.85, "clip": 0.97,
+        "error_naive": 0.03 + number / 1000, "error": 0.004 + number / 10000,
+    }  # fmt: skip
+
+
+def attempt(what: str, wide: list[str], share: float, mean: float, passed: bool) -> dict[str, Any]:
+    return {
+        "what": what, "wide": wide, "share": share, "cosine_mean": mean, "cosine_p1": mean - 0.004,
+        "cosine_min": mean - 0.01, "overlap": 0.9 + share / 10, "passed": passed, "seconds": 3.1,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def quantization() -> dict[str, Any]:
+    wide = ["encoder/layer/3/output/dense/MatMul"]
+    return {
+        "format": 1, "scheme": "uint8", "precision": "int8", "effort": "full", "reached": True,
+        "calibration": {"name": "none", "sha256": "a" * 64, "texts": 300, "tokens": 20310},
+        "held_out": {"name": "none, held out", "sha256": "b" * 64, "texts": 60, "tokens": 4001},
+        "gates": {"cosine_mean": 0.996, "cosine_p1": 0.99, "overlap": 0.92},
+        "tried": [attempt("all int8", [], 0.0, 0.9931, False),
+                  attempt("the worst wide", wide, 0.25, 0.9967, True),
+                  attempt("all wide", ["a", "b"], 1.0, 0.9999, True)],
+        "curve": [attempt("x", [], n / 10, 0.993 + n * 0.00065, n > 4) for n in range(11)],
+        "matrices": [matrix(0), matrix(1), matrix(2), matrix(3, "int8x2")],
+        "bytes": {"fp32": 90 << 20, "int8": 23 << 20},
+        "command": "jexport build --recipe all-MiniLM-L6-v2 --precision int8",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def parity() -> dict[str, Any]:
+    return {
+        "passed": True, "failures": [], "precision": "int8",
+        "gates": {"cosine_mean": 0.995, "cosine_p1": 0.985},
+        "texts": {"set": "parity", "sha256": "c" * 64},
+        "metrics": {
+            "texts": 289, "overall": group(0.99712, 0.99034),
+            "by_language": {name: group(0.996 + n / 10000, 0.988 + n / 5000)
+                            for n, name in enumerate(LANGUAGES)},
+            "by_length": {name: group(0.997, 0.99 + n / 2000) for n, name in enumerate(LENGTHS)},
+            "by_dimension": {str(n): group(0.9961 + n / 1e6, 0.99) for n in (32, 64, 384)},
+            "tokens": {"texts": 289, "cosine_min": 0.97531, "largest_difference": 0.2},
+            "batch": {"texts": 48, "cosine_min": 0.98642, "largest_difference": 0.01},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    return {
+        "name": "all-MiniLM-L6-v2", "task": "none", "target": "onnx", "precision": "int8",
+        "version": "1.0.0-0123456789ab",
+        "speed": [{"precision": "fp32", "texts_per_second": 103.2},
+                  {"precision": "int8", "texts_per_second": 241.77}],
+    }  # fmt: skip
+
+
+def parsed(page: str) -> ElementTree.Element:
+    """The page as XML: an unescaped character or an open tag is an error here."""
+    start, rest = page.split("\n", 1)
+    assert start == "<!DOCTYPE html>"
+    return ElementTree.fromstring(rest)
+
+
+def sections(root: ElementTree.Element) -> dict[str, ElementTree.Element]:
+    return {str(part.findtext("h2")): part for part in root.iter("section")}
+
+
+def words(element: ElementTree.Element) -> str:
+    return " ".join(" ".join(element.itertext()).split())
+
+
+def table(element: ElementTree.Element) -> list[list[str]]:
+    return [[words(cell) for cell in row] for row in element.iter("tr")]
+
+
+def figure(element: ElementTree.Element, title: str) -> ElementTree.Element:
+    [found] = [svg for svg in element.iter("svg") if svg.findtext("title") == title]
+    return found
+
+
+def rules(page: str, selector: str) -> str:
+    [style] = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert selector in style
+    return style.split(selector, 1)[1].split("}", 1)[0]
+
+
+def test_headline_numbers_against_their_gates(
+    quantization: Any, parity: Any, manifest: Any
+) -> None:
+    rows = table(sections(parsed(report.page(quantization, parity, manifest)))["Against the gates"])
+    assert rows[1:] == [
+        ["cosine, mean", "0.99670 (gate 0.996: met)", "0.99712 (gate 0.995: met)"],
+        ["cosine, 1st percentile", "0.99270 (gate 0.99: met)", "0.99034 (gate 0.985: met)"],
+        ["cosine, lowest", "0.98670", "0.98934"],
+        ["shared top-10 neighbours", "0.92500 (gate 0.92: met)", "0.93000"],
+        ["Spearman of pairwise similarities", "–", "0.99800"],
+        ["largest difference of a component", "–", "0.0123"],
+        ["token vectors, lowest cosine", "–", "0.97531"],
+        ["alone against in a padded batch, lowest cosine", "–", "0.98642"],
+    ]
+
+
+def test_a_missed_gate_is_said_in_words(quantization: Any, parity: Any, manifest: Any) -> None:
+    quantization.update(reached=False, gates={"cosine_mean": 0.9967001, "spearman": 0.9})
+    parity.update(gates={"largest_difference": 0.01}, failures=["language 'th': it is < 0.9"])
+    page = report.page(quantization, parity, manifest)
+    told = sections(parsed(page))["Against the gates"]
+    assert table(told)[1][1] == "0.99670 (gate 0.9967: missed by 1e-07)"  # though it rounds to it
+    assert table(told)[5][1] == "– (gate 0.9: not measured)"
+    assert table(told)[6][2] == "0.0123 (gate 0.01: missed by 0.0023)"
+    bad = [words(e) for e in told.iter() if e.get("class") == "bad"]
+    assert len(bad) == 4
+    assert bad[-1] == "language 'th': it is < 0.9"
+    assert "NOT reached" in words(parsed(page).find(".//header") or ElementTree.Element("x"))
+    assert "NOT reached" in report.text(quantization, parity, manifest)
+
+
+def test_the_kept_try_is_the_one_that_the_matrices_are(
+    quantization: Any, parity: Any, manifest: Any
+) -> None:
+    rows = table(sections(parsed(report.page(quantization, parity, manifest)))["What was tried"])
+    assert [row[0] for row in rows[1:]] == ["all int8", "the worst wide (kept)", "all wide"]
+    assert rows[2][1:] == ["1", "25.0 %", "0.99670", "0.99270", "0.98670", "0.92500", "yes", "3.1"]
+    quantization["matrices"] = []  # then the last that passed
+    rows = table(sections(parsed(report.page(quantization, parity, manifest)))["What was tried"])
+    assert [row[0] for row in rows[1:]] == ["all int8", "the worst wide", "all wide (kept)"]
+
+
+def test_quality_by_group(quantization: Any, parity: Any, manifest: Any) -> None:
+    part = sections(parsed(report.page(quantization, parity, manifest)))["Quality by group"]
+    for name, names in (("language", LANGUAGES), ("length in tokens", LENGTHS),
+                        ("Matryoshka dimension", ("32", "64", "384"))):  # fmt: skip
+        drawn = figure(part, f"Cosine by {name}")
+        told = [str(label.text) for label in drawn.iter("text")]
+        assert set(names) <= set(told), name
+        assert len([e for e in drawn.iter("circle")]) == 2 * len(names)
+        gates = [e.get("class") for e in drawn.iter("line") if "gate" in str(e.get("class"))]
+        assert gates == ["gate cosine_mean", "gate cosine_p1"]
+        [rows] = [t for t in map(table, part.iter("table")) if t[0][0] == name]
+        assert sorted(row[0] for row in rows[1:]) == sorted(names)
+    rows = table(next(iter(part.iter("table"))))
+    assert rows[1] == ["ar", "0.99600", "0.98800", "0.98700", "0.93000", "10"]  # worst first
+    assert [row[0] for row in rows[1:]] == LANGUAGES
+    assert "lowest 1st percentile 0.98800 (ar)" in str(
+        figure(part, "Cosine by language").findtext("desc")
+    )
+
+
+def test_one_dimension_is_not_drawn_again(quantization: Any, parity: Any, manifest: Any) -> None:
+    parity["metrics"]["by_dimension"] = {"384": group(0.997, 0.99)}
+    assert "Matryoshka" not in report.page(quantization, parity, manifest)
+    assert "dimensions" not in report.text(quantization, parity, manifest)
+
+
+def test_a_better_dot_lies_further_right(quantization: Any, parity: Any, manifest: Any) -> None:
+    root = parsed(report.page(quantization, parity, manifest))
+    dots = [e for e in figure(root, "Cosine by language").iter("circle")]
+    by_value = sorted(dots, key=lambda e: float(str(e.findtext("title")).split(": ")[1]))
+    places = [float(str(e.get("cx"))) for e in by_value]
+    assert places == sorted(places)
+    assert places[0] < places[-1]
+
+
+def test_curve(quantization: Any, parity: Any, manifest: Any) -> None:
+    quantization["curve"].reverse()  # in whatever order
+    part = sections(parsed(report.page(quantization, parity, manifest)))[
+        "Quality against the share of wider work"
+    ]
+    cosine = figure(part, "Cosine against the share of wider work")
+    overlap = figure(part, "Shared top-10 neighbours against the share of wider work")
+    for drawn, lines in ((cosine, 2), (overlap, 1)):
+        paths = [str(e.get("points")).split() for e in drawn.iter("polyline")]
+        assert [len(path) for path in paths] == [11] * lines
+        for path in paths:
+            across, down = zip(*(map(float, point.split(",")) for point in path), strict=True)
+            assert list(across) == sorted(across)
+            assert list(down) == sorted(down, reverse=True)  # better is higher
+        assert [e.text for e in drawn.iter("text")].count("kept") == 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_short_curves(count: int, quantization: Any, parity: Any, manifest: Any) -> None:
+    quantization["curve"] = quantization["curve"][:count]
+    page = report.page(quantization, parity, manifest)
+    drawn = [e for e in parsed(page).iter("svg") if "share of wider" in str(e.findtext("title"))]
+    assert len(drawn) == (2 if count else 0)
+    assert ("Not measured in this build." in page) == (count == 0)
+
+
+@pytest.mark.parametrize("count", [1, 20, 21, 300])
+def test_matrices(count: int, quantization: Any, parity: Any, manifest: Any) -> None:
+    quantization["matrices"] = [matrix(n, share=1 / count) for n in range(count)]
+    part = sections(parsed(report.page(quantization, parity, manifest)))["Matrix by matrix"]
+    rows = [row for shown in part.iter("table") for row in table(shown)[1:]]
+    numbers = [int(re.sub(r"\D", "", row[0])) for row in rows]
+    assert numbers == list(range(count))[::-1]  # worst first, every one
+    assert len(list(part.iter("details"))) == (count > report.FIRST_MATRICES)
+    last = rows[-1]
+    assert last[1:4] == ["int8", "0.03", "0.004"]
+    assert last[5:] == [f"{100 / count:.1f} %", "384 × 1152", "0.85", "0.97"]
+    for drawn in part.iter("svg"):
+        before, after = [e for e in drawn.iter("circle")]
+        assert float(str(before.get("cx"))) >= float(str(after.get("cx"))), "errors went down"
+    told = report.text(quantization, parity, manifest)
+    assert len(told.splitlines()) <= 40
+
+
+def test_share_of_each_treatment(quantization: Any, parity: Any, manifest: Any) -> None:
+    quantization["matrices"].append(matrix(4, "int4", share=0.5))
+    assert report.treatments(quantization) == [
+        ("int8", 3, 0.75), ("int8x2", 1, 0.25), ("int4", 1, 0.5),
+    ]  # fmt: skip
+    part = sections(parsed(report.page(quantization, parity, manifest)))["How the work is done"]
+    drawn = figure(part, "Share of the MatMul work by treatment")
+    widths = [float(str(e.get("width"))) for e in drawn.iter("rect")]
+    assert widths == pytest.approx([report.WIDTH * x for x in (0.5, 1 / 6, 1 / 3)], abs=0.01)
+    assert len([e for e in part.iter("li")]) == 3
+    assert "3 matrices, 75.0 % of the MatMul work" in words(part)
+
+
+def test_size_and_speed(quantization: Any, parity: Any, manifest: Any) -> None:
+    part = sections(parsed(report.page(quantization, parity, manifest)))["Quality, size and speed"]
+    assert table(part)[1:] == [
+        ["fp32", "90.0 MiB", "103.2 texts/s", "–"],
+        ["int8", "23.0 MiB (25.6 % of fp32)", "241.8 texts/s (2.34 times fp32)", "0.99712"],
+    ]
+    bars = [e for e in figure(part, "Size in MiB by precision").iter("rect")]
+    lengths = [float(str(e.get("width"))) for e in bars]
+    assert lengths[1] / lengths[0] == pytest.approx(23 / 90, abs=0.01)
+    del manifest["speed"]
+    page = report.page(quantization, parity, manifest)
+    assert "texts/s" not in page
+    assert "Texts per second" not in page
+    assert "23.0 MiB (25.6 % of fp32)" in page
+    quantization["precision"] = "int8-weights"
+    assert "int8-weights     23.0 MiB" in report.text(quantization, parity, manifest)
+
+
+def test_texts_used_and_the_command(quantization: Any, parity: Any, manifest: Any) -> None:
+    parts = sections(parsed(report.page(quantization, parity, manifest)))
+    assert table(parts["Texts used"])[1:] == [
+        ["calibration", "none", "300", "20,310", "a" * 64],
+        ["held out, to choose by", "none, held out", "60", "4,001", "b" * 64],
+        ["parity", "parity", "289", "–", "c" * 64],
+    ]
+    assert words(parts["Build it again"]).endswith(quantization["command"])
+
+
+def test_text(quantization: Any, parity: Any, manifest: Any) -> None:
+    told = report.text(quantization, parity, manifest)
+    assert len(told.splitlines()) <= 40
+    for wanted in (
+        "all-MiniLM-L6-v2 · none · onnx int8 · 1.0.0-0123456789ab",
+        "The gates were reached (precision int8, scheme uint8, effort full)",
+        "0.99670 (gate 0.996: met)", "0.99712 (gate 0.995: met)",
+        "int8 3 (75.0 %); int8x2 1 (25.0 %) of the work", "241.8 texts/s (2.34 times fp32)",
+        "worst languages  ar 0.98800, bn 0.98820", "dimensions       32 0.99613, 64 0.99616",
+        "none: 300 texts, 20,310 tokens, aaaaaaaaaaaaaaaa", "3 ways in 9 s; kept: the worst wide",
+        "0.033 -> 0.0043       int8x2        encoder/layer/3/output/dense/MatMul",
+    ):  # fmt: skip
+        assert wanted in told, wanted
+    assert told.rstrip().endswith(quantization["command"])
+
+
+EVIL = "</script><script>alert('x')</script>\"&amp;\x1b[31m\x00\ud800"
+
+
+def poisoned(value: Any) -> Any:
+    """The same with markup, quotes and control characters in every string."""
+    if isinstance(value, dict):
+        return {key: poisoned(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [poisoned(item) for item in value]
+    return value + EVIL if isinstance(value, str) else value
+
+
+def test_nothing_is_trusted(quantization: Any, parity: Any, manifest: Any) -> None:
+    metrics = parity["metrics"]
+    for key in ("by_language", "by_length", "by_dimension"):
+        metrics[key] = {name + EVIL: found for name, found in metrics[key].items()}
+    parity["failures"] = ["failure"]
+    quantization["bytes"] = {name + EVIL: size for name, size in quantization["bytes"].items()}
+    everything = [poisoned(part) for part in (quantization, parity, manifest)]
+    page = report.page(*everything)
+    root = parsed(page)
+    assert not [e for e in root.iter() if e.tag in ("script", "link", "img", "iframe", "object")]
+    assert not [
+        k for e in root.iter() for k in e.attrib if k.startswith("on") or k in ("src", "href")
+    ]
+    assert "<script" not in page
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", page)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", report.text(*everything))
+    page.encode()
+    assert "alert('x')" in words(root)  # shown, as text
+    collisions(root)
+
+
+def test_it_needs_nothing_from_elsewhere(quantization: Any, parity: Any, manifest: Any) -> None:
+    page = report.page(quantization, parity, manifest)
+    assert not re.search(r"https?:|//|url\(|@import|@font-face|<script", page)
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+    assert "overflow-x: auto" in rules(page, ".wide {")
+
+
+def test_who_cannot_see_it(quantization: Any, parity: Any, manifest: Any) -> None:
+    root = parsed(report.page(quantization, parity, manifest))
+    assert root.get("lang") == "en"
+    for svg in root.iter("svg"):
+        if svg.get("aria-hidden") != "true":
+            assert svg.get("role") == "img"
+            assert [child.tag for child in svg][:2] == ["title", "desc"]
+            assert svg.findtext("title")
+            assert svg.findtext("desc")
+    for shown in root.iter("table"):
+        heads, *rows = shown.iter("tr")
+        assert all(e.tag == "th" and e.get("scope") == "col" and words(e) for e in heads)
+        for row in rows:
+            assert len(row) == len(heads)
+            assert (row[0].tag, row[0].get("scope")) == ("th", "row")
+    for region in root.iter("div"):
+        if region.get("class") == "wide":
+            assert region.get("aria-label")
+            assert region.get("tabindex") == "0"  # the keyboard scrolls it
+
+
+def test_colours_differ_enough_from_what_they_lie_on(
+    quantization: Any, parity: Any, manifest: Any
+) -> None:
+    """WCAG 2.2 contrast: 4.5 for words, 3 for what is drawn; in light and in dark."""
+    [style] = re.findall(r"<style>(.*?)</style>", report.page(quantization, parity, manifest), re.S)
+
+    def light(colour: str) -> float:
+        full = colour * 2 if len(colour) == 3 else colour
+        parts = [int(full[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+        red, green, blue = (
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    found = [dict(re.findall(r"--(\w+): #(\w+)", block)) for block in style.split("@media")[:2]]
+    assert all(len(colours) == 11 for colours in found), found
+    for colours in found:
+        for name, least in (("ink", 4.5), ("dim", 4.5), ("good", 4.5), ("bad", 4.5),
+                            ("one", 3), ("two", 3), ("three", 3), ("four", 3)):  # fmt: skip
+            bright, dark = sorted((light(colours[name]), light(colours["ground"])), reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= least, (name, colours[name])
+
+
+def boxes(svg: ElementTree.Element) -> Iterator[tuple[float, float, float, float, str]]:
+    """Left, top, right, bottom and words of every label, at 6.1 units a letter and 10 high."""
+    for label in svg.iter("text"):
+        told = label.text or ""
+        width = 6.1 * sum(2 if ord(letter) > 0x2E7F else 1 for letter in told)
+        shift = {"start": 0.0, "middle": width / 2, "end": width}[str(label.get("text-anchor"))]
+        left, base = float(str(label.get("x"))) - shift, float(str(label.get("y")))
+        yield left, base - 8, left + width, base + 2, told
+
+
+def collisions(root: ElementTree.Element) -> None:
+    """Assert that no label leaves its figure or meets another, and nothing drawn leaves it."""
+    for svg in root.iter("svg"):
+        _, _, width, height = map(float, str(svg.get("viewBox")).split())
+        labels = list(boxes(svg))
+        for left, top, right, bottom, told in labels:
+            assert left >= 0, told
+            assert right <= width + 0.5, told
+            assert top >= 0, told
+            assert bottom <= height + 0.1, told
+        for one, other in combinations(labels, 2):
+            apart = (one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1]
+                     or other[3] <= one[1])  # fmt: skip
+            assert apart, (svg.findtext("title"), one, other)
+        for shape in svg.iter():
+            for key, most in (("cx", width), ("x1", width), ("x2", width),
+                              ("cy", height), ("y1", height), ("y2", height)):  # fmt: skip
+                value = float(shape.get(key, 0))
+                assert 0 <= value <= most, (svg.findtext("title"), shape.tag, key, value)
+            if shape.tag == "rect":
+                assert float(shape.get("x", 0)) + float(str(shape.get("width"))) <= width + 0.5
+
+
+SPREADS = (1.0, 0.3, 0.05, 0.011, 0.0011, 3e-5, 1e-12, 0.0)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("top", [1.0, 0.99987, 0.5])
+def test_no_label_meets_another(
+    spread: float, top: float, quantization: Any, parity: Any, manifest: Any
+) -> None:
+    metrics = parity["metrics"]
+    for key in ("by_language", "by_length", "by_dimension"):
+        for number, name in enumerate(metrics[key]):
+            metrics[key][name] = group(top - spread * number / 40, top - spread * number / 31)
+    metrics["by_language"]["a-language-of-a-very-long-name"] = group(top, top - spread)
+    metrics["by_language"]["とても長い名前の言語"] = group(top, top - spread)
+    for number, row in enumerate(quantization["curve"]):
+        row.update(cosine_mean=top - spread / (number + 1), cosine_p1=top - spread)
+    parity["gates"] = {}
+    for gates in ({}, {"cosine_mean": top - 0.01, "cosine_p1": top - 0.02, "overlap": 0.5}):
+        quantization["gates"] = gates
+        collisions(parsed(report.page(quantization, parity, manifest)))
+
+
+def test_few_groups_with_short_names(quantization: Any, parity: Any, manifest: Any) -> None:
+    parity["metrics"]["by_language"] = {"x": group(0.99, 0.98)}
+    parity["metrics"]["by_length"] = {"1": group(0.99, 0.99)}
+    collisions(parsed(report.page(quantization, parity, manifest)))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.49, 0.5, 1.0])
+def test_where_the_kept_line_may_stand(
+    kept: float, quantization: Any, parity: Any, manifest: Any
+) -> None:
+    quantization["tried"] = [attempt("it", [], kept, 0.997, True)]
+    collisions(parsed(report.page(quantization, parity, manifest)))
+
+
+def test_any_part_may_be_missing(quantization: Any, parity: Any, manifest: Any) -> None:
+    report.page({}, {}, {})
+    report.text({}, {}, {})
+    whole = {"quantization": quantization, "parity": parity, "manifest": manifest}
+    whole["metrics"] = parity["metrics"]
+    for part, content in whole.items():
+        for key in list(content):
+            for instead in ("gone", None, [], {}, "?", 0):
+                fewer = copy.deepcopy({k: v for k, v in whole.items() if k != "metrics"})
+                changed = fewer["parity"]["metrics"] if part == "metrics" else fewer[part]
+                changed[key] = instead
+                if instead == "gone":
+                    del changed[key]
+                root = parsed(report.page(**fewer))
+                collisions(root)
+                assert len(report.text(**fewer).splitlines()) <= 40
+
+
+def test_any_number_may_be_missing(quantization: Any, parity: Any, manifest: Any) -> None:
+    rows = [*quantization["tried"], *quantization["curve"], *quantization["matrices"],
+            quantization["calibration"], quantization["held_out"], *manifest["speed"],
+            *parity["metrics"]["by_language"].values(), parity["metrics"]["overall"]]  # fmt: skip
+    for key in sorted({key for row in rows for key in row}):
+        kept = [(row, row[key]) for row in rows if key in row]
+        for instead in (None, float("nan"), True):
+            for row, _ in kept:
+                row[key] = instead
+            root = parsed(report.page(quantization, parity, manifest))
+            assert "nan" not in words(root)
+            report.text(quantization, parity, manifest)
+        for row, value in kept:
+            row[key] = value
+
+
+def test_errors_of_zero(quantization: Any, parity: Any, manifest: Any) -> None:
+    for found in quantization["matrices"]:
+        found["error"] = 0.0
+    collisions(parsed(report.page(quantization, parity, manifest)))
+    for found in quantization["matrices"]:
+        found["error_naive"] = 0.0
+    collisions(parsed(report.page(quantization, parity, manifest)))
