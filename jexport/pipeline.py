@@ -25,7 +25,7 @@ from jexport.errors import (
     UnknownTaskError,
     nearest,
 )
-from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel, ParityReport
+from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel
 from jexport.recipe import PRECISIONS, Recipe
 from jexport.run import Event, Listener, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
@@ -157,7 +157,7 @@ def build(
                 runs_on=engine.fingerprint(),
                 records=tuple(run.records),
                 speed=speeds,
-                extras=_reports(exported, report, speeds, recipe, task, target)
+                extras=_reports(exported, room / validate.REPORT, speeds, recipe, slot)
                 if parts is not None
                 else (),
             )
@@ -277,27 +277,24 @@ def _faster(speeds: list[dict[str, Any]], precision: str, *, allowed: bool) -> s
 
 def _reports(
     model: OnnxModel,
-    report: ParityReport,
+    parity_path: Path,
     speeds: list[dict[str, Any]],
     recipe: Recipe,
-    task: str,
-    target: str,
+    slot: store.Slot,
 ) -> tuple[Path, Path]:
     """quantization.json with what only the pipeline knows, and report.html made of it."""
     path = model.path.with_name(quantize.REPORT)
     content = _read(path)
     content["command"] = (
-        f"jexport build --recipe {recipe.name} --task {task} --target {target} "
-        f"--precision {model.precision} --effort {recipe.quantize.effort} "
+        f"jexport build --recipe {recipe.name} --task {slot.task} --target {slot.target} "
+        f"--precision {slot.precision} --effort {recipe.quantize.effort} "
         f"--calibration {recipe.quantize.calibration}"
     )
     manifest.write_json(path, content)
+    facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": speeds,
+             "precision": slot.precision, "version": slot.version}  # fmt: skip
     page = path.with_name(quantize.PAGE)
-    facts = {"name": recipe.name, "task": task, "target": target, "speed": speeds,
-             "precision": model.precision, "version": recipe.version}  # fmt: skip
-    page.write_text(
-        quantization_report.page(content, {"metrics": report.metrics}, facts), encoding="utf-8"
-    )
+    page.write_text(quantization_report.page(content, _read(parity_path), facts), encoding="utf-8")
     return path, page
 
 

@@ -49,7 +49,7 @@ MEASURES = (
     _Measure("cosine, mean", "cosine_mean", "cosine_mean"),
     _Measure("cosine, 1st percentile", "cosine_p1", "cosine_p1"),
     _Measure("cosine, lowest", "cosine_min", "cosine_min"),
-    _Measure("shared top-10 neighbours", "overlap", "top10_overlap"),
+    _Measure("shared top-10 neighbours", "top10_overlap", "top10_overlap"),
     _Measure("Spearman of pairwise similarities", "spearman", "spearman"),
     _Measure(
         "largest difference of a component", "largest_difference", "largest_difference", False
@@ -165,7 +165,7 @@ def _headline(quantization: Facts, parity: Facts) -> list[tuple[str, str, str]]:
     for words, ours, theirs, at_least in MEASURES:
         shown = _cosine if at_least else _short
         cells = (
-            _held(tried.get(ours), first.get(ours), at_least, shown),
+            _held(_value(tried, ours), _value(first, ours), at_least, shown),
             _held(overall.get(theirs), second.get(theirs), at_least, shown),
         )
         if cells != (MISSING, MISSING):
@@ -185,7 +185,13 @@ def _held(value: object, bound: object, at_least: bool, shown: Callable[[object]
 
 
 def _kept(quantization: Facts) -> Facts:
-    """The try that the artifact is: its wide matrices are those; else the last that passed."""
+    """The try that the artifact is: `chosen`, else the one whose wide matrices its own are.
+
+    Without either the last that passed.
+    """
+    chosen = _mapping(quantization, "chosen")
+    if chosen:
+        return chosen
     tried, matrices = _rows(quantization, "tried"), _rows(quantization, "matrices")
     wide = {str(m.get("name")) for m in matrices if m.get("treatment") not in PLAIN}
     same = [t for t in tried if matrices and {str(name) for name in _list(t, "wide")} == wide]
@@ -245,8 +251,9 @@ def _tried_in_brief(quantization: Facts) -> str:
     tried, kept = _rows(quantization, "tried"), _kept(quantization)
     if not tried:
         return ""
+    ways = "way" if len(tried) == 1 else "ways"
     seconds = sum(_number(row.get("seconds")) or 0 for row in tried)
-    return _line(f"{len(tried)} ways in {seconds:,.0f} s; kept: {kept.get('what', MISSING)}")
+    return _line(f"{len(tried)} {ways} in {seconds:,.0f} s; kept: {kept.get('what', MISSING)}")
 
 
 # Sections of the page
@@ -355,7 +362,7 @@ def _curve_section(quantization: Facts) -> str:
     figures = ""
     for words, keys, legend in (
         ("Cosine", ("cosine_mean", "cosine_p1"), KEY),
-        ("Shared top-10 neighbours", ("overlap",), "Dashed: its gate."),
+        ("Shared top-10 neighbours", ("top10_overlap",), "Dashed: its gate."),
     ):
         drawn = _curve(f"{words} against the share of wider work", curve, keys, gates, kept)
         if drawn:
@@ -369,14 +376,14 @@ def _curve_section(quantization: Facts) -> str:
 def _tried_table(quantization: Facts) -> str:
     kept, rows = _kept(quantization), []
     for tried in _rows(quantization, "tried"):
-        mark = _Markup(" <b>(kept)</b>") if tried is kept else _Markup("")
+        mark = _Markup(" <b>(kept)</b>") if tried == kept else _Markup("")
         rows.append(
             (
                 _Markup(_escape(tried.get("what", MISSING)) + mark),
                 _count(len(_list(tried, "wide"))),
                 _percent(tried.get("share")),
                 *(_cosine(tried.get(k)) for k in ("cosine_mean", "cosine_p1", "cosine_min")),
-                _cosine(tried.get("overlap")),
+                _cosine(_value(tried, "top10_overlap")),
                 "yes" if tried.get("passed") is True else "no",
                 f"{_number(tried.get('seconds')) or 0:,.1f}",
             )
@@ -493,7 +500,7 @@ def _dots(title: str, groups: Sequence[tuple[str, Facts]], gates: Facts) -> str:
     left = max(max(map(_columns, names)) * LETTER + 8, 24)  # half of the first tick's words
     right, top, row = WIDTH - 16 * LETTER, 20, 17
     bottom = top + row * len(groups)
-    bounds = {key: gate for key in keys if (gate := _number(gates.get(key))) is not None}
+    bounds = {key: gate for key in keys if (gate := _number(_value(gates, key))) is not None}
     values = [
         v for _, group in groups for key in keys if (v := _number(group.get(key))) is not None
     ]
@@ -528,13 +535,15 @@ def _curve(
 ) -> str:
     """Lines over the share from 0 to 1, one per key; '' when no row has such a value."""
     points = {
-        key: sorted((float(r["share"]), v) for r in rows if (v := _number(r.get(key))) is not None)
+        key: sorted(
+            (float(r["share"]), v) for r in rows if (v := _number(_value(r, key))) is not None
+        )
         for key in keys
     }
     values = [value for line in points.values() for _, value in line]
     if not values:
         return ""
-    bounds = {key: gate for key in keys if (gate := _number(gates.get(key))) is not None}
+    bounds = {key: gate for key in keys if (gate := _number(_value(gates, key))) is not None}
     left, right, top, bottom = 8 * LETTER, WIDTH - 14, 18, 200
     ticks, place = _axis([*values, *bounds.values()], bottom, top)
 
@@ -668,6 +677,11 @@ def _list(parent: Facts, key: str) -> Sequence[Any]:
     return found if isinstance(found, list | tuple) else ()
 
 
+def _value(parent: Facts, key: str) -> object:
+    """The value of a key; the shared neighbours go by `overlap` too."""
+    return parent.get(key, parent.get("overlap") if key == "top10_overlap" else None)
+
+
 def _number(value: object) -> float | None:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None  # type: ignore[arg-type]
@@ -734,7 +748,7 @@ svg { display: block; width: 100%; height: auto } svg text { fill: var(--ink);
 .small { width: 6.5rem } svg.key { display: inline-block; width: .8em; height: .8em }
 ul { padding-left: 1.2rem } .grid { stroke: var(--line) } .link { stroke: var(--dim) }
 .gate { stroke-dasharray: 4 3; stroke-width: 1.5 } .kept { stroke: var(--dim) }
-line.cosine_mean, line.overlap { stroke: var(--one) } line.cosine_p1 { stroke: var(--two) }
+line.cosine_mean, line.top10_overlap { stroke: var(--one) } line.cosine_p1 { stroke: var(--two) }
 polyline { fill: none; stroke-width: 1.5; stroke: var(--one) }
 polyline.cosine_p1 { stroke: var(--two) } circle { fill: var(--one); stroke: var(--one) }
 circle.cosine_p1, circle.before { fill: var(--ground); stroke: var(--two); stroke-width: 1.5 }

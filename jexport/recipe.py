@@ -99,7 +99,7 @@ class QuantizeSpec:
     """
 
     calibration: str = "everyday"
-    samples: int = 256
+    samples: int = 1024
     max_tokens: int = 512
     smoothing: float = 0.85
     clip: float = 1.0

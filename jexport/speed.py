@@ -1,4 +1,4 @@
-"""How fast two runners are, side by side: what decides whether int8 was worth it on this machine."""
+"""How fast two runners are, side by side: whether int8 was worth it on this machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def feeds(ids: Sequence[Sequence[int]], max_tokens: int) -> dict[str, NDArray[np
 def compare(
     runners: Mapping[str, Runner], batch: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, float]:
-    """Texts a second of each, from its fastest of ROUNDS; they run in turn, after one to warm up."""
+    """Texts a second of each, from its fastest of ROUNDS; in turn, after one round to warm up."""
     best = dict.fromkeys(runners, float("inf"))
     for number in range(ROUNDS + 1):
         for name, runner in runners.items():

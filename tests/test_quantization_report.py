@@ -161,6 +161,22 @@ def test_the_kept_try_is_the_one_that_the_matrices_are(
     assert [row[0] for row in rows[1:]] == ["all int8", "the worst wide", "all wide (kept)"]
 
 
+def test_what_quantize_says_it_chose_goes_before_all(
+    quantization: Any, parity: Any, manifest: Any
+) -> None:
+    quantization["chosen"] = copy.deepcopy(quantization["tried"][2])
+    rows = table(sections(parsed(report.page(quantization, parity, manifest)))["What was tried"])
+    assert [row[0] for row in rows[1:]] == ["all int8", "the worst wide", "all wide (kept)"]
+    assert "0.99990 (gate 0.996: met)" in report.text(quantization, parity, manifest)
+
+
+def test_neighbours_go_by_either_name(quantization: Any, parity: Any, manifest: Any) -> None:
+    before = report.page(quantization, parity, manifest)
+    for found in (quantization["gates"], *quantization["tried"], *quantization["curve"]):
+        found["top10_overlap"] = found.pop("overlap")
+    assert report.page(quantization, parity, manifest) == before
+
+
 def test_quality_by_group(quantization: Any, parity: Any, manifest: Any) -> None:
     part = sections(parsed(report.page(quantization, parity, manifest)))["Quality by group"]
     for name, names in (("language", LANGUAGES), ("length in tokens", LENGTHS),
@@ -476,7 +492,8 @@ def test_any_number_may_be_missing(quantization: Any, parity: Any, manifest: Any
             *parity["metrics"]["by_language"].values(), parity["metrics"]["overall"]]  # fmt: skip
     for key in sorted({key for row in rows for key in row}):
         kept = [(row, row[key]) for row in rows if key in row]
-        for instead in (None, float("nan"), True):
+        numbers = all(isinstance(value, int | float) for _, value in kept)
+        for instead in (None, True, float("nan")) if numbers else (None, True):
             for row, _ in kept:
                 row[key] = instead
             root = parsed(report.page(quantization, parity, manifest))

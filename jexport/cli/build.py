@@ -25,11 +25,15 @@ from jexport.cli import console
 @click.option("--code-revision", metavar="COMMIT", help="40-hex commit of that code's repository.")
 @click.option("--validate-tokens", type=int, metavar="N",
               help="Compare texts up to N tokens (default 2048; 8192 takes longer).")  # fmt: skip
-@click.option("--calibration", metavar="SET|DIR|FILE",
-              help="int8: texts to calibrate on. Default: the shipped set everyday.")
+@click.option(
+    "--calibration",
+    metavar="SET|DIR|FILE",
+    help="int8: texts to calibrate on. Default: the shipped set everyday.",
+)
 @click.option("--effort", metavar="fast|full", help="int8: how much to try. Default: fast.")
-@click.option("--allow-slower", is_flag=True,
-              help="int8: keep it even when it is not faster than fp32 here.")
+@click.option(
+    "--allow-slower", is_flag=True, help="int8: keep it even when it is not faster than fp32 here."
+)
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
 def build(

@@ -1,10 +1,10 @@
 """Standard ONNX -> the same graph with onnxruntime's own operators (domain com.microsoft).
 
 Attention, MultiHeadAttention (flash attention when nothing is padded) and RotaryEmbedding
-(ort_attention.py), MatMulIntegerToFloat (ort_integer.py), SkipLayerNormalization and BiasGelu. Operator contracts: onnxruntime
-docs/ContribOperators.md. A pattern that does not match is left as it is, so any standard graph is a
-valid input; `fuse` says how many it found. In a float16 graph norms and rotations stay float32;
-attention is float16, whose kernels sum and normalise in float32.
+(ort_attention.py), MatMulIntegerToFloat (ort_integer.py), SkipLayerNormalization and BiasGelu.
+Operator contracts: onnxruntime docs/ContribOperators.md. A pattern that does not match is left as
+it is, so any standard graph is a valid input; `fuse` says how many it found. In a float16 graph
+norms and rotations stay float32; attention is float16, whose kernels sum and normalise in float32.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def fuse(model: ir.Model, *, skip_layer_norm: bool = True, max_tokens: int) -> d
     """
     work = edit.Edit(model.graph)
     rotations = _rotations(model)
+    ort_integer.unfuse_weights(work)
     counts = {
         "MatMulIntegerToFloat": ort_integer.fuse(work),
         **ort_attention.fuse(work, max_tokens, exact=_rounds(model)),

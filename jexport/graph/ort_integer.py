@@ -47,6 +47,31 @@ def fuse(work: edit.Edit) -> int:
     return count
 
 
+def unfuse_weights(work: edit.Edit) -> int:
+    """MatMul(x, DequantizeLinear(W)) with float x -> MatMul(x, Cast(W) * scales).
+
+    onnxruntime makes MatMulNBits of the first, which rounds x to 8 bits unless a session option
+    forbids it: largest error 6e-3 of the largest value against 4e-7 (384 x 1536). Servers do not
+    set that option. The second is folded into a float weight at load.
+    """
+    count = 0
+    for node in list(work.graph):
+        right = _restored(node.inputs[1]) if node.op_type == "MatMul" else None
+        if right is None or _restored(node.inputs[0]) is not None:
+            continue
+        like, name = right.outputs[0], str(right.name)
+        wide = work.insert(
+            node, "Cast", [right.inputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}/cast",
+            like=like,
+        )  # fmt: skip
+        scaled = work.insert(
+            node, "Mul", [wide.outputs[0], right.inputs[1]], name=f"{name}/scaled", like=like
+        )
+        node.replace_input_with(1, scaled.outputs[0])
+        count += 1
+    return count
+
+
 def _restored(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain:

@@ -8,8 +8,7 @@ scale per row. Everything is opset 13 or older, so every engine reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -18,26 +17,7 @@ from numpy.typing import NDArray
 from jexport.graph import edit
 from jexport.int8 import products
 from jexport.int8.numbers import Affine
-
-INT8, TWICE, WEIGHTS = "int8", "int8x2", "int8-weights"
-TREATMENTS = (INT8, TWICE, WEIGHTS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Treatment:
-    """What one product becomes.
-
-    kind: 'int8', 'int8x2' (activations as two int8 terms) or 'int8-weights' (float activations).
-    divisors: float32 [rows], what activations are divided by before rounding, None for nothing; the
-    weight carries them. grid: of the activations. steps, scales: the weight, int8 [rows, columns]
-    (read when it is written) and float32 [columns].
-    """
-
-    kind: str
-    divisors: NDArray[np.float32] | None
-    grid: Affine
-    steps: Callable[[], NDArray[np.int8]]
-    scales: NDArray[np.float32]
+from jexport.int8.treatment import TWICE, WEIGHTS, Treatment
 
 
 def rewrite(model: ir.Model, treatments: Mapping[str, Treatment]) -> None:

@@ -57,8 +57,8 @@ def affine(low: float, high: float, scheme: str) -> Affine:
 def smoothing(low: Array, high: Array, weight: Array, strength: float) -> Array:
     """Divisors of the input channels: float32 [rows], geometric mean 1.
 
-    max|x|^strength / max|W|^(1 - strength), SmoothQuant (Xiao et al. 2022, arXiv 2211.10438, eq. 4).
-    strength 0 means none. low, high: [rows]. weight: [rows, columns].
+    max|x|^strength / max|W|^(1 - strength), SmoothQuant (Xiao et al. 2022, arXiv 2211.10438,
+    equation 4). strength 0 means none. low, high: [rows]. weight: [rows, columns].
     """
     if not strength:
         return np.ones(len(low), np.float32)
@@ -72,12 +72,15 @@ def smoothing(low: Array, high: Array, weight: Array, strength: float) -> Array:
 
 def weight_scales(weight: Array) -> Array:
     """One scale per column, symmetric to +-127: float32 [columns]."""
-    return np.maximum(np.abs(weight).max(axis=0) / 127, np.float32(1e-12)).astype(np.float32)
+    reach = np.abs(weight).max(axis=0) / 127
+    scales: Array = np.maximum(reach, np.float32(1e-12)).astype(np.float32)
+    return scales
 
 
 def nearest(weight: Array, scales: Array) -> NDArray[np.int8]:
     """Round to nearest: int8 [rows, columns]."""
-    return np.clip(np.rint(weight / scales), -127, 127).astype(np.int8)
+    steps: NDArray[np.int8] = np.clip(np.rint(weight / scales), -127, 127).astype(np.int8)
+    return steps
 
 
 def compensated(weight: Array, gram: Array, scales: Array) -> NDArray[np.int8]:
@@ -113,7 +116,7 @@ def compensated(weight: Array, gram: Array, scales: Array) -> NDArray[np.int8]:
 
 def _inverse_factor(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
     """Upper U with U^T U = hessian^-1."""
-    from scipy.linalg import lapack
+    from scipy.linalg import lapack  # type: ignore[import-untyped]
 
     lower, failed = lapack.dpotrf(hessian, lower=1, clean=1)
     assert not failed, "the damped Gram matrix is positive definite"

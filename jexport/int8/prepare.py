@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jexport.int8 import numbers
-from jexport.int8.graph import INT8, WEIGHTS, Treatment
 from jexport.int8.products import Product
 from jexport.int8.statistics import Site
+from jexport.int8.treatment import INT8, WEIGHTS, Treatment
 
 Array = NDArray[np.float32]
 
@@ -71,7 +71,8 @@ def run(
         seen = [sites[item.source] for item in group]
         divisors = _divisors(seen, weight, setting)
         smoothed = weight * divisors[:, None]
-        gram = sum(site.gram for site in seen) / np.outer(divisors, divisors)
+        gram: Array = np.add.reduce([site.gram for site in seen]) if seen[1:] else seen[0].gram
+        gram = gram / np.outer(divisors, divisors)
         scales = numbers.weight_scales(smoothed)
         steps = numbers.compensated(smoothed, gram, scales)
         del gram

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from jexport.errors import PrecisionError, UnsupportedGraphError
-from jexport.graph import edit
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 SMALLEST = 64
 """Rows and columns from which a product is worth it; smaller ones (a pooler's head) stay float."""
@@ -76,6 +77,10 @@ def find(model: ir.Model) -> tuple[Product, ...]:
 
 def tables(model: ir.Model) -> list[ir.Node]:
     """The Gather nodes that look up a large float table by id."""
+    import onnx_ir as ir
+
+    from jexport.graph import edit
+
     return [
         node
         for node in model.graph
@@ -98,6 +103,10 @@ def _name(value: ir.Value | None) -> str:
 
 
 def _size(node: ir.Node) -> tuple[int, int] | None:
+    import onnx_ir as ir
+
+    from jexport.graph import edit
+
     if node.op_type != "MatMul" or node.domain:
         return None
     tensor = edit.weight(node.inputs[1])

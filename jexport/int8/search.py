@@ -54,6 +54,7 @@ class Goals:
     max_share: float
 
     def met(self, metrics: Mapping[str, float]) -> bool:
+        """Whether every bound holds; the bound itself does."""
         return all(metrics[name] >= bound for name, bound in self.at_least.items())
 
     def missing(self, trial: Trial) -> str:

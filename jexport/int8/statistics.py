@@ -19,7 +19,7 @@ from jexport.runtime.embedder import plan_batches
 Array = NDArray[np.float32]
 
 BATCH_TOKENS = 512
-"""Tokens of one calibration batch. At 24 layers of 1,024 the inputs of all products take 0.35 GB."""
+"""Tokens of one calibration batch: at 24 layers of 1,024, 0.35 GB of inputs of all products."""
 
 KEPT_ROWS = 256
 """Rows of each input that are kept to try out clipping and smoothing on."""

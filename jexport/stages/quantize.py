@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from jexport import parity
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
 from jexport.flow import CompiledModel, Embedding, OnnxModel, Runner, Signature, TensorSpec
-from jexport.int8 import graph as qdq
 from jexport.int8 import numbers, prepare, products, search, statistics
+from jexport.int8.treatment import TWICE, Treatment
+from jexport.int8.treatment import WEIGHTS as FLOAT_INPUTS
 from jexport.manifest import file_digest, sha256_of, write_json
 from jexport.recipe import CompileSpec, QuantizeSpec
 from jexport.run import give_back_memory
@@ -111,7 +112,7 @@ def run(
         return tensor.numpy()
 
     bench = _Bench(model=model, material=material, judge=judge, room=out_dir / "trials")
-    kind = qdq.WEIGHTS if precision == INT8_WEIGHTS else qdq.INT8
+    kind = FLOAT_INPUTS if precision == INT8_WEIGHTS else INT8
     setting = prepare.Setting(scheme=scheme, smoothing=spec.smoothing, clip=spec.clip, kind=kind)
     truth = bench.vectors(model)
     judged = _Judged(bench=bench, truth=truth)
@@ -119,7 +120,7 @@ def run(
         items, weights, sites, setting, out_dir=out_dir / "weights", progress=ways.progress
     )
     before: list[search.Trial] = []
-    if spec.effort == "full" and kind == qdq.INT8:
+    if spec.effort == "full" and kind == INT8:
         prepared, before = _best_setting(
             prepared, items, weights, sites, judged, spec, out_dir, ways
         )
@@ -131,18 +132,18 @@ def run(
             "cosine_p1": spec.cosine_p1,
             "top10_overlap": spec.top10_overlap,
         },
-        max_share=spec.max_share if kind == qdq.INT8 else 0.0,
+        max_share=spec.max_share if kind == INT8 else 0.0,
     )
-    damage = {name: one.error for name, one in prepared.items()}
+    damage: Mapping[str, float] = {name: one.error for name, one in prepared.items()}
     total = sum(item.rows * item.columns for item in items)
-    if kind == qdq.INT8 and (spec.effort == "full" or total <= MEASURED_DAMAGE):
+    if kind == INT8 and (spec.effort == "full" or total <= MEASURED_DAMAGE):
         damage = _measured_damage(items, prepared, judged, goals, damage, ways)
     chosen, trials = search.run(
         items,
         lambda wide: judged.metrics(_treatments(prepared, wide)),
         damage,
         goals,
-        whole_curve=spec.effort == "full" and kind == qdq.INT8,
+        whole_curve=spec.effort == "full" and kind == INT8,
         tell=ways.tell,
     )
     made = bench.write(_treatments(prepared, chosen.wide), out_dir, precision)
@@ -230,18 +231,21 @@ class _Bench:
     room: Path
 
     def write(
-        self, treatments: Mapping[str, qdq.Treatment], folder: Path, precision: str = INT8
+        self, treatments: Mapping[str, Treatment], folder: Path, precision: str = INT8
     ) -> OnnxModel:
         """The float model with these treatments, written to `folder`."""
         import onnx_ir as ir
 
         from jexport.graph import storage
+        from jexport.int8.graph import rewrite
 
         folder.mkdir(parents=True, exist_ok=True)
         graph = ir.load(self.model.path)
-        qdq.rewrite(graph, treatments)
+        rewrite(graph, treatments)
         storage.save(graph, folder / GRAPH)
-        digests = {name: file_digest(folder / name, root=folder).sha256 for name in (GRAPH, WEIGHTS)}
+        digests = {
+            name: file_digest(folder / name, root=folder).sha256 for name in (GRAPH, WEIGHTS)
+        }
         return replace(
             self.model, path=folder / GRAPH, precision=precision, sha256=sha256_of(digests)
         )
@@ -282,8 +286,8 @@ class _Judged:
     bench: _Bench
     truth: NDArray[np.float32]
 
-    def metrics(self, treatments: Mapping[str, qdq.Treatment]) -> Mapping[str, float]:
-        """parity's overall numbers of the held-out texts."""
+    def metrics(self, treatments: Mapping[str, Treatment]) -> Mapping[str, float]:
+        """Parity's overall numbers of the held-out texts."""
         room = self.bench.room / "trial"
         vectors = self.bench.vectors(self.bench.write(treatments, room))
         shutil.rmtree(room, ignore_errors=True)
@@ -301,9 +305,9 @@ class _Judged:
 
 def _treatments(
     prepared: Mapping[str, prepare.Prepared], wide: Sequence[str]
-) -> dict[str, qdq.Treatment]:
+) -> dict[str, Treatment]:
     return {
-        name: replace(one.treatment, kind=qdq.TWICE) if name in wide else one.treatment
+        name: replace(one.treatment, kind=TWICE) if name in wide else one.treatment
         for name, one in prepared.items()
     }
 
@@ -318,7 +322,7 @@ def _best_setting(
     out_dir: Path,
     ways: Ways,
 ) -> tuple[dict[str, prepare.Prepared], list[search.Trial]]:
-    """Try smoothing strengths and clips on all products; the one with the best neighbours."""
+    """Try smoothing strengths and clips on all products; the one with the best mean cosine."""
     best, trials = first, []
     own = next(iter(first.values())).setting
     settings = [(own.smoothing, own.clip)]
@@ -340,9 +344,9 @@ def _best_setting(
                 **{name: float(metrics[name]) for name in search.METRICS},
             )
         )  # fmt: skip
-        rank = metrics["top10_overlap"] + metrics["cosine_mean"]
-        if rank > highest:
-            highest, best = rank, made
+        # Not by neighbours: on 450 texts they move by 0.003 from one build of the same to the next.
+        if metrics["cosine_mean"] > highest:
+            highest, best = metrics["cosine_mean"], made
     return best, trials
 
 
@@ -386,7 +390,7 @@ def _report(
                 "name": name,
                 "shape": [one.product.rows, one.product.columns],
                 "share": one.product.share,
-                "treatment": qdq.TWICE if wide else one.treatment.kind,
+                "treatment": TWICE if wide else one.treatment.kind,
                 "smoothing": one.setting.smoothing if one.treatment.divisors is not None else 0.0,
                 "clip": one.setting.clip if one.product.rows > one.product.columns else 1.0,
                 "error_naive": one.error_naive,
