@@ -158,10 +158,10 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
 def _largest_loss(
     by_language: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]
 ) -> float:
-    """Mean cosine lost by the language that loses most, over that lost by all; 1 for no loss."""
+    """Mean cosine lost by the language that loses most, over that lost by all; 0 for no loss."""
     lost = 1.0 - overall["cosine_mean"]
     if lost <= LEAST_LOSS:
-        return 1.0
+        return 0.0
     return max(1.0 - one["cosine_mean"] for one in by_language.values()) / lost
 
 

@@ -687,10 +687,11 @@ def test_gate_keys() -> None:
         "largest_difference",
         "batch_cosine_min",
         "norm_error",
+        "language_loss",
         "token_cosine_min",
     }
     upper = [key for key in GATES if not GATES[key].at_least]
-    assert upper == ["largest_difference", "norm_error"]
+    assert upper == ["largest_difference", "norm_error", "language_loss"]
 
 
 @pytest.mark.parametrize(("name", "path"), GROUPS)
@@ -725,7 +726,7 @@ def test_batch_and_token_gates(key: str, place: str) -> None:
         f"{place}: cosine_min 0.99 is below 0.999",
     )
     # the gate of the one is not the gate of the other, nor of the embeddings
-    others = set(GATES) - {key, "largest_difference", "norm_error"}
+    others = set(GATES) - {key, "largest_difference", "norm_error", "language_loss"}
     assert gate(metrics_with(0.99, (place,), "cosine_min"), dict.fromkeys(others, 0.999)) == ()
 
 
@@ -749,7 +750,8 @@ def test_every_gate_passes_on_identical_outputs() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", sorted(GATES))
 def test_a_value_that_is_not_finite_never_passes(key: str, value: float) -> None:
-    places = {"batch_cosine_min": "batch", "token_cosine_min": "tokens", "norm_error": "norms"}
+    places = {"batch_cosine_min": "batch", "token_cosine_min": "tokens", "norm_error": "norms",
+              "language_loss": "languages"}  # fmt: skip
     path = (places.get(key, "overall"),)
     metric = GATES[key].metric
     bound = -2.0 if GATES[key].at_least else 3.0

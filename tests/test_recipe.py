@@ -38,7 +38,7 @@ def write(folder: Path, text: str) -> str:
          "did you mean 'cosine_min'?"),
         (LEAST + "[validate.gates.fp61]\ncosine_min = 1", "'validate.gates.fp61'",
          "did you mean 'fp16'?"),
-        (LEAST + "[quantise]\nx = 1", "'quantise'", "known: "),
+        (LEAST + "[quantise]\nx = 1", "'quantise'", "did you mean 'quantize'"),
     ],
 )  # fmt: skip
 def test_unknown_keys_are_refused_with_the_nearest(

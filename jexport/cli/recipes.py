@@ -30,7 +30,7 @@ def show(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(resolved, indent=2, ensure_ascii=False))
         return
     for key, value in _flat(resolved, ""):
-        click.echo(f"{key:<42}{json.dumps(value, ensure_ascii=False)}")
+        click.echo(f"{key:<46}{json.dumps(value, ensure_ascii=False)}")
 
 
 def _flat(table: object, prefix: str) -> list[tuple[str, object]]:

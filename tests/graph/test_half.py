@@ -95,7 +95,7 @@ def test_vectors_stay_near(
 def test_fused_norms_and_rotations_stay_float32(fusions: Callable[..., Any]) -> None:
     compiled = fusions("small", "fp16")
     assert compiled.facts["fused"] == {
-        "Attention": 0, "MultiHeadAttention": 2, "RotaryEmbedding": 4,
+        "MatMulIntegerToFloat": 0, "Attention": 0, "MultiHeadAttention": 2, "RotaryEmbedding": 4,
         "SkipLayerNormalization": 4, "BiasGelu": 2,
     }  # fmt: skip
     model = ir.load(compiled.folder / "model.onnx")

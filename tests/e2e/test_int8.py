@@ -1,0 +1,155 @@
+"""An int8 build, from the checkpoint to vectors, and those that leave nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jexport
+from jexport import manifest, recipe
+from jexport.errors import ArtifactError, CalibrationError, QuantizationError
+
+TASK = "retrieval.passage"
+GATES = {"cosine_mean": 0.9, "cosine_p1": 0.8, "batch_cosine_min": 0.999999}
+SAMPLES = 64
+
+
+def quick(small: Path, **changes: Any) -> recipe.Recipe:
+    """Low goals, few texts: what is tested is the way, not the model."""
+    low = {"cosine_mean": 0.9, "cosine_p1": 0.8, "top10_overlap": 0.3, "allow_slower": True}
+    made = recipe.for_model(str(small)).replace_quantize(**{**low, "samples": SAMPLES, **changes})
+    gates = {**recipe.DEFAULT_GATES, "int8": GATES}
+    return dataclasses.replace(
+        made,
+        validate=dataclasses.replace(made.validate, budget_tokens=1, max_tokens=64, gates=gates),
+    )
+
+
+@pytest.fixture(scope="module")
+def int8(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One int8 artifact that no test may change."""
+    return jexport.build(
+        quick(small),
+        task=TASK,
+        target="onnx",
+        precision="int8",
+        out=tmp_path_factory.mktemp("int8"),
+    ).path
+
+
+def test_manifest_tells_precision_speed_and_stages(int8: Path) -> None:
+    content = manifest.verify(int8).content
+    assert content["precision"] == "int8"
+    assert int8.parent.name == "onnx-int8"
+    assert [one["precision"] for one in content["speed"]] == ["fp32", "int8"]
+    assert all(one["texts_per_second"] > 0 for one in content["speed"])
+    stages = [record["stage"] for record in content["stages"]]
+    assert stages == ["load", "merge", "export", "quantize", "compile", "validate"]
+    assert content["parity"]["passed"] is True
+    assert content["engine"]["facts"]["fused"]["MatMulIntegerToFloat"] >= 8
+
+
+def test_reports_are_in_the_artifact(int8: Path) -> None:
+    listed = {entry["path"] for entry in manifest.read(int8).content["files"]}
+    assert {"quantization.json", "report.html", "parity.json"} <= listed
+    report = json.loads((int8 / "quantization.json").read_text(encoding="utf-8"))
+    assert report["precision"] == "int8"
+    assert report["scheme"] == "uint8"
+    assert report["reached"] is True
+    assert report["calibration"]["texts"] == SAMPLES + 1  # the empty text
+    assert len(report["matrices"]) == 8
+    assert sum(one["share"] for one in report["matrices"]) == pytest.approx(1.0)
+    assert all(0 < one["error"] < one["error_naive"] for one in report["matrices"])
+    for name, goal in report["gates"].items():
+        assert report["chosen"][name] >= goal
+    assert f"--task {TASK} --target onnx --precision int8" in report["command"]
+    page = (int8 / "report.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert report["command"] in page
+
+
+@pytest.mark.parametrize("name", ["quantization.json", "report.html"])
+@pytest.mark.parametrize("change", ["longer", "gone"])
+def test_reports_are_verified(int8: Path, name: str, change: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(int8, tmp_path / "copy"))
+    manifest.verify(copy)
+    if change == "gone":
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text((copy / name).read_text(encoding="utf-8") + " ", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=name):
+        manifest.verify(copy)
+
+
+def test_vectors_are_near_the_authors_and_not_the_same(
+    int8: Path, small: Path, texts: list[str]
+) -> None:
+    truth = np.load(small.with_name(f"{small.name}.{TASK}.npy"))
+    with jexport.open_artifact(int8) as model:
+        vectors = model.encode(texts)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == truth.shape
+    cosines = (vectors * truth).sum(axis=1)
+    assert np.median(cosines) >= 0.9999
+    assert cosines.min() >= 0.998  # "repeat repeat repeat ...": no calibration text is like it
+    assert np.abs(vectors - truth).max() > 1e-5  # it is not the float graph
+
+
+def test_a_text_alone_is_the_text_in_a_batch(int8: Path, texts: list[str]) -> None:
+    several = [*texts, "a", "word " * 150, "Ein Satz, der etwas länger ist."]
+    with jexport.open_artifact(int8) as model:
+        together = model.encode(several)
+        alone = np.concatenate([model.encode([text]) for text in several])
+    assert (together.astype(np.float64) * alone).sum(axis=1).min() >= 1 - 1e-6
+    assert np.linalg.norm(together - alone, axis=1).max() <= 1e-4
+
+
+def test_only_a_quantized_graph_keeps_to_one_attention_kernel(
+    int8: Path, builds: Callable[..., Any]
+) -> None:
+    def long_only(folder: Path) -> bool:
+        operators = manifest.read(folder).content["engine"]["facts"]["operators"]
+        return "Greater" in operators and "And" in operators
+
+    assert long_only(int8)
+    assert not long_only(builds(TASK).path)
+
+
+def test_weights_are_int8(int8: Path) -> None:
+    import onnx
+
+    graph = onnx.load(int8 / "model.onnx").graph
+    matrices = {w.name: w for w in graph.initializer if len(w.dims) == 2 and min(w.dims) >= 64}
+    read = [n.input[1] for n in graph.node if n.op_type == "MatMulIntegerToFloat"]
+    assert len(read) == 8
+    assert {matrices[name].data_type for name in read} == {onnx.TensorProto.INT8}
+
+
+def test_too_few_calibration_texts(small: Path, tmp_path: Path, nothing_left: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("".join(f"text number {n}\n" for n in range(20)), encoding="utf-8")
+    with pytest.raises(CalibrationError) as caught:
+        jexport.build(
+            quick(small, calibration=str(own)),
+            task=TASK, target="onnx", precision="int8", out=nothing_left,
+        )  # fmt: skip
+    assert "16 to calibrate on" in str(caught.value)
+    assert "4 held out" in str(caught.value)
+
+
+def test_goals_out_of_reach(small: Path, nothing_left: Path) -> None:
+    with pytest.raises(QuantizationError) as caught:
+        jexport.build(
+            quick(small, cosine_mean=0.9999999),
+            task=TASK, target="onnx", precision="int8", out=nothing_left,
+        )  # fmt: skip
+    assert "does not reach the goals" in str(caught.value)
+    assert "< 0.9999999" in str(caught.value)
+    assert not list(nothing_left.rglob("manifest.json"))
