@@ -664,6 +664,7 @@ def perfect() -> dict[str, Any]:
         "by_dimension": {"64": group(), "128": group()},
         "tokens": {"texts": 2, "cosine_min": 1.0, "largest_difference": 0.0},
         "batch": {"texts": 2, "cosine_min": 1.0, "largest_difference": 0.0},
+        "languages": {"largest_loss": 0.0},
         "norms": {"texts": 2, "largest_error": 0.0},
     }
 

@@ -65,15 +65,14 @@ def _product(work: edit.Edit, node: ir.Node, treatment: Treatment) -> None:
         return
     rest = work.insert(node, "Sub", [source, first], name=f"{stem}/rest", like=source).outputs[0]
     second = _rounded(work, node, rest, treatment.grid.rest(), f"{stem}/rest/input")
-    users = list(node.outputs[0].uses())
     again = ir.node("MatMul", [second, restored.outputs[0]], name=f"{stem}/rest/MatMul")
     total = ir.node("Add", [node.outputs[0], again.outputs[0]], name=f"{stem}/both")
     for made in (again, total):
         made.outputs[0].name = made.name
         made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     work.graph.insert_after(node, [again, total])
-    for user, position in users:
-        user.replace_input_with(position, total.outputs[0])
+    work.replace(node.outputs[0], total.outputs[0])
+    total.replace_input_with(0, node.outputs[0])
 
 
 def _rounded(

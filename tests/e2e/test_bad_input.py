@@ -146,7 +146,7 @@ def test_a_broken_adapter_folder(
         ({"target": "onxx"}, 4, "did you mean 'onnx'?"),
         ({"target": "trt"}, 4, "not made yet"),
         ({"target": "../onnx"}, 4, "unknown target"),
-        ({"precision": "int8"}, 17, "fp32"),
+        ({"precision": "int4"}, 17, "int8"),
         ({"precision": "pf16"}, 17, "did you mean 'fp16'?"),
         ({"precision": ""}, 17, "fp32"),
         ({"model": "no/such/folder"}, 7, "no checkpoint folder"),

@@ -188,7 +188,6 @@ def test_twice_leaves_the_error_of_the_weights_alone(tmp_path: Path) -> None:
     assert 50 * off(made[TWICE], truth) < off(made[INT8], truth)
 
 
-@pytest.mark.xfail(reason="rewrite loses the second term of a product that is a graph output")
 def test_twice_also_where_the_product_is_the_graphs_output(tmp_path: Path) -> None:
     model = graph(both=False)
     model.graph.outputs[:] = [n.outputs[0] for n in model.graph if n.op_type == "MatMul"]
