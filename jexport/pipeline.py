@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jexport import calibration, manifest, quantization_report, speed, store, targets
+from jexport import calibration, manifest, quantized, store, targets, tasks
 from jexport.errors import (
     ArtifactError,
+    CalibrationError,
     ParityError,
     PrecisionError,
-    QuantizationError,
     UnknownTargetError,
     UnknownTaskError,
     nearest,
 )
-from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel
+from jexport.flow import Artifact, CalibrationSet, CompiledModel, LoadedModel
+from jexport.int8.journal import Journal
 from jexport.recipe import PRECISIONS, Recipe
-from jexport.run import Event, Listener, open_run, silent
+from jexport.run import Event, Listener, Run, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
 from jexport.stages import export, load, merge, package, quantize, validate
@@ -36,7 +36,6 @@ from jexport.tasks import NONE
 
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
          "onnxscript", "onnxruntime", "onnxruntime-gpu")  # fmt: skip
-INT8, INT8_WEIGHTS = "int8", "int8-weights"
 JUDGE = "onnx"
 """The target that runs graphs while quantize works: it needs no device."""
 RANGE_TEXTS = 40
@@ -60,19 +59,16 @@ def build(
     _check_shipped(recipe, task, target, precision)
     engine = targets.load(target)
     targets.check_precision(engine, precision)
-    targets.check_installed(engine.build_needs, extra="build", purpose=f"building for {target}")
+    is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
+    needs = (*engine.build_needs, *(quantize.NEEDS if is_int8 else ()))
+    targets.check_installed(needs, extra="build", purpose=f"building for {target}")
     texts = calibration.read(recipe.validate.texts, task)
-    quantized = precision in (INT8, INT8_WEIGHTS)
-    parts = calibration.parts(recipe.quantize.calibration, task) if quantized else None
+    parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
     with open_run(out, listen) as run:
         with run.stage("load"):
             loaded = load.run(recipe.load, task=task)
             export.check_dimension(recipe.export, loaded)
-        inputs = _inputs(recipe, loaded, engine, precision, texts.sha256)
-        if parts is None:
-            del inputs["recipe"]["quantize"]
-        else:
-            inputs["calibration"] = [parts.calibration.sha256, parts.held_out.sha256]
+        inputs = _inputs(recipe, loaded, engine, precision, texts, parts)
         slot = _slot(recipe, loaded, engine, precision, out, inputs)
         with _explained(slot):
             done = store.find(slot)
@@ -98,32 +94,36 @@ def build(
             exported = export.run(
                 merged,
                 recipe.export,
-                precision="fp32" if quantized else precision,
+                precision="fp32" if is_int8 else precision,
                 samples=candidate_ids([sample.text for sample in samples]),
                 out_dir=run.room("export"),
             )
         plain = exported
+        journal = Journal(_journal_path(slot, inputs) if is_int8 else None)
         if parts is not None:
+            own = quantized.Texts(parts=parts, loaded=loaded, tokenizer=tokenizer)
             with run.stage("quantize") as note:
                 exported = quantize.run(
                     plain,
-                    _material(parts, recipe, tokenizer, loaded),
+                    quantized.material(own, recipe.quantize),
                     recipe.quantize,
-                    scheme=engine.scheme,
-                    precision=precision,
+                    quantize.Aim(
+                        scheme=engine.scheme,
+                        precision=precision,
+                        wide=engine.wide,
+                        gates=recipe.validate.gates.get(precision, {}),
+                    ),
                     judge=targets.load(JUDGE),
                     out_dir=run.room("quantize"),
-                    ways=quantize.Ways(
-                        progress=lambda done, total: run.progress("quantize", done, total),
-                        tell=lambda text: listen(Event(kind="note", stage="quantize", text=text)),
-                    ),
+                    ways=_ways(run, listen, journal),
                 )
-                note(_treated(exported))
+                note(quantized.treated(exported))
         with run.stage("compile") as note:
             compiled = compile_stage.run(
                 exported, engine, recipe.compile, out_dir=run.room("compile")
             )
             note(_fused(compiled))
+        more: dict[str, Any] = {"speed": [], "pair": None}
         with run.stage("validate") as note, _kept_report(slot, room := run.room("validate")):
             report = validate.run(
                 validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
@@ -141,12 +141,22 @@ def build(
             )
             overall = report.metrics["overall"]
             note(f"{report.metrics['texts']} texts, lowest cosine {overall['cosine_min']:.8f}")
-            speeds: list[dict[str, Any]] = []
             if parts is not None:
-                speeds = _speeds(engine, plain, compiled, recipe, candidate_ids(
-                    [sample.text for sample in parts.held_out.samples]
-                ), run.room("speed"))  # fmt: skip
-                note(_faster(speeds, precision, allowed=recipe.quantize.allow_slower))
+                beside = quantized.beside_float(
+                    engine, plain, compiled, own, recipe, run.room("beside")
+                )
+                more["speed"] = beside.listed()
+                allowed = recipe.quantize.allow_slower
+                note(quantized.faster(beside.speeds, precision, allowed=allowed))
+                other = _counterpart(recipe, engine, precision, task, out)
+                if isinstance(other, quantized.Counterpart):
+                    more["pair"] = quantized.ranking_kept(
+                        beside, other, own_are_queries=task == tasks.QUERIES
+                    )
+                    goal = recipe.quantize.pair_top10_overlap
+                    note(quantized.check_ranking(more["pair"], goal))
+                elif other:
+                    note(other)
         with run.stage("package"):
             facts = package.Facts(
                 model_name=recipe.name,
@@ -156,8 +166,8 @@ def build(
                 tools=inputs["tools"],
                 runs_on=engine.fingerprint(),
                 records=tuple(run.records),
-                speed=speeds,
-                extras=_reports(exported, room / validate.REPORT, speeds, recipe, slot)
+                speed=more["speed"],
+                extras=quantized.reports(exported, room / validate.REPORT, more, recipe, slot)
                 if parts is not None
                 else (),
             )
@@ -165,7 +175,54 @@ def build(
                 _as_shipped(loaded, recipe), compiled, report, facts,
                 report_path=room / validate.REPORT, out_dir=run.room("package"),
             )  # fmt: skip
-            return store.place(staged, slot)
+            made = store.place(staged, slot)
+            journal.forget()
+            return made
+
+
+def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:
+    return quantize.Ways(
+        progress=lambda done, total, text: run.progress("quantize", done, total, text),
+        tell=lambda text: listen(Event(kind="note", stage="quantize", text=text)),
+        journal=journal,
+    )
+
+
+def _journal_path(slot: store.Slot, inputs: Mapping[str, Any]) -> Path:
+    """Beside the versions, named after what decides a trial's numbers: goals do not."""
+    said = dict(inputs["recipe"])
+    for key in ("name", "version", "validate", "compile"):
+        said.pop(key, None)
+    said["quantize"] = {
+        key: value for key, value in said["quantize"].items() if key not in quantize.GOALS
+    }
+    gates = inputs["recipe"]["validate"]["gates"].get(slot.precision, {})
+    digest = manifest.sha256_of({**inputs, "recipe": said, "texts": "", "gates": gates})
+    return slot.parent / f".search-{digest[:12]}.jsonl"
+
+
+def _counterpart(
+    recipe: Recipe, engine: Target, precision: str, task: str, out: Path
+) -> quantized.Counterpart | str:
+    """The task that this one's vectors are compared with; '' or why not, when there is none."""
+    other = tasks.COUNTERPART.get(task, "")
+    if not other or (recipe.tasks and other not in recipe.tasks):
+        return ""
+    try:
+        loaded = load.run(recipe.load, task=other)
+        found = quantized.Texts.of(recipe.quantize.calibration, loaded)
+    except UnknownTaskError:
+        return ""
+    except CalibrationError as error:
+        return f"not compared with {other}: {error.what}"
+
+    def built() -> Path | None:
+        texts = calibration.read(recipe.validate.texts, other)
+        inputs = _inputs(recipe, loaded, engine, precision, texts, found.parts)
+        done = store.find(_slot(recipe, loaded, engine, precision, out, inputs))
+        return None if done is None else done.path
+
+    return quantized.counterpart(found, built)
 
 
 def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> None:
@@ -191,113 +248,6 @@ def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> No
         )
 
 
-def _material(
-    parts: calibration.Parts, recipe: Recipe, tokenizer: TextTokenizer, loaded: LoadedModel
-) -> quantize.Material:
-    """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
-    limit = min(recipe.quantize.max_tokens, loaded.embedding.max_tokens)
-    tokens = _candidate_tokens(tokenizer, loaded)
-    calibrated, cut = calibration.sample(
-        parts.calibration, tokens, count=recipe.quantize.samples, max_tokens=limit
-    )
-    calibrated += [ids for ids in tokens([""]) if ids]  # users send empty texts too
-    held = [
-        (ids, sample.language)
-        for sample, ids in zip(
-            parts.held_out.samples,
-            tokens([sample.text for sample in parts.held_out.samples]),
-            strict=True,
-        )
-        if ids
-    ]
-    held_ids = [tokenizer.truncate(ids)[:limit] for ids, _ in held]
-    about = {
-        "calibration": {
-            "name": parts.calibration.name, "sha256": parts.calibration.sha256,
-            "texts": len(calibrated), "tokens": sum(map(len, calibrated)), "cut": cut,
-        },
-        "held_out": {
-            "name": parts.held_out.name, "sha256": parts.held_out.sha256,
-            "texts": len(held_ids), "tokens": sum(map(len, held_ids)),
-        },
-    }  # fmt: skip
-    return quantize.Material(
-        calibration=calibrated,
-        held_out=held_ids,
-        languages=[language for _, language in held],
-        pad=tokenizer.pad,
-        embedding=loaded.embedding,
-        about=about,
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _treated(model: OnnxModel) -> str:
-    """Which treatment how many products got."""
-    report = _read(model.path.with_name(quantize.REPORT))
-    kinds = [matrix["treatment"] for matrix in report["matrices"]]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    return f"{counts}; held-out top-10 {report['chosen']['top10_overlap']:.3f}"
-
-
-def _speeds(
-    engine: Target,
-    plain: OnnxModel,
-    compiled: CompiledModel,
-    recipe: Recipe,
-    ids: list[list[int]],
-    room: Path,
-) -> list[dict[str, Any]]:
-    """Texts a second of the float graph and of the quantized one, in turn on this machine."""
-    batch = speed.feeds(ids, plain.max_tokens)
-    whole = engine.build(plain, recipe.compile, room)
-    with engine.runner(whole, "cpu", 0) as first, engine.runner(compiled, "cpu", 0) as second:
-        rates = speed.compare({"fp32": first, compiled.precision: second}, batch)
-    for name in whole.files:
-        (room / name).unlink()
-    return [{"precision": name, "texts_per_second": rate} for name, rate in rates.items()]
-
-
-def _faster(speeds: list[dict[str, Any]], precision: str, *, allowed: bool) -> str:
-    """How much faster int8 is. Raises QuantizationError when it is not and may not be slower."""
-    slow, fast = (one["texts_per_second"] for one in speeds)
-    if precision == INT8 and fast <= slow and not allowed:
-        raise QuantizationError(
-            "int8 is not faster than fp32 on this machine",
-            evidence=f"{fast:.1f} texts a second against {slow:.1f}, one batch of {speed.TEXTS}",
-            fix="build where the processor has int8 instructions (VNNI, AMX), use fp32, or add "
-            "--allow-slower",
-        )
-    return f"{fast / slow:.2f} times the speed of fp32"
-
-
-def _reports(
-    model: OnnxModel,
-    parity_path: Path,
-    speeds: list[dict[str, Any]],
-    recipe: Recipe,
-    slot: store.Slot,
-) -> tuple[Path, Path]:
-    """quantization.json with what only the pipeline knows, and report.html made of it."""
-    path = model.path.with_name(quantize.REPORT)
-    content = _read(path)
-    content["command"] = (
-        f"jexport build --recipe {recipe.name} --task {slot.task} --target {slot.target} "
-        f"--precision {slot.precision} --effort {recipe.quantize.effort} "
-        f"--calibration {recipe.quantize.calibration}"
-    )
-    manifest.write_json(path, content)
-    facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": speeds,
-             "precision": slot.precision, "version": slot.version}  # fmt: skip
-    page = path.with_name(quantize.PAGE)
-    page.write_text(quantization_report.page(content, _read(parity_path), facts), encoding="utf-8")
-    return path, page
-
-
 def _candidate_tokens(tokenizer: TextTokenizer, loaded: LoadedModel) -> Any:
     """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
 
@@ -309,7 +259,12 @@ def _candidate_tokens(tokenizer: TextTokenizer, loaded: LoadedModel) -> Any:
 
 
 def _inputs(
-    recipe: Recipe, loaded: LoadedModel, engine: Target, precision: str, texts_sha256: str
+    recipe: Recipe,
+    loaded: LoadedModel,
+    engine: Target,
+    precision: str,
+    texts: CalibrationSet,
+    parts: calibration.Parts | None,
 ) -> dict[str, Any]:
     """Everything that decides what is built; its digest is in the version.
 
@@ -319,6 +274,8 @@ def _inputs(
     for key in ("tasks", "targets", "precisions"):
         del said[key]
     del said["load"]["model"]
+    if parts is None:
+        del said["quantize"]
     return {
         "recipe": said,
         "embedding": dataclasses.asdict(loaded.embedding),
@@ -328,7 +285,8 @@ def _inputs(
         "checkpoint": manifest.listed(loaded.source.files),
         "revision": loaded.source.revision,
         "code": manifest.listed(loaded.source.code),
-        "texts": texts_sha256,
+        "texts": texts.sha256,
+        **({"calibration": [parts.calibration.sha256, parts.held_out.sha256]} if parts else {}),
         "tools": tools(),
         "jexport": code_digest(),
         "format": manifest.FORMAT,

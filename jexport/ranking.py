@@ -58,17 +58,31 @@ def _centred_ranks(places: Integers) -> Floats:
 
 
 def choices(similarities: Floats, count: int) -> Floats:
-    """How much of each text is among each row's `count` nearest neighbours, self excluded.
-
-    similarities: float64 [texts, texts]. Returns float64 [texts, texts] in 0..1; rows sum to
-    `count`. Texts tied (within NEIGHBOUR_TIE) at the last place share what is left of it equally,
-    so exact duplicates cost nothing, and a candidate whose vectors are all alike gains nothing.
-    """
+    """`nearest` of each text among all others, itself excluded: float64 [texts, texts]."""
     others = similarities.copy()
     np.fill_diagonal(others, -np.inf)
-    last = np.partition(others, -count, axis=1)[:, -count, np.newaxis]
-    nearer = others > last + NEIGHBOUR_TIE
-    tied = (others >= last - NEIGHBOUR_TIE) & ~nearer
+    return nearest(others, count)
+
+
+def nearest(similarities: Floats, count: int) -> Floats:
+    """How much of each column is among each row's `count` largest.
+
+    similarities: float64 [rows, columns], columns >= count. Returns float64 of that shape in 0..1;
+    rows sum to `count`. Columns tied (within NEIGHBOUR_TIE) at the last place share what is left of
+    it equally, so exact duplicates cost nothing, and a candidate whose vectors are all alike gains
+    nothing.
+    """
+    last = np.partition(similarities, -count, axis=1)[:, -count, np.newaxis]
+    nearer = similarities > last + NEIGHBOUR_TIE
+    tied = (similarities >= last - NEIGHBOUR_TIE) & ~nearer
     left = count - nearer.sum(axis=1, keepdims=True)
     shares: Floats = nearer + tied * (left / tied.sum(axis=1, keepdims=True))
     return shares
+
+
+def shared(reference: Floats, candidate: Floats, count: int) -> Floats:
+    """Share of each row's `count` nearest columns that both sides have: float64 [rows], 0 to 1."""
+    unshared = np.abs(nearest(reference, count) - nearest(candidate, count)).sum(axis=1)
+    # the sum of min(a, b) over rows that both sum to `count`; exactly 1 when a equals b
+    overlaps: Floats = np.clip(1 - unshared / (2 * count), 0, 1)
+    return overlaps

@@ -94,8 +94,10 @@ class QuantizeSpec:
     samples, max_tokens: how many texts, each cut to so many tokens. smoothing: SmoothQuant's
     strength, 0 to 1; clip: share of the range kept of the second MLP matrix's input. effort: 'fast'
     or 'full' (other strengths and clips, and the whole curve). cosine_mean, cosine_p1,
-    top10_overlap: what the held-out texts must reach. max_share: how much of the products' work may
-    be run wider for it. allow_slower: keep an int8 artifact that is not faster than a float one.
+    top10_overlap: what the held-out texts must reach (with each group of them at the gates of
+    [validate]). max_share: how much of the products' work may be run wider for it.
+    pair_top10_overlap: how much of the nearest passages of float queries int8 queries must find.
+    allow_slower: keep an int8 artifact that is not faster than the best float one.
     """
 
     calibration: str = "everyday"
@@ -108,6 +110,7 @@ class QuantizeSpec:
     cosine_p1: float = 0.99
     top10_overlap: float = 0.92
     max_share: float = 0.15
+    pair_top10_overlap: float = 0.92
     allow_slower: bool = False
 
 

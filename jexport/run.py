@@ -97,9 +97,9 @@ class Run:
             )
         )
 
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """Report that `done` of `total` steps of a stage are finished."""
-        self.listen(Event(kind="progress", stage=stage, done=done, total=total))
+    def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
+        """Report that `done` of `total` steps of a stage are finished; text: what it is at."""
+        self.listen(Event(kind="progress", stage=stage, done=done, total=total, text=text))
 
     def room(self, name: str) -> Path:
         """A new folder for one stage to write in."""

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from jexport.flow import Runner
 
 TEXTS, TOKENS, ROUNDS = 8, 128, 5
+HOPELESS, TRIED = 3.0, 2
+"""A runner that is so many times slower than the fastest after so many rounds is left at that."""
 
 
 def feeds(ids: Sequence[Sequence[int]], max_tokens: int) -> dict[str, NDArray[np.int64]]:
@@ -24,10 +26,16 @@ def feeds(ids: Sequence[Sequence[int]], max_tokens: int) -> dict[str, NDArray[np
 def compare(
     runners: Mapping[str, Runner], batch: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, float]:
-    """Texts a second of each, from its fastest of ROUNDS; in turn, after one round to warm up."""
+    """Texts a second of each, from its fastest of ROUNDS; in turn, after one round to warm up.
+
+    One that is HOPELESS times slower than the fastest after TRIED rounds is not run again.
+    """
     best = dict.fromkeys(runners, float("inf"))
     for number in range(ROUNDS + 1):
+        limit = HOPELESS * min(best.values())
         for name, runner in runners.items():
+            if number > TRIED and best[name] > limit:
+                continue
             begin = time.perf_counter()
             runner(batch)
             if number:

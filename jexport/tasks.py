@@ -25,6 +25,13 @@ JINA_V3_PROMPTS: Mapping[str, str] = MappingProxyType(
 )
 """Prompt of each task, in the order of the adapter index (trailing space included)."""
 
+COUNTERPART: Mapping[str, str] = MappingProxyType(
+    {"retrieval.query": "retrieval.passage", "retrieval.passage": "retrieval.query"}
+)
+"""Tasks whose vectors are compared with each other's: one embeds queries, the other passages."""
+
+QUERIES = "retrieval.query"
+
 
 def check_task(task: str, known: Sequence[str]) -> None:
     """Raise UnknownTaskError, naming the nearest task, unless `task` is in `known`."""

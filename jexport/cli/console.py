@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import signal
 import sys
 import threading
@@ -142,6 +143,7 @@ class _Progress:
         self._live = sys.stderr.isatty()
         self._begin = time.monotonic()
         self._shown = 0.0
+        self._said = ""
 
     def __call__(self, event: Event) -> None:
         if event.kind == "done":
@@ -154,11 +156,14 @@ class _Progress:
             self._write(f"  {event.stage:<9}...", end="")
         elif self._live and event.kind == "progress" and event.total:
             now = time.monotonic()
-            if now - self._shown < 0.1 and event.done < event.total:
+            news = event.text != self._said
+            if now - self._shown < 0.1 and event.done < event.total and not news:
                 return
-            self._shown = now
+            self._shown, self._said = now, event.text
             far = bar(event.done, event.total)
-            self._write(f"  {event.stage:<9}{far}  {now - self._begin:,.0f} s", end="")
+            line = f"  {event.stage:<9}{far}  {now - self._begin:,.0f} s  {event.text}".rstrip()
+            # A line that wraps is not overwritten by the next one.
+            self._write(line[: shutil.get_terminal_size().columns - 1], end="")
 
     def _write(self, text: str, *, end: str) -> None:
         start = "\r\x1b[K" if self._live else ""

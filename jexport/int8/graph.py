@@ -47,9 +47,6 @@ def _product(work: edit.Edit, node: ir.Node, treatment: Treatment) -> None:
     restored = work.insert(
         node, "DequantizeLinear", [tensor, scales], {"axis": 1}, name=f"{stem}/weight", like=weight
     )
-    if treatment.kind == WEIGHTS:
-        node.replace_input_with(1, restored.outputs[0])
-        return
     if treatment.divisors is not None:
         source = work.insert(
             node,
@@ -58,9 +55,12 @@ def _product(work: edit.Edit, node: ir.Node, treatment: Treatment) -> None:
             name=f"{stem}/smooth",
             like=source,
         ).outputs[0]
+    node.replace_input_with(1, restored.outputs[0])
+    if treatment.kind == WEIGHTS:
+        node.replace_input_with(0, source)
+        return
     first = _rounded(work, node, source, treatment.grid, f"{stem}/input")
     node.replace_input_with(0, first)
-    node.replace_input_with(1, restored.outputs[0])
     if treatment.kind != TWICE:
         return
     rest = work.insert(node, "Sub", [source, first], name=f"{stem}/rest", like=source).outputs[0]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jexport.int8 import numbers
 from jexport.int8.products import Product
 from jexport.int8.statistics import Site
-from jexport.int8.treatment import INT8, WEIGHTS, Treatment
+from jexport.int8.treatment import INT8, TREATMENTS, TWICE, WEIGHTS, Treatment
 
 Array = NDArray[np.float32]
 
@@ -27,28 +27,35 @@ class Setting:
 
     scheme: of the activations. smoothing: SmoothQuant's strength. clip: share of the range that is
     kept of inputs that are wider than their outputs (the second MLP matrix), 1 for all of it.
-    kind: 'int8', or 'int8-weights' for float activations.
+    kind: 'int8', or 'int8-weights' for float activations. compensate: round weights by GPTQ, else
+    to nearest.
     """
 
     scheme: str
     smoothing: float
     clip: float = 1.0
     kind: str = INT8
+    compensate: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A product ready to be quantized.
 
-    error_naive, error: share of the output's energy that is lost on the kept rows: by rounding to
-    nearest over the full range without smoothing, and by this treatment.
+    error_naive: share of an output row's energy that is lost, mean over the kept rows (every token
+    counts the same, as after LayerNormalization), by rounding to nearest over the full range without
+    smoothing. errors: the same by each kind of treatment.
     """
 
     product: Product
     treatment: Treatment
     setting: Setting
     error_naive: float
-    error: float
+    errors: Mapping[str, float]
+
+    def error(self, kind: str = "") -> float:
+        """Of one kind of treatment, its own by default."""
+        return self.errors[kind or self.treatment.kind]
 
 
 def run(
@@ -71,11 +78,8 @@ def run(
         seen = [sites[item.source] for item in group]
         divisors = _divisors(seen, weight, setting)
         smoothed = weight * divisors[:, None]
-        gram: Array = np.add.reduce([site.gram for site in seen]) if seen[1:] else seen[0].gram
-        gram = gram / np.outer(divisors, divisors)
         scales = numbers.weight_scales(smoothed)
-        steps = numbers.compensated(smoothed, gram, scales)
-        del gram
+        steps = _rounded(smoothed, seen, divisors, scales, setting)
         path = out_dir / f"{number}.npy"
         np.save(path, steps)
         restored = steps.astype(np.float32) * scales
@@ -96,15 +100,16 @@ def run(
             )
             truth = site.rows @ weight
             inputs = site.rows / divisors
-            if setting.kind != WEIGHTS:
-                inputs = grid.there_and_back(inputs)
             plain = numbers.affine(float(site.low.min()), float(site.high.max()), setting.scheme)
             made[item.name] = Prepared(
                 product=item,
                 treatment=treatment,
                 setting=setting,
                 error_naive=_lost(plain.there_and_back(site.rows) @ naive, truth),
-                error=_lost(inputs @ restored, truth),
+                errors={
+                    kind: _lost(as_read(kind, grid, inputs) @ restored, truth)
+                    for kind in TREATMENTS
+                },
             )
         progress(number + 1, len(groups))
     return made
@@ -115,6 +120,15 @@ def weight_there_and_back(weight: Array) -> Array:
     scales = numbers.weight_scales(weight)
     restored: Array = numbers.nearest(weight, scales).astype(np.float32) * scales
     return restored
+
+
+def _rounded(
+    weight: Array, seen: Sequence[Site], divisors: Array, scales: Array, setting: Setting
+) -> NDArray[np.int8]:
+    if not setting.compensate:
+        return numbers.nearest(weight, scales)
+    gram: Array = np.add.reduce([site.gram for site in seen]) if seen[1:] else seen[0].gram
+    return numbers.compensated(weight, gram / np.outer(divisors, divisors), scales)
 
 
 def _divisors(seen: Sequence[Site], weight: Array, setting: Setting) -> Array:
@@ -133,6 +147,18 @@ def _reader(path: Path) -> Callable[[], NDArray[np.int8]]:
     return read
 
 
+def as_read(kind: str, grid: numbers.Affine, inputs: Array) -> Array:
+    """A product's smoothed inputs as a treatment of that kind hands them to it."""
+    if kind == WEIGHTS:
+        return inputs
+    first = grid.there_and_back(inputs)
+    if kind != TWICE:
+        return first
+    rest: Array = grid.rest().there_and_back(inputs - first)
+    return first + rest
+
+
 def _lost(made: Array, truth: Array) -> float:
-    energy = float((truth.astype(np.float64) ** 2).sum()) or 1.0
-    return float(((made.astype(np.float64) - truth) ** 2).sum()) / energy
+    energy = np.square(truth.astype(np.float64)).sum(axis=1)
+    lost = np.square(made.astype(np.float64) - truth).sum(axis=1)
+    return float((lost[energy > 0] / energy[energy > 0]).mean()) if (energy > 0).any() else 0.0

@@ -1,8 +1,8 @@
 """Which treatment each product gets: measured on texts that calibration never saw.
 
 All start as plain int8. While the goals are not met, the products that do the most damage are run
-wider (int8x2), worst first, up to a cap on their share of the work. Knows no graph and no engine:
-it is given a function that measures a set of wide products.
+wider (see Target.wide), worst first, up to a cap on their share of the work. Knows no graph and no
+engine: it is given a function that measures a set of wide products.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """metrics: METRICS over all held-out texts. failures: gates that groups of them failed."""
+
+    metrics: Mapping[str, float]
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One set of wide products and what the held-out texts say of it.
 
@@ -35,15 +43,19 @@ class Trial:
     cosine_min: float
     top10_overlap: float
     passed: bool
+    failures: tuple[str, ...]
     seconds: float
 
     def report(self) -> dict[str, Any]:
         """JSON-ready, as quantization.json has it."""
-        return {**asdict(self), "wide": list(self.wide), "overlap": self.top10_overlap}
+        return {**asdict(self), "wide": list(self.wide), "failures": list(self.failures)}
 
 
-Measure = Callable[[Sequence[str]], Mapping[str, float]]
-"""Wide products -> the metrics."""
+Measure = Callable[[Sequence[str]], Measured]
+"""Of a set of wide products, by name."""
+
+Watch = Callable[[int, int, str], None]
+"""Trials done, trials in all at most, what is tried now and the best so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +65,10 @@ class Goals:
     at_least: Mapping[str, float]
     max_share: float
 
-    def met(self, metrics: Mapping[str, float]) -> bool:
-        """Whether every bound holds; the bound itself does."""
-        return all(metrics[name] >= bound for name, bound in self.at_least.items())
+    def met(self, found: Measured) -> bool:
+        """Whether every bound holds (the bound itself does) and no group failed a gate."""
+        bounds = all(found.metrics[name] >= bound for name, bound in self.at_least.items())
+        return bounds and not found.failures
 
     def missing(self, trial: Trial) -> str:
         """What a trial lacks, in words."""
@@ -64,7 +77,40 @@ class Goals:
             for name, bound in self.at_least.items()
             if getattr(trial, name) < bound
         ]
-        return ", ".join(lacks) or "nothing"
+        groups = [*trial.failures[:3]]
+        if len(trial.failures) > len(groups):
+            groups.append(f"and {len(trial.failures) - len(groups)} more")
+        return ", ".join([*lacks, *groups]) or "nothing"
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """The trials so far, in the order they were made."""
+
+    measure: Measure
+    goals: Goals
+    watch: Watch
+    total: int
+    trials: list[Trial]
+
+    def attempt(self, what: str, wide: Sequence[Product]) -> Trial:
+        best = max((trial.top10_overlap for trial in self.trials), default=None)
+        so_far = "" if best is None else f"; best top-10 so far {best:.4f}"
+        self.watch(len(self.trials), self.total, f"trying {what}{so_far}")
+        begin = time.perf_counter()
+        names = tuple(item.name for item in wide)
+        found = self.measure(names)
+        trial = Trial(
+            what=what,
+            wide=names,
+            share=sum(item.share for item in wide),
+            passed=self.goals.met(found),
+            failures=found.failures,
+            seconds=time.perf_counter() - begin,
+            **{name: float(found.metrics[name]) for name in METRICS},
+        )
+        self.trials.append(trial)
+        return trial
 
 
 def run(
@@ -74,66 +120,64 @@ def run(
     goals: Goals,
     *,
     whole_curve: bool = False,
+    watch: Watch = lambda done, total, text: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[Trial, list[Trial]]:
     """The first trial that meets the goals, and all trials in the order they were made.
 
     damage: how much each product hurts, the more the worse; wide ones are chosen by damage per
-    share of the work. whole_curve: also measure beyond, to everything wide. Raises
-    QuantizationError when the cap is reached first: how far it got and what would have to give.
+    share of the work. whole_curve: also measure beyond, to everything wide. tell: a line for each
+    trial. Raises QuantizationError when the cap is reached first: how far it got, what it cost and
+    what would have to give.
     """
     order = sorted(items, key=lambda item: (-damage[item.name] / item.share, item.name))
-    trials: list[Trial] = []
+    plans = _prefixes(_fitting(order, goals.max_share), goals.max_share)
+    beyond = [wide for wide in _prefixes(order, 1.0) if wide not in plans] if whole_curve else []
+    search = _Search(
+        measure=measure, goals=goals, watch=watch, total=len(plans) + len(beyond), trials=[]
+    )
     chosen: Trial | None = None
-
-    def attempt(what: str, wide: Sequence[Product]) -> Trial:
-        begin = time.perf_counter()
-        names = tuple(item.name for item in wide)
-        metrics = measure(names)
-        trial = Trial(
-            what=what,
-            wide=names,
-            share=sum(item.share for item in wide),
-            passed=goals.met(metrics),
-            seconds=time.perf_counter() - begin,
-            **{name: float(metrics[name]) for name in METRICS},
-        )
-        trials.append(trial)
-        best = max(trials, key=lambda t: t.top10_overlap)
+    for wide in plans:
+        trial = search.attempt(_named(wide, order), wide)
         tell(
-            f"{what}: cosine {trial.cosine_mean:.5f}, top-10 {trial.top10_overlap:.4f}; "
-            f"best top-10 so far {best.top10_overlap:.4f}"
+            f"{trial.what}: cosine {trial.cosine_mean:.5f}, top-10 {trial.top10_overlap:.4f}; "
+            f"lacks {goals.missing(trial)}"
         )
-        return trial
-
-    for count in _counts(order, goals.max_share):
-        what = "all int8" if not count else f"{count} of {len(order)} wide"
-        trial = attempt(what, order[:count])
         if trial.passed:
             chosen = trial
             break
     if whole_curve:
-        measured = {len(trial.wide) for trial in trials}
-        for count in _counts(order, 1.0):
-            if count not in measured:
-                attempt(f"{count} of {len(order)} wide", order[:count])
+        for wide in [*plans[len(search.trials) :], *beyond]:
+            search.attempt(_named(wide, order), wide)
     if chosen is None:
-        raise _out_of_reach(trials, goals)
-    return chosen, trials
+        raise _out_of_reach(search.trials, goals)
+    return chosen, search.trials
 
 
-def _counts(order: Sequence[Product], cap: float) -> list[int]:
-    """How many of the order to widen in turn: none, then steps of about the same share."""
-    counts, spent, step = [0], 0.0, cap / STEPS
-    last = 0.0
+def _named(wide: Sequence[Product], order: Sequence[Product]) -> str:
+    return f"{len(wide)} of {len(order)} wide" if wide else "all int8"
+
+
+def _fitting(order: Sequence[Product], cap: float) -> list[Product]:
+    """In order, those that fit under the cap together; one too large for it is passed over."""
+    found: list[Product] = []
+    spent = 0.0
+    for item in order:
+        if spent + item.share <= cap + 1e-9:
+            found.append(item)
+            spent += item.share
+    return found
+
+
+def _prefixes(order: Sequence[Product], cap: float) -> list[list[Product]]:
+    """What to widen in turn: nothing, then steps of about the same share, at last all of it."""
+    counts, spent, last = [0], 0.0, 0.0
     for number, item in enumerate(order, 1):
         spent += item.share
-        if spent > cap + 1e-9:
-            break
-        if spent - last >= step - 1e-9 or number == len(order):
+        if spent - last >= cap / STEPS - 1e-9 or number == len(order):
             counts.append(number)
             last = spent
-    return counts
+    return [list(order[:count]) for count in counts]
 
 
 def _out_of_reach(trials: Sequence[Trial], goals: Goals) -> QuantizationError:
@@ -146,9 +190,10 @@ def _out_of_reach(trials: Sequence[Trial], goals: Goals) -> QuantizationError:
         else "give more calibration texts like your own, try --effort full, raise "
         "quantize.max_share, or lower the goals in [quantize]"
     )
+    seconds = sum(trial.seconds for trial in trials)
     return QuantizationError(
         "quantize: int8 does not reach the goals on the held-out texts",
-        evidence=f"best of {len(within)} trials ({best.what}, {best.share:.0%} of the work wide, "
-        f"at most {goals.max_share:.0%}): {goals.missing(best)}",
+        evidence=f"best of {len(within)} trials in {seconds:.0f} s ({best.what}, {best.share:.0%} "
+        f"of the work wide, at most {goals.max_share:.0%}): {goals.missing(best)}",
         fix=f"{would}; or use --precision int8-weights",
     )

@@ -7,6 +7,7 @@ with its weights in one external-data file. Knows no engine.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,18 @@ def run(
         sha256=sha256_of(digests),
         max_tokens=model.embedding.max_tokens,
     )
+
+
+def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
+    """The same fp32 graph in fp16, its range not checked: for timing, not for shipping."""
+    import onnx_ir as ir
+
+    from jexport.graph import half, storage
+
+    graph = ir.load(model.path)
+    half.to_float16(graph, half.Keep(spec.keep_fp32))
+    storage.save(graph, out_dir / GRAPH)
+    return dataclasses.replace(model, path=out_dir / GRAPH, precision="fp16")
 
 
 def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:

@@ -31,16 +31,18 @@ PLANNED: Mapping[str, str] = {
 class Target:
     """One engine.
 
-    precisions: those it takes. scheme: the quantization scheme it needs for int8. needs_onnx:
-    whether export runs at all. build_needs, run_needs: modules. extra: what pip installs to run it.
-    fingerprint(): where an artifact of this target may run. check(model): refuses what the engine
-    cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads): opens.
+    precisions: those it takes. scheme: the quantization scheme it needs for int8. wide: what a
+    product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs.
+    build_needs, run_needs: modules. extra: what pip installs to run it. fingerprint(): where an
+    artifact of this target may run. check(model): refuses what the engine cannot take. build(model,
+    spec, out_dir): compiles. runner(compiled, device, threads): opens.
     """
 
     name: str
     summary: str
     precisions: tuple[str, ...]
     scheme: str
+    wide: str
     needs_onnx: bool
     build_needs: tuple[str, ...]
     run_needs: tuple[str, ...]

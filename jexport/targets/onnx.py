@@ -169,6 +169,7 @@ TARGET = Target(
     summary="ONNX Runtime on CPU and CUDA; also what sentence-transformers, TEI, Infinity load",
     precisions=("fp32", "fp16", "int8", "int8-weights"),
     scheme="uint8",
+    wide="int8x2",  # float products cost eight times int8's, two int8 terms twice (DECISIONS.md)
     needs_onnx=True,
     build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     run_needs=("onnxruntime", "tokenizers", "numpy"),

@@ -15,6 +15,8 @@ import pytest
 import jexport
 from jexport import manifest, recipe
 from jexport.errors import ArtifactError, CalibrationError, QuantizationError
+from jexport.int8.bench import Bench
+from jexport.int8.journal import Journal
 
 TASK = "retrieval.passage"
 GATES = {"cosine_mean": 0.9, "cosine_p1": 0.8, "batch_cosine_min": 0.999999}
@@ -23,7 +25,13 @@ SAMPLES = 64
 
 def quick(small: Path, **changes: Any) -> recipe.Recipe:
     """Low goals, few texts: what is tested is the way, not the model."""
-    low = {"cosine_mean": 0.9, "cosine_p1": 0.8, "top10_overlap": 0.3, "allow_slower": True}
+    low = {
+        "cosine_mean": 0.9,
+        "cosine_p1": 0.8,
+        "top10_overlap": 0.3,
+        "allow_slower": True,
+        "pair_top10_overlap": 0.3,
+    }
     made = recipe.for_model(str(small)).replace_quantize(**{**low, "samples": SAMPLES, **changes})
     gates = {**recipe.DEFAULT_GATES, "int8": GATES}
     return dataclasses.replace(
@@ -144,12 +152,101 @@ def test_too_few_calibration_texts(small: Path, tmp_path: Path, nothing_left: Pa
     assert "4 held out" in str(caught.value)
 
 
-def test_goals_out_of_reach(small: Path, nothing_left: Path) -> None:
+class Counted:
+    """Counts the graphs that are put on trial; stops the build at one of them when asked to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trials, self.stop_at = 0, -1
+        real = Bench.outcome
+
+        def outcome(bench: Bench, *given: Any) -> dict[str, Any]:
+            self.trials += 1
+            if self.trials == self.stop_at:
+                raise KeyboardInterrupt
+            return real(bench, *given)
+
+        monkeypatch.setattr(Bench, "outcome", outcome)
+
+
+def build_int8(made: recipe.Recipe, out: Path, task: str = TASK) -> Path:
+    return jexport.build(made, task=task, target="onnx", precision="int8", out=out).path
+
+
+def test_goals_out_of_reach_keep_what_was_measured_and_nothing_else(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, out = Counted(monkeypatch), tmp_path / "out"
     with pytest.raises(QuantizationError) as caught:
-        jexport.build(
-            quick(small, cosine_mean=0.9999999),
-            task=TASK, target="onnx", precision="int8", out=nothing_left,
-        )  # fmt: skip
+        build_int8(quick(small, cosine_mean=0.9999999), out)
     assert "does not reach the goals" in str(caught.value)
     assert "< 0.9999999" in str(caught.value)
-    assert not list(nothing_left.rglob("manifest.json"))
+    left = [path for path in out.rglob("*") if not path.is_dir()]
+    assert len(left) == 1
+    assert left[0].name.startswith(".search-")
+    measured = counted.trials
+    assert measured == len(Journal(left[0])) > 2
+    built = build_int8(quick(small), out)  # goals that it reaches: nothing is measured again
+    assert counted.trials == measured + 1  # but for the groups of the one that is shipped
+    assert not left[0].exists()
+    manifest.verify(built)
+
+
+def test_a_search_that_was_stopped_goes_on_and_ends_the_same(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard = quick(small, cosine_mean=0.9999978, max_share=1.0)  # some products wide, by damage
+    undisturbed = build_int8(hard, tmp_path / "undisturbed")
+    counted, out = Counted(monkeypatch), tmp_path / "out"
+    counted.stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        build_int8(hard, out)
+    assert counted.trials == 4
+    counted.stop_at, counted.trials = -1, 0
+    resumed = build_int8(hard, out)
+    tried = json.loads((undisturbed / "quantization.json").read_text(encoding="utf-8"))["tried"]
+    again = json.loads((resumed / "quantization.json").read_text(encoding="utf-8"))["tried"]
+    assert [trial["wide"] for trial in again] == [trial["wide"] for trial in tried]
+    assert resumed.name == undisturbed.name
+    for name in ("model.onnx", "model.onnx_data"):
+        assert (resumed / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_queries_and_passages_are_validated_together(
+    small: Path, int8: Path, tmp_path: Path
+) -> None:
+    def pair(folder: Path) -> Any:
+        return json.loads((folder / "quantization.json").read_text(encoding="utf-8"))["pair"]
+
+    alone = pair(int8)  # passages first: no int8 queries yet
+    assert alone["with"] == "retrieval.query"
+    assert alone["queries_int8_passages_fp32"] is None
+    assert alone["queries_int8_passages_int8"] is None
+    assert 0.5 < alone["queries_fp32_passages_int8"]["top10_overlap"] <= 1
+    out = tmp_path / "out"
+    shutil.copytree(int8.parents[3], out, symlinks=True)
+    both = pair(build_int8(quick(small), out, "retrieval.query"))
+    assert both["with"] == "retrieval.passage"
+    for name in ("queries_int8_passages_fp32", "queries_fp32_passages_int8",
+                 "queries_int8_passages_int8"):  # fmt: skip
+        assert 0.5 < both[name]["top10_overlap"] <= 1
+        assert 0 < both[name]["top1"] <= 1
+    assert both["queries_fp32_passages_int8"] == pytest.approx(alone["queries_fp32_passages_int8"])
+    with pytest.raises(QuantizationError, match="does not keep the ranking of passages"):
+        build_int8(quick(small, pair_top10_overlap=1.0001), tmp_path / "strict", "retrieval.query")
+
+
+def test_a_task_without_a_counterpart_has_no_pair(small: Path, tmp_path: Path) -> None:
+    built = build_int8(quick(small), tmp_path, "separation")
+    assert json.loads((built / "quantization.json").read_text(encoding="utf-8"))["pair"] is None
+
+
+def test_quality_of_the_held_out_texts_is_told_by_group(int8: Path) -> None:
+    report = json.loads((int8 / "quantization.json").read_text(encoding="utf-8"))
+    quality = report["held_out_quality"]
+    assert len(quality["by_language"]) == 30
+    assert len(quality["by_length"]) >= 3
+    assert quality["texts"] == report["held_out"]["texts"]
+    for name in ("cosine_mean", "cosine_p1", "top10_overlap"):
+        assert quality["overall"][name] == pytest.approx(report["chosen"][name])
+    sizes = manifest.read(int8).content["embedding"]["matryoshka"]
+    assert set(quality["by_dimension"]) == set(map(str, sizes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -27,14 +27,15 @@ class Bench:
     def __init__(self, good_from: int | Callable[[Sequence[str]], bool]) -> None:
         self.good_from, self.asked = good_from, list[tuple[str, ...]]()
 
-    def __call__(self, wide: Sequence[str]) -> Mapping[str, float]:
+    def __call__(self, wide: Sequence[str]) -> search.Measured:
         self.asked.append(tuple(wide))
         good = (
             self.good_from(wide) if callable(self.good_from) else len(wide) >= self.good_from
         )  # fmt: skip
         cosine = 0.99 if good else 0.97 + 0.0001 * len(wide)
-        return {"cosine_mean": cosine, "cosine_p1": cosine, "cosine_min": cosine,
-                "top10_overlap": 0.9 if good else 0.8}  # fmt: skip
+        metrics = {"cosine_mean": cosine, "cosine_p1": cosine, "cosine_min": cosine,
+                   "top10_overlap": 0.9 if good else 0.8}  # fmt: skip
+        return search.Measured(metrics=metrics)
 
 
 def goals(max_share: float) -> search.Goals:
@@ -96,8 +97,46 @@ def test_never_beyond_the_cap(cap: float, shares: list[float]) -> None:
 
 def test_the_bound_itself_passes() -> None:
     bound = {"cosine_mean": 0.99, "top10_overlap": 0.9}
-    assert goals(0).met(bound)
-    assert not goals(0).met({**bound, "top10_overlap": 0.8999})
+    assert goals(0).met(search.Measured(metrics=bound))
+    assert not goals(0).met(search.Measured(metrics={**bound, "top10_overlap": 0.8999}))
+
+
+def test_a_group_that_fails_its_gate_is_worked_on_like_a_goal() -> None:
+    good = Bench(0)
+
+    def measure(wide: Sequence[str]) -> search.Measured:
+        failures = () if len(wide) >= 2 else ("language 'th': cosine_p1 0.98 is below 0.99",)
+        return search.Measured(metrics=good(wide).metrics, failures=failures)
+
+    chosen, trials = search.run(TEN, measure, RISING, goals(0.5))
+    assert chosen.wide == ("p9", "p8")
+    assert trials[0].failures == ("language 'th': cosine_p1 0.98 is below 0.99",)
+    with pytest.raises(QuantizationError, match="language 'th'"):
+        search.run(TEN, measure, RISING, goals(0.1))
+
+
+def test_one_too_large_for_the_cap_is_passed_over() -> None:
+    items = products([0.5, 0.1, 0.1, 0.3])
+    bench = Bench(2)
+    chosen, _ = search.run(items, bench, {"p0": 9, "p1": 0.5, "p2": 0.4, "p3": 0.1}, goals(0.25))
+    assert chosen.wide == ("p1", "p2")
+
+
+def test_many_small_ones_fill_the_cap() -> None:
+    items = products([0.01] * 100)
+    bench = Bench(15)
+    chosen, _ = search.run(items, bench, {item.name: 1.0 for item in items}, goals(0.15))
+    assert len(chosen.wide) == 15
+    assert chosen.share == pytest.approx(0.15)
+
+
+def test_what_is_tried_is_told_before_it_is_measured() -> None:
+    seen: list[tuple[int, int, str]] = []
+    search.run(TEN, Bench(1), RISING, goals(0.3), watch=lambda *now: seen.append(now))
+    assert seen == [
+        (0, 4, "trying all int8"),
+        (1, 4, "trying 1 of 10 wide; best top-10 so far 0.8000"),
+    ]
 
 
 def test_out_of_reach_says_how_far_it_got() -> None:
@@ -133,5 +172,5 @@ def test_a_trial_is_reported_with_all_its_numbers() -> None:
     assert len(said) == len(trials) == 2
     report = chosen.report()
     assert report["wide"] == ["p9"]
-    assert report["overlap"] == report["top10_overlap"] == 0.9
+    assert report["top10_overlap"] == 0.9
     assert all(report[name] == getattr(chosen, name) for name in search.METRICS)

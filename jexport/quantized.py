@@ -1,0 +1,303 @@
+"""What a quantized build needs beside the stages: texts, timings, its counterpart, its reports.
+
+Knows no engine but through its Target, and no search: stages/quantize.py decides what is int8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport import calibration, manifest, quantization_report, ranking, speed, store
+from jexport.errors import QuantizationError
+from jexport.flow import CompiledModel, LoadedModel, OnnxModel, Runner, TensorSpec
+from jexport.int8.bench import Material, vectors
+from jexport.recipe import ExportSpec, QuantizeSpec, Recipe
+from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
+from jexport.runtime.tokenise import TextTokenizer
+from jexport.stages import export, quantize
+from jexport.targets import Target
+
+INT8, INT8_WEIGHTS = "int8", "int8-weights"
+FLOATS = ("fp32", "fp16")
+NEIGHBOURS = 10
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts of one task with the model that embeds them: what tokens they are."""
+
+    parts: calibration.Parts
+    loaded: LoadedModel
+    tokenizer: TextTokenizer
+
+    @classmethod
+    def of(cls, source: str, loaded: LoadedModel) -> Texts:
+        """The calibration set's texts for a loaded model's task. Raises CalibrationError."""
+        return cls(
+            parts=calibration.parts(source, loaded.embedding.task),
+            loaded=loaded,
+            tokenizer=TextTokenizer.open(
+                loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
+            ),
+        )
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
+        prompted = [self.loaded.embedding.prompt + text for text in texts]
+        return [self.tokenizer.truncate(one) for one in self.tokenizer.token_ids(prompted)]
+
+    def held_out(self) -> list[list[int]]:
+        """The held-out texts that have tokens."""
+        return [
+            ids for ids in self.tokens([one.text for one in self.parts.held_out.samples]) if ids
+        ]
+
+    def embed(self, runner: Runner, outputs: Sequence[TensorSpec]) -> Vectors:
+        """The held-out texts through a runner: float32 [texts, dimension], normalised."""
+        names = [spec.name for spec in outputs]
+        return vectors(
+            runner,
+            self.held_out(),
+            pad=self.tokenizer.pad,
+            embedding=self.loaded.embedding,
+            output=TOKEN_VECTORS if TOKEN_VECTORS in names else TEXT_VECTORS,
+        )
+
+
+def material(texts: Texts, spec: QuantizeSpec) -> Material:
+    """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
+    limit = min(spec.max_tokens, texts.loaded.embedding.max_tokens)
+    parts = texts.parts
+    calibrated, cut = calibration.sample(
+        parts.calibration, texts.tokens, count=spec.samples, max_tokens=limit
+    )
+    calibrated += [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
+    held = [
+        (ids, sample.language)
+        for sample, ids in zip(
+            parts.held_out.samples,
+            texts.tokens([sample.text for sample in parts.held_out.samples]),
+            strict=True,
+        )
+        if ids
+    ]
+    held_ids = [[*ids[: limit - 1], *ids[-1:]] if len(ids) > limit else ids for ids, _ in held]
+    about = {
+        "calibration": {
+            "name": parts.calibration.name, "sha256": parts.calibration.sha256,
+            "texts": len(calibrated), "tokens": sum(map(len, calibrated)), "cut": cut,
+        },
+        "held_out": {
+            "name": parts.held_out.name, "sha256": parts.held_out.sha256,
+            "texts": len(held_ids), "tokens": sum(map(len, held_ids)),
+        },
+    }  # fmt: skip
+    return Material(
+        calibration=calibrated,
+        held_out=held_ids,
+        languages=[language for _, language in held],
+        pad=texts.tokenizer.pad,
+        embedding=texts.loaded.embedding,
+        about=about,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """The quantized artifact beside its float ones, on this machine.
+
+    speeds: texts a second by precision. plain, quantized: the held-out texts by either.
+    """
+
+    speeds: Mapping[str, float]
+    plain: Vectors
+    quantized: Vectors
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The speeds as manifest and report have them."""
+        return [{"precision": n, "texts_per_second": rate} for n, rate in self.speeds.items()]
+
+
+def beside_float(
+    engine: Target, plain: OnnxModel, compiled: CompiledModel, texts: Texts, recipe: Recipe,
+    room: Path,
+) -> Beside:  # fmt: skip
+    """Run the float graphs of the same target and the quantized one, in turn."""
+    with contextlib.ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(_float(engine, plain, name, recipe, room))
+            for name in FLOATS
+            if name in engine.precisions and name in (*recipe.precisions, "fp32")
+        }
+        runners[compiled.precision] = stack.enter_context(engine.runner(compiled, "cpu", 0))
+        found = Beside(
+            speeds=speed.compare(runners, speed.feeds(texts.held_out(), plain.max_tokens)),
+            plain=texts.embed(runners["fp32"], plain.signature.outputs),
+            quantized=texts.embed(runners[compiled.precision], plain.signature.outputs),
+        )
+        runners.clear()
+    return found
+
+
+@contextlib.contextmanager
+def _float(
+    engine: Target, plain: OnnxModel, precision: str, recipe: Recipe, room: Path
+) -> Iterator[Runner]:
+    folder = room / precision
+    folder.mkdir()
+    model = plain if precision == "fp32" else _half(plain, recipe.export, folder)
+    compiled = engine.build(model, recipe.compile, folder)
+    with engine.runner(compiled, "cpu", 0) as runner:
+        for name in compiled.files:
+            (folder / name).unlink()
+        yield runner
+
+
+def _half(plain: OnnxModel, spec: ExportSpec, folder: Path) -> OnnxModel:
+    place = folder / "graph"
+    place.mkdir()
+    return export.in_half(plain, spec, place)
+
+
+def faster(speeds: Mapping[str, float], precision: str, *, allowed: bool) -> str:
+    """How much faster int8 is. Raises QuantizationError when it is not and may not be slower."""
+    floats = {name: rate for name, rate in speeds.items() if name in FLOATS}
+    best = max(floats, key=floats.__getitem__)
+    fast, slow = speeds[precision], floats[best]
+    if precision == INT8 and fast <= slow and not allowed:
+        raise QuantizationError(
+            f"int8 is not faster than {best} on this machine",
+            evidence=f"{fast:.1f} texts a second against {slow:.1f}, one batch of {speed.TEXTS}",
+            fix=f"build where the processor has int8 instructions (VNNI, AMX), use {best}, or add "
+            "--allow-slower",
+        )
+    return f"{fast / slow:.2f} times the speed of {best}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterpart:
+    """The other half of a retrieval pair: its held-out texts in float, and in int8 once built."""
+
+    task: str
+    plain: Vectors
+    quantized: Vectors | None
+
+
+def counterpart(texts: Texts, built: Callable[[], Path | None]) -> Counterpart:
+    """Embed the other task's texts with the checkpoint itself, and with its artifact if there is.
+
+    built: finds that artifact.
+    """
+    loaded = texts.loaded
+    hidden = TensorSpec(name=TOKEN_VECTORS, dtype="float32", shape=("batch", "sequence", 0))
+    with loaded.reference() as forward:
+        plain = texts.embed(forward, (hidden,))
+    del forward
+    folder = built()
+    quantized = None
+    if folder is not None:
+        from jexport.runtime.open import open_artifact
+
+        with open_artifact(folder, device="cpu", verify=False) as model:
+            words = [one.text for one in texts.parts.held_out.samples]
+            kept = [text for text, ids in zip(words, texts.tokens(words), strict=True) if ids]
+            quantized = model.encode(kept)
+    return Counterpart(task=loaded.embedding.task, plain=plain, quantized=quantized)
+
+
+def ranking_kept(own: Beside, other: Counterpart, *, own_are_queries: bool) -> dict[str, Any]:
+    """How much of float queries' nearest float passages is found where one or both are int8.
+
+    Each combination has top10_overlap and top1 (share of queries whose first passage stays), over
+    the held-out queries and passages; None for one that needs an artifact not built yet.
+    """
+    queries = (own.plain, own.quantized) if own_are_queries else (other.plain, other.quantized)
+    passages = (other.plain, other.quantized) if own_are_queries else (own.plain, own.quantized)
+    truth = _similarities(queries[0], passages[0])
+    found: dict[str, Any] = {
+        "with": other.task, "queries": len(queries[0]), "passages": len(passages[0]),
+    }  # fmt: skip
+    for name, first, second in (
+        ("queries_int8_passages_fp32", queries[1], passages[0]),
+        ("queries_fp32_passages_int8", queries[0], passages[1]),
+        ("queries_int8_passages_int8", queries[1], passages[1]),
+    ):
+        made = None if first is None or second is None else _similarities(first, second)
+        found[name] = made if made is None else {
+            "top10_overlap": float(ranking.shared(truth, made, _count(truth)).mean()),
+            "top1": float(ranking.shared(truth, made, 1).mean()),
+        }  # fmt: skip
+    return found
+
+
+def _similarities(queries: Vectors, passages: Vectors) -> NDArray[np.float64]:
+    made: NDArray[np.float64] = queries.astype(np.float64) @ passages.astype(np.float64).T
+    return made
+
+
+def _count(similarities: NDArray[np.float64]) -> int:
+    return min(NEIGHBOURS, int(similarities.shape[1]))
+
+
+def check_ranking(pair: Mapping[str, Any], goal: float) -> str:
+    """The lowest overlap in words. Raises QuantizationError when one is below the goal."""
+    overlaps = {
+        name: group["top10_overlap"] for name, group in pair.items() if isinstance(group, Mapping)
+    }
+    worst = min(overlaps, key=overlaps.__getitem__)
+    if overlaps[worst] < goal:
+        raise QuantizationError(
+            f"int8 does not keep the ranking of passages (together with {pair['with']})",
+            evidence=f"{worst.replace('_', ' ')}: top-10 overlap {overlaps[worst]:.4f} < {goal}, "
+            f"{pair['queries']} queries, {pair['passages']} passages",
+            fix="build the other of the two anew, raise the goals of both, or lower "
+            "quantize.pair_top10_overlap",
+        )
+    missing = "" if len(overlaps) == 3 else f"; {pair['with']} in int8 is not built yet"
+    return f"with {pair['with']}: top-10 {overlaps[worst]:.3f}{missing}"
+
+
+def treated(model: OnnxModel) -> str:
+    """Which treatment how many products got."""
+    report = _read(model.path.with_name(quantize.REPORT))
+    kinds = [matrix["treatment"] for matrix in report["matrices"]]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return f"{counts}; held-out top-10 {report['chosen']['top10_overlap']:.3f}"
+
+
+def reports(
+    model: OnnxModel,
+    parity_path: Path,
+    more: Mapping[str, Any],
+    recipe: Recipe,
+    slot: store.Slot,
+) -> tuple[Path, Path]:
+    """quantization.json with what only the pipeline knows (`more`), and report.html made of it."""
+    path = model.path.with_name(quantize.REPORT)
+    content = _read(path) | dict(more)
+    content["command"] = (
+        f"jexport build --recipe {recipe.name} --task {slot.task} --target {slot.target} "
+        f"--precision {slot.precision} --effort {recipe.quantize.effort} "
+        f"--calibration {recipe.quantize.calibration}"
+    )
+    manifest.write_json(path, content)
+    facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": more["speed"],
+             "precision": slot.precision, "version": slot.version}  # fmt: skip
+    page = path.with_name(quantize.PAGE)
+    page.write_text(quantization_report.page(content, _read(parity_path), facts), encoding="utf-8")
+    return path, page
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
