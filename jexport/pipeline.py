@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jexport import calibration, manifest, quantization_report, speed, store, targets
+from jexport import calibration, manifest, speed, store, targets
 from jexport.errors import (
     ArtifactError,
     ParityError,
@@ -27,6 +27,7 @@ from jexport.errors import (
 )
 from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel
 from jexport.recipe import PRECISIONS, Recipe
+from jexport.report import page as report_page
 from jexport.run import Event, Listener, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
@@ -294,7 +295,7 @@ def _reports(
     facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": speeds,
              "precision": slot.precision, "version": slot.version}  # fmt: skip
     page = path.with_name(quantize.PAGE)
-    page.write_text(quantization_report.page(content, _read(parity_path), facts), encoding="utf-8")
+    page.write_text(report_page.render(content, _read(parity_path), facts), encoding="utf-8")
     return path, page
 
 
