@@ -85,7 +85,7 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
             click.echo(f"{name:<{named + 2}}  {left:<{width}}  {right}".rstrip())
     click.echo()
     for verdict in compared.verdicts(ours, theirs):
-        click.echo(verdict)
+        click.echo(textwrap.fill(verdict, _columns(), subsequent_indent="  "))
 
 
 def _sides(artifact: Path) -> Sides:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jexport.report import findings
@@ -137,7 +136,7 @@ def _speed(content: Facts) -> Said:
     return ABSENT
 
 
-def _quantized(quantization: Facts) -> Mapping[str, Said]:
+def _quantized(quantization: Facts) -> dict[str, Said]:
     """What only an int8 artifact has."""
     treated = findings.treatments(quantization)
     if not treated:

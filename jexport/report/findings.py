@@ -61,7 +61,7 @@ MEASURES = (
     Measure("cosine, lowest", "cosine, lowest", "cosine_min"),
     Measure("shared top-10 neighbours", "shared top-10", "top10_overlap", share),
     Measure("Spearman of pairwise similarities", "Spearman", "spearman"),
-    Measure("largest difference of a component", "largest difference", "largest_difference",
+    Measure("largest difference of a component", "max difference", "largest_difference",
             short, False),
     Measure("loss of the worst language over the mean loss", "worst language", "language_loss",
             short, False),
@@ -127,19 +127,18 @@ def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, He
         side["language_loss"] = mapping(found, "languages").get("largest_loss")
     theirs[TOKENS.key] = mapping(metrics, "tokens").get("cosine_min")
     theirs[BATCH.key] = mapping(metrics, "batch").get("cosine_min")
-    found = []
+    lines = []
     for one in (*MEASURES, TOKENS, BATCH):
-        sides = (
+        first, second = (
             Held(number(value(side, one.key)), number(value(gates, one.key)), one)
             for side, gates in (
                 (ours, mapping(quantization, "gates")),
                 (theirs, mapping(parity, "gates")),
             )
         )
-        first, second = sides
         if (first.number, first.gate, second.number, second.gate) != (None,) * 4:
-            found.append((one, first, second))
-    return found
+            lines.append((one, first, second))
+    return lines
 
 
 def kept(quantization: Facts) -> Facts:

@@ -48,18 +48,19 @@ def _headline(quantization: Facts, parity: Facts) -> list[str]:
     found = findings.headline(quantization, parity)
     if not found:
         return []
-    lines = [f"{'':<19}{'held-out texts':<21}parity texts"]
-    lines += [f"{one.brief:<19}{_held(ours):<21}{_held(its)}".rstrip() for one, ours, its in found]
+    lines = [f"{'':<{INDENT}}{'held-out texts':<22}parity texts"]
+    for one, ours, its in found:
+        lines.append(f"{one.brief:<{INDENT}}{_held(ours):<22}{_held(its)}".rstrip())
     return lines
 
 
 def _held(held: Held) -> str:
-    """'0.99650 (>= 0.996)', '0.99412 MISSED 0.996'."""
+    """'0.99650 >= 0.996', '0.99412 MISSED 0.996'."""
     if held.gate is None:
         return held.shown
     if not held.good:
         return f"{held.shown} MISSED {held.gate:g}"
-    return f"{held.shown} ({'>=' if held.measure.at_least else '<='} {held.gate:g})"
+    return f"{held.shown} {'>=' if held.measure.at_least else '<='} {held.gate:g}"
 
 
 def _facts(quantization: Facts, parity: Facts, manifest: Facts, room: int) -> list[str]:
