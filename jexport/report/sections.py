@@ -247,7 +247,7 @@ def _matrix(matrix: Facts, scale: tuple[float, float]) -> tuple[str, ...]:
         short(matrix.get("error")),
         plots.before_after(matrix.get("error_naive"), matrix.get("error"), scale),
         percent(matrix.get("share")),
-        " × ".join(map(str, listed(matrix, "shape"))) or MISSING,
+        "\u00a0×\u00a0".join(map(str, listed(matrix, "shape"))) or MISSING,
         short(matrix.get("smoothing")),
         short(matrix.get("clip")),
     )
