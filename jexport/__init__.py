@@ -9,7 +9,7 @@ The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow         the nouns that flow between stages
     tasks, parity, manifest, calibration, run
-    recipe, store
+    recipe, store, report
     checkpoints  one file per checkpoint layout       graph    steps on ONNX graphs
     targets      one file per engine                  runtime  open an artifact, embed text
     stages       load, merge, export, quantize, compile, validate, package, publish

@@ -8,6 +8,7 @@ imports no framework.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -95,7 +96,8 @@ def read(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder} is not a jexport artifact",
             evidence=f"there is no {NAME} in it" if folder.is_dir() else kind,
-            fix="give the folder that `jexport build` printed, or see `jexport list`",
+            fix=_meant(folder)
+            or "give the folder that `jexport build` printed, or see `jexport list`",
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
@@ -116,6 +118,22 @@ def read(folder: Path) -> Manifest:
     if problem:
         raise _broken(folder, f"{NAME}: {problem}")
     return Manifest(content=content)
+
+
+def _meant(folder: Path) -> str:
+    """The artifact that was probably meant: around, in, or named like a path; '' for none."""
+    if (folder.parent / NAME).is_file():
+        return f"give its folder: {folder.parent}"
+    inside = folder if folder.is_dir() else folder.parent
+    try:
+        held = sorted(path.parent.name for path in inside.glob(f"*/{NAME}"))
+    except OSError:
+        return ""
+    if folder.is_dir() and held:
+        chosen = "latest" if "latest" in held else held[-1]
+        return f"give one of the {len(held)} that are in it, such as {folder / chosen}"
+    near = difflib.get_close_matches(folder.name, held, n=1)
+    return f"did you mean {folder.parent / near[0]}?" if near and not folder.exists() else ""
 
 
 def schema_problem(content: Mapping[str, Any]) -> str:

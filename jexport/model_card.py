@@ -1,6 +1,7 @@
 """README.md of an artifact: what it is, its numbers, its licence, how to load it.
 
-Every number comes from the manifest's content. Knows no stage.
+Every number comes from the manifest's content and, of an int8 artifact, from its
+quantization.json. Knows no stage.
 """
 
 from __future__ import annotations
@@ -11,12 +12,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jexport.report import findings, reading
+
 NON_COMMERCIAL = "CC-BY-NC"
 YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "y", "n", "null")
 
 
-def text(content: Mapping[str, Any]) -> str:
-    """The model card as Markdown with YAML front matter; content: a manifest without its files."""
+NAMED = 8
+"""Matrices that are named before the rest is only counted."""
+
+
+def text(content: Mapping[str, Any], quantization: Mapping[str, Any] | None = None) -> str:
+    """The model card as Markdown with YAML front matter.
+
+    content: a manifest without its files. quantization: quantization.json, where there is one.
+    """
     embedding, parity = content["embedding"], content["parity"]
     title = f"{content['name']} · {content['task']} · {content['target']} {content['precision']}"
     sizes = ", ".join(str(size) for size in embedding["matryoshka"]) or "full size only"
@@ -58,10 +68,89 @@ def text(content: Mapping[str, Any]) -> str:
             "",
             _table(("measure", "value"), measured),
             "",
+            *(_quantization(content, quantization) if quantization else []),
             *_usage(content),
             *_licence(content),
         ]
     )
+
+
+def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[str]:
+    """What quantization cost, in brief."""
+    kept = findings.kept(quantization)
+    held_out = reading.mapping(quantization, "held_out")
+    calibrated = reading.mapping(quantization, "calibration")
+    found = {one.name: one for one in findings.precisions(quantization, {}, content)}
+    own = found.get(content["precision"])
+    rows = [
+        ("held-out texts", reading.count(held_out.get("texts"))),
+        *((f"held-out {one.words}", one.shown(reading.value(kept, one.key)))
+          for one in findings.MEASURES),
+        ("matrices", _matrices(quantization)),
+        *_special(quantization),
+        ("size of graph and weights", own.size_in_words if own else ""),
+        ("speed on the machine that built it", _speed(own, found)),
+        ("calibrated with", _texts(calibrated)),
+    ]  # fmt: skip
+    said = "reached" if quantization.get("reached") is True else "NOT reached"
+    return [
+        f"## What {_plain(content['precision'])} cost",
+        "",
+        "Against the same graph in fp32, on texts that calibration never saw; the goals were "
+        f"{said}.",
+        "By language and length, matrix by matrix, and all that was tried: `report.html`; the same",
+        "as numbers: `quantization.json`.",
+        "",
+        _table(("measure", "value"), [row for row in rows if row[1] not in ("", reading.MISSING)]),
+        "",
+    ]
+
+
+def _matrices(quantization: Mapping[str, Any]) -> str:
+    """'22 int8 (93.1 % of the MatMul work), 2 int8x2 (6.9 %)'."""
+    parts = [
+        f"{many} {_plain(name)} ({reading.percent(share)}{'' if later else ' of the MatMul work'})"
+        for later, (name, many, share) in enumerate(findings.treatments(quantization))
+    ]
+    return ", ".join(parts)
+
+
+def _special(quantization: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which matrices are not plain int8, by treatment."""
+    rows = []
+    for treatment, _, _ in findings.treatments(quantization):
+        if treatment in findings.PLAIN:
+            continue
+        names = [
+            _code(str(matrix.get("name")))
+            for matrix in reading.rows(quantization, "matrices")
+            if str(matrix.get("treatment")) == treatment
+        ]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        rows.append((f"matrices in {_plain(treatment)}", ", ".join(names[:NAMED]) + more))
+    return rows
+
+
+def _speed(own: findings.Precision | None, found: Mapping[str, findings.Precision]) -> str:
+    """'43.41 texts/s, 1.50 times the best float (fp32)'; '' when it was not measured."""
+    if own is None or not own.speed:
+        return ""
+    floats = {name: found[name].speed or 0.0 for name in findings.FLOATS if name in found}
+    best = max(floats, key=floats.__getitem__, default="")
+    if not best or not floats[best]:
+        return own.speed_in_words
+    times = own.speed / floats[best]
+    slower = "" if times > 1 else ": it is not faster"
+    return f"{own.speed:,.4g} texts/s, {times:.2f} times the best float ({best}){slower}"
+
+
+def _texts(texts: Mapping[str, Any]) -> str:
+    """Name, counts and digest of a set of texts."""
+    if not texts:
+        return ""
+    digest = f", SHA-256 {_code(str(texts['sha256']))}" if texts.get("sha256") else ""
+    name = _plain(str(texts.get("name") or "a set without a name"))
+    return f"{name}: {reading.count(texts.get('texts'))} texts{digest}"
 
 
 def _front_matter(content: Mapping[str, Any]) -> list[str]:

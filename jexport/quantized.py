@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport import calibration, manifest, quantization_report, ranking, speed, store
+from jexport import calibration, manifest, ranking, recipe, speed, store
 from jexport.errors import QuantizationError
 from jexport.flow import CompiledModel, LoadedModel, OnnxModel, Runner, TensorSpec
 from jexport.int8.bench import Material, vectors
 from jexport.recipe import ExportSpec, QuantizeSpec, Recipe
+from jexport.report import page as report_page
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, quantize
@@ -279,23 +281,36 @@ def reports(
     model: OnnxModel,
     parity_path: Path,
     more: Mapping[str, Any],
-    recipe: Recipe,
+    chosen: Recipe,
     slot: store.Slot,
 ) -> tuple[Path, Path]:
     """quantization.json with what only the pipeline knows (`more`), and report.html made of it."""
     path = model.path.with_name(quantize.REPORT)
-    content = _read(path) | dict(more)
-    content["command"] = (
-        f"jexport build --recipe {recipe.name} --task {slot.task} --target {slot.target} "
-        f"--precision {slot.precision} --effort {recipe.quantize.effort} "
-        f"--calibration {recipe.quantize.calibration}"
-    )
+    content = _read(path) | dict(more) | {"command": command(chosen, slot)}
     manifest.write_json(path, content)
     facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": more["speed"],
              "precision": slot.precision, "version": slot.version}  # fmt: skip
     page = path.with_name(quantize.PAGE)
-    page.write_text(quantization_report.page(content, _read(parity_path), facts), encoding="utf-8")
+    page.write_text(report_page.render(content, _read(parity_path), facts), encoding="utf-8")
     return path, page
+
+
+def command(chosen: Recipe, slot: store.Slot) -> str:
+    """What to type to build it again, from the checkpoint's own name.
+
+    Other changes to the recipe than the command line offers are in the manifest's recipe.
+    """
+    words = ["jexport", "build"]
+    shipped = chosen.name in recipe.names()
+    if shipped:
+        words += ["--recipe", chosen.name]
+    if not shipped or recipe.read(chosen.name).load.model != chosen.load.model:
+        words += ["--model", chosen.load.model]
+    words += ["--task", slot.task, "--target", slot.target, "--precision", slot.precision]
+    words += ["--effort", chosen.quantize.effort, "--calibration", chosen.quantize.calibration]
+    if chosen.quantize.allow_slower:
+        words.append("--allow-slower")
+    return shlex.join(words)
 
 
 def _read(path: Path) -> dict[str, Any]:

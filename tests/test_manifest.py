@@ -259,6 +259,23 @@ def test_folders_that_are_no_artifacts(tmp_path: Path, artifact: Path) -> None:
         assert caught.value.evidence == said
 
 
+def test_the_artifact_that_was_meant_is_named(artifact_copy: Path) -> None:
+    room = artifact_copy.parent
+    for path, said in (
+        (artifact_copy / "model.onnx", f"give its folder: {artifact_copy}"),
+        (room, f"give one of the 1 that are in it, such as {artifact_copy}"),
+        (room / f"{artifact_copy.name}x", f"did you mean {artifact_copy}?"),
+        (room / "zzzzzzzzzzzzzzz", "give the folder that `jexport build` printed, or see"),
+    ):
+        with pytest.raises(ArtifactError) as caught:
+            manifest.read(path)
+        assert caught.value.fix.startswith(said)
+    (room / "latest").symlink_to(artifact_copy)
+    with pytest.raises(ArtifactError, match="is not a jexport artifact") as caught:
+        manifest.read(room)
+    assert caught.value.fix.endswith(f"such as {room / 'latest'}")
+
+
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path of everything inside a JSON value."""
     inner: list[tuple[Any, ...]] = []

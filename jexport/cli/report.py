@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import textwrap
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jexport.errors import ArtifactError
 
-MIB = 1 << 20
-QUANTIZATION, PARITY, PAGE = "quantization.json", "parity.json", "report.html"
+if TYPE_CHECKING:
+    from jexport.report.compare import Sides
 
-Fact = tuple[Any, str]
-"""A value for JSON and as it is shown."""
+NARROW, WIDE = 60, 100
+"""Columns that are taken to be there, and that are taken where nobody knows."""
+
+QUANTIZATION, PARITY, PAGE = "quantization.json", "parity.json", "report.html"
 
 
 @click.command()
@@ -24,7 +29,8 @@ Fact = tuple[Any, str]
 @click.option("--json", "as_json", is_flag=True, help="quantization.json and parity.json as JSON.")
 def report(artifact: Path, open_page: bool, as_json: bool) -> None:
     """Show what quantization cost an int8 artifact, and where its report.html is."""
-    from jexport import manifest, quantization_report
+    from jexport import manifest
+    from jexport.report import text
 
     content = manifest.read(artifact).content
     quantization = _quantization(artifact)
@@ -40,7 +46,7 @@ def report(artifact: Path, open_page: bool, as_json: bool) -> None:
         told = {"page": found, "quantization": quantization, "parity": parity}
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
     else:
-        click.echo(quantization_report.text(quantization, parity, content))
+        click.echo(text.render(quantization, parity, content, width=_columns()))
         if page.is_file():
             click.echo(page)
     if open_page:
@@ -53,96 +59,63 @@ def report(artifact: Path, open_page: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Show two artifacts side by side; * marks what differs (files are not checked; see verify)."""
-    ours, theirs = _facts(a), _facts(b)
-    absent: Fact = (None, "-")
-    rows = [(name, ours.get(name, absent), theirs.get(name, absent)) for name in {**ours, **theirs}]
-    same_space = ours["embedding space"] == theirs["embedding space"]
-    same_texts = ours["parity texts"] == theirs["parity texts"]
+    from jexport.report import compare as compared
+
+    ours, theirs = _sides(a), _sides(b)
+    rows = compared.rows(ours, theirs)
     if as_json:
         listed = [
-            {"name": name, "a": first[0], "b": second[0], "differs": first[0] != second[0]}
-            for name, first, second in rows
+            {"name": row.name, "a": row.a.value, "b": row.b.value, "differs": row.differs}
+            for row in rows
         ]
-        told = {"a": str(a), "b": str(b), "same_space": same_space,
-                "same_parity_texts": same_texts, "rows": listed}  # fmt: skip
+        told = {"a": str(a), "b": str(b), "same_space": compared.same_space(ours, theirs),
+                "same_parity_texts": compared.same_texts(ours, theirs), "rows": listed}  # fmt: skip
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
     click.echo(f"A  {a}\nB  {b}\n")
-    width = max(len(first[1]) for _, first, _ in rows) + 2
-    click.echo(f"  {'':<24}{'A':<{width}}B")
-    for name, first, second in rows:
-        mark = " " if first[1] == second[1] else "*"
-        click.echo(f"{mark} {name:<24}{first[1]:<{width}}{second[1]}".rstrip())
+    named = max(len(row.name) for row in rows)
+    room = (_columns() - named - 6) // 2
+    width = min(max(len(row.a.shown) for row in rows), max(room, 16))
+    click.echo(f"  {'':<{named}}  {'A':<{width}}  B")
+    for row in rows:
+        first = _wrapped(row.a.shown, width)
+        second = _wrapped(row.b.shown, max(_columns() - named - 6 - width, 16))
+        names = [("*" if row.differs else " ") + f" {row.name}"]
+        for name, left, right in zip_longest(names, first, second, fillvalue=""):
+            click.echo(f"{name:<{named + 2}}  {left:<{width}}  {right}".rstrip())
     click.echo()
-    if same_space:
-        click.echo("one embedding space: one may search the other's index, as near as their gates")
-    else:
-        click.echo("the embedding spaces differ: never mix their vectors in one index")
-    if not same_texts:
-        click.echo("parity was measured on different texts: its numbers do not compare")
+    for verdict in compared.verdicts(ours, theirs):
+        click.echo(textwrap.fill(verdict, _columns(), subsequent_indent="  "))
 
 
-def _facts(artifact: Path) -> dict[str, Fact]:
-    """What `compare` shows of one artifact, by name."""
-    from jexport import manifest, quantization_report
+def _sides(artifact: Path) -> Sides:
+    from jexport import manifest
+    from jexport.report.compare import Sides
 
     content = manifest.read(artifact).content
-    quantization, compared = _quantization(artifact), _json(artifact, PARITY).get("texts") or {}
-    embedding, parity, checkpoint = content["embedding"], content["parity"], content["checkpoint"]
-    size = sum(entry["size_bytes"] for entry in content["files"])
-    digest = compared.get("sha256")
-    facts: dict[str, Fact] = {
-        name: (content[name], content[name]) for name in ("name", "task", "target", "precision")
-    }
-    facts |= {
-        "version": (content["version"], content["version"]),
-        "checkpoint": (
-            [checkpoint["name"], checkpoint["revision"]],
-            f"{checkpoint['name']} {checkpoint['revision']}".strip(),
-        ),
-        "size": (size, f"{size / MIB:,.1f} MiB"),
-        "dimension": (embedding["dimension"], str(embedding["dimension"])),
-        "Matryoshka sizes": (
-            embedding["matryoshka"],
-            ", ".join(map(str, embedding["matryoshka"])) or "full size only",
-        ),
-        "length limit": (embedding["max_tokens"], f"{embedding['max_tokens']} tokens"),
-        "prompt": (embedding["prompt"], repr(embedding["prompt"])),
-        "pooling": (embedding["pooling"], embedding["pooling"]),
-        "normalised": (embedding["normalize"], "yes" if embedding["normalize"] else "no"),
-        "embedding space": (embedding["space"], embedding["space"][:16]),
-        "parity texts": (
-            [parity["texts"], digest],
-            f"{parity['texts']} texts, {(digest or '-')[:16]}",
-        ),
-        "cosine, mean": (parity["cosine_mean"], f"{parity['cosine_mean']:.5f}"),
-        "cosine, 1st percentile": (parity["cosine_p1"], f"{parity['cosine_p1']:.5f}"),
-        "cosine, lowest": (parity["cosine_min"], f"{parity['cosine_min']:.5f}"),
-        "top-10 overlap": (parity["top10_overlap"], f"{parity['top10_overlap']:.4f}"),
-        "Spearman": (parity["spearman"], f"{parity['spearman']:.5f}"),
-    }
-    for row in content.get("speed", ()):
-        if row["precision"] == content["precision"]:
-            speed = row["texts_per_second"]
-            facts["speed"] = speed, f"{speed:,.4g} texts/s"
-    treated = quantization_report.treatments(quantization)
-    if treated:
-        counts = {name: count for name, count, _ in treated}
-        shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-        facts["scheme"] = quantization.get("scheme"), str(quantization.get("scheme", "-"))
-        facts["matrices"] = counts, shown
-    return facts
+    return Sides(content, _quantization(artifact), _json(artifact, PARITY))
+
+
+def _columns() -> int:
+    """As wide as the terminal, where there is one or COLUMNS is set."""
+    return max(shutil.get_terminal_size((WIDE, 24)).columns, NARROW)
+
+
+def _wrapped(words: str, room: int) -> list[str]:
+    from jexport.report.reading import line
+
+    return textwrap.wrap(line(words), room) or [""]
 
 
 def _quantization(artifact: Path) -> Mapping[str, Any]:
     """quantization.json, {} when there is none; ArtifactError for another format."""
-    from jexport import quantization_report
+    from jexport.report import findings
 
     content = _json(artifact, QUANTIZATION)
-    if content and content.get("format") != quantization_report.FORMAT:
+    if content and content.get("format") != findings.FORMAT:
         raise ArtifactError(
             f"{artifact / QUANTIZATION} has format {content.get('format')!r:.40}",
-            evidence=f"this jexport reads format {quantization_report.FORMAT}",
+            evidence=f"this jexport reads format {findings.FORMAT}",
             fix="use the jexport that wrote it, or build it again",
         )
     return content

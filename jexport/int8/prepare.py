@@ -42,9 +42,9 @@ class Setting:
 class Prepared:
     """A product ready to be quantized.
 
-    error_naive: share of an output row's energy that is lost, mean over the kept rows (every token
-    counts the same, as after LayerNormalization), by rounding to nearest over the full range without
-    smoothing. errors: the same by each kind of treatment.
+    error_naive: share of an output row's energy that is lost, mean over the kept rows (every
+    token counts the same, as after LayerNormalization), by rounding to nearest over the full range
+    without smoothing. errors: the same by each kind of treatment.
     """
 
     product: Product

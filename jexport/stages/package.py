@@ -30,6 +30,10 @@ PROMPT_ALIASES = {"retrieval.query": ("query",), "retrieval.passage": ("document
 """Names that sentence-transformers' encode_query and encode_document look for."""
 
 
+QUANTIZATION = "quantization.json"
+"""The extra file that the model card quotes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What the run knows and no model does: recipe as resolved, version, tools, fingerprint.
@@ -66,13 +70,23 @@ def run(
     for path in (report_path, *facts.extras):
         shutil.copyfile(path, out_dir / path.name)
     content = _content(model, compiled, report, facts)
-    (out_dir / "README.md").write_text(model_card.text(content), encoding="utf-8")
+    card = model_card.text(content, _quantization(facts.extras))
+    (out_dir / "README.md").write_text(card, encoding="utf-8")
     files = [manifest.file_digest(p, root=out_dir) for p in out_dir.rglob("*") if p.is_file()]
     content["files"] = manifest.listed(files)
     content["sha256"] = manifest.seal(content)
     write_json(out_dir / manifest.NAME, content)
     manifest.verify(out_dir)
     return out_dir
+
+
+def _quantization(extras: Sequence[Path]) -> Mapping[str, Any] | None:
+    """quantization.json, where it is among the extra files."""
+    for path in extras:
+        if path.name == QUANTIZATION:
+            found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+    return None
 
 
 def _tokenizer(model: LoadedModel, out_dir: Path) -> None:

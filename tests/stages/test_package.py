@@ -260,6 +260,85 @@ def test_model_card_tells_how_to_use_it(artifact: Path) -> None:
     assert names["vectors"].shape == (2, 64)
 
 
+def quantized(folder: Path, **changes: Any) -> Path:
+    """A quantization.json with these keys changed."""
+    content = {
+        "format": 1, "reached": True, "precision": "fp32",
+        "chosen": {"cosine_mean": 0.998617, "cosine_p1": 0.996823, "cosine_min": 0.99299,
+                   "top10_overlap": 0.96378},
+        "calibration": {"name": "everyday", "texts": 1025, "sha256": "9" * 64},
+        "held_out": {"name": "everyday", "texts": 450, "sha256": "a" * 64},
+        "matrices": [{"name": f"layer/{n}/MatMul", "share": 0.25,
+                      "treatment": "int8" if n else "int8x2"} for n in range(4)],
+        "bytes": {"int8": 23 << 20, "fp32": 90 << 20},
+    } | changes  # fmt: skip
+    path = folder / "quantization.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+SPEED = [{"precision": "fp16", "texts_per_second": 50.0},
+         {"precision": "fp32", "texts_per_second": 40.0}]  # fmt: skip
+
+
+def test_model_card_of_an_int8_artifact(packaged: Callable[..., Path], tmp_path: Path) -> None:
+    out = packaged(extras=(quantized(tmp_path),), speed=SPEED)
+    content = dict(manifest.read(out).content)
+    content["precision"] = "int8"  # the recorded build is a float one
+    content["speed"] = [*SPEED, {"precision": "int8", "texts_per_second": 100.0}]
+    quantization = read(out / "quantization.json")
+    card = model_card.text(content, quantization)
+    found = cells(card)
+    assert "## What int8 cost" in card
+    assert "report.html" in card
+    assert {name: found[name] for name in found if name.startswith("held-out")} == {
+        "held-out texts": "450", "held-out cosine, mean": "0.99862",
+        "held-out cosine, 1st percentile": "0.99682", "held-out cosine, lowest": "0.99299",
+        "held-out shared top-10 neighbours": "0.9638",
+    }  # fmt: skip
+    assert found["matrices"] == "3 int8 (75.0 % of the MatMul work), 1 int8x2 (25.0 %)"
+    assert found["matrices in int8x2"] == "<code>layer/0/MatMul</code>"
+    assert found["size of graph and weights"] == "23.0 MiB (25.6 % of fp32)"
+    # fp16 was faster than fp32: that is what int8 has to beat
+    told = found["speed on the machine that built it"]
+    assert told == "100 texts/s, 2.00 times the best float (fp16)"
+    assert found["calibrated with"] == f"everyday: 1,025 texts, SHA-256 <code>{'9' * 64}</code>"
+    content["speed"][2]["texts_per_second"] = 45.0
+    found = cells(model_card.text(content, quantization))
+    assert found["speed on the machine that built it"].endswith("0.90 times the best float (fp16)"
+                                                                ": it is not faster")  # fmt: skip
+
+
+def test_package_quotes_the_quantization_that_it_ships(
+    packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    card = (packaged(extras=(quantized(tmp_path),)) / "README.md").read_text(encoding="utf-8")
+    assert cells(card)["held-out cosine, mean"] == "0.99862"
+    assert "the goals were reached" in card
+    assert "held-out" not in (packaged() / "README.md").read_text(encoding="utf-8")
+    missed = quantized(tmp_path, reached=False, bytes={}, chosen={}, matrices=[], calibration={})
+    card = (packaged(extras=(missed,)) / "README.md").read_text(encoding="utf-8")
+    assert "the goals were NOT reached" in card
+    assert set(cells(card)) & {"matrices", "calibrated with", "held-out cosine, mean"} == set()
+
+
+def test_names_in_a_quantization_are_no_markup(
+    packaged: Callable[..., Path], tmp_path: Path
+) -> None:
+    evil = "<script>alert(1)</script> | `x` [a](b)\n# d"
+    matrices = [{"name": evil, "share": 0.1, "treatment": evil} for _ in range(12)]
+    texts = {"name": evil, "texts": 3, "sha256": evil}
+    path = quantized(tmp_path, matrices=matrices, calibration=texts)
+    card = (packaged(extras=(path,)) / "README.md").read_text(encoding="utf-8")
+    rendered = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(
+        card.split("---\n", 2)[2]
+    )  # fmt: skip
+    assert "<script" not in rendered
+    assert "<a " not in rendered
+    assert rendered.count("<h1>") == 1
+    assert " and 4 more" in rendered
+
+
 @pytest.mark.parametrize(
     "prompt",
     ["a | b: ", "`code` and ``more``: ", "<script>alert(1)</script>", "two\nlines\t", " both ",

@@ -1,0 +1,111 @@
+"""Files that may lack anything, and their numbers in words.
+
+What is not there, or not of its kind, reads as nothing and is shown as a dash. Knows no key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "–"
+
+Facts = Mapping[str, Any]
+
+
+def mapping(parent: Facts, key: str) -> Facts:
+    """The object of a key, {} when there is none."""
+    found = parent.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def rows(parent: Facts, key: str) -> list[Facts]:
+    """The objects in the list of a key."""
+    return [row for row in listed(parent, key) if isinstance(row, Mapping)]
+
+
+def listed(parent: Facts, key: str) -> Sequence[Any]:
+    """The list of a key, () when there is none."""
+    found = parent.get(key)
+    return found if isinstance(found, list | tuple) else ()
+
+
+def value(parent: Facts, key: str) -> object:
+    """The value of a key; the shared neighbours go by `overlap` too."""
+    return parent.get(key, parent.get("overlap") if key == "top10_overlap" else None)
+
+
+def number(found: object) -> float | None:
+    """A finite number, None for anything else."""
+    good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
+    return float(found) if good else None  # type: ignore[arg-type]
+
+
+def or_infinite(found: object) -> float:
+    """The number to sort by: what is missing comes last."""
+    known = number(found)
+    return math.inf if known is None else known
+
+
+def cosine(found: object) -> str:
+    """Five digits: 1e-5 is what rounding alone does to a cosine."""
+    known = number(found)
+    return MISSING if known is None else f"{known:.5f}"
+
+
+def fine(found: object) -> str:
+    """Seven digits, for what must be the same: float32 has no more."""
+    known = number(found)
+    return MISSING if known is None else f"{known:.7f}"
+
+
+def share(found: object) -> str:
+    """Four digits: of 450 texts with 10 neighbours each, one neighbour is 0.0002."""
+    known = number(found)
+    return MISSING if known is None else f"{known:.4f}"
+
+
+def short(found: object) -> str:
+    """Three digits that count."""
+    known = number(found)
+    return MISSING if known is None else f"{known:.3g}"
+
+
+def percent(found: object) -> str:
+    """0.256 as '25.6 %'."""
+    known = number(found)
+    return MISSING if known is None else f"{known:.1%}".replace("%", " %")
+
+
+def count(found: object) -> str:
+    """Whole, in groups of three."""
+    known = number(found)
+    return MISSING if known is None else f"{known:,.0f}"
+
+
+def line(words: object) -> str:
+    """The words in one line that a terminal may show."""
+    return printable(" ".join(str(words).split()))
+
+
+def printable(words: str) -> str:
+    """Without what a terminal would obey and what UTF-8 and XML do not have."""
+    return re.sub(r"[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", words)
+
+
+def fitting(words: str, room: int) -> str:
+    """The words in that many columns; an ellipsis says that some are left out."""
+    words = line(words)
+    if columns(words) <= room:
+        return words
+    while words and columns(words) >= room:
+        words = words[:-1]
+    return words + "…"
+
+
+def columns(words: str) -> int:
+    """How wide words are: Chinese, Japanese and Korean letters take two columns."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in words)
