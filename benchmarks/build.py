@@ -8,31 +8,16 @@ of 8,192 tokens. Each step is a process of its own; its peak memory is the kerne
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import table
+from benchmarks.process import measured
+from benchmarks.weights import TASK, xlm_r_tokenizer
 
-TASK = "retrieval.passage"
 LONG_TOKENS = 8192
-
-
-def measured(*command: str) -> tuple[float, float, str]:
-    """Run a command; wall seconds, peak resident GB (10^9 bytes), its stdout."""
-    begin = time.perf_counter()
-    child = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    output = child.stdout.read()
-    import os
-
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024 / 1e9, output
 
 
 def plain_export(checkpoint: str, out: str) -> None:
@@ -71,20 +56,10 @@ def embed_long(artifact: str) -> None:
 
 def main() -> None:
     """Run the three steps and write the table."""
-    spec = find_spec("semantra_multilingual")
-    assert spec is not None and spec.origin is not None, "make setup installs the tokenizer"
-    assets = Path(spec.origin).parent / "assets" / "multilingual-e5-small"
     with tempfile.TemporaryDirectory(dir=".") as folder:
         toy = str(Path(folder) / "toy")
-        measured(
-            "-m",
-            "jexport",
-            "toy",
-            toy,
-            "--full-size",
-            "--tokenizer",
-            str(assets / "tokenizer.json"),
-        )
+        tokenizer = str(xlm_r_tokenizer())
+        measured("-m", "jexport", "toy", toy, "--full-size", "--tokenizer", tokenizer)
         _, export_gb, output = measured("-m", "benchmarks.build", "plain-export", toy, folder)
         export_s = json.loads(output.splitlines()[-1])["seconds"]
         (Path(folder) / "plain.onnx").unlink()

