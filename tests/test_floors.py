@@ -23,6 +23,7 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
+    {"layouts"},
     {"pipeline"},
     {"cli"},
 )
