@@ -167,7 +167,9 @@ def profiles_of(content: Mapping[str, Any]) -> list[Profile]:
 
 
 def _rising(axis: Sequence[Any]) -> bool:
-    return len(axis) == 3 and all(type(n) is int for n in axis) and 1 <= axis[0] <= axis[1] <= axis[2]
+    return (
+        len(axis) == 3 and all(type(n) is int for n in axis) and 1 <= axis[0] <= axis[1] <= axis[2]
+    )
 
 
 def largest_batch(profiles: Sequence[Profile]) -> int:

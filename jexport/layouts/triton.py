@@ -145,9 +145,7 @@ def _job(artifact: Artifact, out: Path, wishes: Wishes) -> _Job:
     if same:
         manifest.verify(out / name / str(number))
     newest = content if number >= max(known, default=0) else known[max(known)]
-    return _Job(
-        artifact=artifact, name=name, plan=plan(newest, wishes), number=number, known=known
-    )
+    return _Job(artifact=artifact, name=name, plan=plan(newest, wishes), number=number, known=known)
 
 
 def _known(model: Path, target: str) -> dict[int, Mapping[str, Any]]:
