@@ -49,13 +49,11 @@ class TritonRunner:
 
     def __call__(self, feeds: Tensors) -> Tensors:
         """Run a padded batch, in parts that the server takes, and cut our padding off again."""
-        rows, length = feeds["input_ids"].shape
+        count, length = feeds["input_ids"].shape
         padded = {name: self._padded(name, value) for name, value in feeds.items()}
         parts = [
-            self._infer(
-                {name: value[start : start + self._max_batch] for name, value in padded.items()}
-            )
-            for start in range(0, rows, self._max_batch)
+            self._infer({name: value[rows] for name, value in padded.items()})
+            for rows in (slice(n, n + self._max_batch) for n in range(0, count, self._max_batch))
         ]
         joined = np.concatenate(parts)
         return {self._output: joined[:, :length] if self._output == TOKEN_VECTORS else joined}

@@ -22,8 +22,12 @@ from jexport.cli import console
               help="Where the layout goes; versions are added to what is there.")  # fmt: skip
 @click.option("--device", type=click.Choice(layouts.DEVICES), default="auto",
               help="Where it is served. Default: onnx on the CPU, trt on the GPU.")  # fmt: skip
-@click.option("--max-batch", type=click.IntRange(min=1), metavar="N",
-              help="The largest batch. Default: 8 on a CPU, 32 on a GPU; trt: its profiles'.")  # fmt: skip
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The largest batch. Default: 8 on a CPU, 32 on a GPU; trt: as its profiles allow.",
+)
 @click.option("--quiet", is_flag=True, help="Only the paths, on stdout.")
 def package(
     artifacts: tuple[Path, ...],

@@ -1,4 +1,4 @@
-"""What a layout is: a way to lay artifacts out as one server reads them; the folder is the registry.
+"""What a layout is: artifacts laid out as one server reads them; the folder is the registry.
 
 To add one: a file here that ends with `LAYOUT = Layout(...)`. A layout copies and describes what is
 built; it changes nothing in an artifact and opens no engine.

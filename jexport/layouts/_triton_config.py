@@ -149,14 +149,14 @@ def profiles_of(content: Mapping[str, Any]) -> list[Profile]:
     found = []
     said = content["engine"]["facts"].get("profiles")
     for one in said if isinstance(said, list) else ():
-        axes = [one.get(axis) if isinstance(one, Mapping) else None for axis in ("batch", "tokens")]
-        if not all(isinstance(axis, list) and _rising(axis) for axis in axes):
+        batch, tokens = (_rising(one, axis) for axis in ("batch", "tokens"))
+        if not batch or not tokens:
             raise LayoutError(
                 "the artifact's profiles cannot be read",
                 evidence=f"{one!r:.120} is not a batch and tokens of [min, opt, max]",
                 fix="build the engine again with this jexport",
             )
-        found.append(Profile(batch=tuple(axes[0]), tokens=tuple(axes[1])))
+        found.append(Profile(batch=batch, tokens=tokens))
     if not found:
         raise LayoutError(
             f"{content['name']}, {content['task']}: the engine has no optimization profiles",
@@ -166,10 +166,13 @@ def profiles_of(content: Mapping[str, Any]) -> list[Profile]:
     return found
 
 
-def _rising(axis: Sequence[Any]) -> bool:
-    return (
-        len(axis) == 3 and all(type(n) is int for n in axis) and 1 <= axis[0] <= axis[1] <= axis[2]
-    )
+def _rising(profile: object, axis: str) -> tuple[int, int, int] | None:
+    """(min, opt, max) of one axis, None when that is not what is there."""
+    said = profile.get(axis) if isinstance(profile, dict) else None
+    if not isinstance(said, list) or [type(n) for n in said] != [int, int, int]:
+        return None
+    low, best, high = said
+    return (low, best, high) if 1 <= low <= best <= high else None
 
 
 def largest_batch(profiles: Sequence[Profile]) -> int:

@@ -8,7 +8,7 @@ Triton takes a folder for a version when its name begins with a number (`1_Pooli
 1) and opens only the engine's file in it, so the whole artifact lies there: `jexport verify` works
 on it, and a client finds tokenizer, prompt and pooling beside the engine that it asks.
 Files are copied, never linked: a repository is mounted into a container or sent to a bucket without
-what a link points to, onnx refuses linked weights, and a hard link would let an edit of the artifact
+what a link points to, onnx refuses linked weights, and by a hard link an edit of the artifact would
 reach the server. This module knows no engine and starts no server.
 """
 
@@ -47,13 +47,17 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One artifact on its way in. known: manifests of the versions there are, by number."""
+    """One artifact on its way in. known: manifests of the versions there are, by number.
+
+    edited: somebody changed the config, which is then left as it is.
+    """
 
     artifact: Artifact
     name: str
     plan: Plan
     number: int
     known: Mapping[int, Mapping[str, Any]]
+    edited: bool
 
     @property
     def new(self) -> bool:
@@ -82,7 +86,7 @@ def write(artifacts: Sequence[Artifact], out: Path, wishes: Wishes) -> list[Writ
             version=job.number,
             path=out / job.name / str(job.number),
             new=job.new,
-            notes=(*job.plan.notes, *_not_served(job)),
+            notes=(*job.plan.notes, *_remarks(job)),
         )
         for job in jobs
     ]
@@ -140,32 +144,41 @@ def _job(artifact: Artifact, out: Path, wishes: Wishes) -> _Job:
     content = artifact.manifest.content
     name = model_name(content)
     known = _known(out / name, content["target"])
+    edited = bool(known) and not is_sealed(_config(out / name))
     same = [n for n, other in known.items() if other["sha256"] == content["sha256"]]
+    if edited and not same:
+        raise OutputPathError(
+            f"{out / name / CONFIG} was changed since jexport wrote it",
+            evidence="a new version may need another config, and yours would be lost",
+            fix="write to an empty folder with --out DIR and bring the two together by hand",
+        )
     number = same[0] if same else max(known, default=0) + 1
     if same:
         manifest.verify(out / name / str(number))
     newest = content if number >= max(known, default=0) else known[max(known)]
-    return _Job(artifact=artifact, name=name, plan=plan(newest, wishes), number=number, known=known)
+    return _Job(
+        artifact=artifact,
+        name=name,
+        plan=plan(newest, wishes),
+        number=number,
+        known=known,
+        edited=edited,
+    )
 
 
 def _known(model: Path, target: str) -> dict[int, Mapping[str, Any]]:
-    """Manifests of the versions of a model by number; refuses a model that is not all jexport's."""
+    """Manifests of the versions of a model by number; refuses a model that is not jexport's."""
     if not os.path.lexists(model):
         return {}
-    if not is_sealed((model / CONFIG).read_text(encoding="utf-8", errors="replace")):
-        raise OutputPathError(
-            f"{model / CONFIG} was changed, or is not jexport's",
-            evidence="a new version may need another config, and yours would be lost",
-            fix="write to an empty folder with --out DIR and bring the two together by hand",
-        )
     known = {}
-    for path in sorted(model.iterdir()):
+    for path in sorted(model.iterdir()) if model.is_dir() else ():
         if path.name.isdecimal() and str(int(path.name)) == path.name:
             try:
                 known[int(path.name)] = manifest.read(path).content
             except ArtifactError as error:
-                error.add_note(f"  (it is a version of the Triton model {model.name})")
-                raise
+                raise _not_ours(model, f"{error.what}: {error.evidence}") from error
+    if not known:
+        raise _not_ours(model, "it holds no version that is an artifact")
     others = {content["target"] for content in known.values()} - {target}
     if others:
         raise LayoutError(
@@ -209,9 +222,10 @@ def _stage(job: _Job, folder: Path) -> Path:
             if spec["name"] == MASK:
                 path = model / WARMUP / one.mask_file(spec["dtype"])
                 path.write_bytes(one.mask(spec["dtype"]))
-    held = {n: f"{of['version']} {of['precision']} {of['sha256']}" for n, of in every.items()}
-    config = text(job.name, served, job.plan, held)
-    (model / CONFIG).write_text(config, encoding="utf-8")
+    if not job.edited:
+        held = {n: f"{of['version']} {of['precision']} {of['sha256']}" for n, of in every.items()}
+        config = text(job.name, served, job.plan, held)
+        (model / CONFIG).write_text(config, encoding="utf-8")
     store.sync_tree(model)
     return model
 
@@ -223,7 +237,7 @@ def _place(job: _Job, staged: Path, out: Path) -> None:
     """
     model = out / job.name
     try:
-        if not job.known and not os.path.lexists(model):
+        if not job.known:
             os.rename(staged, model)
         else:
             (model / WARMUP).mkdir(exist_ok=True)
@@ -231,7 +245,8 @@ def _place(job: _Job, staged: Path, out: Path) -> None:
                 os.replace(path, model / WARMUP / path.name)
             if job.new:
                 os.rename(staged / str(job.number), model / str(job.number))
-            os.replace(staged / CONFIG, model / CONFIG)
+            if not job.edited:
+                os.replace(staged / CONFIG, model / CONFIG)
             store.sync(model)
         store.sync(out)
     except OSError as error:
@@ -244,7 +259,13 @@ def _place(job: _Job, staged: Path, out: Path) -> None:
         ) from error
 
 
-def _not_served(job: _Job) -> Iterator[str]:
+def _config(model: Path) -> str:
+    return (model / CONFIG).read_text(encoding="utf-8", errors="replace")
+
+
+def _remarks(job: _Job) -> Iterator[str]:
+    if job.edited:
+        yield f"{job.name}/{CONFIG} was changed by somebody and is left as it is"
     newest = max((*job.known, job.number))
     if newest != job.number:
         yield (
@@ -261,6 +282,14 @@ def _full_disk_told(out: Path) -> Iterator[None]:
         if is_out_of_space(error):
             raise disk_full("package", out, error) from error
         raise
+
+
+def _not_ours(model: Path, evidence: str) -> OutputPathError:
+    return OutputPathError(
+        f"{model} is not a Triton model of jexport's",
+        evidence=evidence,
+        fix="move it away, or choose another folder with --out DIR",
+    )
 
 
 def _not_a_repository(out: Path, evidence: str) -> OutputPathError:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnxruntime
 import pytest
 
 import jexport
-from jexport import layouts, manifest
+from jexport import layouts, manifest, store
 from jexport.errors import ArtifactError, DiskFullError, LayoutError, OutputPathError
 from jexport.flow import Artifact
 from jexport.layouts import Wishes, Written
@@ -336,10 +337,57 @@ def test_a_config_that_somebody_changed_is_not_replaced(
     config = one.path.parent / "config.pbtxt"
     config.write_text(config.read_text().replace("microseconds: 1000", "microseconds: 500"))
     before = snapshot(tmp_path / "models")
+    [again] = write([artifact], tmp_path / "models")
+    assert "left as it is" in again.notes[-1]
+    assert snapshot(tmp_path / "models") == before
     later = changed(artifact_copy, lambda content: content.update(version="9.9.9-new"))
-    with pytest.raises(OutputPathError, match="was changed, or is not jexport's"):
+    with pytest.raises(OutputPathError, match="was changed since jexport wrote it"):
         write([later], tmp_path / "models")
     assert snapshot(tmp_path / "models") == before
+
+
+@pytest.mark.parametrize("there", ["a file", "no version", "a version of another maker"])
+def test_a_model_of_that_name_that_is_not_jexports_is_left_alone(
+    there: str, artifact: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "models" / "small_retrieval.query"
+    model.parent.mkdir()
+    if there == "a file":
+        model.write_text("mine")
+    else:
+        model.mkdir()
+        (model / "config.pbtxt").write_text('name: "small_retrieval.query"')
+    if there == "a version of another maker":
+        (model / "1").mkdir()
+        (model / "1" / "model.onnx").write_text("mine")
+    before = snapshot(tmp_path / "models")
+    with pytest.raises(OutputPathError, match="is not a Triton model of jexport's"):
+        write([artifact], tmp_path / "models")
+    assert snapshot(tmp_path / "models") == before
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_run_that_was_faster_is_not_overwritten(
+    first: bool, artifact: Path, artifact_copy: Path, changed: Callable[..., Path],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    out = tmp_path / "models"
+    if not first:
+        write([artifact], out)
+    later = changed(artifact_copy, lambda content: content.update(version="9.9.9-new"))
+    theirs = out / "small_retrieval.query" / ("1" if first else "2")
+    real = store.sync_tree
+
+    def meanwhile(folder: Path) -> None:
+        real(folder)
+        theirs.mkdir(parents=True)
+        (theirs / "model.onnx").write_text("theirs")
+
+    monkeypatch.setattr(store, "sync_tree", meanwhile)
+    with pytest.raises(OutputPathError, match="cannot put small_retrieval"):
+        write([later], out)
+    assert snapshot(theirs) == {"model.onnx": b"theirs"}
+    assert not list(out.glob(".work"))
 
 
 def test_a_repository_inside_an_artifact_is_refused(artifact_copy: Path) -> None:
@@ -361,7 +409,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise shutil.Error([(str(source), str(place), str(error))]) if wrapped else error
 
-    monkeypatch.setattr(shutil, "copytree", full)
+    monkeypatch.setattr(layout, "shutil", SimpleNamespace(copytree=full, Error=shutil.Error))
     with pytest.raises(DiskFullError, match="package: no space left"):
         write(both, nothing_left)
     assert len(calls) == 2
@@ -376,6 +424,6 @@ def test_an_artifact_that_changes_while_it_is_copied_is_noticed(
         (artifact_copy / "tokenizer.json").write_text("{}")
         return real(source, place)
 
-    monkeypatch.setattr(shutil, "copytree", meanwhile)
+    monkeypatch.setattr(layout, "shutil", SimpleNamespace(copytree=meanwhile, Error=shutil.Error))
     with pytest.raises(ArtifactError, match=r"changed: tokenizer\.json|is not what was built"):
         write([artifact_copy], nothing_left)
