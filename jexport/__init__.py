@@ -13,6 +13,7 @@ The house, from the ground up; a line imports only downward:
     checkpoints  one file per checkpoint layout       graph    steps on ONNX graphs
     targets      one file per engine                  runtime  open an artifact, embed text
     stages       load, merge, export, quantize, compile, validate, package, publish
+    layouts      one file per server that artifacts are laid out for
     pipeline     the stages in order
     cli          click words -> library calls; the only code that prints or exits
 

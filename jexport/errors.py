@@ -175,6 +175,12 @@ class OutputPathError(JexportError):
     exit_code = 26
 
 
+class LayoutError(JexportError):
+    """An artifact that a server's layout cannot take, or a layout that no file makes."""
+
+    exit_code = 30
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

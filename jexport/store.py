@@ -78,7 +78,7 @@ def place(staged: Path, slot: Slot) -> Artifact:
 
     When another run placed the same version first, that one is kept and `staged` is dropped.
     """
-    _sync_tree(staged)
+    sync_tree(staged)
     try:
         slot.parent.mkdir(parents=True, exist_ok=True)
         os.rename(staged, slot.path)
@@ -89,7 +89,7 @@ def place(staged: Path, slot: Slot) -> Artifact:
             raise _cannot_place(slot, str(error)) from error
         manifest.verify(slot.path)
         shutil.rmtree(staged, ignore_errors=True)
-    _sync(slot.parent)
+    sync(slot.parent)
     point_latest(slot, scratch=staged.parent)
     return Artifact(path=slot.path, manifest=manifest.read(slot.path))
 
@@ -112,7 +112,7 @@ def point_latest(slot: Slot, *, scratch: Path) -> None:
     fresh = scratch / f"{LATEST}-{secrets.token_hex(4)}"
     fresh.symlink_to(slot.version)
     os.replace(fresh, link)
-    _sync(slot.parent)
+    sync(slot.parent)
 
 
 def keep_report(report: Path, slot: Slot) -> Path | None:
@@ -149,13 +149,15 @@ def is_latest(artifact: Artifact) -> bool:
     return link.is_symlink() and os.readlink(link) == artifact.path.name
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Have every byte of a folder on the disk before it gets its name."""
     for path in sorted(folder.rglob("*"), reverse=True):
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have one file, or the names in one folder, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -24,7 +24,7 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
-    {"quantized"},
+    {"quantized", "layouts"},
     {"pipeline"},
     {"cli"},
 )

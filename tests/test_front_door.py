@@ -13,7 +13,7 @@ import jexport
 
 HEAVY = ("torch", "transformers", "peft", "safetensors", "tokenizers", "huggingface_hub", "onnx",
          "onnx_ir", "onnxscript", "onnxruntime", "sentence_transformers", "scipy")  # fmt: skip
-COMMANDS = ("build", "embed", "verify", "inspect", "list", "recipe", "doctor", "toy")
+COMMANDS = ("build", "embed", "package", "verify", "inspect", "list", "recipe", "doctor", "toy")
 PROGRAM = Path(sys.executable).with_name("jexport")
 
 

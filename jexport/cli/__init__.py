@@ -19,6 +19,7 @@ from jexport.run import disk_full, is_out_of_space
 COMMANDS = {
     "build": "jexport.cli.build",
     "embed": "jexport.cli.embed",
+    "package": "jexport.cli.package",
     "verify": "jexport.cli.artifacts",
     "inspect": "jexport.cli.artifacts",
     "list": "jexport.cli.artifacts",

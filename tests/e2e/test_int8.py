@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import jexport
-from jexport import manifest, recipe
+from jexport import layouts, manifest, recipe
 from jexport.errors import ArtifactError, CalibrationError, QuantizationError
+from jexport.flow import Artifact
 from jexport.int8.bench import Bench
 from jexport.int8.journal import Journal
+from jexport.runtime.embedder import Embedder
+from jexport.runtime.open import embedding_of
+from jexport.runtime.tokenise import TextTokenizer
 
 TASK = "retrieval.passage"
 GATES = {"cosine_mean": 0.9, "cosine_p1": 0.8, "batch_cosine_min": 0.999999}
@@ -128,6 +133,27 @@ def test_only_a_quantized_graph_keeps_to_one_attention_kernel(
 
     assert long_only(int8)
     assert not long_only(builds(TASK).path)
+
+
+def test_triton_serves_the_same_vectors(int8: Path, texts: list[str], tmp_path: Path) -> None:
+    """As its backend opens it: the basic optimizations alone, onnxruntime's own operators."""
+    found = Artifact(path=int8, manifest=manifest.read(int8))
+    [one] = layouts.load("triton").write([found], tmp_path / "models", layouts.Wishes())
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(str(one.path / "model.onnx"), options)
+    tokenizer = TextTokenizer.open(one.path, max_tokens=8192)
+    embedding = embedding_of(found.manifest.content)
+    outputs = [value.name for value in session.get_outputs()]
+    served = Embedder(
+        tokenizer=tokenizer,
+        runner=lambda feeds: dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True)),
+        embedding=embedding,
+        outputs=outputs,
+    )
+    with jexport.open_artifact(int8) as model:
+        wanted = model.encode(texts)
+    assert (served.encode(texts) * wanted).sum(axis=1).min() > 0.999999
 
 
 def test_weights_are_int8(int8: Path) -> None:

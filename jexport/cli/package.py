@@ -1,0 +1,58 @@
+"""`jexport package`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jexport import layouts
+from jexport.cli import console
+
+
+@click.command()
+@click.argument(
+    "artifacts", nargs=-1, required=True, metavar="ARTIFACT...", type=click.Path(path_type=Path)
+)
+@click.option("--layout", required=True, type=click.Choice(layouts.names()),
+              help="What the server reads.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
+              help="Where the layout goes; versions are added to what is there.")  # fmt: skip
+@click.option("--device", type=click.Choice(layouts.DEVICES), default="auto",
+              help="Where it is served. Default: onnx on the CPU, trt on the GPU.")  # fmt: skip
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The largest batch. Default: 8 on a CPU, 32 on a GPU; trt: as its profiles allow.",
+)
+@click.option("--quiet", is_flag=True, help="Only the paths, on stdout.")
+def package(
+    artifacts: tuple[Path, ...],
+    layout: str,
+    out: Path,
+    device: str,
+    max_batch: int | None,
+    quiet: bool,
+) -> None:
+    """Lay built artifacts out as a server reads them.
+
+    Each artifact is checked and copied. The folder of each is a line on stdout.
+    """
+    from jexport import manifest
+    from jexport.flow import Artifact
+
+    found = [Artifact(path=path, manifest=manifest.read(path)) for path in artifacts]
+    wishes = layouts.Wishes(device=device, max_batch=max_batch or 0)
+    for one in layouts.load(layout).write(found, out, wishes):
+        if not quiet:
+            state = "written" if one.new else "there already"
+            console.say(f"{one.name}, version {one.version}: {state}")
+            for note in one.notes:
+                console.say(f"  {note}")
+        click.echo(one.path)
+
+
+COMMANDS: Mapping[str, Any] = {"package": package}

@@ -1,0 +1,64 @@
+"""What a layout is: artifacts laid out as one server reads them; the folder is the registry.
+
+To add one: a file here that ends with `LAYOUT = Layout(...)`. A layout copies and describes what is
+built; it changes nothing in an artifact and opens no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jexport.errors import LayoutError, nearest
+from jexport.flow import Artifact
+
+DEVICES = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a user may say of the serving. device: one of DEVICES. max_batch: 0 for the layout's."""
+
+    device: str = "auto"
+    max_batch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """One artifact as it stands in a layout. new: False when it stood there already."""
+
+    name: str
+    version: int
+    path: Path
+    new: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One layout. targets: the artifacts it takes. write(artifacts, out, wishes): all or none."""
+
+    name: str
+    summary: str
+    targets: tuple[str, ...]
+    write: Callable[[Sequence[Artifact], Path, Wishes], list[Written]]
+
+
+def names() -> list[str]:
+    """The layouts there are, without importing any."""
+    folder = Path(__file__).parent
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load(name: str) -> Layout:
+    """Import one layout. Raises LayoutError naming the nearest."""
+    if name not in names():
+        raise LayoutError(
+            f"unknown layout '{name}'",
+            evidence=f"there are: {', '.join(names())}",
+            fix=nearest(name, names()),
+        )
+    layout: Layout = importlib.import_module(f"jexport.layouts.{name}").LAYOUT
+    return layout
