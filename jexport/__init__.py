@@ -7,10 +7,11 @@ The front door:
 
 The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
-    flow         the nouns that flow between stages
+    flow         the nouns that flow between stages   findings what a lint found
     tasks, parity, manifest, calibration, run
     recipe, store
-    checkpoints  one file per checkpoint layout       graph    steps on ONNX graphs
+    graph        steps on ONNX graphs                 trt      what TensorRT takes
+    checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
     stages       load, merge, export, quantize, compile, validate, package, publish
     pipeline     the stages in order

@@ -13,11 +13,11 @@ import jexport
 PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
-    {"flow"},
+    {"flow", "findings"},
     {"tasks", "ranking", "toy_tokenizer"},
     {"parity", "manifest", "run"},
     {"calibration", "recipe", "store", "model_card", "quantization_report", "speed", "toy"},
-    {"graph"},
+    {"graph", "trt"},
     {"checkpoints"},
     {"targets"},
     {"runtime"},
