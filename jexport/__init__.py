@@ -7,7 +7,7 @@ The front door:
 
 The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
-    flow         the nouns that flow between stages   findings what a lint found
+    flow, findings                                   what flows between stages; what a lint found
     tasks, parity, manifest, calibration, run
     recipe, store
     graph        steps on ONNX graphs                 trt      what TensorRT takes

@@ -127,7 +127,9 @@ def _check_type(node: Node, dtype: str, name: str) -> Iterator[Finding]:
             node,
             f"{node.op} in {dtype} is not in the parser's table, only in the layer's reference",
             listed,
-            "try it on the GPU first; a table that ids look up can be float16 instead",
+            "try it on the GPU first; a table that ids look up can stay float"
+            if dtype == "INT8"
+            else "try it on the GPU first, or cast to float32 before it",
         )
     elif dtype == "UINT8":
         yield error(

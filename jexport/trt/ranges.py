@@ -26,7 +26,9 @@ SMALL = 1 << 16
 THROUGH = ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Slice",
            "Concat", "Gather", "Tile", "Where", "Add", "Sub", "Mul", "Neg",
            "ConstantOfShape", "Constant")  # fmt: skip
-MASK = -1e4 - 1
+LOW = -1e38
+"""A float32 mask down here overflows float32 itself when scores are added to it twice."""
+
 FIX = "use a mask of -10000: it is finite in float16, and its softmax is 0"
 
 
@@ -84,7 +86,7 @@ def _check_float(
     wide = values[~(np.abs(values) <= LARGEST)]
     if not len(wide):
         return
-    low = bool((wide < MASK).any())
+    low = bool((wide < 0).any())
     at = node or _first_reader(scope, name)
     told = f"'{name}' has {wide[0]:g}; float16 ends at {LARGEST:g}"
     cast = _reaches(scope, name, ("Cast",), to_half=True)
@@ -96,11 +98,11 @@ def _check_float(
             f"{told}; it reaches {cast.label}, which casts to float16",
             FIX if low else "keep that module in float32 (export.keep_fp32)",
         )
-    elif low:
+    elif (wide <= LOW).any():
         yield warning(
             "mask-overflow",
             at,
-            "a graph with float16 in it has a mask that only float32 can hold",
+            "a graph with float16 in it has a mask at the end of float32",
             told,
             FIX,
         )
