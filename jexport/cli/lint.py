@@ -42,8 +42,7 @@ def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> Non
         for one in found:
             click.echo(one.text())
         click.echo(
-            f"{path}: {len(bad)} kinds of errors, {len(found) - len(bad)} of warnings "
-            f"for target {target}"
+            f"{path} for target {target}: errors: {len(bad)}, warnings: {len(found) - len(bad)}"
         )
     findings.refuse(found)
 

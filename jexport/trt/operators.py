@@ -88,6 +88,8 @@ def check_types(file: GraphFile) -> Iterator[Finding]:
             if node.standard and node.op in table().operators and node.op not in QUANTIZING:
                 for dtype, name in _typed(node, scope, file.opset):
                     yield from _check_type(node, dtype, name)
+            if node.standard and not node.scopes:
+                yield from _check_mixed(node, scope, file.opset)
 
 
 def _typed(node: Node, scope: Scope, opset: int) -> Iterator[tuple[str, str]]:
@@ -105,6 +107,29 @@ def _typed(node: Node, scope: Scope, opset: int) -> Iterator[tuple[str, str]]:
     if node.op in OUTPUT_TYPED:
         names += node.outputs
     yield from {dtype: name for name in reversed(names) if (dtype := scope.dtype(name))}.items()
+
+
+def _check_mixed(node: Node, scope: Scope, opset: int) -> Iterator[Finding]:
+    """Inputs of one type variable in two types: strongly typed networks cast nothing by themselves.
+
+    ONNX does not allow it either; graphs that were made float16 by hand have it all the same.
+    """
+    schema = flowing.schema_of(node.op, opset)
+    words = schema[0] if schema is not None else []
+    seen: dict[str, tuple[str, str]] = {}
+    for index, name in enumerate(node.inputs if words else ()):
+        dtype, word = scope.dtype(name), words[min(index, len(words) - 1)]
+        first, other = seen.setdefault(word, (dtype, name)) if dtype else ("", "")
+        if dtype and first != dtype and "(" not in word:
+            yield error(
+                "mixed-types",
+                node,
+                f"{node.op} is given {first} and {dtype}",
+                f"'{other}' is {first}, '{name}' is {dtype}; TensorRT's networks are strongly "
+                "typed",
+                "cast one of them before it",
+            )
+            return
 
 
 def _check_type(node: Node, dtype: str, name: str) -> Iterator[Finding]:

@@ -151,6 +151,18 @@ def test_types_follow_data_through_operators_and_branches(
     assert "'both' is INT64" in found.evidence
 
 
+def test_two_types_in_one_sum(graphs: Any, linted: Callable[..., Any]) -> None:
+    add = NODE("Add", ["x", "c"], ["out"], name="add")
+    assert linted(graphs.model([cast(1), add])) == []
+    (found,) = linted(graphs.model([cast(10), add]))
+    assert (found.rule, found.severity, found.node) == ("mixed-types", "error", "add")
+    assert found.what == "Add is given FP32 and FP16"
+    where = NODE("Where", ["yes", "x", "x"], ["out"], name="where")  # bool beside float is right
+    assert linted(graphs.model([where], [graphs.tensor("yes", True, bool)])) == []
+    power = NODE("Pow", ["x", "c"], ["out"], name="pow")  # its exponent has a type of its own
+    assert linted(graphs.model([cast(10), power])) == []
+
+
 def test_a_type_beyond_the_parsers_table_is_a_warning(
     graphs: Any, linted: Callable[..., Any]
 ) -> None:
