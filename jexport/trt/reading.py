@@ -76,12 +76,10 @@ class Constant:
         if self.place is not None:
             if Path(self.place.location).name != self.place.location:
                 raise ValueError("not a plain file name")
-            return np.fromfile(
-                self.folder / self.place.location,
-                kind,
-                self.elements,
-                offset=int(self.place.offset or 0),
-            )
+            path = self.folder / self.place.location
+            if path.is_symlink() or not path.is_file():  # a pipe would never end
+                raise ValueError("not a file")
+            return np.fromfile(path, kind, self.elements, offset=int(self.place.offset or 0))
         if self.tensor.HasField("raw_data"):
             return np.frombuffer(self.tensor.raw_data, kind)
         stored = getattr(self.tensor, FIELDS.get(self.dtype, "int32_data"))
@@ -251,6 +249,8 @@ def read(path: Path) -> GraphFile:
 
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise _not_onnx(path, "it is not a file")
         if size > LARGEST_FILE_BYTES:
             raise _not_onnx(path, f"it has {size:,} bytes; ONNX files end at 2 GiB")
         model = onnx.ModelProto.FromString(path.read_bytes())

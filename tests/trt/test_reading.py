@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Callable
@@ -50,6 +51,20 @@ def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone.onnx", Path("a\0b")):
         with pytest.raises(UnsupportedGraphError, match="is not an ONNX graph"):
             lint(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, graphs: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UnsupportedGraphError) as caught:
+        lint(tmp_path / "pipe")
+    assert caught.value.evidence == "it is not a file"
+    nodes, constants = graphs.pair("x")
+    made = graphs.model([*nodes, NODE("Relu", ["q/out"], ["out"], name="r")], constants)
+    scale = made.graph.initializer[1]
+    scale.ClearField("raw_data")
+    scale.data_location = onnx.TensorProto.EXTERNAL
+    scale.external_data.add(key="location", value="pipe")
+    assert "pipe is not a file" in {one.evidence for one in lint(graphs.save(made, tmp_path))}
 
 
 def test_a_file_over_protobufs_limit_is_not_read(tmp_path: Path) -> None:
