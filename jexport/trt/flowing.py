@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jexport.trt.reading import Constant, GraphFile, Node, Scope
+from jexport.trt.scopes import Constant, GraphFile, Node, Scope
 from jexport.trt.support import IN_SCHEMAS, TYPES
 
 CONSTANT, SHAPE, VALUES = 0, 1, 2

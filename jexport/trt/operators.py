@@ -8,7 +8,7 @@ from typing import Any
 from jexport.findings import Finding
 from jexport.trt import flowing
 from jexport.trt.flowing import CONSTANT, Origins
-from jexport.trt.reading import Constant, GraphFile, Node, Scope, error, warning
+from jexport.trt.scopes import Constant, GraphFile, Node, Scope, error, warning
 from jexport.trt.support import table
 
 SYMMETRIC = "quantize with the scheme 'symmetric' (int8 Q/DQ pairs), which this target asks for"

@@ -15,7 +15,7 @@ from jexport.findings import Finding
 from jexport.trt import flowing
 from jexport.trt.flowing import CONSTANT, Origins
 from jexport.trt.operators import SYMMETRIC
-from jexport.trt.reading import GraphFile, Node, Scope, error
+from jexport.trt.scopes import GraphFile, Node, Scope, error
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 TAKEN = ("INT8", "FP8", "FP4", "INT4")

@@ -1,6 +1,6 @@
 """Rules on numbers: what float16 cannot hold, and masks that overflow there.
 
-Looks into small constants only (reading.READ_ELEMENTS); what large weights and activations reach is
+Looks into small constants only (scopes.READ_ELEMENTS); what large weights and activations reach is
 measured where a graph is made float16. Follows a constant through moves and sums, not through
 operators that bound it.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jexport.findings import Finding
-from jexport.trt.reading import Constant, GraphFile, Node, Scope, error, warning
+from jexport.trt.scopes import Constant, GraphFile, Node, Scope, error, warning
 
 LARGEST = 65504.0
 """Of float16."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from jexport.findings import Finding
 from jexport.trt import flowing
 from jexport.trt.flowing import VALUES, Origins
-from jexport.trt.reading import GraphFile, Node, Value, error, warning
+from jexport.trt.scopes import GraphFile, Node, Value, error, warning
 from jexport.trt.support import table
 
 INPUTS = ("input_ids", "attention_mask")

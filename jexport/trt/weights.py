@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jexport.findings import Finding
-from jexport.trt.reading import Constant, GraphFile, Place, error, warning
+from jexport.trt.scopes import Constant, GraphFile, Place, error, warning
 from jexport.trt.support import BITS
 
 AGAIN = "build again, or copy the graph together with its weights"
