@@ -7,10 +7,11 @@ The front door:
 
 The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
-    flow         the nouns that flow between stages
+    flow, findings                                   what flows between stages; what a lint found
     tasks, parity, manifest, calibration, run
     recipe, store, report
-    checkpoints  one file per checkpoint layout       graph    steps on ONNX graphs
+    graph        steps on ONNX graphs                 trt      what TensorRT takes
+    checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
     stages       load, merge, export, quantize, compile, validate, package, publish
     layouts      one file per server that artifacts are laid out for

@@ -13,12 +13,12 @@ import jexport
 PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
-    {"flow"},
+    {"flow", "findings"},
     {"tasks", "ranking", "toy_tokenizer"},
     {"parity", "manifest", "run"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"model_card"},
-    {"graph"},
+    {"graph", "trt"},
     {"checkpoints"},
     {"targets"},
     {"runtime"},

@@ -25,6 +25,7 @@ COMMANDS = {
     "list": "jexport.cli.artifacts",
     "report": "jexport.cli.report",
     "compare": "jexport.cli.report",
+    "lint": "jexport.cli.lint",
     "recipe": "jexport.cli.recipes",
     "doctor": "jexport.cli.doctor",
     "toy": "jexport.cli.toy",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jexport.errors import DependencyError, PrecisionError, UnknownTargetError, nearest
+from jexport.findings import Finding
 from jexport.flow import CompiledModel, OnnxModel, Runner
 from jexport.recipe import CompileSpec
 
@@ -36,6 +37,8 @@ class Target:
     build_needs, run_needs: modules. extra: what pip installs to run it. fingerprint(): where an
     artifact of this target may run. check(model): refuses what the engine cannot take. build(model,
     spec, out_dir): compiles. runner(compiled, device, threads): opens.
+    lint(path, max_tokens): everything in a graph that the engine would not take, when the target
+    can tell without the engine.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Target:
     check: Callable[[OnnxModel], None]
     build: Callable[[OnnxModel, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
+    lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
 
 
 def names() -> list[str]:

@@ -1,0 +1,50 @@
+"""`jexport lint`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+GRAPH = "model.onnx"
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", required=True, help="The engine it is meant for.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="The longest text it will be given.")
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
+def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> None:
+    """Name what an engine would refuse in an ONNX graph (a .onnx file, or a folder with one)."""
+    from jexport import findings, targets
+
+    chosen = targets.load(target)
+    if chosen.lint is None:
+        able = [name for name in targets.names() if targets.load(name).lint is not None]
+        raise click.UsageError(
+            f"target '{target}' has no lint; targets that have one: {', '.join(able) or 'none'}"
+        )
+    path = model / GRAPH if model.is_dir() else model
+    found = chosen.lint(path, max_tokens)
+    bad = findings.errors(found)
+    if as_json:
+        told = {
+            "model": str(path),
+            "target": target,
+            "errors": len(bad),
+            "warnings": len(found) - len(bad),
+            "findings": [dataclasses.asdict(one) for one in found],
+        }
+        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        for one in found:
+            click.echo(one.text())
+        click.echo(
+            f"{path} for target {target}: errors: {len(bad)}, warnings: {len(found) - len(bad)}"
+        )
+    findings.refuse(found)
+
+
+COMMANDS = {"lint": lint}
