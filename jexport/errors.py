@@ -116,7 +116,7 @@ class UnsupportedGraphError(JexportError):
 
 
 class PrecisionError(JexportError):
-    """A precision that a target does not have."""
+    """A precision that a target does not have, or a model that is quantized already."""
 
     exit_code = 17
 

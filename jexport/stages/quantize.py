@@ -95,6 +95,10 @@ def run(
     import onnx_ir as ir
 
     _check(aim, material)
+    ways = ways or Ways()
+    cut = material.about["calibration"]["cut"]
+    if cut:
+        ways.tell(f"{cut} calibration texts are longer than {spec.max_tokens} tokens and were cut")
     source = ir.load(model.path)
     items = products.find(source)
     _check_memory(model, items)
@@ -104,7 +108,6 @@ def run(
         assert tensor is not None
         return tensor.numpy()
 
-    ways = ways or Ways()
     bench = Bench(
         model=model, material=material, judge=judge, room=out_dir / "trials", journal=ways.journal,
         gates={key: bound for key, bound in aim.gates.items() if key in TEXT_GATES},
