@@ -18,6 +18,7 @@ FLOORS = (
     {"parity", "manifest", "run"},
     {"calibration", "recipe", "store", "model_card", "quantization_report", "speed", "toy"},
     {"graph"},
+    {"trt"},
     {"checkpoints"},
     {"targets"},
     {"runtime"},

@@ -19,7 +19,6 @@ from jexport.flow import CompiledModel, OnnxModel, Runner
 from jexport.recipe import CompileSpec
 
 PLANNED: Mapping[str, str] = {
-    "trt": "TensorRT engines",
     "openvino": "OpenVINO IR",
     "hf": "a merged checkpoint for transformers and sentence-transformers",
     "vllm": "a merged checkpoint for vLLM and TEI",

@@ -1,0 +1,1 @@
+"""What the target trt is made of; imported inside functions only, and knows no stage."""
