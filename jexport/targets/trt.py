@@ -66,7 +66,9 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     if spec.weight_stripped:
         (out_dir / STRIPPED).write_bytes(plan)
         files.append(STRIPPED)
-        plan = building.refit(plan, model.path)
+        plan = building.refit(
+            plan, model.path, version_compatible=spec.version_compatible
+        )
     (out_dir / PLAN).write_bytes(plan)
     made = origin.Origin(
         tensorrt=machine.tensorrt,

@@ -9,7 +9,6 @@ of artifacts and no reference vectors.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import tempfile
 import time
@@ -84,9 +83,17 @@ def build(
     started = time.perf_counter()
     kept = _kept_timings(options, machine)
     notes = [kept.read.note] if kept else []
-    with _told(f"building an engine of {path.name}"), tempfile.TemporaryFile() as made:
+    # Polygraphy asks a file-like object for its mode and file number: no BytesIO.
+    with (
+        _told(f"building an engine of {path.name}"),
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as made,
+    ):
+        given.write(kept.read.content if kept else b"")
         network = network_from_onnx_path(str(path), **_strongly_typed(machine))
-        config = _config(signature, profiles, options, kept.read.content if kept else b"")
+        config = _config(
+            signature, profiles, options, given if kept and kept.read.content else None
+        )
         raw = engine_bytes_from_network(
             network, config=config, save_timing_cache=made if kept else None
         )
@@ -124,7 +131,7 @@ def _kept_timings(options: Options, machine: Machine) -> _Kept | None:
 
 
 def _config(
-    signature: Signature, profiles: Sequence[Profile], options: Options, timings: bytes
+    signature: Signature, profiles: Sequence[Profile], options: Options, timings: Any
 ) -> Any:
     """Polygraphy's CreateConfig for these options, with nothing of what TensorRT 11 removed."""
     import tensorrt as trt
@@ -139,8 +146,8 @@ def _config(
         )
     if options.workspace_bytes:
         more["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_bytes}
-    if timings:
-        more["load_timing_cache"] = io.BytesIO(timings)
+    if timings is not None:
+        more["load_timing_cache"] = timings
     return CreateConfig(
         profiles=_polygraphy_profiles(signature, profiles),
         # Polygraphy's own default writes every detail of every layer into the plan.
@@ -192,6 +199,7 @@ def _told(doing: str) -> Iterator[None]:
     listener = Listener(logging.ERROR)
     python_log = logging.getLogger("Polygraphy")
     before, passed_on = G_LOGGER.use_python_logging_system, python_log.propagate
+    coloured, G_LOGGER.colors = G_LOGGER.colors, False  # it prints when it has no colours
     G_LOGGER.use_python_logging_system = True
     python_log.addHandler(listener)
     python_log.propagate = False
@@ -209,20 +217,29 @@ def _told(doing: str) -> Iterator[None]:
         python_log.removeHandler(listener)
         python_log.propagate = passed_on
         G_LOGGER.use_python_logging_system = before
+        G_LOGGER.colors = coloured
 
 
-def refit(plan: bytes, path: Path, *, judge: Callable[[bytes], None] | None = None) -> bytes:
+def refit(
+    plan: bytes,
+    path: Path,
+    *,
+    version_compatible: bool = False,
+    judge: Callable[[bytes], None] | None = None,
+) -> bytes:
     """A plan with the weights of this ONNX graph, from a plan built with `weight_stripped`.
 
     Always give the stripped plan itself, never what an earlier refit gave: every switch is then a
     full refit of an engine without weights, and no weight of another task can stay behind. The
-    result is not refittable. judge: called with it before it is returned; it raises when the
+    result is not refittable. version_compatible: whether the plan was built so; it then carries
+    code that runs on the host, which no other plan may. judge: called with it before it is returned; it raises when the
     vectors are not the task's. Raises EngineError.
     """
     import tensorrt as trt
 
     log = Log()
     runtime = trt.Runtime(log.made)
+    runtime.engine_host_code_allowed = version_compatible
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None or not engine.refittable:
         raise EngineError(
