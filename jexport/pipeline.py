@@ -61,6 +61,7 @@ def build(
     engine = targets.load(target)
     targets.check_precision(engine, precision)
     targets.check_installed(engine.build_needs, extra="build", purpose=f"building for {target}")
+    engine.ready()
     texts = calibration.read(recipe.validate.texts, task)
     quantized = precision in (INT8, INT8_WEIGHTS)
     parts = calibration.parts(recipe.quantize.calibration, task) if quantized else None

@@ -32,8 +32,9 @@ class Target:
 
     precisions: those it takes. scheme: the quantization scheme it needs for int8. needs_onnx:
     whether export runs at all. build_needs, run_needs: modules. extra: what pip installs to run it.
-    fingerprint(): where an artifact of this target may run. check(model): refuses what the engine
-    cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads): opens.
+    ready(): refuses a machine that cannot compile for it, before any work. fingerprint(): where an
+    artifact of this target may run. check(model): refuses what the engine cannot take.
+    build(model, spec, out_dir): compiles. runner(compiled, device, threads): opens.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     build_needs: tuple[str, ...]
     run_needs: tuple[str, ...]
     extra: str
+    ready: Callable[[], None]
     fingerprint: Callable[[], dict[str, Any]]
     check: Callable[[OnnxModel], None]
     build: Callable[[OnnxModel, CompileSpec, Path], CompiledModel]

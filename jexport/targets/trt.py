@@ -23,6 +23,14 @@ MAX_OPSET = 25
 DEVICES = ("auto", "cuda")
 
 
+def ready() -> None:
+    """Refuse a machine without a GPU, a driver or a TensorRT that fits; each says the way out."""
+    from jexport.trt import device
+
+    device.check_installed("polygraphy")
+    device.machine()
+
+
 def fingerprint() -> dict[str, Any]:
     """Say where it runs: the GPU, TensorRT and system of this machine, as far as they are there."""
     from jexport.trt import device
@@ -50,6 +58,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """
     from jexport.trt import building, device, memory, origin, profiles
 
+    ready()
     machine = device.machine()
     found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
     need = memory.predict(model.path, found)
@@ -66,9 +75,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     if spec.weight_stripped:
         (out_dir / STRIPPED).write_bytes(plan)
         files.append(STRIPPED)
-        plan = building.refit(
-            plan, model.path, version_compatible=spec.version_compatible
-        )
+        plan = building.refit(plan, model.path, version_compatible=spec.version_compatible)
     (out_dir / PLAN).write_bytes(plan)
     made = origin.Origin(
         tensorrt=machine.tensorrt,
@@ -142,13 +149,13 @@ TARGET = Target(
     precisions=("fp32", "fp16", "int8"),
     scheme="symmetric",
     needs_onnx=True,
-    build_needs=(
-        "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "tensorrt", "polygraphy", "cuda",
-    ),
+    # What it takes up to the engine; the rest is asked for by `ready`.
+    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     run_needs=("tensorrt", "cuda", "tokenizers", "numpy"),
     extra="trt",
+    ready=ready,
     fingerprint=fingerprint,
     check=check,
     build=build,
     runner=runner,
-)  # fmt: skip
+)

@@ -101,9 +101,7 @@ def build(
         if kept:
             made.seek(0)
             notes.append(timing_cache.write(kept.place, made.read()))
-    return Built(
-        plan=plan, seconds=time.perf_counter() - started, notes=tuple(filter(None, notes))
-    )
+    return Built(plan=plan, seconds=time.perf_counter() - started, notes=tuple(filter(None, notes)))
 
 
 def _strongly_typed(machine: Machine) -> dict[str, bool]:

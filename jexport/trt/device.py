@@ -73,7 +73,7 @@ def machine() -> Machine:
     Raises DependencyError (no TensorRT, or another major) and DeviceError (no driver, one too old,
     no GPU, one too old), each before any work was done.
     """
-    _check_installed("tensorrt", "cuda.bindings")
+    check_installed("tensorrt", "cuda.bindings")
     version = imported_version()
     if int(version.split(".")[0]) not in MAJORS:
         raise DependencyError(
@@ -85,7 +85,8 @@ def machine() -> Machine:
     return Machine(gpu=_gpu(), tensorrt=version, system=system())
 
 
-def _check_installed(*modules: str) -> None:
+def check_installed(*modules: str) -> None:
+    """Raise DependencyError, with both ways out, when a module is missing."""
     missing = [name for name in modules if not _installed(name)]
     if missing:
         raise DependencyError(
@@ -216,7 +217,7 @@ def _gib(size_bytes: int) -> str:
 def fingerprint() -> dict[str, str]:
     """What an engine made here may run on, as far as this machine can say; never raises."""
     try:
-        _check_installed("cuda.bindings")
+        check_installed("cuda.bindings")
         _check_driver()
         gpu = _gpu()
         device = f"{gpu.name}, compute capability {gpu.capability}"

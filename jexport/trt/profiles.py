@@ -196,9 +196,7 @@ def _best_edges(known: Sequence[int], highest: int, count: int) -> list[int]:
     return list(cheapest[-1][-1][1])
 
 
-def _of_edges(
-    edges: Sequence[int], known: Sequence[int], token_budget: int
-) -> tuple[Profile, ...]:
+def _of_edges(edges: Sequence[int], known: Sequence[int], token_budget: int) -> tuple[Profile, ...]:
     """Profiles with these upper borders, in order; the texts say where each is tuned."""
     found = []
     lower = 1

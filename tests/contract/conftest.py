@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 WHEELS = Path(sys.prefix) / "wheels"
-PINS = {11: "tensorrt_cu13_bindings-11.4.0.106-*.whl", 10: "tensorrt_cu12_bindings-10.16.1.11-*.whl"}
+PINS = {
+    11: "tensorrt_cu13_bindings-11.4.0.106-*.whl",
+    10: "tensorrt_cu12_bindings-10.16.1.11-*.whl",
+}
 """As `make setup` downloads them: both put the same package in place, so neither is installed."""
 
 TESTS = Path(__file__).parents[1]

@@ -55,7 +55,9 @@ def _walk(node: ast.AST, *, cuda: bool) -> Iterator[Use]:
             line=getattr(node, "lineno", 0),
             chain=chain,
             words=len(node.args) if isinstance(node, ast.Call) else None,
-            keywords=tuple(k.arg or "" for k in node.keywords) if isinstance(node, ast.Call) else (),
+            keywords=tuple(k.arg or "" for k in node.keywords)
+            if isinstance(node, ast.Call)
+            else (),
         )
         if isinstance(node, ast.Call):
             for child in (*node.args, *node.keywords):

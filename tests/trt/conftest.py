@@ -42,22 +42,24 @@ def forget_polygraphy() -> None:
         del sys.modules[name]
 
 
-@pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
-    """`install(11)`: TensorRT of that major and a GPU, until the test ends."""
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is for Linux and Windows")
+def put_in_place(major: int, patch: pytest.MonkeyPatch, **gpu_options: Any) -> Bench:
+    """TensorRT of that major and a GPU, until the patch is undone."""
     import cuda.bindings
 
-    def make(major: int, **gpu_options: Any) -> Bench:
-        gpu = module("fake_cuda").FakeGpu(**gpu_options)
-        trt, record = module("stand_in").make(major, gpu)
-        monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu.runtime)
-        monkeypatch.setattr(cuda.bindings, "runtime", gpu.runtime)
-        forget_polygraphy()
-        return Bench(trt=trt, record=record, gpu=gpu, major=major)
+    gpu = module("fake_cuda").FakeGpu(**gpu_options)
+    trt, record = module("stand_in").make(major, gpu)
+    patch.setitem(sys.modules, "tensorrt", trt)
+    patch.setitem(sys.modules, "cuda.bindings.runtime", gpu.runtime)
+    patch.setattr(cuda.bindings, "runtime", gpu.runtime)
+    forget_polygraphy()
+    return Bench(trt=trt, record=record, gpu=gpu, major=major)
 
-    yield make
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
+    """`install(11)`: put_in_place for one test."""
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is for Linux and Windows")
+    yield lambda major, **options: put_in_place(major, monkeypatch, **options)
     forget_polygraphy()
 
 

@@ -26,9 +26,7 @@ PROFILES = (
 
 
 def build(bench: Any, tiny: Any, **options: Any) -> building.Built:
-    return building.build(
-        tiny.path, tiny.signature, PROFILES, Options(**options), device.machine()
-    )
+    return building.build(tiny.path, tiny.signature, PROFILES, Options(**options), device.machine())
 
 
 def test_the_network_is_strongly_typed(bench: Any, tiny: Any) -> None:

@@ -303,14 +303,16 @@ def test_a_gpu_that_is_too_small(install: Callable[..., Any], tiny: Any, tmp_pat
     bench = install(11)
     path, made = compile_tiny(tiny, tmp_path)
     bench.gpu.total_bytes = path.stat().st_size - 1
-    with pytest.raises(DeviceError, match="too little free memory") as caught, plan.open_plan(
-        path, made
+    with (
+        pytest.raises(DeviceError, match="too little free memory") as caught,
+        plan.open_plan(path, made),
     ):
         pass
     assert "weights" in caught.value.evidence
     bench.gpu.total_bytes = path.stat().st_size + 100
-    with pytest.raises(DeviceError, match="too little free memory") as caught, plan.open_plan(
-        path, made
+    with (
+        pytest.raises(DeviceError, match="too little free memory") as caught,
+        plan.open_plan(path, made),
     ):
         pass
     assert "activations at profile 1" in caught.value.evidence
@@ -369,16 +371,15 @@ def test_a_plan_of_another_gpu_never_reaches_tensorrt(
     assert not bench.record.named("deserialize_cuda_engine")
 
 
-def test_what_tensorrt_refuses_is_said_in_its_words(
-    bench: Any, made: tuple[Path, Origin]
-) -> None:
+def test_what_tensorrt_refuses_is_said_in_its_words(bench: Any, made: tuple[Path, Origin]) -> None:
     import dataclasses
 
     path, said = made
     path.write_bytes(b"not a plan")
     said = dataclasses.replace(said, sha256=hashlib.sha256(b"not a plan").hexdigest())
-    with pytest.raises(EngineError, match=r"does not open model\.plan") as caught, plan.open_plan(
-        path, said
+    with (
+        pytest.raises(EngineError, match=r"does not open model\.plan") as caught,
+        plan.open_plan(path, said),
     ):
         pass
     assert "magic tag" in caught.value.evidence
@@ -389,8 +390,9 @@ def test_profiles_that_the_manifest_does_not_name(bench: Any, made: tuple[Path, 
     import dataclasses
 
     path, said = made
-    with pytest.raises(EngineError, match="not those of its manifest"), plan.open_plan(
-        path, dataclasses.replace(said, profiles=PROFILES[:1])
+    with (
+        pytest.raises(EngineError, match="not those of its manifest"),
+        plan.open_plan(path, dataclasses.replace(said, profiles=PROFILES[:1])),
     ):
         pass
 
@@ -409,9 +411,7 @@ def test_host_code_is_allowed_only_where_it_was_asked_for(
     assert "host code" in caught.value.evidence
 
 
-@pytest.mark.parametrize(
-    "method", ["set_input_shape", "set_tensor_address", "execute_async_v3"]
-)
+@pytest.mark.parametrize("method", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
 def test_a_call_that_tensorrt_refuses(
     method: str, bench: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
 ) -> None:
