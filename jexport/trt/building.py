@@ -28,8 +28,8 @@ COSTS = {
     "that only this version has; loading it runs code from the plan",
     "ampere_plus": "48 KiB of shared memory a kernel, fewer kernels and fusions: slower",
     "same_compute_capability": "no cuDNN, cuBLAS or cuBLASLt kernels: may be slower",
-    "weight_stripped": "weights that may change cannot be folded into kernels: slower, and TensorRT "
-    "11.3 may drop a bias, so parity is checked after every refit",
+    "weight_stripped": "weights that may change cannot be folded into kernels: slower; TensorRT 11.3 "
+    "may drop a bias, so parity is checked after every refit",
 }
 """What an option costs, for the manifest (TensorRT's own documentation of each)."""
 
@@ -230,8 +230,8 @@ def refit(
     Always give the stripped plan itself, never what an earlier refit gave: every switch is then a
     full refit of an engine without weights, and no weight of another task can stay behind. The
     result is not refittable. version_compatible: whether the plan was built so; it then carries
-    code that runs on the host, which no other plan may. judge: called with it before it is returned; it raises when the
-    vectors are not the task's. Raises EngineError.
+    code that runs on the host, which no other plan may. judge: called with the plan before it is
+    returned; it raises when the vectors are not the task's. Raises EngineError.
     """
     import tensorrt as trt
 

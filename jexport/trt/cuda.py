@@ -78,7 +78,8 @@ class Buffer:
     def host(self, size_bytes: int) -> Bytes:
         """A view of the first bytes of the pinned copy; not to be kept past `reserve` or `free`."""
         held = (ctypes.c_uint8 * size_bytes).from_address(self._host)
-        return np.frombuffer(held, dtype=np.uint8)
+        view: Bytes = np.ctypeslib.as_array(held)
+        return view
 
     def free(self) -> None:
         """Give both pieces back; harmless when there are none."""

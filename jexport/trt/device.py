@@ -68,7 +68,7 @@ def tensorrt_version() -> str:
 
 
 def machine() -> Machine:
-    """This machine, once it is known to build and run engines.
+    """The machine we are on, once it is known to build and run engines.
 
     Raises DependencyError (no TensorRT, or another major) and DeviceError (no driver, one too old,
     no GPU, one too old), each before any work was done.

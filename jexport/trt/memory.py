@@ -75,7 +75,7 @@ def predict(path: Path, profiles: Sequence[Profile]) -> Need:
 
 def _squared(kind: Any, tokens: str) -> bool:
     """Whether a tensor has the tokens axis twice: attention scores and masks of that shape."""
-    return sum(dim.dim_param == tokens for dim in kind.shape.dim) > 1
+    return [dim.dim_param for dim in kind.shape.dim].count(tokens) > 1
 
 
 def _axes(graph: Any) -> tuple[str, str]:

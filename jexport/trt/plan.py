@@ -254,7 +254,8 @@ class Plan:
 def _tensors(engine: Any) -> tuple[list[_Tensor], list[_Tensor]]:
     import tensorrt as trt
 
-    inputs, outputs = [], []
+    inputs: list[_Tensor] = []
+    outputs: list[_Tensor] = []
     for number in range(engine.num_io_tensors):
         name = engine.get_tensor_name(number)
         dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))

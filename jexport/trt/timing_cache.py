@@ -88,7 +88,10 @@ def read(where: Place) -> Timings:
 
 
 def write(where: Place, content: bytes) -> str:
-    """Keep these timings; a reader sees the old file or the new one. '' or a note that it failed."""
+    """Keep these timings; a reader sees the old file or the new one.
+
+    Gives '' or a note that it failed.
+    """
     said = {
         "format": FORMAT,
         "made_for": dict(where.made_for),

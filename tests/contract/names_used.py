@@ -132,7 +132,7 @@ def _wrong_call(name: str, doc: str, use: Use) -> str:
 
 
 def overloads(name: str, doc: str) -> list[dict[str, bool]]:
-    """Parameters, without self, of each signature in a pybind11 docstring: name -> has a default."""
+    """Parameters, without self, of each signature in a docstring: name -> has a default."""
     found = []
     for line in doc.splitlines():
         if match := re.match(rf"(?:\d+\. )?{re.escape(name)}\((.*)\) -> ", line):

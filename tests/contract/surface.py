@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-import empty_library  # noqa: E402
+import empty_library
 
 FUNCTIONS = {
     "libnvinfer": [

@@ -1,4 +1,4 @@
-"""What only a GPU can show: that TensorRT builds these engines, and that their vectors are right."""
+"""What only a GPU can show: TensorRT builds these engines, and their vectors are right."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def cosines(found: Any, wanted: Any, given: dict[str, Any]) -> float:
 
 
 def reference(model: OnnxModel, folder: Path) -> Any:
-    """onnxruntime on the same graph."""
+    """The same graph in onnxruntime."""
     folder.mkdir(exist_ok=True)
     made = onnx_target.build(model, CompileSpec(fuse=False), folder)
     return onnx_target.runner(made, "cpu", 0)
@@ -301,7 +301,8 @@ def test_int8_is_kept_only_when_it_beats_fp16(minilm: Path, tmp_path: Path) -> N
     try:
         whole = pipeline.build(made, task="none", target="trt", precision="int8", out=tmp_path)
     except QuantizationError as error:
-        assert "fast" in str(error)  # the gate refused it, and says that speed was the reason
+        if "fast" not in str(error):  # the gate says that speed was the reason
+            raise
         return
     assert texts_a_second(whole.path) > 0.9 * texts_a_second(half.path)
 

@@ -228,7 +228,7 @@ def _classes(major: int, record: Record, trt: Any, gpu: Any) -> list[type]:
         def __bool__(self) -> bool:
             return bool(self._shapes)
 
-        def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:  # noqa: A002
+        def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
             call("set_shape", profile=self, input=input, min=min, opt=opt, max=max)
             self._shapes[input] = [list(min), list(opt), list(max)]
 

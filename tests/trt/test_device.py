@@ -154,8 +154,7 @@ def test_this_machine_is_told_the_truth() -> None:
         assert device.free_bytes() > 0
         return
     with pytest.raises(DeviceError):
-        device._check_driver()
-        device._gpu()
+        (device._check_driver(), device._gpu())
 
 
 def test_a_fingerprint_never_fails(

@@ -18,7 +18,7 @@ def shape(batch: int, tokens: int) -> Profile:
 
 
 def attention(path: Path) -> None:
-    """ids -> vectors [b, s, 4] -> scores [b, s, s] -> vectors again, with a weight of 10 x 4."""
+    """Ids -> vectors [b, s, 4] -> scores [b, s, s] -> vectors again, with a weight of 10 x 4."""
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["x"]),
         helper.make_node("Transpose", ["x"], ["xt"], perm=[0, 2, 1]),

@@ -1,5 +1,7 @@
-"""Running a plan: an engine of onnxruntime on a GPU of host memory, so a vector is right only when
-profile, shapes, addresses and copies are."""
+"""Running a plan: an engine of onnxruntime on a GPU of host memory.
+
+A vector is right only when profile, shapes, addresses and copies are.
+"""
 
 from __future__ import annotations
 
@@ -255,10 +257,14 @@ def test_memory_is_reused(bench: Any, made: tuple[Path, Origin]) -> None:
 
 
 def test_everything_is_freed_after_an_error(bench: Any, made: tuple[Path, Origin]) -> None:
-    with pytest.raises(KeyError), plan.open_plan(*made) as run:
-        run(feed([5]))
-        run(feed([5]))
-        raise KeyError("stop")
+    def stop() -> None:
+        with plan.open_plan(*made) as run:
+            run(feed([5]))
+            run(feed([5]))
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        stop()
     assert bench.gpu.leaks() == NOTHING
 
 
@@ -274,18 +280,26 @@ def test_everything_is_freed_after_an_error(bench: Any, made: tuple[Path, Origin
 def test_everything_is_freed_when_a_call_fails(
     function: str, after: int, bench: Any, made: tuple[Path, Origin]
 ) -> None:
+    def run_thrice() -> None:
+        with plan.open_plan(*made) as run:
+            for _ in range(3):
+                run(feed([5, 4]))
+
     bench.gpu.fail[function] = after
-    with pytest.raises(DeviceError) as caught, plan.open_plan(*made) as run:
-        for _ in range(3):
-            run(feed([5, 4]))
+    with pytest.raises(DeviceError) as caught:
+        run_thrice()
     assert function in str(caught.value)
     assert bench.gpu.leaks() == NOTHING
 
 
 def test_a_failing_free_does_not_keep_the_rest(bench: Any, made: tuple[Path, Origin]) -> None:
-    with pytest.raises(DeviceError, match="cudaFree"), plan.open_plan(*made) as run:
-        run(feed([5]))
-        bench.gpu.fail["cudaFree"] = 2
+    def fail_while_closing() -> None:
+        with plan.open_plan(*made) as run:
+            run(feed([5]))
+            bench.gpu.fail["cudaFree"] = 2  # calls that still work
+
+    with pytest.raises(DeviceError, match="cudaFree"):
+        fail_while_closing()
     left = bench.gpu.leaks()
     assert left["device"] == 3  # of five, as many as failed
     assert left["host"] == 0
