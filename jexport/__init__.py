@@ -10,7 +10,8 @@ The house, from the ground up; a line imports only downward:
     flow         the nouns that flow between stages
     tasks, parity, manifest, calibration, run
     recipe, store
-    checkpoints  one file per checkpoint layout       graph    steps on ONNX graphs
+    graph        steps on ONNX graphs                 trt      what TensorRT engines need
+    checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
     stages       load, merge, export, quantize, compile, validate, package, publish
     pipeline     the stages in order

@@ -21,6 +21,7 @@ from jexport.errors import EngineError
 from jexport.flow import Signature
 from jexport.trt import timing_cache
 from jexport.trt.device import Machine
+from jexport.trt.log import Log
 from jexport.trt.profiles import Profile
 
 COSTS = {
@@ -28,7 +29,7 @@ COSTS = {
     "that only this version has; loading it runs code from the plan",
     "ampere_plus": "48 KiB of shared memory a kernel, fewer kernels and fusions: slower",
     "same_compute_capability": "no cuDNN, cuBLAS or cuBLASLt kernels: may be slower",
-    "weight_stripped": "weights that may change cannot be folded into kernels: slower; TensorRT 11.3 "
+    "weight_stripped": "weights that may change cannot be folded into kernels, slower; 11.3 "
     "may drop a bias, so parity is checked after every refit",
 }
 """What an option costs, for the manifest (TensorRT's own documentation of each)."""
@@ -275,30 +276,3 @@ def refit(
     if judge is not None:
         judge(whole)
     return whole
-
-
-class Log:
-    """TensorRT's messages: errors are kept for the evidence, the rest goes to Python's logging."""
-
-    def __init__(self) -> None:
-        """Make the object that TensorRT calls (`made`)."""
-        import tensorrt as trt
-
-        said: list[str] = []
-        python_log = logging.getLogger("jexport.trt")
-
-        class Listener(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)  # pybind11 crashes without it
-
-            def log(self, severity: Any, msg: str) -> None:
-                if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                    said.append(msg.strip())
-                python_log.debug(msg)
-
-        self.made = Listener()
-        self._said = said
-
-    def text(self) -> str:
-        """The last errors, a line each."""
-        return "\n".join(dict.fromkeys(self._said[-6:]))

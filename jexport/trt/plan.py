@@ -21,9 +21,9 @@ import numpy.typing as npt
 from jexport.errors import EngineError
 from jexport.flow import Tensors
 from jexport.trt import device, origin, profiles
-from jexport.trt.building import Log
 from jexport.trt.cuda import Buffer, Graph, Stream
 from jexport.trt.device import Machine
+from jexport.trt.log import Log
 from jexport.trt.origin import Origin
 from jexport.trt.profiles import Profile
 
@@ -275,14 +275,9 @@ def _lengths(mask: Array) -> list[int]:
 
 
 def _padded(rows: Array, longest: int, shape: Shape) -> Array:
-    """Rows cut to `longest` tokens, in an array of that shape.
-
-    Added tokens are 0 and masked. Added rows repeat the first: a row of padding only would make an
-    engine divide by the number of its tokens.
-    """
+    """Rows cut to `longest` tokens, in an array of that shape; what is added is 0 and masked."""
     found = np.zeros(shape, dtype=rows.dtype)
     found[: len(rows), :longest] = rows[:, :longest]
-    found[len(rows) :] = found[0]
     return found
 
 

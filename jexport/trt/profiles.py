@@ -105,6 +105,17 @@ def from_tables(tables: Iterable[Mapping[str, Any]], *, max_tokens: int) -> tupl
     return check(found, max_tokens=max_tokens)
 
 
+def specs(found: Iterable[Profile]) -> tuple[ProfileSpec, ...]:
+    """As a recipe holds them: what `read` takes."""
+    return tuple(
+        ProfileSpec(
+            batch=(one.batch.min, one.batch.opt, one.batch.max),
+            tokens=(one.tokens.min, one.tokens.opt, one.tokens.max),
+        )
+        for one in found
+    )
+
+
 def check(found: Sequence[Profile], *, max_tokens: int) -> tuple[Profile, ...]:
     """The same profiles, once they are possible, apart and within the model's length."""
     if not found or len(found) > COUNTS[-1]:

@@ -24,6 +24,7 @@ from jexport.recipe import CompileSpec, ExportSpec, LoadSpec, ProfileSpec
 from jexport.targets import onnx as onnx_target
 from jexport.targets import trt as target
 from jexport.trt import building, cuda, device
+from jexport.trt.log import Log
 
 LEVELS = {"fp32": 0.99999, "fp16": 0.999}
 PROFILES = (
@@ -171,7 +172,7 @@ def test_the_prediction_does_not_refuse_what_fits(engine: CompiledModel) -> None
     # What TensorRT itself asks for must not be far below the prediction that builds are refused by.
     import tensorrt as trt
 
-    log = building.Log()
+    log = Log()
     runtime = trt.Runtime(log.made)
     opened = runtime.deserialize_cuda_engine((engine.folder / engine.files[0]).read_bytes())
     asked = max(opened.get_device_memory_size_for_profile_v2(n) for n in range(len(PROFILES)))

@@ -13,6 +13,7 @@ import pytest
 from jexport.errors import EngineError
 from jexport.trt import building, device, timing_cache
 from jexport.trt.building import Options
+from jexport.trt.log import Log
 from jexport.trt.profiles import Profile, Range
 
 REMOVED_FLAGS = {"FP16", "BF16", "INT8", "FP8", "INT4", "FP4", "OBEY_PRECISION_CONSTRAINTS",
@@ -218,7 +219,7 @@ def test_without_a_cache_nothing_is_written(bench: Any, tiny: Any, tmp_path: Pat
 
 def vectors(plan: bytes, trt: Any) -> Any:
     """What the stand-in engine of a plan gives for one row."""
-    engine = trt.Runtime(building.Log().made).deserialize_cuda_engine(plan)
+    engine = trt.Runtime(Log().made).deserialize_cuda_engine(plan)
     ids = np.array([[3, 4, 5]], dtype=np.int64)
     return engine._run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
 

@@ -36,6 +36,7 @@ def test_tables_become_profiles_and_back() -> None:
     specs = [ProfileSpec(batch=(1, 8, 32), tokens=(1, 64, 128)),
              ProfileSpec(batch=(1, 2, 8), tokens=(129, 256, 512))]  # fmt: skip
     assert profiles.read(specs, max_tokens=512) == found
+    assert profiles.specs(found) == tuple(specs)
 
 
 def test_without_any_the_standard_ones_are_read() -> None:
