@@ -129,7 +129,8 @@ def build(
             report = validate.run(
                 validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
                 validate.Side(
-                    tokenize=candidate_ids, open=lambda: engine.runner(compiled, "cpu", 0)
+                    tokenize=candidate_ids,
+                    open=lambda: engine.runner(compiled, engine.devices[0], 0),
                 ),
                 embedding=loaded.embedding,
                 signature=compiled.signature,
@@ -256,7 +257,8 @@ def _speeds(
     """Texts a second of the float graph and of the quantized one, in turn on this machine."""
     batch = speed.feeds(ids, plain.max_tokens)
     whole = engine.build(plain, recipe.compile, room)
-    with engine.runner(whole, "cpu", 0) as first, engine.runner(compiled, "cpu", 0) as second:
+    device = engine.devices[0]
+    with engine.runner(whole, device, 0) as first, engine.runner(compiled, device, 0) as second:
         rates = speed.compare({"fp32": first, compiled.precision: second}, batch)
     for name in whole.files:
         (room / name).unlink()

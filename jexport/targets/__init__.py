@@ -31,7 +31,8 @@ class Target:
     """One engine.
 
     precisions: those it takes. scheme: the quantization scheme it needs for int8. needs_onnx:
-    whether export runs at all. build_needs, run_needs: modules. extra: what pip installs to run it.
+    whether export runs at all. devices: where it runs; a build is judged on the first. build_needs,
+    run_needs: modules. extra: what pip installs to run it.
     ready(): refuses a machine that cannot compile for it, before any work. fingerprint(): where an
     artifact of this target may run. check(model): refuses what the engine cannot take.
     build(model, spec, out_dir): compiles. runner(compiled, device, threads): opens.
@@ -42,6 +43,7 @@ class Target:
     precisions: tuple[str, ...]
     scheme: str
     needs_onnx: bool
+    devices: tuple[str, ...]
     build_needs: tuple[str, ...]
     run_needs: tuple[str, ...]
     extra: str

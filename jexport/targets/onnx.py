@@ -174,6 +174,7 @@ TARGET = Target(
     precisions=("fp32", "fp16", "int8", "int8-weights"),
     scheme="uint8",
     needs_onnx=True,
+    devices=("cpu", "cuda"),
     build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     run_needs=("onnxruntime", "tokenizers", "numpy"),
     extra="onnx",

@@ -149,6 +149,7 @@ TARGET = Target(
     precisions=("fp32", "fp16", "int8"),
     scheme="symmetric",
     needs_onnx=True,
+    devices=("cuda",),
     # What it takes up to the engine; the rest is asked for by `ready`.
     build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     run_needs=("tensorrt", "cuda", "tokenizers", "numpy"),

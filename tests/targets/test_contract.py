@@ -61,6 +61,8 @@ def test_the_record_is_complete(target: Target) -> None:
     assert target.precisions
     assert set(target.precisions) <= set(PRECISIONS)
     assert isinstance(target.needs_onnx, bool)
+    assert target.devices
+    assert set(target.devices) <= {"cpu", "cuda"}
     for modules in (target.build_needs, target.run_needs):
         assert modules
         assert all(isinstance(name, str) and name.isidentifier() for name in modules)

@@ -114,12 +114,15 @@ def test_nothing_is_printed(bench: Any, tiny: Any, capsys: pytest.CaptureFixture
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_graph_that_does_not_parse(bench: Any, tiny: Any) -> None:
+def test_a_graph_that_does_not_parse(
+    bench: Any, tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny.path.write_bytes(b"no graph")
     with pytest.raises(EngineError, match=r"building an engine of tiny\.onnx") as caught:
         build(bench, tiny)
     assert "cannot parse" in caught.value.evidence
     assert "jexport lint" in caught.value.fix
+    assert capsys.readouterr() == ("", "")
 
 
 def test_tensorrts_own_words_are_the_evidence(

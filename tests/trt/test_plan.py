@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,21 @@ def test_the_number_of_graphs_is_bounded(
     assert bench.gpu.leaks() == NOTHING
 
 
+def test_the_graph_that_was_not_used_for_longest_goes_first(
+    bench: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "GRAPHS", 2)
+    with plan.open_plan(*made) as run:
+        run(feed([16] * 8))
+        for length in (1, 2, 1, 2, 1, 3, 3):  # 3 takes the place of 2
+            run(feed([length]))
+        before = launches(bench), bench.gpu.calls.count("cudaGraphInstantiate")
+        run(feed([1]))
+        run(feed([3]))
+        after = launches(bench), bench.gpu.calls.count("cudaGraphInstantiate")
+        assert after == (before[0] + 2, before[1])
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 
@@ -344,8 +360,17 @@ def test_memory_that_runs_out_names_what_to_do(bench: Any, made: tuple[Path, Ori
     assert bench.gpu.leaks() == NOTHING
 
 
-def test_two_threads_take_turns(bench: Any, tiny: Any, made: tuple[Path, Origin]) -> None:
+def test_two_threads_take_turns(
+    bench: Any, tiny: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+) -> None:
     troubles: list[BaseException] = []
+    copy = bench.gpu.runtime.cudaMemcpyAsync
+
+    def slowly(*words: Any) -> Any:
+        time.sleep(0.0003)  # lets another thread in, were there no lock
+        return copy(*words)
+
+    monkeypatch.setattr(bench.gpu.runtime, "cudaMemcpyAsync", slowly)
     with plan.open_plan(*made) as run:
 
         def work(seed: int) -> None:
