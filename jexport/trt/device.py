@@ -165,6 +165,13 @@ def _gpu() -> Gpu:
     from cuda.bindings import runtime
 
     status, count = runtime.cudaGetDeviceCount()
+    if status == runtime.cudaError_t.cudaErrorInsufficientDriver:
+        driver = int(call(runtime.cudaDriverGetVersion))
+        raise DeviceError(
+            "the NVIDIA driver is too old for the installed cuda-bindings",
+            evidence=f"the driver knows CUDA {_cuda(driver)}",
+            fix=f'pip install "cuda-bindings<{driver // 1000 + 1}", or install a newer driver',
+        )
     if status != runtime.cudaError_t.cudaSuccess or not count:
         _, text = runtime.cudaGetErrorString(status)
         raise DeviceError(

@@ -41,6 +41,7 @@ class FakeGpu:
     def __init__(self, *, total_bytes: int = 1 << 30) -> None:
         self.name, self.major, self.minor = "Stand-In 3090", 8, 6
         self.driver, self.count, self.total_bytes = 13000, 1, total_bytes
+        self.old_driver = False
         self.device: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
         self.handles: dict[int, Handle] = {}
@@ -122,6 +123,8 @@ class FakeGpu:
         return OK, self.driver
 
     def cudaGetDeviceCount(self) -> Any:
+        if self.old_driver:
+            return real.cudaError_t.cudaErrorInsufficientDriver, None
         if not self.count:
             return real.cudaError_t.cudaErrorNoDevice, None
         return OK, self.count

@@ -126,6 +126,14 @@ def test_no_gpu(bench: Any) -> None:
     says_the_way_out(caught.value.fix)
 
 
+def test_a_driver_older_than_cuda_bindings(bench: Any) -> None:
+    bench.gpu.driver, bench.gpu.old_driver = 12020, True
+    with pytest.raises(DeviceError, match="too old for the installed cuda-bindings") as caught:
+        device.machine()
+    assert "CUDA 12.2" in caught.value.evidence
+    assert "cuda-bindings<13" in caught.value.fix
+
+
 @pytest.mark.parametrize(("major", "minor", "good"), [(7, 0, False), (7, 5, True), (12, 0, True)])
 def test_the_lowest_gpu_is_turing(major: int, minor: int, good: bool, bench: Any) -> None:
     bench.gpu.major, bench.gpu.minor = major, minor
