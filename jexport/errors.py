@@ -175,6 +175,24 @@ class OutputPathError(JexportError):
     exit_code = 26
 
 
+class ProfileError(JexportError):
+    """Optimization profiles that contradict themselves, or a batch that none of them takes."""
+
+    exit_code = 27
+
+
+class DeviceError(JexportError):
+    """No GPU, a GPU or driver that does not fit, or too little of its memory."""
+
+    exit_code = 28
+
+
+class EngineError(JexportError):
+    """An engine that could not be built, refitted or run."""
+
+    exit_code = 29
+
+
 class LayoutError(JexportError):
     """An artifact that a server's layout cannot take, or a layout that no file makes."""
 

@@ -62,6 +62,7 @@ def build(
     is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
     needs = (*engine.build_needs, *(quantize.NEEDS if is_int8 else ()))
     targets.check_installed(needs, extra="build", purpose=f"building for {target}")
+    engine.ready()
     texts = calibration.read(recipe.validate.texts, task)
     parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
     with open_run(out, listen) as run:
@@ -128,7 +129,8 @@ def build(
             report = validate.run(
                 validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
                 validate.Side(
-                    tokenize=candidate_ids, open=lambda: engine.runner(compiled, "cpu", 0)
+                    tokenize=candidate_ids,
+                    open=lambda: engine.runner(compiled, engine.devices[0], 0),
                 ),
                 embedding=loaded.embedding,
                 signature=compiled.signature,

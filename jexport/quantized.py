@@ -141,7 +141,9 @@ def beside_float(
             for name in FLOATS
             if name in engine.precisions and name in (*recipe.precisions, "fp32")
         }
-        runners[compiled.precision] = stack.enter_context(engine.runner(compiled, "cpu", 0))
+        runners[compiled.precision] = stack.enter_context(
+            engine.runner(compiled, engine.devices[0], 0)
+        )
         found = Beside(
             speeds=speed.compare(runners, speed.feeds(texts.held_out(), plain.max_tokens)),
             plain=texts.embed(runners["fp32"], plain.signature.outputs),
@@ -159,7 +161,7 @@ def _float(
     folder.mkdir()
     model = plain if precision == "fp32" else _half(plain, recipe.export, folder)
     compiled = engine.build(model, recipe.compile, folder)
-    with engine.runner(compiled, "cpu", 0) as runner:
+    with engine.runner(compiled, engine.devices[0], 0) as runner:
         for name in compiled.files:
             (folder / name).unlink()
         yield runner
@@ -210,7 +212,7 @@ def counterpart(texts: Texts, built: Callable[[], Path | None]) -> Counterpart:
     if folder is not None:
         from jexport.runtime.open import open_artifact
 
-        with open_artifact(folder, device="cpu", verify=False) as model:
+        with open_artifact(folder, verify=False) as model:
             words = [one.text for one in texts.parts.held_out.samples]
             kept = [text for text, ids in zip(words, texts.tokens(words), strict=True) if ids]
             quantized = model.encode(kept)

@@ -20,7 +20,6 @@ from jexport.flow import CompiledModel, OnnxModel, Runner
 from jexport.recipe import CompileSpec
 
 PLANNED: Mapping[str, str] = {
-    "trt": "TensorRT engines",
     "openvino": "OpenVINO IR",
     "hf": "a merged checkpoint for transformers and sentence-transformers",
     "vllm": "a merged checkpoint for vLLM and TEI",
@@ -34,11 +33,12 @@ class Target:
 
     precisions: those it takes. scheme: the quantization scheme it needs for int8. wide: what a
     product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs.
-    build_needs, run_needs: modules. extra: what pip installs to run it. fingerprint(): where an
-    artifact of this target may run. check(model): refuses what the engine cannot take. build(model,
-    spec, out_dir): compiles. runner(compiled, device, threads): opens.
-    lint(path, max_tokens): everything in a graph that the engine would not take, when the target
-    can tell without the engine.
+    devices: where it runs; a build is judged on the first. build_needs, run_needs: modules. extra:
+    what pip installs to run it. ready(): refuses a machine that cannot compile for it, before any
+    work. fingerprint(): where an artifact of this target may run. check(model): refuses what the
+    engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
+    opens. lint(path, max_tokens): everything in a graph that the engine would not take, when the
+    target can tell without the engine.
     """
 
     name: str
@@ -47,9 +47,11 @@ class Target:
     scheme: str
     wide: str
     needs_onnx: bool
+    devices: tuple[str, ...]
     build_needs: tuple[str, ...]
     run_needs: tuple[str, ...]
     extra: str
+    ready: Callable[[], None]
     fingerprint: Callable[[], dict[str, Any]]
     check: Callable[[OnnxModel], None]
     build: Callable[[OnnxModel, CompileSpec, Path], CompiledModel]

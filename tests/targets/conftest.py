@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,3 +47,31 @@ def exported(standard: OnnxModel, tmp_path: Path) -> OnnxModel:
 def compiled(standard: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
     """It, compiled for onnxruntime."""
     return onnx.build(standard, CompileSpec(), tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="session")
+def bench_tools() -> Any:
+    """tests/trt/conftest.py as a module: its stand-ins for TensorRT and a GPU."""
+    path = Path(__file__).parents[1] / "trt" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_targets", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def stand_in_engine(
+    bench_tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Any]]:
+    """`stand_in_engine("trt")`: what that target lacks on this machine, as a recording stand-in."""
+
+    def install(name: str) -> Any:
+        assert name == "trt", f"target {name} is not ready here and has no stand-in"
+        pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings: Linux and Windows")
+        return bench_tools.put_in_place(11, monkeypatch)
+
+    yield install
+    bench_tools.forget_polygraphy()
