@@ -9,7 +9,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,18 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
 class Beside:
     """The quantized artifact beside its float ones, on this machine.
 
-    speeds: texts a second by precision. plain, quantized: the held-out texts by either.
+    speeds: texts a second by precision, empty where that says nothing. plain, quantized: the
+    held-out texts by either.
     """
 
     speeds: Mapping[str, float]
     plain: Vectors
     quantized: Vectors
 
-    def listed(self) -> list[dict[str, Any]]:
-        """The speeds as manifest and report have them."""
-        return [{"precision": n, "texts_per_second": rate} for n, rate in self.speeds.items()]
+
+def listed(speeds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Speeds as manifest and report have them."""
+    return [{"precision": name, "texts_per_second": rate} for name, rate in speeds.items()]
 
 
 def beside_float(
@@ -140,12 +142,15 @@ def beside_float(
             name: stack.enter_context(_float(engine, plain, name, recipe, room))
             for name in FLOATS
             if name in engine.precisions and name in (*recipe.precisions, "fp32")
+            if engine.timed or name == "fp32"
         }
         runners[compiled.precision] = stack.enter_context(
             engine.runner(compiled, engine.devices[0], 0)
         )
         found = Beside(
-            speeds=speed.compare(runners, speed.feeds(texts.held_out(), plain.max_tokens)),
+            speeds=speed.compare(runners, speed.feeds(texts.held_out(), plain.max_tokens))
+            if engine.timed
+            else {},
             plain=texts.embed(runners["fp32"], plain.signature.outputs),
             quantized=texts.embed(runners[compiled.precision], plain.signature.outputs),
         )
@@ -170,7 +175,7 @@ def _float(
 def _half(plain: OnnxModel, spec: ExportSpec, folder: Path) -> OnnxModel:
     place = folder / "graph"
     place.mkdir()
-    return export.in_half(plain, spec, place)
+    return replace(export.in_half(plain, spec, place), precision="fp16")
 
 
 def faster(speeds: Mapping[str, float], precision: str, *, allowed: bool) -> str:

@@ -15,7 +15,7 @@ FLOORS = (
     {"errors"},
     {"flow", "findings"},
     {"tasks", "ranking", "toy_tokenizer"},
-    {"parity", "manifest", "run"},
+    {"parity", "manifest", "run", "reference"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"model_card"},
     {"graph"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"int8"},
     {"stages"},
     {"quantized", "layouts"},
-    {"pipeline"},
+    {"pipeline", "completion"},
     {"cli"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

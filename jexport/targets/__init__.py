@@ -27,6 +27,10 @@ PLANNED: Mapping[str, str] = {
 """Targets that have no file yet: asking for one says so instead of guessing at a typo."""
 
 
+JUDGE = "onnx"
+"""The target that runs graphs where an engine cannot: it needs no device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One engine.
@@ -38,7 +42,11 @@ class Target:
     work. fingerprint(): where an artifact of this target may run. check(model): refuses what the
     engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
     opens. lint(path, max_tokens): everything in a graph that the engine would not take, when the
-    target can tell without the engine.
+    target can tell without the engine. float_rest: what an int8 graph's other operators compute in.
+    int8_tables: whether tables that ids look up become int8, too. profiled(spec, lengths,
+    max_tokens): the settings for texts of these lengths, when they decide anything. accept(spec,
+    max_tokens): refuses settings that cannot be met, before any work. timed: whether its speed on
+    `devices` says anything. portable: the target up to the engine, for a machine that has none.
     """
 
     name: str
@@ -57,6 +65,12 @@ class Target:
     build: Callable[[OnnxModel, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
+    float_rest: str = "fp32"
+    int8_tables: bool = True
+    profiled: Callable[[CompileSpec, Sequence[int], int], CompileSpec] | None = None
+    accept: Callable[[CompileSpec, int], None] = lambda spec, max_tokens: None
+    timed: bool = True
+    portable: Target | None = None
 
 
 def names() -> list[str]:
@@ -81,6 +95,22 @@ def load(name: str) -> Target:
         )
     target: Target = importlib.import_module(f"jexport.targets.{name}").TARGET
     return target
+
+
+def up_to(target: Target, stage: str) -> Target:
+    """The same target for a build that ends after `stage`: '' (all of it) or 'compile'.
+
+    Raises UnknownTargetError where there is nothing to stop before.
+    """
+    if not stage:
+        return target
+    if target.portable is None:
+        raise UnknownTargetError(
+            f"target '{target.name}' is whole after one build: there is no --until for it",
+            evidence="it needs no engine of another machine",
+            fix="leave --until away",
+        )
+    return target.portable
 
 
 def check_precision(target: Target, precision: str) -> None:

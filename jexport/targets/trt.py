@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jexport import targets
 from jexport.errors import DeviceError, UnsupportedGraphError
 from jexport.findings import Finding, refuse
 from jexport.flow import CompiledModel, OnnxModel, Runner, Tensors
 from jexport.recipe import CompileSpec
 from jexport.targets import Target
 
+if TYPE_CHECKING:
+    from jexport.trt.profiles import Profile
+
 PLAN, STRIPPED = "model.plan", "model.stripped.plan"
+GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 MAX_OPSET = 25
 """TensorRT 11's ONNX parser reads opsets up to 25 (engine notes; 10.x stops earlier)."""
 
@@ -37,6 +44,21 @@ def fingerprint() -> dict[str, Any]:
     from jexport.trt import device
 
     return dict(device.fingerprint())
+
+
+def profiled(spec: CompileSpec, lengths: Sequence[int], max_tokens: int) -> CompileSpec:
+    """Profiles for texts of these lengths in tokens. Raises ProfileError."""
+    from jexport.trt import profiles
+
+    chosen = profiles.choose(lengths, max_tokens=max_tokens)
+    return replace(spec, profiles=profiles.specs(chosen))
+
+
+def accept(spec: CompileSpec, max_tokens: int) -> None:
+    """Refuse profiles that contradict themselves or the model. Raises ProfileError."""
+    from jexport.trt import profiles
+
+    profiles.read(spec.profiles, max_tokens=max_tokens)
 
 
 def check(model: OnnxModel) -> None:
@@ -149,6 +171,69 @@ def version() -> str:
     return f"tensorrt {found}" if found else ""
 
 
+def prepare(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
+    """The graph as TensorRT will read it, with its profiles: all that another machine needs."""
+    from jexport.trt import profiles
+
+    found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
+    refuse(lint_at(model.path, found, model.max_tokens))
+    for name in (GRAPH, WEIGHTS):
+        shutil.copyfile(model.path.parent / name, out_dir / name)
+    return CompiledModel(
+        target="trt",
+        precision=model.precision,
+        folder=out_dir,
+        files=(GRAPH, WEIGHTS),
+        signature=model.signature,
+        facts={
+            "portable": True,
+            "profiles": [profile.plain() for profile in found],
+            "opset": model.opset,
+            "max_tokens": model.max_tokens,
+        },
+    )
+
+
+def lint_at(path: Path, found: Sequence[Profile], max_tokens: int) -> Sequence[Finding]:
+    """The lint, told which shapes the profiles hold."""
+    from jexport.trt.lint import lint as read
+
+    dims = {
+        "batch": [(one.batch.min, one.batch.max) for one in found],
+        "sequence": [(one.tokens.min, one.tokens.max) for one in found],
+    }
+    return read(path, dims, max_tokens=min(max_tokens, max(one.tokens.max for one in found)))
+
+
+def anywhere() -> dict[str, Any]:
+    """Say where a portable artifact runs: nowhere as it is; what completes it."""
+    return {"device": "none yet", "complete": "jexport compile ARTIFACT, on a machine with a GPU"}
+
+
+PORTABLE = Target(
+    name="trt",
+    summary="everything up to the TensorRT engine",
+    precisions=("fp32", "fp16", "int8"),
+    scheme="symmetric",
+    wide="int8-weights",
+    needs_onnx=True,
+    devices=("cpu",),
+    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    run_needs=("onnxruntime", "tokenizers", "numpy"),
+    extra="build",
+    ready=lambda: None,
+    fingerprint=anywhere,
+    check=check,
+    build=prepare,
+    runner=targets.load(targets.JUDGE).runner,
+    lint=lint,
+    profiled=profiled,
+    accept=accept,
+    float_rest="fp16",
+    int8_tables=False,
+    timed=False,
+)
+
 TARGET = Target(
     name="trt",
     summary="TensorRT engines for NVIDIA GPUs, one per GPU architecture",
@@ -167,4 +252,9 @@ TARGET = Target(
     build=build,
     runner=runner,
     lint=lint,
+    profiled=profiled,
+    accept=accept,
+    float_rest="fp16",
+    int8_tables=False,  # the parser's table has no int8 for Gather, and no lookup is slow on a GPU
+    portable=PORTABLE,
 )
