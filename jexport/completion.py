@@ -35,9 +35,9 @@ def complete(
 
     out: the folder of all artifacts; None for the one that the portable artifact is in.
     allow_slower: keep int8 that is not faster than fp16. compile_changes: values of [compile] that
-    this machine wants otherwise (timing_cache). An artifact completed before on such a machine is
-    verified and returned. Raises ArtifactError, what the target raises for a machine that does not
-    fit, ParityError, QuantizationError.
+    this machine wants otherwise (timing_cache, weight_stripped, refit_from). An artifact completed
+    before on such a machine is verified and returned. Raises ArtifactError, what the target raises
+    for a machine that does not fit, ParityError, QuantizationError.
     """
     content = manifest.verify(path).content
     engine = targets.load(content["target"])
@@ -46,7 +46,7 @@ def complete(
     engine.ready()
     chosen = recipe.from_table(content["recipe"], origin=f"{path.name}/{manifest.NAME}")
     chosen = recipe.checked(chosen.replace_compile(**compile_changes), origin="the command line")
-    slot = _slot(path, content, engine, out)
+    slot = _slot(path, content, engine, compile_changes, out)
     done = store.find(slot)
     if done is not None:
         listen(Event(kind="note", stage="package", text="already compiled for this machine"))
@@ -106,9 +106,16 @@ def _check_portable(path: Path, content: Mapping[str, Any], engine: Target) -> N
         )
 
 
-def _slot(path: Path, content: Mapping[str, Any], engine: Target, out: Path | None) -> store.Slot:
-    """Beside the portable one: its version, and a digest of the machine."""
-    machine = manifest.sha256_of([engine.fingerprint(), content["sha256"]])[:8]
+def _slot(
+    path: Path,
+    content: Mapping[str, Any],
+    engine: Target,
+    changes: Mapping[str, Any],
+    out: Path | None,
+) -> store.Slot:
+    """Beside the portable one: its version, and a digest of the machine and what was asked."""
+    asked = {key: value for key, value in changes.items() if key != "timing_cache"}
+    machine = manifest.sha256_of([engine.fingerprint(), content["sha256"], asked])[:8]
     parents = path.resolve().parents
     return store.Slot(
         out=out if out is not None else parents[3] if len(parents) > 3 else parents[0],

@@ -146,7 +146,8 @@ class CompileSpec:
     that keeps kernel timings between builds, '' for none. hardware_compatible: see
     HARDWARE_COMPATIBLE. version_compatible: run with later TensorRT versions of the same major.
     workspace_gib: most scratch memory a kernel may use, 0 for all there is. weight_stripped: keep
-    the engine without its weights as well, to be refitted for another task.
+    the engine without its weights as well. refit_from: an artifact that has such an engine, of
+    another task, to be given this one's weights instead of building.
     """
 
     fuse: bool = True
@@ -157,6 +158,7 @@ class CompileSpec:
     version_compatible: bool = False
     workspace_gib: float = 0.0
     weight_stripped: bool = False
+    refit_from: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

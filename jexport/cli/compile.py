@@ -19,6 +19,15 @@ from jexport.cli import console
     metavar="DIR",
     help="Keep TensorRT's timings there; later builds are faster.",
 )
+@click.option(
+    "--weight-stripped", is_flag=True, help="Keep an engine without weights too, for --refit-from."
+)
+@click.option(
+    "--refit-from",
+    type=click.Path(path_type=Path),
+    metavar="ARTIFACT",
+    help="Give that task's engine these weights instead of building one.",
+)
 @click.option("--allow-slower", is_flag=True, help="int8: keep it even when fp16 is as fast here.")
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
@@ -26,6 +35,8 @@ def compile_(
     artifact: Path,
     out: Path | None,
     timing_cache: Path | None,
+    weight_stripped: bool,
+    refit_from: Path | None,
     allow_slower: bool,
     quiet: bool,
     json_lines: bool,
@@ -38,7 +49,12 @@ def compile_(
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import completion
 
-    changes = {} if timing_cache is None else {"timing_cache": str(timing_cache)}
+    said = {
+        "timing_cache": str(timing_cache) if timing_cache else None,
+        "weight_stripped": weight_stripped or None,
+        "refit_from": str(refit_from) if refit_from else None,
+    }
+    changes = {key: value for key, value in said.items() if value is not None}
     made = completion.complete(
         artifact, out=out, allow_slower=allow_slower, listen=listen, **changes
     )

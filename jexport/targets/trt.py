@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jexport import targets
-from jexport.errors import DeviceError, UnsupportedGraphError
+from jexport import manifest, targets
+from jexport.errors import DeviceError, EngineError, UnsupportedGraphError
 from jexport.findings import Finding, refuse
 from jexport.flow import CompiledModel, OnnxModel, Runner, Tensors
 from jexport.recipe import CompileSpec
@@ -82,12 +82,15 @@ def lint(path: Path, max_tokens: int | None) -> Sequence[Finding]:
 def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """Build out_dir/model.plan on this machine's GPU; it is asked for before any work.
 
-    With spec.weight_stripped also model.stripped.plan, which building.refit gives other weights.
+    With spec.weight_stripped also model.stripped.plan, which takes the weights of other tasks: with
+    spec.refit_from nothing is built, and the plan is that artifact's with this graph's weights.
     """
     from jexport.trt import building, device, memory, origin, profiles
 
     ready()
     machine = device.machine()
+    if spec.refit_from:
+        return _refitted(model, Path(spec.refit_from), out_dir)
     found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
     need = memory.predict(model.path, found)
     device.check_memory(need.total_bytes, what=str(need))
@@ -128,6 +131,39 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
             "notes": list(built.notes),
             "weights_bytes": need.weights_bytes,
             "activations_bytes": need.activations_bytes,
+        },
+    )
+
+
+def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
+    """The donor's engine with this graph's weights: another task of the same model."""
+    from jexport.trt import building, device, origin
+
+    content = manifest.verify(donor).content  # a plan is native code: first of all its digest
+    if STRIPPED not in content["engine"]["files"] or content["precision"] != model.precision:
+        raise EngineError(
+            f"{donor} has no engine that takes the weights of this graph",
+            evidence=f"{content['target']}-{content['precision']}: "
+            f"{', '.join(content['engine']['files'])}; wanted: {STRIPPED}, {model.precision}",
+            fix="compile one task with --weight-stripped first, and give that artifact",
+        )
+    made = origin.of(content["engine"]["facts"])
+    origin.check(made, device.machine(), path=donor / STRIPPED)
+    plan = building.refit(
+        (donor / STRIPPED).read_bytes(), model.path, version_compatible=made.version_compatible
+    )
+    (out_dir / PLAN).write_bytes(plan)
+    digest = hashlib.sha256(plan).hexdigest()
+    return CompiledModel(
+        target="trt",
+        precision=model.precision,
+        folder=out_dir,
+        files=(PLAN,),
+        signature=model.signature,
+        facts={
+            **replace(made, sha256=digest).plain(),
+            "opset": model.opset,
+            "refitted_from": content["sha256"],
         },
     )
 

@@ -46,24 +46,24 @@ batch_cosine_min = 0.9999
 
 
 @pytest.fixture(scope="module")
-def portable(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def portable(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`portable("fp16")`: such an artifact, not to be changed; its checkpoint is gone."""
     from jexport import recipe
 
     room = tmp_path_factory.mktemp("portable")
     (room / "r.toml").write_text(RECIPE)
-    made: dict[str, Path] = {}
+    made: dict[tuple[str, str], Path] = {}
 
-    def build(precision: str) -> Path:
-        if precision not in made:
+    def build(precision: str, task: str = TASK) -> Path:
+        if (precision, task) not in made:
             checkpoint = Path(shutil.copytree(small, room / "checkpoint"))
             chosen = recipe.read(str(room / "r.toml")).replace_load(model=str(checkpoint))
-            made[precision] = jexport.build(
-                chosen, task=TASK, target="trt", precision=precision, until="compile",
+            made[precision, task] = jexport.build(
+                chosen, task=task, target="trt", precision=precision, until="compile",
                 out=room / "out",
             ).path  # fmt: skip
             shutil.rmtree(checkpoint)
-        return made[precision]
+        return made[precision, task]
 
     return build
 
@@ -91,7 +91,7 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_portable_artifact_holds_all_that_is_needed(
-    precision: str, portable: Callable[[str], Path]
+    precision: str, portable: Callable[..., Path]
 ) -> None:
     folder = portable(precision)
     content = manifest.verify(folder).content
@@ -115,7 +115,7 @@ def test_a_portable_artifact_holds_all_that_is_needed(
 @pytest.mark.usefixtures("no_torch")
 def test_the_other_machine_completes_it(
     precision: str,
-    portable: Callable[[str], Path],
+    portable: Callable[..., Path],
     bench: Any,
     cli: Callable[..., Any],
     texts: list[str],
@@ -146,7 +146,7 @@ def test_the_other_machine_completes_it(
     assert bench.gpu.leaks() == {"device": 0, "host": 0, "handles": 0}
 
 
-def test_quantizers_stand_where_tensorrt_wants_them(portable: Callable[[str], Path]) -> None:
+def test_quantizers_stand_where_tensorrt_wants_them(portable: Callable[..., Path]) -> None:
     graph = onnx.load(portable("int8") / "model.onnx").graph
     made = {name: node for node in graph.node for name in node.output}
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -177,7 +177,7 @@ def test_quantizers_stand_where_tensorrt_wants_them(portable: Callable[[str], Pa
 
 
 def test_without_a_gpu_it_says_so_and_leaves_it(
-    portable: Callable[[str], Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
+    portable: Callable[..., Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     bench.gpu.count = 0
     answer = cli("compile", portable("fp32"), "--out", tmp_path / "here")
@@ -187,7 +187,7 @@ def test_without_a_gpu_it_says_so_and_leaves_it(
 
 
 def test_an_engine_that_computes_something_else_is_not_kept(
-    portable: Callable[[str], Path],
+    portable: Callable[..., Path],
     bench: Any,
     cli: Callable[..., Any],
     tmp_path: Path,
@@ -217,7 +217,7 @@ def test_an_engine_that_computes_something_else_is_not_kept(
 
 
 def test_what_is_not_portable_or_was_changed_is_refused(
-    portable: Callable[[str], Path], artifact: Path, cli: Callable[..., Any], tmp_path: Path
+    portable: Callable[..., Path], artifact: Path, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     answer = cli("compile", artifact)
     assert answer.code == ArtifactError.exit_code
@@ -260,3 +260,54 @@ def test_profiles_are_chosen_by_the_lengths_of_texts(
                  "--profile-from", texts, "--out", tmp_path / "out")  # fmt: skip
     assert answer.code == 5
     assert "not tuned to the lengths" in answer.err
+
+
+def test_one_engine_takes_the_weights_of_every_task(
+    portable: Callable[..., Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    texts: list[str],
+    tmp_path: Path,
+    small: Path,
+) -> None:
+    def compiled(task: str, *words: Any) -> Path:
+        answer = cli("compile", portable("fp32", task), "--out", tmp_path / "here", *words)
+        assert answer.code == 0, answer.err
+        found: Path = answer.path
+        return found
+
+    first = compiled(TASK, "--weight-stripped")
+    assert {"model.plan", "model.stripped.plan"} <= {path.name for path in first.iterdir()}
+    built = len(bench.record.named("build_serialized_network"))
+    assert built
+    for task in ("separation", TASK, "separation"):  # there, back, and there again
+        folder = compiled(task, "--refit-from", first)
+        facts = manifest.verify(folder).content["engine"]["facts"]
+        assert facts["refitted_from"] == manifest.read(first).content["sha256"]
+        truth = np.load(small.with_name(f"{small.name}.{task}.npy"))
+        with jexport.open_artifact(folder) as model:
+            assert (model.encode(texts) * truth).sum(axis=1).min() >= 0.99999
+    assert len(bench.record.named("build_serialized_network")) == built  # nothing was built again
+
+
+def test_what_cannot_be_refitted_is_refused(
+    portable: Callable[..., Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "here"
+    plain = cli("compile", portable("fp32"), "--out", out).path
+    other = portable("fp32", "separation")
+    answer = cli("compile", other, "--out", out, "--refit-from", plain)
+    assert answer.code == 29
+    assert "compile one task with --weight-stripped first" in answer.err
+    stripped = cli("compile", portable("fp32"), "--out", out, "--weight-stripped").path
+    bench.gpu.major = 9
+    answer = cli("compile", other, "--out", out, "--refit-from", stripped)
+    assert answer.code == DeviceError.exit_code
+    bench.gpu.major = 8
+    with (stripped / "model.stripped.plan").open("ab") as file:
+        file.write(b".")
+    seen = len(bench.record.named("deserialize_cuda_engine"))
+    answer = cli("compile", other, "--out", out, "--refit-from", stripped)
+    assert answer.code == ArtifactError.exit_code
+    assert len(bench.record.named("deserialize_cuda_engine")) == seen
+    assert not list((out / "small" / "separation").rglob(manifest.NAME))

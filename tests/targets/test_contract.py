@@ -68,7 +68,13 @@ def test_the_record_is_complete(target: Target) -> None:
         assert all(isinstance(name, str) and name.isidentifier() for name in modules)
     assert target.extra in EXTRAS
     for field in dataclasses.fields(Target):
-        assert field.name == "lint" or getattr(target, field.name) is not None
+        optional = field.name in ("lint", "profiled", "portable")
+        assert optional or getattr(target, field.name) is not None
+    if target.portable is not None:  # the same target as far as an artifact says
+        assert target.portable.name == target.name
+        assert target.portable.precisions == target.precisions
+        assert target.portable.scheme == target.scheme
+        assert target.portable.portable is None
 
 
 def test_name_is_the_file_and_the_file_says_so_first(target: Target) -> None:

@@ -15,7 +15,7 @@ from jexport.errors import DependencyError, DeviceError, ProfileError, Unsupport
 from jexport.flow import OnnxModel
 from jexport.recipe import CompileSpec, ProfileSpec
 from jexport.targets import trt as target
-from jexport.trt import building, device, lint
+from jexport.trt import building, device
 
 PROFILES = (
     ProfileSpec(batch=(1, 4, 8), tokens=(1, 8, 16)),
@@ -182,24 +182,15 @@ def test_the_cpu_is_refused(bench: Any, model: OnnxModel, out: Path) -> None:
         pass
 
 
-def test_check_refuses_what_the_lint_finds(
-    model: OnnxModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Any] = []
+def test_check_refuses_what_the_lint_finds(model: OnnxModel, tmp_path: Path) -> None:
+    import onnx
 
-    def find(path: Path, *, dims: Any = None, max_tokens: int = 0) -> list[Any]:
-        asked.append((path, max_tokens))
-        return ["trouble"]
-
-    def refuse(findings: Any) -> None:
-        if findings:
-            raise UnsupportedGraphError("no", evidence=str(findings), fix="none")
-
-    monkeypatch.setattr(lint, "lint", find)
-    monkeypatch.setattr(lint, "refuse", refuse)
-    with pytest.raises(UnsupportedGraphError, match="trouble"):
-        target.check(model)
-    assert asked == [(model.path, 64)]
+    graph = onnx.load(model.path)
+    graph.graph.node[0].op_type, graph.graph.node[0].domain = "FusedLookup", "com.example"
+    onnx.save(graph, tmp_path / "odd.onnx")
+    target.check(model)
+    with pytest.raises(UnsupportedGraphError, match="FusedLookup"):
+        target.check(dataclasses.replace(model, path=tmp_path / "odd.onnx"))
 
 
 def test_an_opset_beyond_tensorrts_is_refused(model: OnnxModel) -> None:

@@ -566,13 +566,13 @@ def _classes(major: int, record: Record, trt: Any, gpu: Any) -> list[type]:
 
 
 def _weights(model: Any) -> dict[str, Any]:
-    """Float matrices by name: what a refit replaces."""
+    """Float matrices and vectors by name: what a refit replaces."""
     kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    return {t.name: t for t in model.graph.initializer if t.data_type in kinds and len(t.dims) > 1}
+    return {t.name: t for t in model.graph.initializer if t.data_type in kinds and len(t.dims)}
 
 
 def _plan(said: dict[str, Any], model: Any) -> bytes:
-    """A plan's bytes; matrices without a value are written as zeros."""
+    """A plan's bytes; weights without a value are written as zeros."""
     kept = onnx.ModelProto()
     kept.CopyFrom(model)
     for name, tensor in _weights(kept).items():
