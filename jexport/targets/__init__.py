@@ -16,14 +16,12 @@ from typing import Any
 
 from jexport.errors import DependencyError, PrecisionError, UnknownTargetError, nearest
 from jexport.findings import Finding
-from jexport.flow import CompiledModel, OnnxModel, Runner
+from jexport.flow import CompiledModel, Runner
 from jexport.recipe import CompileSpec
 
 PLANNED: Mapping[str, str] = {
     "trt": "TensorRT engines",
     "openvino": "OpenVINO IR",
-    "hf": "a merged checkpoint for transformers and sentence-transformers",
-    "vllm": "a merged checkpoint for vLLM and TEI",
 }
 """Targets that have no file yet: asking for one says so instead of guessing at a typo."""
 
@@ -33,7 +31,8 @@ class Target:
     """One engine.
 
     precisions: those it takes. scheme: the quantization scheme it needs for int8. wide: what a
-    product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs.
+    product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs: then
+    check and build are given an OnnxModel, else a MergedModel.
     build_needs, run_needs: modules. extra: what pip installs to run it. fingerprint(): where an
     artifact of this target may run. check(model): refuses what the engine cannot take. build(model,
     spec, out_dir): compiles. runner(compiled, device, threads): opens.
@@ -51,8 +50,8 @@ class Target:
     run_needs: tuple[str, ...]
     extra: str
     fingerprint: Callable[[], dict[str, Any]]
-    check: Callable[[OnnxModel], None]
-    build: Callable[[OnnxModel, CompileSpec, Path], CompiledModel]
+    check: Callable[[Any], None]
+    build: Callable[[Any, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
 
