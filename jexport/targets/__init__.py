@@ -69,7 +69,7 @@ def load(name: str) -> Target:
             raise UnknownTargetError(
                 f"target '{name}' is not made yet",
                 evidence=f"planned: {name}, {PLANNED[name]}; there today: {', '.join(names())}",
-                fix=f"use --target {names()[0]}",
+                fix=f"use --target {' or '.join(names())}",
             )
         raise UnknownTargetError(
             f"unknown target '{name}'",

@@ -31,6 +31,10 @@ USE = (
     "`AutoModel.from_pretrained(FOLDER)` (prompt, pooling and normalisation are left to you).",
     "transformers >= 5.4 and sentence-transformers >= 6; no remote code.",
 )
+USE_BF16 = (
+    "sentence-transformers pools in bfloat16 too, unless it is told not to:",
+    '`SentenceTransformer(FOLDER, model_kwargs={"dtype": "float32"})` is nearer to the numbers above.',
+)
 
 
 def fingerprint() -> dict[str, Any]:
@@ -68,7 +72,7 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
         facts={
             "model_type": config["model_type"],
             "weights": len(loaded.weights),
-            "use": list(USE),
+            "use": [*USE, *(USE_BF16 if model.precision == "bf16" else ())],
             "tags": ["sentence-transformers", "transformers"],
         },
     )
