@@ -1,7 +1,8 @@
 """The stages in order, as one function to be read aloud.
 
 load, merge (when the task has an adapter), export (when the target takes a graph), quantize (when
-int8 is asked for), compile, validate, package. What is cheap to refuse is refused before the first weight is read.
+int8 is asked for), compile, validate, package. What is cheap to refuse is refused before the first
+weight is read.
 """
 
 from __future__ import annotations

@@ -41,7 +41,10 @@ DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
             {"cosine_min": 0.99999, "batch_cosine_min": 0.99999, "largest_difference": 1e-4}
         ),
         "fp16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
-        "bf16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
+        # Arithmetic in bfloat16, not the weights: DECISIONS.md has the numbers.
+        "bf16": MappingProxyType(
+            {"cosine_min": 0.998, "cosine_mean": 0.999, "batch_cosine_min": 0.998}
+        ),
         "int8": MappingProxyType(
             {
                 "cosine_mean": 0.996,

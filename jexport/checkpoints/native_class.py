@@ -163,9 +163,9 @@ def native_weights(
     """Readers under native names for every weight of the model, the pooler's too if it has one.
 
     names: plain weight name ('...weight', '...bias') and name in the file. pooler: whether the file
-    has one, which then has to be whole. No embedding depends on it, and `assemble` never reads it:
-    it is there for who writes the whole checkpoint again. Raises StateDictError when anything is missing,
-    unexpected, twice there or of another shape.
+    has one, which then has to be whole. No embedding depends on it and `assemble` never reads it:
+    it is there for a target that writes the whole checkpoint again. Raises StateDictError when
+    anything is missing, unexpected, twice there or of another shape.
     """
     hidden = count(config, "hidden_size")
     readers: dict[str, WeightReader] = {}

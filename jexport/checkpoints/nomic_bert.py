@@ -43,9 +43,7 @@ LAYER = {
 FUSED, PARTS = "attn.Wqkv", ("q_proj", "k_proj", "v_proj")
 
 
-def config_json(
-    config: Mapping[str, Any], embedding: Embedding, precision: str
-) -> dict[str, Any]:
+def config_json(config: Mapping[str, Any], embedding: Embedding, precision: str) -> dict[str, Any]:
     """config.json for vLLM and TEI, from that of a jina-embeddings-v3 checkpoint.
 
     max_trained_positions: without it vLLM 0.32 cuts texts at 2,048 tokens. n_positions is the

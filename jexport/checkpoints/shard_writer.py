@@ -91,7 +91,7 @@ class _Shard:
 
         assert self._stream is not None, "closed"
         begin = self.end
-        self._stream.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        self._stream.write(value.reshape(-1).view(torch.uint8).numpy().data)
         self.end += value.numel() * value.element_size()
         self.entries[name] = {
             "dtype": dtype, "shape": list(value.shape), "data_offsets": [begin, self.end]

@@ -32,8 +32,8 @@ USE = (
     "transformers >= 5.4 and sentence-transformers >= 6; no remote code.",
 )
 USE_BF16 = (
-    "sentence-transformers pools in bfloat16 too, unless it is told not to:",
-    '`SentenceTransformer(FOLDER, model_kwargs={"dtype": "float32"})` is nearer to the numbers above.',
+    "sentence-transformers pools in bfloat16 too, which costs more than the weights do, unless",
+    'told not to: `SentenceTransformer(FOLDER, model_kwargs={"dtype": "float32"})`.',
 )
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from jexport.checkpoints import (
     JINA,
     auto_model,
-    native_config,
     nomic_bert,
     sentence_transformer,
     shard_writer,
@@ -35,7 +34,8 @@ POOLINGS = ("mean", "cls", "last")
 
 WAY_OUT = "use --target hf (transformers, sentence-transformers) or --target onnx (TEI's ort)"
 USE = (
-    "Or serve it: `vllm serve FOLDER --dtype {dtype}`, or `text-embeddings-router --model-id FOLDER`.",
+    "Or serve it: `vllm serve FOLDER --dtype {dtype}`,",
+    "or `text-embeddings-router --model-id FOLDER`.",
     "vLLM does not put the prompt before a text, TEI does with `--default-prompt-name`.",
 )
 NOT_TRANSFORMERS = (
@@ -69,7 +69,9 @@ def check(model: MergedModel) -> None:
         evidence = f"position_embedding_type = {config['position_embedding_type']!r}"
     if evidence:
         raise UnsupportedCheckpointError(
-            "this checkpoint cannot be written for both vLLM and TEI", evidence=evidence, fix=WAY_OUT
+            "this checkpoint cannot be written for both vLLM and TEI",
+            evidence=evidence,
+            fix=WAY_OUT,
         )
 
 

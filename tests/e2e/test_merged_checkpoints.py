@@ -228,9 +228,7 @@ def test_jexport_builds_from_it_again(
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_minilm(
-    target: str, built: Callable[..., Any], minilm: Path, texts: list[str]
-) -> None:
+def test_minilm(target: str, built: Callable[..., Any], minilm: Path, texts: list[str]) -> None:
     path = built(target).path
     reference = sentence_transformer(minilm).encode([*texts, ""])
     assert np.abs(encoded(path, [*texts, ""]) - reference).max() <= TOLERANCE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -213,10 +213,10 @@ def test_a_device_that_is_not_there(made: CompiledModel) -> None:
 
 
 @pytest.fixture
-def unknown(write_unknown: Callable[..., Path], tmp_path: Path) -> Iterator[MergedModel]:
+def unknown(write_unknown: Callable[..., Path], tmp_path: Path) -> MergedModel:
     folder = write_unknown(tmp_path / "unknown")
     loaded = load.run(LoadSpec(model=str(folder), trust_remote_code=True), task="none")
-    yield MergedModel(model=loaded, precision="fp32")
+    return MergedModel(model=loaded, precision="fp32")
 
 
 def test_a_checkpoint_of_its_own_code_is_refused(unknown: MergedModel) -> None:

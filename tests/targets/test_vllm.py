@@ -204,9 +204,7 @@ def test_swapped_thirds_of_qkv_show(made: CompiledModel) -> None:
 # --- encoders of their own architecture ---------------------------------------------------------
 
 
-def test_minilm_stays_bert_under_plain_names(
-    minilm_merged: MergedModel, tmp_path: Path
-) -> None:
+def test_minilm_stays_bert_under_plain_names(minilm_merged: MergedModel, tmp_path: Path) -> None:
     target.check(minilm_merged)
     made = target.build(minilm_merged, CompileSpec(), tmp_path)
     config = json.loads((made.folder / "config.json").read_text(encoding="utf-8"))
