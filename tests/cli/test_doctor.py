@@ -43,8 +43,10 @@ def test_what_is_missing_has_its_remedy(
     answer = cli("doctor")
     assert answer.code == 0
     assert "target onnx       build: no   run: no" in answer.out
-    remedies = [line.strip() for line in answer.out.splitlines() if "fix:" in line]
-    assert remedies == [
+    onnx = answer.out.split("target onnx", 1)[1].split("target ", 1)[0]
+    assert [line.strip() for line in onnx.splitlines() if "fix:" in line] == [
         'fix: to build: pip install "jexport[build]" (missing: torch, onnxruntime)',
         'fix: to run: pip install "jexport[onnx]" (missing: onnxruntime)',
     ]
+    hf = answer.out.split("target hf", 1)[1].split("target ", 1)[0]
+    assert 'to run: pip install "jexport[hf]" (missing: torch)' in hf
