@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jexport.checkpoints.shards import INDEX, SINGLE
+from jexport.checkpoints.shards import INDEX, SINGLE, is_finite
 from jexport.errors import NotFiniteError
 from jexport.flow import WeightReader
 
@@ -67,7 +67,7 @@ def _cast(name: str, weight: torch.Tensor, precision: str) -> torch.Tensor:
     import torch
 
     value = weight.to(getattr(torch, DTYPES[precision][1])).contiguous()
-    if value.dtype != weight.dtype and not bool(torch.isfinite(value).all()):
+    if value.dtype != weight.dtype and not is_finite(value):
         raise NotFiniteError(
             f"weight '{name}' does not fit {precision}",
             evidence=f"its largest value is {float(weight.abs().max()):.6g}",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jexport import toy
 from jexport.errors import (
     CheckpointError,
     DependencyError,
@@ -20,7 +21,7 @@ from jexport.errors import (
 )
 from jexport.flow import CompiledModel, MergedModel
 from jexport.recipe import CompileSpec, LoadSpec
-from jexport.stages import load
+from jexport.stages import load, merge
 from jexport.targets import hf as target
 
 WEIGHTS = "model.safetensors"
@@ -223,3 +224,19 @@ def test_a_checkpoint_of_its_own_code_is_refused(unknown: MergedModel) -> None:
     with pytest.raises(UnsupportedCheckpointError, match="only its own code") as caught:
         target.check(unknown)
     assert "--target onnx" in caught.value.fix
+
+
+@pytest.mark.parametrize("layout", toy.LAYOUTS)
+def test_both_jina_layouts_can_be_written(layout: str, tmp_path: Path) -> None:
+    folder = toy.write(tmp_path / "toy", layout=layout)
+    loaded = load.run(LoadSpec(model=str(folder)), task="text-matching")
+    (tmp_path / "out").mkdir()
+    made = target.build(
+        MergedModel(model=merge.run(loaded), precision="fp32"), CompileSpec(), tmp_path / "out"
+    )
+    with loaded.reference() as run:
+        wanted = run(FEED)["last_hidden_state"]
+    assert np.abs(states(made) - wanted)[FEED["attention_mask"] == 1].max() <= 1e-4
+    base = load.run(LoadSpec(model=str(folder)), task="none")
+    with base.reference() as run:
+        assert np.abs(states(made) - run(FEED)["last_hidden_state"]).max() > 1e-2
