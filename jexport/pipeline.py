@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jexport import calibration, manifest, quantized, store, targets, tasks
+from jexport import calibration, manifest, quantized, reference, store, targets, tasks
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
     ParityError,
     PrecisionError,
+    RecipeError,
     UnknownTargetError,
     UnknownTaskError,
     nearest,
@@ -43,9 +45,8 @@ from jexport.targets import Target
 from jexport.tasks import NONE
 
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
-         "onnxscript", "onnxruntime", "onnxruntime-gpu")  # fmt: skip
-JUDGE = "onnx"
-"""The target that runs graphs while quantize works: it needs no device."""
+         "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy",
+         "cuda-bindings")  # fmt: skip
 RANGE_TEXTS = 40
 """Texts whose activations are checked against float16's range: one a language, and long ones."""
 
@@ -56,26 +57,33 @@ def build(
     task: str,
     target: str,
     precision: str = "fp32",
+    until: str = "",
+    lengths_of: Sequence[str] = (),
     out: Path = Path("artifacts"),
     listen: Listener = silent,
 ) -> Artifact:
     """Turn the recipe's checkpoint and one task into a verified artifact below `out`.
 
     An artifact that was built of the same inputs before is verified and returned; nothing is
-    touched then. Raises a JexportError for everything that is foreseen.
+    touched then. until: 'compile' stops before an engine that this machine cannot make, with a
+    portable artifact for `completion.complete`. lengths_of: texts like those to come, for engines
+    that are tuned to lengths. Raises a JexportError for all that is foreseen.
     """
     _check_shipped(recipe, task, target, precision)
-    engine = targets.load(target)
+    engine = targets.up_to(targets.load(target), until)
     targets.check_precision(engine, precision)
     is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
     needs = (*engine.build_needs, *(quantize.NEEDS if is_int8 else ()))
     targets.check_installed(needs, extra="build", purpose=f"building for {target}")
+    engine.ready()
     texts = calibration.read(recipe.validate.texts, task)
     parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
     with open_run(out, listen) as run:
         with run.stage("load"):
             loaded = load.run(recipe.load, task=task)
             export.check_dimension(recipe.export, loaded)
+            recipe = _profiled(recipe, engine, loaded, lengths_of)
+            engine.accept(recipe.compile, loaded.embedding.max_tokens)
         inputs = _inputs(recipe, loaded, engine, precision, texts, parts)
         slot = _slot(recipe, loaded, engine, precision, out, inputs)
         with _explained(slot):
@@ -107,6 +115,7 @@ def build(
                     precision="fp32" if is_int8 else precision,
                     samples=candidate_ids([sample.text for sample in samples]),
                     out_dir=run.room("export"),
+                    will_be_half=is_int8 and engine.float_rest == "fp16",
                 )
         journal = Journal(_journal_path(slot, inputs) if is_int8 else None)
         if parts is not None:
@@ -114,7 +123,7 @@ def build(
             plain = exported
             own = quantized.Texts(parts=parts, loaded=loaded, tokenizer=tokenizer)
             with run.stage("quantize") as note:
-                exported = smaller = quantize.run(
+                smaller = quantize.run(
                     plain,
                     quantized.material(own, recipe.quantize),
                     recipe.quantize,
@@ -123,12 +132,18 @@ def build(
                         precision=precision,
                         wide=engine.wide,
                         gates=recipe.validate.gates.get(precision, {}),
+                        tables=engine.int8_tables,
                     ),
-                    judge=targets.load(JUDGE),
+                    judge=targets.load(targets.JUDGE),
                     out_dir=run.room("quantize"),
                     ways=_ways(run, listen, journal),
                 )
                 note(quantized.treated(smaller))
+                if engine.float_rest == "fp16":
+                    report_file = smaller.path.with_name(quantize.REPORT)
+                    smaller = export.in_half(smaller, recipe.export, run.room("half"))
+                    shutil.copy(report_file, smaller.path.parent)
+                exported = smaller
         with run.stage("compile") as note:
             compiled = compile_stage.run(
                 exported, engine, recipe.compile, out_dir=run.room("compile")
@@ -139,7 +154,8 @@ def build(
             report = validate.run(
                 validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
                 validate.Side(
-                    tokenize=candidate_ids, open=lambda: engine.runner(compiled, "cpu", 0)
+                    tokenize=candidate_ids,
+                    open=lambda: engine.runner(compiled, engine.devices[0], 0),
                 ),
                 embedding=loaded.embedding,
                 signature=compiled.signature,
@@ -156,9 +172,10 @@ def build(
                 beside = quantized.beside_float(
                     engine, plain, compiled, own, recipe, run.room("beside")
                 )
-                more["speed"] = beside.listed()
-                allowed = recipe.quantize.allow_slower
-                note(quantized.faster(beside.speeds, precision, allowed=allowed))
+                more["speed"] = quantized.listed(beside.speeds)
+                if engine.timed:
+                    allowed = recipe.quantize.allow_slower
+                    note(quantized.faster(beside.speeds, precision, allowed=allowed))
                 other = _counterpart(recipe, engine, precision, task, out)
                 if isinstance(other, quantized.Counterpart):
                     more["pair"] = quantized.ranking_kept(
@@ -178,9 +195,14 @@ def build(
                 runs_on=engine.fingerprint(),
                 records=tuple(run.records),
                 speed=more["speed"],
-                extras=quantized.reports(smaller, room / validate.REPORT, more, recipe, slot)
-                if parts is not None
-                else (),
+                extras=(
+                    *(
+                        quantized.reports(smaller, room / validate.REPORT, more, recipe, slot)
+                        if parts is not None
+                        else ()
+                    ),
+                    *((room / reference.NAME,) if until else ()),
+                ),
             )
             staged = package.run(
                 _as_shipped(loaded, recipe, engine), compiled, report, facts,
@@ -189,6 +211,25 @@ def build(
             made = store.place(staged, slot)
             journal.forget()
             return made
+
+
+def _profiled(
+    recipe: Recipe, engine: Target, loaded: LoadedModel, lengths_of: Sequence[str]
+) -> Recipe:
+    """The recipe with an engine's settings for texts of such lengths."""
+    if not lengths_of:
+        return recipe
+    if engine.profiled is None:
+        raise RecipeError(
+            f"target '{engine.name}' is not tuned to the lengths of texts",
+            evidence="it has no optimization profiles",
+            fix="leave --profile-from away",
+        )
+    limit = loaded.embedding.max_tokens
+    tokenizer = TextTokenizer.open(loaded.tokenizer_files[0].parent, max_tokens=limit)
+    tokens = _candidate_tokens(tokenizer, loaded)(list(lengths_of))
+    spec = engine.profiled(recipe.compile, [len(ids) for ids in tokens], limit)
+    return dataclasses.replace(recipe, compile=spec)
 
 
 def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:
@@ -285,6 +326,7 @@ def _inputs(
     for key in ("tasks", "targets", "precisions"):
         del said[key]
     del said["load"]["model"]
+    said["compile"].pop("timing_cache", None)  # a path; it changes how long a build takes
     if parts is None:
         del said["quantize"]
     if not engine.needs_onnx:
@@ -294,6 +336,7 @@ def _inputs(
         "embedding": dataclasses.asdict(loaded.embedding),
         "licence": loaded.source.licence,
         "target": engine.name,
+        "runs_on": engine.fingerprint(),
         "precision": precision,
         "checkpoint": manifest.listed(loaded.source.files),
         "revision": loaded.source.revision,

@@ -9,7 +9,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,18 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
 class Beside:
     """The quantized artifact beside its float ones, on this machine.
 
-    speeds: texts a second by precision. plain, quantized: the held-out texts by either.
+    speeds: texts a second by precision, empty where that says nothing. plain, quantized: the
+    held-out texts by either.
     """
 
     speeds: Mapping[str, float]
     plain: Vectors
     quantized: Vectors
 
-    def listed(self) -> list[dict[str, Any]]:
-        """The speeds as manifest and report have them."""
-        return [{"precision": n, "texts_per_second": rate} for n, rate in self.speeds.items()]
+
+def listed(speeds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Speeds as manifest and report have them."""
+    return [{"precision": name, "texts_per_second": rate} for name, rate in speeds.items()]
 
 
 def beside_float(
@@ -140,10 +142,15 @@ def beside_float(
             name: stack.enter_context(_float(engine, plain, name, recipe, room))
             for name in FLOATS
             if name in engine.precisions and name in (*recipe.precisions, "fp32")
+            if engine.timed or name == "fp32"
         }
-        runners[compiled.precision] = stack.enter_context(engine.runner(compiled, "cpu", 0))
+        runners[compiled.precision] = stack.enter_context(
+            engine.runner(compiled, engine.devices[0], 0)
+        )
         found = Beside(
-            speeds=speed.compare(runners, speed.feeds(texts.held_out(), plain.max_tokens)),
+            speeds=speed.compare(runners, speed.feeds(texts.held_out(), plain.max_tokens))
+            if engine.timed
+            else {},
             plain=texts.embed(runners["fp32"], plain.signature.outputs),
             quantized=texts.embed(runners[compiled.precision], plain.signature.outputs),
         )
@@ -159,7 +166,7 @@ def _float(
     folder.mkdir()
     model = plain if precision == "fp32" else _half(plain, recipe.export, folder)
     compiled = engine.build(model, recipe.compile, folder)
-    with engine.runner(compiled, "cpu", 0) as runner:
+    with engine.runner(compiled, engine.devices[0], 0) as runner:
         for name in compiled.files:
             (folder / name).unlink()
         yield runner
@@ -168,7 +175,7 @@ def _float(
 def _half(plain: OnnxModel, spec: ExportSpec, folder: Path) -> OnnxModel:
     place = folder / "graph"
     place.mkdir()
-    return export.in_half(plain, spec, place)
+    return replace(export.in_half(plain, spec, place), precision="fp16")
 
 
 def faster(speeds: Mapping[str, float], precision: str, *, allowed: bool) -> str:
@@ -210,7 +217,7 @@ def counterpart(texts: Texts, built: Callable[[], Path | None]) -> Counterpart:
     if folder is not None:
         from jexport.runtime.open import open_artifact
 
-        with open_artifact(folder, device="cpu", verify=False) as model:
+        with open_artifact(folder, verify=False) as model:
             words = [one.text for one in texts.parts.held_out.samples]
             kept = [text for text, ids in zip(words, texts.tokens(words), strict=True) if ids]
             quantized = model.encode(kept)

@@ -32,6 +32,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights")
 EFFORTS = ("fast", "full")
 """Those that a recipe may have gates for; which of them an engine takes, its target says."""
 
+HARDWARE_COMPATIBLE = ("", "same_compute_capability", "ampere_plus")
+"""On which other GPUs a TensorRT engine must run: none, those of its own kind, Ampere and newer."""
+
 OPSETS = range(18, 24)
 """18 is the lowest the exporter writes; from 20 on Gelu is one node; 23 is the newest all take."""
 
@@ -119,15 +122,35 @@ class QuantizeSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileSpec:
+    """One entry of compile.profiles: batch and tokens as [smallest, usual, largest]."""
+
+    batch: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompileSpec:
     """[compile]: fuse: replace standard operators by the engine's own, faster ones.
 
     skip_layer_norm: fuse residual sums into their LayerNormalization as well. onnxruntime's CPU
     kernel for it is slower than the two operators, so it is off; its CUDA kernel may not be.
+
+    For TensorRT. profiles: none for those that fit the model's length limit. timing_cache: a folder
+    that keeps kernel timings between builds, '' for none. hardware_compatible: see
+    HARDWARE_COMPATIBLE. version_compatible: run with later TensorRT versions of the same major.
+    workspace_gib: most scratch memory a kernel may use, 0 for all there is. weight_stripped: keep
+    the engine without its weights as well, to be refitted for another task.
     """
 
     fuse: bool = True
     skip_layer_norm: bool = False
+    profiles: tuple[ProfileSpec, ...] = ()
+    timing_cache: str = ""
+    hardware_compatible: str = ""
+    version_compatible: bool = False
+    workspace_gib: float = 0.0
+    weight_stripped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +192,10 @@ class Recipe:
     def replace_quantize(self, **changes: Any) -> Recipe:
         """The same recipe with other [quantize] values."""
         return dataclasses.replace(self, quantize=dataclasses.replace(self.quantize, **changes))
+
+    def replace_compile(self, **changes: Any) -> Recipe:
+        """The same recipe with other [compile] values."""
+        return dataclasses.replace(self, compile=dataclasses.replace(self.compile, **changes))
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as JSON-ready dicts and lists."""
@@ -240,7 +267,7 @@ def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
 def checked(recipe: Recipe, *, origin: str) -> Recipe:
     """The same recipe, once its values are known to make sense. Raises RecipeError."""
     load, export, validate = recipe.load, recipe.export, recipe.validate
-    quantize = recipe.quantize
+    quantize, compiling = recipe.quantize, recipe.compile
     rules: list[tuple[str, object, bool, str]] = [
         ("name", recipe.name, _may_name_folder(recipe.name), NAME_RULE),
         ("version", recipe.version, _may_name_folder(recipe.version), NAME_RULE),
@@ -263,9 +290,19 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
         ("quantize.smoothing", quantize.smoothing, 0 <= quantize.smoothing <= 1, "0 to 1"),
         ("quantize.clip", quantize.clip, 0 < quantize.clip <= 1, "above 0, up to 1"),
         ("quantize.max_share", quantize.max_share, 0 <= quantize.max_share <= 1, "0 to 1"),
+        ("compile.hardware_compatible", compiling.hardware_compatible,
+         compiling.hardware_compatible in HARDWARE_COMPATIBLE,
+         " or ".join(repr(name) for name in HARDWARE_COMPATIBLE)),
+        ("compile.workspace_gib", compiling.workspace_gib,
+         math.isfinite(compiling.workspace_gib) and compiling.workspace_gib >= 0,
+         "0 (all there is) or more"),
         ("validate.budget_tokens", validate.budget_tokens, validate.budget_tokens > 0, "1 or more"),
         ("validate.max_tokens", validate.max_tokens, validate.max_tokens >= 3, "3 or more"),
     ]  # fmt: skip
+    for number, profile in enumerate(compiling.profiles):
+        for key, sizes in (("batch", profile.batch), ("tokens", profile.tokens)):
+            rules.append((f"compile.profiles[{number}].{key}", sizes, len(sizes) == 3,
+                          "three numbers: smallest, usual, largest"))  # fmt: skip
     for precision, gates in _known_gates(validate.gates, origin).items():
         for key, bound in gates.items():
             rules.append(
@@ -356,7 +393,11 @@ def _convert(hint: Any, raw: Any, *, where: str, origin: str) -> Any:
         if not isinstance(raw, list):
             raise wrong("a list")
         item = get_args(hint)[0]
-        return tuple(_convert(item, value, where=where, origin=origin) for value in raw)
+        numbered = dataclasses.is_dataclass(item)
+        return tuple(
+            _convert(item, value, where=f"{where}[{n}]" if numbered else where, origin=origin)
+            for n, value in enumerate(raw)
+        )
     if origin_type is not None and not isinstance(hint, UnionType):  # Mapping[str, ...]
         if not isinstance(raw, Mapping):
             raise wrong("a table")

@@ -33,6 +33,9 @@ def write(folder: Path, text: str) -> str:
         (LEAST + "[load]\nmodle = 'x'", "'load.modle'", "did you mean 'model'?"),
         (LEAST + "[export]\nopsset = 20", "'export.opsset'", "did you mean 'opset'?"),
         (LEAST + "[compile]\nfuze = true", "'compile.fuze'", "did you mean 'fuse'?"),
+        (LEAST + "[compile]\nprofile = []", "'compile.profile'", "did you mean 'profiles'?"),
+        (LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3]\ntoken = [1, 2, 3]",
+         "'compile.profiles[0].token'", "did you mean 'tokens'?"),
         (LEAST + "[validate]\ntext = 'x'", "'validate.text'", "did you mean 'texts'?"),
         (LEAST + "[validate.gates.fp32]\ncosine_mim = 1", "'validate.gates.fp32.cosine_mim'",
          "did you mean 'cosine_min'?"),
@@ -68,6 +71,15 @@ def test_unknown_keys_are_refused_with_the_nearest(
         (LEAST + "[load]\nprompts = ['a']", "load.prompts", "a table"),
         (LEAST + "[load.prompts]\nretrieval.query = 'a'", "load.prompts.retrieval", "type str"),
         (LEAST + "[export]\noutputs = 'last_hidden_state'", "export.outputs", "a list"),
+        (LEAST + "[compile]\nprofiles = 3", "compile.profiles", "a list"),
+        (LEAST + "[compile]\nprofiles = [[1, 2, 3]]", "compile.profiles[0]", "a table"),
+        (LEAST + "[[compile.profiles]]\nbatch = 8\ntokens = [1, 2, 3]",
+         "compile.profiles[0].batch", "a list"),
+        (LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3.5]\ntokens = [1, 2, 3]",
+         "compile.profiles[0].batch", "type int"),
+        (LEAST + "[compile]\ntiming_cache = true", "compile.timing_cache", "type str"),
+        (LEAST + "[compile]\nweight_stripped = 1", "compile.weight_stripped", "type bool"),
+        (LEAST + "[compile]\nworkspace_gib = '4'", "compile.workspace_gib", "type float"),
         (LEAST + "[validate]\ngates = 1", "validate.gates", "a table"),
         (LEAST + "[validate.gates]\nfp32 = 1", "validate.gates.fp32", "a table"),
         (LEAST + "[validate.gates.fp32]\ncosine_min = 'high'", "validate.gates.fp32.cosine_min",
@@ -107,6 +119,13 @@ def test_wrong_types_are_refused(text: str, key: str, wanted: str, tmp_path: Pat
         (LEAST + '[export]\noutputs = ["last_hidden_state", "last_hidden_state"]',
          "export.outputs"),
         (LEAST + "[export]\ndimension = -3", "export.dimension"),
+        (LEAST + "[compile]\nworkspace_gib = -1", "compile.workspace_gib"),
+        (LEAST + "[compile]\nworkspace_gib = inf", "compile.workspace_gib"),
+        (LEAST + '[compile]\nhardware_compatible = "ampere"', "compile.hardware_compatible"),
+        (LEAST + "[[compile.profiles]]\nbatch = [1, 2]\ntokens = [1, 2, 3]",
+         "compile.profiles[0].batch"),
+        (LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3]\ntokens = []",
+         "compile.profiles[0].tokens"),
         (LEAST + "[validate]\nbudget_tokens = 0", "validate.budget_tokens"),
         (LEAST + "[validate]\nmax_tokens = 2", "validate.max_tokens"),
         (LEAST + "[validate.gates.fp32]\ncosine_min = nan", "validate.gates.fp32.cosine_min"),
@@ -165,6 +184,47 @@ def test_a_file_does_not_shadow_a_shipped_recipe(
     (tmp_path / "jina-embeddings-v3").write_text('name = "other"')
     assert recipe.read("jina-embeddings-v3").name == "jina-embeddings-v3"
     assert recipe.read("./jina-embeddings-v3").name == "other"
+
+
+PROFILES = """
+[compile]
+timing_cache = "timings"
+hardware_compatible = "ampere_plus"
+version_compatible = true
+workspace_gib = 4
+weight_stripped = true
+profiles = [
+  {batch = [1, 8, 32], tokens = [1, 64, 128]},
+  {batch = [1, 2, 8], tokens = [129, 256, 512]},
+]
+"""
+
+
+def test_keys_for_tensorrt(tmp_path: Path) -> None:
+    found = recipe.read(write(tmp_path, LEAST + PROFILES))
+    assert found.compile == recipe.CompileSpec(
+        profiles=(
+            recipe.ProfileSpec(batch=(1, 8, 32), tokens=(1, 64, 128)),
+            recipe.ProfileSpec(batch=(1, 2, 8), tokens=(129, 256, 512)),
+        ),
+        timing_cache="timings",
+        hardware_compatible="ampere_plus",
+        version_compatible=True,
+        workspace_gib=4.0,
+        weight_stripped=True,
+    )
+    plain = json.loads(json.dumps(found.resolved()["compile"]))
+    assert plain["profiles"][1] == {"batch": [1, 2, 8], "tokens": [129, 256, 512]}
+    # what a manifest keeps is a recipe again
+    assert recipe.from_table(found.resolved(), origin="a manifest") == found
+    changed = found.replace_compile(workspace_gib=1.0)
+    assert changed.compile.workspace_gib == 1.0
+    assert changed.compile.profiles == found.compile.profiles
+
+
+def test_a_profile_needs_both_ranges(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'compile\.profiles\[0\]\.tokens' is missing"):
+        recipe.read(write(tmp_path, LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3]"))
 
 
 def test_recipe_is_frozen(tmp_path: Path) -> None:

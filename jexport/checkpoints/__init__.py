@@ -27,6 +27,7 @@ from jexport.checkpoints import (
 from jexport.checkpoints.embedding import read as how_embedded
 from jexport.errors import (
     CheckpointError,
+    PrecisionError,
     RecipeError,
     RemoteCodeError,
     UnsupportedCheckpointError,
@@ -99,6 +100,18 @@ class _Opened:
     spec: LoadSpec
 
 
+def _check_float(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint that somebody quantized: its vectors are no reference for anything."""
+    said = config.get("quantization_config")
+    if said:
+        method = said.get("quant_method", "unknown") if isinstance(said, Mapping) else said
+        raise PrecisionError(
+            "the checkpoint is quantized already",
+            evidence=f"{folder / 'config.json'}: quantization_config, method {method!r:.80}",
+            fix="give the float checkpoint that it was made of",
+        )
+
+
 def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     """Open a checkpoint for one task; reads headers and configs, no weights yet.
 
@@ -106,6 +119,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     """
     folder, revision = locate(spec)
     config = transformer_files.read_json(folder / "config.json")
+    _check_float(config, folder)
     layout = detect(folder, config)
     opened = _Opened(folder=folder, config=config, layout=layout, spec=spec)
     offered = (*LAYOUTS[layout].known_tasks(folder, config), tasks.NONE)

@@ -18,6 +18,7 @@ from jexport.run import disk_full, is_out_of_space
 
 COMMANDS = {
     "build": "jexport.cli.build",
+    "compile": "jexport.cli.compile",
     "embed": "jexport.cli.embed",
     "package": "jexport.cli.package",
     "verify": "jexport.cli.artifacts",

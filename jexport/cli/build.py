@@ -16,7 +16,7 @@ from jexport.cli import console
 )
 @click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint; overrides the recipe's.")
 @click.option("--task", required=True, metavar="TASK", help="retrieval.query, ..., or none.")
-@click.option("--target", required=True, metavar="TARGET", help="The engine: onnx, hf or vllm.")
+@click.option("--target", required=True, metavar="TARGET", help="onnx, trt, hf or vllm.")
 @click.option("--precision", metavar="P", help="fp32 (default), fp16, bf16, int8 or int8-weights.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), metavar="DIR",
               help="Where artifacts go. Default: artifacts")  # fmt: skip
@@ -34,6 +34,23 @@ from jexport.cli import console
 @click.option(
     "--allow-slower", is_flag=True, help="int8: keep it even when it is not faster than fp32 here."
 )
+@click.option(
+    "--until",
+    type=click.Choice(["compile"]),
+    help="trt: stop before the engine; `jexport compile` finishes on a GPU machine.",
+)
+@click.option(
+    "--profile-from",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="trt: choose profiles by the lengths of your texts (.jsonl or .txt).",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="trt: keep TensorRT's timings there; later builds are faster.",
+)
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
 def build(
@@ -43,6 +60,8 @@ def build(
     target: str,
     precision: str | None,
     out: Path,
+    until: str | None,
+    profile_from: Path | None,
     quiet: bool,
     json_lines: bool,
     **options: Any,
@@ -53,7 +72,7 @@ def build(
     sensible defaults. The artifact's path is the last line on stdout.
     """
     listen = console.listener(quiet=quiet, json_lines=json_lines)
-    from jexport import pipeline, targets
+    from jexport import calibration, pipeline, targets
 
     engine = targets.load(target)
     chosen = _chosen(recipe_name, model, options)
@@ -61,7 +80,14 @@ def build(
     if not quiet and not json_lines:
         console.say(f"jexport build: {chosen.load.model}, {task}, {target} {wanted}")
     artifact = pipeline.build(
-        chosen, task=task, target=target, precision=wanted, out=out, listen=listen
+        chosen,
+        task=task,
+        target=target,
+        precision=wanted,
+        until=until or "",
+        lengths_of=calibration.texts(profile_from) if profile_from else (),
+        out=out,
+        listen=listen,
     )
     click.echo(artifact.path)
 
@@ -99,6 +125,8 @@ def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any])
         "effort": options["effort"],
         "allow_slower": options["allow_slower"] or None,
     }
+    if options["timing_cache"] is not None:
+        chosen = chosen.replace_compile(timing_cache=str(options["timing_cache"]))
     chosen = chosen.replace_quantize(**{key: v for key, v in said.items() if v is not None})
     return recipe.checked(chosen, origin="the command line")
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from jexport.errors import JexportError
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -47,16 +49,22 @@ def _target_row(target: Any) -> dict[str, Any]:
         for kind, needs in (("build", target.build_needs), ("run", target.run_needs))
     }
     extras = {"build": "build", "run": target.extra}
+    lacking = []
+    try:
+        target.ready()
+    except JexportError as error:
+        lacking = [f"to build here: {error.what}; {error.fix}"]
     return {
         "target": target.name,
         "precisions": list(target.precisions),
-        "build": not absent["build"],
+        "build": not absent["build"] and not lacking,
         "run": not absent["run"],
         "remedies": [
             f'to {kind}: pip install "jexport[{extras[kind]}]" (missing: {", ".join(names)})'
             for kind, names in absent.items()
             if names
-        ],
+        ]
+        + lacking,
     }
 
 

@@ -1,7 +1,9 @@
 """float32 graph -> mixed graph: matrix products in float16, the delicate rest in float32.
 
-float16: MatMul, the Add of its bias, Gelu, table lookups, and data movement between them. float32:
-LayerNormalization, Softmax and its mask, RoPE, residual sums, pooling, and every graph output.
+float16: MatMul, the Add of its bias, Gelu, table lookups, and data movement between them; in a
+quantized graph also QuantizeLinear and DequantizeLinear, both of a pair, so that a product reads
+them without a cast between. float32: LayerNormalization, Softmax and its mask, RoPE, residual sums,
+pooling, and every graph output.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from jexport.graph import edit
 
 FP16_MAX = float(np.finfo(np.float16).max)
 HALF_OPS = ("MatMul", "Gelu")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 MOVES = ("Reshape", "Transpose", "Split", "Slice", "Concat", "Neg", "Unsqueeze", "Squeeze")
 
 SCALE_ERROR = 1e-3
-"""A scalar factor is stored in float16 when that changes it by no more than this share."""
+"""A factor or scale is stored in float16 when that changes it by no more than this share."""
 
 
 class Keep:
@@ -86,7 +89,7 @@ def to_float16(model: ir.Model, keep: Keep) -> None:
                 node.replace_input_with(
                     position, _cast(work, node, value, ir.DataType.FLOAT, casts)
                 )
-        if kind == "half":
+        if kind == "half" and node.op_type != "QuantizeLinear":
             for output in node.outputs:
                 output.type = ir.TensorType(ir.DataType.FLOAT16)
                 half.add(id(output))
@@ -104,6 +107,8 @@ def _kind(node: ir.Node, half: set[int], keep: Keep) -> str:
         return "other"
     if keep(str(node.name)):
         return "full"
+    if node.op_type in QUANTIZERS:
+        return "half" if _fits(node.inputs[1]) else "full"
     flowing = [v for v in floats if not v.is_initializer()]
     all_half = bool(flowing) and all(id(v) in half for v in flowing)
     if node.op_type in HALF_OPS:
@@ -117,11 +122,19 @@ def _kind(node: ir.Node, half: set[int], keep: Keep) -> str:
         producer: Any = flowing[0].producer()
         return "half" if producer.op_type == "MatMul" else "full"
     if node.op_type == "Mul" and with_constant:
-        factor = edit.scalar(next(v for v in floats if v.is_initializer()))
-        if factor is not None and abs(factor) <= FP16_MAX:
-            error = abs(float(np.float16(factor)) - factor)
-            return "half" if error <= SCALE_ERROR * abs(factor) else "full"
+        factor = next(v for v in floats if v.is_initializer())
+        return "half" if edit.scalar(factor) is not None and _fits(factor) else "full"
     return "full"
+
+
+def _fits(value: ir.Value | None) -> bool:
+    """Whether every number of a constant is about the same in float16."""
+    numbers = edit.array(value)
+    if numbers is None:
+        return False
+    with np.errstate(over="ignore"):
+        there = numbers.astype(np.float16).astype(np.float32)
+    return bool((np.abs(there - numbers) <= SCALE_ERROR * np.abs(numbers)).all())
 
 
 def _half_weight(work: edit.Edit, node: ir.Node, value: ir.Value) -> ir.Value:

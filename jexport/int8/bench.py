@@ -86,7 +86,7 @@ class Bench:
     """Writes quantized graphs and measures them.
 
     judge: the target that runs graphs here. gates: by key, held on every group of the held-out
-    texts (see parity.GATES). room: a folder for graphs on trial.
+    texts (see parity.GATES). room: for graphs on trial. tables: whether tables become int8.
     """
 
     model: OnnxModel
@@ -95,6 +95,7 @@ class Bench:
     gates: Mapping[str, float]
     room: Path
     journal: Journal
+    tables: bool = True
 
     def write(self, treatments: Mapping[str, Treatment], folder: Path, precision: str) -> OnnxModel:
         """The float model with these treatments, written to `folder`."""
@@ -105,7 +106,7 @@ class Bench:
 
         folder.mkdir(parents=True, exist_ok=True)
         graph = ir.load(self.model.path)
-        rewrite(graph, treatments)
+        rewrite(graph, treatments, tables=self.tables)
         storage.save(graph, folder / GRAPH)
         digests = {
             name: file_digest(folder / name, root=folder).sha256 for name in (GRAPH, WEIGHTS)

@@ -20,14 +20,14 @@ from jexport.int8.numbers import Affine
 from jexport.int8.treatment import TWICE, WEIGHTS, Treatment
 
 
-def rewrite(model: ir.Model, treatments: Mapping[str, Treatment]) -> None:
-    """Quantize the named products, and every large table, in place."""
+def rewrite(model: ir.Model, treatments: Mapping[str, Treatment], *, tables: bool = True) -> None:
+    """Quantize the named products, and every large table unless `tables` is false, in place."""
     work = edit.Edit(model.graph)
     for node in list(model.graph):
         treatment = treatments.get(str(node.name))
         if treatment is not None:
             _product(work, node, treatment)
-    for node in products.tables(model):
+    for node in products.tables(model) if tables else ():
         _table(work, node)
     work.drop_dead()
     model.graph.sort()

@@ -18,6 +18,9 @@ DAMPING = 0.01
 
 _TINY = 1e-5
 
+LEAST_SCALE = np.float32(2.0**-23)
+"""Of a dead column; float16 has this number, and TensorRT takes no scale of 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Affine:
@@ -73,7 +76,7 @@ def smoothing(low: Array, high: Array, weight: Array, strength: float) -> Array:
 def weight_scales(weight: Array) -> Array:
     """One scale per column, symmetric to +-127: float32 [columns]."""
     reach = np.abs(weight).max(axis=0) / 127
-    scales: Array = np.maximum(reach, np.float32(1e-12)).astype(np.float32)
+    scales: Array = np.maximum(reach, LEAST_SCALE).astype(np.float32)
     return scales
 
 

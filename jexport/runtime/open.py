@@ -28,6 +28,12 @@ def open_artifact(
     folder = Path(path)
     content = (manifest.verify(folder) if verify else manifest.read(folder)).content
     target = _target(content["target"], folder)
+    if content["engine"]["facts"].get("portable") is True:
+        raise ArtifactError(
+            f"artifact {folder} has no engine yet",
+            evidence=f"it was built with --until compile, for {target.name}",
+            fix=f"on a machine with a GPU: jexport compile {folder}",
+        )
     targets.check_installed(target.run_needs, extra=target.extra, purpose="opening this artifact")
     compiled = compiled_model(folder, content)
     absent = [name for name in compiled.files if not (folder / name).is_file()]

@@ -30,12 +30,14 @@ def run(
     precision: str,
     samples: Sequence[Sequence[int]],
     out_dir: Path,
+    will_be_half: bool = False,
 ) -> OnnxModel:
     """Write out_dir/model.onnx and model.onnx_data.
 
-    samples: token ids of a few texts; in fp16 their activations are checked against float16's range
-    before anything is converted. Raises DimensionError, OverflowRangeError, UnsupportedGraphError,
-    RecipeError and what reading the weights raises (NotFiniteError, StateDictError, ...).
+    samples: token ids of a few texts; in fp16, or where the graph will be (`in_half`), their
+    activations are checked against float16's range before anything is converted. Raises
+    DimensionError, OverflowRangeError, UnsupportedGraphError, RecipeError and what reading the
+    weights raises (NotFiniteError, StateDictError, ...).
     """
     import onnx_ir as ir
 
@@ -51,7 +53,7 @@ def run(
     module = model.assemble(model.weights)
     encoder = traceable.Encoder(module, model.embedding, spec.outputs, spec.dimension).eval()
     kept = half.Keep(spec.keep_fp32)
-    if precision == "fp16":
+    if precision == "fp16" or will_be_half:
         overflow.check_texts(encoder, samples, kept)
     program = _trace(encoder, spec, model.embedding.max_tokens)
     graph = program.model
@@ -77,7 +79,10 @@ def run(
 
 
 def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
-    """The same fp32 graph in fp16, its range not checked: for timing, not for shipping."""
+    """The same graph, its float32 operators in float16 where half.py allows.
+
+    Activations are not measured here: `run` has checked them, or it is only timed.
+    """
     import onnx_ir as ir
 
     from jexport.graph import half, storage
@@ -85,7 +90,8 @@ def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
     graph = ir.load(model.path)
     half.to_float16(graph, half.Keep(spec.keep_fp32))
     storage.save(graph, out_dir / GRAPH)
-    return dataclasses.replace(model, path=out_dir / GRAPH, precision="fp16")
+    digests = {name: file_digest(out_dir / name, root=out_dir).sha256 for name in (GRAPH, WEIGHTS)}
+    return dataclasses.replace(model, path=out_dir / GRAPH, sha256=sha256_of(digests))
 
 
 def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:

@@ -70,7 +70,61 @@ def run(
     for path in (report_path, *facts.extras):
         shutil.copyfile(path, out_dir / path.name)
     content = _content(model, compiled, report, facts)
-    card = model_card.text(content, _quantization(facts.extras))
+    return _finish(content, _quantization(facts.extras), out_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """What the run that completed a portable artifact knows."""
+
+    version: str
+    runs_on: Mapping[str, Any]
+    records: Sequence[StageRecord]
+    speed: Sequence[Mapping[str, Any]]
+
+
+def complete(
+    portable: Path,
+    content: Mapping[str, Any],
+    compiled: CompiledModel,
+    report: ParityReport,
+    facts: Completed,
+    *,
+    report_path: Path,
+    out_dir: Path,
+) -> Path:
+    """Fill out_dir with the portable artifact's files, its graph replaced by the compiled engine.
+
+    The manifest keeps what the first machine knew (checkpoint, recipe, tools), and says what this
+    one made of it; `portable` in its facts is the sha256 of the manifest that it was made from.
+    """
+    graph = set(content["engine"]["files"])
+    for entry in content["files"]:
+        if entry["path"] not in graph | {report_path.name, "README.md"}:
+            place = out_dir / entry["path"]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(portable / entry["path"], place)
+    for name in compiled.files:
+        shutil.move(compiled.folder / name, out_dir / name)
+    shutil.copyfile(report_path, out_dir / report_path.name)
+    engine = _engine(compiled, facts.runs_on)
+    engine["facts"]["portable_sha256"] = content["sha256"]
+    made = {
+        **content,
+        "version": facts.version,
+        "engine": engine,
+        "parity": _parity(report),
+        "stages": [*content["stages"], *(dataclasses.asdict(one) for one in facts.records)],
+    }
+    if facts.speed:
+        made["speed"] = [dict(one) for one in facts.speed]
+    quantization = out_dir / QUANTIZATION
+    return _finish(made, _quantization([quantization] if quantization.is_file() else []), out_dir)
+
+
+def _finish(content: dict[str, Any], quantization: Mapping[str, Any] | None, out_dir: Path) -> Path:
+    """Model card and manifest, over the files that are there."""
+    card = model_card.text(content, quantization)
     (out_dir / "README.md").write_text(card, encoding="utf-8")
     files = [manifest.file_digest(p, root=out_dir) for p in out_dir.rglob("*") if p.is_file()]
     content["files"] = manifest.listed(files)
@@ -159,7 +213,6 @@ def _content(
 ) -> dict[str, Any]:
     """manifest.json without its file list: the keys of manifest.schema.json."""
     source, embedding = model.source, model.embedding
-    overall = report.metrics["overall"]
     return {
         "format": manifest.FORMAT,
         "name": facts.model_name,
@@ -182,23 +235,32 @@ def _content(
             "matryoshka": list(embedding.matryoshka),
             "space": manifest.embedding_space(weights_digest(model), embedding),
         },
-        "engine": {
-            "files": list(compiled.files),
-            "inputs": [_tensor(spec) for spec in compiled.signature.inputs],
-            "outputs": [_tensor(spec) for spec in compiled.signature.outputs],
-            "runs_on": dict(facts.runs_on),
-            "facts": dict(compiled.facts),
-        },
-        "parity": {
-            "passed": report.passed,
-            "texts": report.metrics["texts"],
-            **{key: value for key, value in overall.items() if key != "texts"},
-            "batch_cosine_min": report.metrics["batch"]["cosine_min"],
-        },
+        "engine": _engine(compiled, facts.runs_on),
+        "parity": _parity(report),
         "stages": [dataclasses.asdict(record) for record in facts.records],
         **({"speed": [dict(one) for one in facts.speed]} if facts.speed else {}),
         "recipe": dict(facts.recipe),
         "tools": dict(facts.tools),
+    }
+
+
+def _engine(compiled: CompiledModel, runs_on: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "files": list(compiled.files),
+        "inputs": [_tensor(spec) for spec in compiled.signature.inputs],
+        "outputs": [_tensor(spec) for spec in compiled.signature.outputs],
+        "runs_on": dict(runs_on),
+        "facts": dict(compiled.facts),
+    }
+
+
+def _parity(report: ParityReport) -> dict[str, Any]:
+    overall = report.metrics["overall"]
+    return {
+        "passed": report.passed,
+        "texts": report.metrics["texts"],
+        **{key: value for key, value in overall.items() if key != "texts"},
+        "batch_cosine_min": report.metrics["batch"]["cosine_min"],
     }
 
 

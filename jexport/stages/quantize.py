@@ -55,12 +55,14 @@ class Aim:
     """What to make. scheme: of the activations. precision: 'int8' or 'int8-weights'.
 
     wide: what a product becomes that plain int8 hurts. gates: by key, held on the held-out texts.
+    tables: whether tables that ids look up become int8, too.
     """
 
     scheme: str
     precision: str
     wide: str
     gates: Mapping[str, float]
+    tables: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,10 @@ def run(
     import onnx_ir as ir
 
     _check(aim, material)
+    ways = ways or Ways()
+    cut = material.about["calibration"]["cut"]
+    if cut:
+        ways.tell(f"{cut} calibration texts are longer than {spec.max_tokens} tokens and were cut")
     source = ir.load(model.path)
     items = products.find(source)
     _check_memory(model, items)
@@ -104,10 +110,10 @@ def run(
         assert tensor is not None
         return tensor.numpy()
 
-    ways = ways or Ways()
     bench = Bench(
         model=model, material=material, judge=judge, room=out_dir / "trials", journal=ways.journal,
         gates={key: bound for key, bound in aim.gates.items() if key in TEXT_GATES},
+        tables=aim.tables,
     )  # fmt: skip
     job = _Job(
         items=items, weight=weight, bench=bench, spec=spec, aim=aim, ways=ways,

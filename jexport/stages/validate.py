@@ -1,7 +1,8 @@
 """validate: two runners -> ParityReport (and an error when a gate fails).
 
-The reference tokenises and runs as the checkpoint does, the candidate as its users will. Knows no
-framework and no engine: only runners, token ids and numbers.
+Or one runner and the reference's stored vectors (`against`). The reference tokenises and runs as
+the checkpoint does, the candidate as its users will. Knows no framework and no engine: only
+runners, token ids and numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from jexport.flow import (
 )
 from jexport.manifest import write_json
 from jexport.recipe import ValidateSpec
+from jexport.reference import NAME as STORED
+from jexport.reference import Stored, write
 from jexport.run import give_back_memory
 from jexport.runtime.pool import finish, pool
 
@@ -66,6 +69,58 @@ def run(
     Raises ParityError when a gate fails or nothing could be compared, RecipeError when the recipe
     has no gates for this precision. The report is on the disk before anything is raised.
     """
+    about = {"set": texts.name, "sha256": texts.sha256}
+
+    def measured() -> tuple[dict[str, Any], list[str]]:
+        chosen = _choose(reference, candidate, texts, spec, embedding.max_tokens)
+        job = _Job(embedding=embedding, outputs=signature.outputs, pad_id=pad_id)
+        count = _Counter(sum(map(len, [*chosen.reference, *chosen.candidate])), progress)
+        truth = _truth(reference, chosen, job, count)
+        stored = Stored(
+            ids=chosen.reference,
+            vectors=_vectors(truth, embedding),
+            languages=[sample.language for sample in chosen.samples],
+            texts=about,
+        )
+        write(stored, out_dir / STORED)
+        metrics = _measure(truth, stored.vectors, candidate, chosen, job, count)
+        return metrics, chosen.failures()
+
+    gates = _gates(spec, precision)
+    return _judged(measured, gates, signature, precision, about, out_dir)
+
+
+def against(
+    stored: Stored,
+    candidate: Side,
+    *,
+    embedding: Embedding,
+    signature: Signature,
+    pad_id: int,
+    spec: ValidateSpec,
+    precision: str,
+    out_dir: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ParityReport:
+    """Compare with vectors that a former run stored; the rest as `run`.
+
+    There are no token vectors to compare: gates over tokens were held where the artifact was built.
+    """
+
+    def measured() -> tuple[dict[str, Any], list[str]]:
+        samples = tuple(Sample(text="", language=language) for language in stored.languages)
+        ids = [list(one) for one in stored.ids]
+        chosen = _Texts(samples=samples, reference=ids, candidate=ids)
+        job = _Job(embedding=embedding, outputs=signature.outputs, pad_id=pad_id)
+        count = _Counter(sum(map(len, ids)), progress)
+        return _measure([], stored.vectors, candidate, chosen, job, count), []
+
+    gates = _gates(spec, precision)
+    kept = {key: bound for key, bound in gates.items() if not key.startswith("token_")}
+    return _judged(measured, kept, signature, precision, stored.texts, out_dir)
+
+
+def _gates(spec: ValidateSpec, precision: str) -> Mapping[str, float]:
     gates = spec.gates.get(precision)
     if not gates:
         raise RecipeError(
@@ -73,20 +128,30 @@ def run(
             evidence=f"validate.gates has: {', '.join(spec.gates)}",
             fix=f"add a table [validate.gates.{precision}]",
         )
+    return gates
+
+
+def _judged(
+    measured: Callable[[], tuple[dict[str, Any], list[str]]],
+    gates: Mapping[str, float],
+    signature: Signature,
+    precision: str,
+    texts: Mapping[str, str],
+    out_dir: Path,
+) -> ParityReport:
+    """Measure (metrics, and failures that no gate names), write the report, then judge."""
     content: dict[str, Any] = {
         "passed": False,
         "failures": [],
         "precision": precision,
         "gates": dict(gates),
-        "texts": {"set": texts.name, "sha256": texts.sha256},
+        "texts": dict(texts),
         "metrics": {},
     }
     try:
-        chosen = _choose(reference, candidate, texts, spec, embedding.max_tokens)
-        job = _Job(embedding=embedding, outputs=signature.outputs, pad_id=pad_id)
-        count = _Counter(sum(map(len, [*chosen.reference, *chosen.candidate])), progress)
-        metrics = content["metrics"] = _measure(reference, candidate, chosen, job, count)
-        failures = [*chosen.failures(), *_failures(metrics, gates, signature.outputs)]
+        metrics, failures = measured()
+        content["metrics"] = metrics
+        failures += _failures(metrics, gates, signature.outputs)
     except ParityError as error:
         content["failures"] = [error.what, *error.evidence.splitlines()]
         write_json(out_dir / REPORT, content)
@@ -166,26 +231,38 @@ def _choose(
     )
 
 
-def _measure(
-    reference: Side, candidate: Side, texts: _Texts, job: _Job, count: _Counter
-) -> dict[str, Any]:
-    """Run both sides, one after the other, and compare each of the candidate's outputs."""
+def _truth(reference: Side, texts: _Texts, job: _Job, count: _Counter) -> list[np.ndarray]:
+    """The reference's token vectors of each text."""
     width = job.embedding.dimension
     hidden = TensorSpec(name=HIDDEN, dtype="float32", shape=("batch", "sequence", width))
     with reference.open() as forward:
         truth = _outputs(forward, texts.reference, (hidden,), job.pad_id, count)[HIDDEN]
     del forward
     give_back_memory()  # the reference's weights, before the candidate brings its own
+    return truth
+
+
+def _measure(
+    truth: Sequence[np.ndarray],
+    whole: np.ndarray,
+    candidate: Side,
+    texts: _Texts,
+    job: _Job,
+    count: _Counter,
+) -> dict[str, Any]:
+    """Run the candidate and compare each of its outputs.
+
+    truth: the reference's token vectors, empty when they are not there. whole: pooled.
+    """
     with candidate.open() as forward:
         made = _outputs(forward, texts.candidate, job.outputs, job.pad_id, count)
         alone, batched = _alone_and_batched(forward, texts.candidate, job, made)
-    whole = _vectors(truth, job.embedding)
     results: dict[str, dict[str, Any]] = {}
     for name in made:
         vectors, wanted = _vectors(made[name], job.embedding), whole
         if name != HIDDEN:
             wanted = finish(whole, dimensions=vectors.shape[1], normalize=True)
-        pairs = name == HIDDEN and not texts.differing()
+        pairs = bool(truth) and name == HIDDEN and not texts.differing()
         results[name] = parity.compare(
             parity.Outputs(embeddings=wanted, tokens=tuple(truth) if pairs else ()),
             parity.Outputs(embeddings=vectors, tokens=tuple(made[name]) if pairs else ()),

@@ -20,10 +20,13 @@ from jexport.flow import CompiledModel, Runner
 from jexport.recipe import CompileSpec
 
 PLANNED: Mapping[str, str] = {
-    "trt": "TensorRT engines",
     "openvino": "OpenVINO IR",
 }
 """Targets that have no file yet: asking for one says so instead of guessing at a typo."""
+
+
+JUDGE = "onnx"
+"""The target that runs graphs where an engine cannot: it needs no device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +36,16 @@ class Target:
     precisions: those it takes. scheme: the quantization scheme it needs for int8. wide: what a
     product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs: then
     check and build are given an OnnxModel, else a MergedModel.
-    build_needs, run_needs: modules. extra: what pip installs to run it. fingerprint(): where an
-    artifact of this target may run. check(model): refuses what the engine cannot take. build(model,
-    spec, out_dir): compiles. runner(compiled, device, threads): opens.
-    lint(path, max_tokens): everything in a graph that the engine would not take, when the target
-    can tell without the engine.
+    devices: where it runs; a build is judged on the first. build_needs, run_needs: modules. extra:
+    what pip installs to run it. ready(): refuses a machine that cannot compile for it, before any
+    work. fingerprint(): where an artifact of this target may run. check(model): refuses what the
+    engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
+    opens. lint(path, max_tokens): everything in a graph that the engine would not take, when the
+    target can tell without the engine. float_rest: what an int8 graph's other operators compute in.
+    int8_tables: whether tables that ids look up become int8, too. profiled(spec, lengths,
+    max_tokens): the settings for texts of these lengths, when they decide anything. accept(spec,
+    max_tokens): refuses settings that cannot be met, before any work. timed: whether its speed on
+    `devices` says anything. portable: the target up to the engine, for a machine that has none.
     """
 
     name: str
@@ -46,14 +54,22 @@ class Target:
     scheme: str
     wide: str
     needs_onnx: bool
+    devices: tuple[str, ...]
     build_needs: tuple[str, ...]
     run_needs: tuple[str, ...]
     extra: str
+    ready: Callable[[], None]
     fingerprint: Callable[[], dict[str, Any]]
     check: Callable[[Any], None]
     build: Callable[[Any, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
+    float_rest: str = "fp32"
+    int8_tables: bool = True
+    profiled: Callable[[CompileSpec, Sequence[int], int], CompileSpec] | None = None
+    accept: Callable[[CompileSpec, int], None] = lambda spec, max_tokens: None
+    timed: bool = True
+    portable: Target | None = None
 
 
 def names() -> list[str]:
@@ -78,6 +94,22 @@ def load(name: str) -> Target:
         )
     target: Target = importlib.import_module(f"jexport.targets.{name}").TARGET
     return target
+
+
+def up_to(target: Target, stage: str) -> Target:
+    """The same target for a build that ends after `stage`: '' (all of it) or 'compile'.
+
+    Raises UnknownTargetError where there is nothing to stop before.
+    """
+    if not stage:
+        return target
+    if target.portable is None:
+        raise UnknownTargetError(
+            f"target '{target.name}' is whole after one build: there is no --until for it",
+            evidence="it needs no engine of another machine",
+            fix="leave --until away",
+        )
+    return target.portable
 
 
 def check_precision(target: Target, precision: str) -> None:

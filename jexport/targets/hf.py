@@ -37,6 +37,10 @@ USE_BF16 = (
 )
 
 
+def ready() -> None:
+    """Writing it needs nothing that a machine may lack."""
+
+
 def fingerprint() -> dict[str, Any]:
     """Say where it runs: wherever a transformers does that knows the class."""
     return {"transformers": ">=5.4", "sentence-transformers": ">=6", "device": "any"}
@@ -108,9 +112,11 @@ TARGET = Target(
     scheme="none",
     wide="none",
     needs_onnx=False,
+    devices=("cpu", "cuda"),
     build_needs=("torch", "transformers", "safetensors"),
     run_needs=("torch", "transformers", "safetensors", "tokenizers", "numpy"),
     extra="hf",
+    ready=ready,
     fingerprint=fingerprint,
     check=check,
     build=build,

@@ -44,6 +44,10 @@ NOT_TRANSFORMERS = (
 )
 
 
+def ready() -> None:
+    """Writing it needs nothing that a machine may lack."""
+
+
 def fingerprint() -> dict[str, Any]:
     """Say where it runs: releases whose loaders were run (vLLM) or read (TEI)."""
     return {"vllm": ">=0.32", "text-embeddings-inference": ">=1.9", "device": "any"}
@@ -132,9 +136,11 @@ TARGET = Target(
     scheme="none",
     wide="none",
     needs_onnx=False,
+    devices=("cpu", "cuda"),
     build_needs=("torch", "transformers", "safetensors"),
     run_needs=("torch", "transformers", "safetensors", "tokenizers", "numpy"),
     extra="hf",
+    ready=ready,
     fingerprint=fingerprint,
     check=check,
     build=build,

@@ -1,1 +1,1 @@
-"""trt: what TensorRT takes and what it is asked for; knows no GPU at hand and imports no engine."""
+"""What the target trt is made of; imported inside functions only, and knows no stage."""

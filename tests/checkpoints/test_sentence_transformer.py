@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from jexport.errors import (
     CheckpointError,
     NotFiniteError,
+    PrecisionError,
     StateDictError,
     UnknownTaskError,
     UnsupportedCheckpointError,
@@ -530,3 +531,12 @@ def test_weights_in_shards_are_read(
     model.save_pretrained(saved, max_shard_size="40KB")
     assert len(list(saved.glob("model-*"))) > 1
     assert np.array_equal(reference_vectors(opened(saved), texts), wanted)
+
+
+def test_a_checkpoint_that_is_quantized_already_is_refused(saved: Path, opened: Open) -> None:
+    config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (saved / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(PrecisionError, match="quantized already") as caught:
+        opened(saved)
+    assert "method 'gptq'" in str(caught.value)

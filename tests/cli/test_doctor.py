@@ -18,7 +18,8 @@ def test_everything_is_there(cli: Callable[..., Any]) -> None:
     assert answer.code == 0
     assert f"onnxruntime       {metadata.version('onnxruntime')}" in answer.out
     assert "target onnx       build: yes  run: yes" in answer.out
-    assert "fix:" not in answer.out
+    remedies = [line for line in answer.out.splitlines() if "fix:" in line]
+    assert all("jexport[trt]" in line or "--until compile" in line for line in remedies)
     for name, what in targets.PLANNED.items():
         assert f"target {name}" in answer.out
         assert what in answer.out
@@ -43,10 +44,23 @@ def test_what_is_missing_has_its_remedy(
     answer = cli("doctor")
     assert answer.code == 0
     assert "target onnx       build: no   run: no" in answer.out
-    onnx = answer.out.split("target onnx", 1)[1].split("target ", 1)[0]
-    assert [line.strip() for line in onnx.splitlines() if "fix:" in line] == [
+    told = answer.out[answer.out.index("target onnx") : answer.out.index("target trt")]
+    remedies = [line.strip() for line in told.splitlines() if "fix:" in line]
+    assert remedies == [
         'fix: to build: pip install "jexport[build]" (missing: torch, onnxruntime)',
         'fix: to run: pip install "jexport[onnx]" (missing: onnxruntime)',
     ]
-    hf = answer.out.split("target hf", 1)[1].split("target ", 1)[0]
-    assert 'to run: pip install "jexport[hf]" (missing: torch)' in hf
+    merged = answer.out[answer.out.index("target hf") : answer.out.index("target onnx")]
+    assert 'to run: pip install "jexport[hf]" (missing: torch)' in merged
+
+
+def test_a_target_that_this_machine_cannot_compile_for(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jexport.trt import device
+
+    monkeypatch.setattr(device, "_installed", lambda name: name != "tensorrt")
+    answer = cli("doctor")
+    assert "target trt        build: no   run: no" in answer.out
+    assert "to build here: TensorRT engines need tensorrt" in answer.out
+    assert "jexport compile ARTIFACT" in answer.out

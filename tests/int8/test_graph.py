@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from jexport.errors import PrecisionError, UnsupportedGraphError
-from jexport.graph import edit, ort_fusion, ort_integer, storage
+from jexport.graph import edit, half, ort_fusion, ort_integer, storage
 from jexport.int8 import numbers, prepare, products, statistics
 from jexport.int8.graph import rewrite, row_scales
 from jexport.int8.treatment import INT8, TWICE, WEIGHTS, Treatment
@@ -99,10 +100,11 @@ def treatments(
 
 
 def quantized(
-    room: Path, kind: str = INT8, *, table: bool = True, both: bool = True, **options: Any
-) -> ir.Model:
+    room: Path, kind: str = INT8, *, table: bool = True, both: bool = True, tables: bool = True,
+    **options: Any,
+) -> ir.Model:  # fmt: skip
     model = graph(table=table, both=both)
-    rewrite(model, treatments(model, room, kind=kind, **options))
+    rewrite(model, treatments(model, room, kind=kind, **options), tables=tables)
     return model
 
 
@@ -290,3 +292,38 @@ def test_unfused_weights_keep_float_activations(tmp_path: Path) -> None:
     assert off(run(model, tmp_path, x), truth) < 1e-5  # onnxruntime's default options
     stored = {w.name: w.data_type for w in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert stored["up.int8"] == TensorProto.INT8
+
+
+@pytest.mark.parametrize("kind", [INT8, TWICE, WEIGHTS])
+def test_the_rest_in_float16_leaves_products_between_their_quantizers(
+    kind: str, tmp_path: Path
+) -> None:
+    truth = values()["y"]
+    model = quantized(tmp_path, kind, scheme=numbers.SYMMETRIC, tables=False)
+    half.to_float16(model, half.Keep(()))
+    assert off(run(model, tmp_path / "fp16", {"ids": IDS}, plain=True), truth) < 0.03
+    for node in model.graph:
+        if node.op_type == "MatMul":
+            assert {value.dtype for value in node.inputs} == {ir.DataType.FLOAT16}
+            weight = node.inputs[1].producer()
+            assert weight.op_type == "DequantizeLinear"  # no cast between
+            if kind != WEIGHTS:
+                assert node.inputs[0].producer().op_type == "DequantizeLinear"
+        if node.op_type == "QuantizeLinear":
+            assert {value.dtype for value in node.inputs[:2]} == {ir.DataType.FLOAT16}
+            assert node.outputs[0].dtype == ir.DataType.INT8
+    tables = [n for n in model.graph if n.op_type == "Gather"]
+    assert [node.inputs[0].dtype for node in tables] == [ir.DataType.FLOAT16]
+
+
+def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
+    made = treatments(graph(), tmp_path, kind=INT8, scheme=numbers.SYMMETRIC)
+    name = next(iter(made))
+    made[name] = replace(made[name], scales=made[name].scales * np.float32(1e-6))
+    model = graph()
+    rewrite(model, made)
+    half.to_float16(model, half.Keep(()))
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    kinds = {str(n.name): n.outputs[0].dtype for n in model.graph if "/weight" in str(n.name)
+             and n.op_type == "DequantizeLinear"}  # fmt: skip
+    assert set(kinds.values()) == {ir.DataType.FLOAT, ir.DataType.FLOAT16}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,3 +61,31 @@ def minilm_merged(minilm: Path) -> MergedModel:
     """all-MiniLM-L6-v2, which has nothing to merge."""
     loaded = load.run(LoadSpec(model=str(minilm)), task="none")
     return MergedModel(model=loaded, precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def bench_tools() -> Any:
+    """tests/trt/conftest.py as a module: its stand-ins for TensorRT and a GPU."""
+    path = Path(__file__).parents[1] / "trt" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_targets", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def stand_in_engine(
+    bench_tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], Any]]:
+    """`stand_in_engine("trt")`: what that target lacks on this machine, as a recording stand-in."""
+
+    def install(name: str) -> Any:
+        assert name == "trt", f"target {name} is not ready here and has no stand-in"
+        pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings: Linux and Windows")
+        return bench_tools.put_in_place(11, monkeypatch)
+
+    yield install
+    bench_tools.forget_polygraphy()

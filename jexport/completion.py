@@ -1,0 +1,165 @@
+"""Completing a portable artifact on the machine that has its engine: compile, validate, package.
+
+Needs neither the checkpoint nor torch: the graph, the profiles, the gates and the checkpoint's own
+vectors are in the artifact. The portable artifact is left as it is, for the next machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jexport import manifest, quantized, recipe, reference, speed, store, targets
+from jexport.errors import ArtifactError
+from jexport.flow import Artifact, OnnxModel
+from jexport.run import Event, Listener, open_run, silent
+from jexport.runtime.open import compiled_model, embedding_of
+from jexport.runtime.tokenise import TextTokenizer
+from jexport.stages import compile as compile_stage
+from jexport.stages import package, validate
+from jexport.targets import Target
+
+
+def complete(
+    path: Path,
+    *,
+    out: Path | None = None,
+    allow_slower: bool = False,
+    listen: Listener = silent,
+    **compile_changes: Any,
+) -> Artifact:
+    """Build the engine of a portable artifact here, and an artifact with it.
+
+    out: the folder of all artifacts; None for the one that the portable artifact is in.
+    allow_slower: keep int8 that is not faster than fp16. compile_changes: values of [compile] that
+    this machine wants otherwise (timing_cache). An artifact completed before on such a machine is
+    verified and returned. Raises ArtifactError, what the target raises for a machine that does not
+    fit, ParityError, QuantizationError.
+    """
+    content = manifest.verify(path).content
+    engine = targets.load(content["target"])
+    _check_portable(path, content, engine)
+    targets.check_installed(engine.run_needs, extra=engine.extra, purpose="compiling here")
+    engine.ready()
+    chosen = recipe.from_table(content["recipe"], origin=f"{path.name}/{manifest.NAME}")
+    chosen = recipe.checked(chosen.replace_compile(**compile_changes), origin="the command line")
+    slot = _slot(path, content, engine, out)
+    done = store.find(slot)
+    if done is not None:
+        listen(Event(kind="note", stage="package", text="already compiled for this machine"))
+        return done
+    stored = reference.read(path / reference.NAME)
+    embedding = embedding_of(content)
+    tokenizer = TextTokenizer.open(path, max_tokens=embedding.max_tokens)
+    with open_run(slot.out, listen) as run:
+        with run.stage("compile"):
+            model = _graph(path, content)
+            compiled = compile_stage.run(model, engine, chosen.compile, out_dir=run.room("compile"))
+        with run.stage("validate") as note:
+            room = run.room("validate")
+            report = validate.against(
+                stored,
+                validate.Side(
+                    tokenize=tokenizer.token_ids,
+                    open=lambda: engine.runner(compiled, engine.devices[0], 0),
+                ),
+                embedding=embedding,
+                signature=compiled.signature,
+                pad_id=tokenizer.pad_id,
+                spec=chosen.validate,
+                precision=content["precision"],
+                out_dir=room,
+                progress=lambda done, total: run.progress("validate", done, total),
+            )
+            note(f"lowest cosine {report.metrics['overall']['cosine_min']:.8f}")
+            speeds = _speeds(slot, content, engine, compiled, stored)
+            if len(speeds) > 1:
+                allowed = allow_slower or chosen.quantize.allow_slower
+                note(quantized.faster(speeds, content["precision"], allowed=allowed))
+            elif content["precision"] == quantized.INT8:
+                note(f"no {slot.target}-fp16 for this machine to compare its speed with")
+        with run.stage("package"):
+            staged = package.complete(
+                path, content, compiled, report,
+                package.Completed(
+                    version=slot.version, runs_on=engine.fingerprint(), records=tuple(run.records),
+                    speed=quantized.listed(speeds),
+                ),
+                report_path=room / validate.REPORT, out_dir=run.room("package"),
+            )  # fmt: skip
+            return store.place(staged, slot)
+
+
+def _check_portable(path: Path, content: Mapping[str, Any], engine: Target) -> None:
+    if content["engine"]["facts"].get("portable") is not True:
+        raise ArtifactError(
+            f"{path} is not a portable artifact",
+            evidence=f"{content['target']}-{content['precision']}: its engine is built already "
+            f"({', '.join(content['engine']['files'])})",
+            fix=f"jexport compile takes what `jexport build --target {engine.name} --until compile`"
+            " makes"
+            if engine.portable
+            else "open it as it is",
+        )
+
+
+def _slot(path: Path, content: Mapping[str, Any], engine: Target, out: Path | None) -> store.Slot:
+    """Beside the portable one: its version, and a digest of the machine."""
+    machine = manifest.sha256_of([engine.fingerprint(), content["sha256"]])[:8]
+    parents = path.resolve().parents
+    return store.Slot(
+        out=out if out is not None else parents[3] if len(parents) > 3 else parents[0],
+        model=content["name"],
+        task=content["task"],
+        target=content["target"],
+        precision=content["precision"],
+        version=f"{content['version']}-{machine}",
+    )
+
+
+def _graph(path: Path, content: Mapping[str, Any]) -> OnnxModel:
+    """The graph that the portable artifact carries."""
+    held = compiled_model(path, content)
+    facts = content["engine"]["facts"]
+    digests = {one["path"]: one["sha256"] for one in content["files"]}
+    return OnnxModel(
+        path=path / held.files[0],
+        signature=held.signature,
+        precision=held.precision,
+        opset=facts["opset"],
+        sha256=manifest.sha256_of({name: digests[name] for name in held.files}),
+        max_tokens=facts["max_tokens"],
+    )
+
+
+def _speeds(
+    slot: store.Slot,
+    content: Mapping[str, Any],
+    engine: Target,
+    compiled: Any,
+    stored: reference.Stored,
+) -> dict[str, float]:
+    """int8 beside the fp16 artifact of this model and machine, when that was compiled before."""
+    if content["precision"] != quantized.INT8:
+        return {}
+    beside = dataclasses.replace(slot, precision="fp16").parent / store.LATEST
+    if not (beside / manifest.NAME).is_file():
+        return {}
+    other = manifest.verify(beside.resolve()).content
+    if other["engine"]["facts"].get("portable") or (
+        other["engine"]["runs_on"] != engine.fingerprint()
+    ):
+        return {}
+    batch = speed.feeds(stored.ids, content["embedding"]["max_tokens"])
+    with contextlib.ExitStack() as stack:
+        device = engine.devices[0]
+        runners = {
+            "fp16": stack.enter_context(
+                engine.runner(compiled_model(beside.resolve(), other), device, 0)
+            ),
+            quantized.INT8: stack.enter_context(engine.runner(compiled, device, 0)),
+        }
+        return speed.compare(runners, batch)

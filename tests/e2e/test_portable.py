@@ -1,0 +1,262 @@
+"""Two machines: one without a GPU builds up to the engine, one with a GPU completes it.
+
+The second machine's TensorRT and GPU are stand-ins that compute with onnxruntime (tests/trt).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+import jexport
+from jexport import manifest, reference
+from jexport.errors import ArtifactError, DeviceError, ParityError
+from jexport.findings import errors
+from jexport.trt.lint import lint
+
+TASK = "retrieval.query"
+RECIPE = """name = "small"
+[compile]
+profiles = [
+  {batch = [1, 4, 16], tokens = [1, 32, 64]},
+  {batch = [1, 2, 8], tokens = [65, 128, 1024]},
+]
+[quantize]
+samples = 64
+top10_overlap = 0.3
+pair_top10_overlap = 0.3
+[validate]
+budget_tokens = 1
+max_tokens = 64
+[validate.gates.int8]
+cosine_mean = 0.99
+cosine_p1 = 0.98
+batch_cosine_min = 0.9999
+"""
+
+
+@pytest.fixture(scope="module")
+def portable(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`portable("fp16")`: such an artifact, not to be changed; its checkpoint is gone."""
+    from jexport import recipe
+
+    room = tmp_path_factory.mktemp("portable")
+    (room / "r.toml").write_text(RECIPE)
+    made: dict[str, Path] = {}
+
+    def build(precision: str) -> Path:
+        if precision not in made:
+            checkpoint = Path(shutil.copytree(small, room / "checkpoint"))
+            chosen = recipe.read(str(room / "r.toml")).replace_load(model=str(checkpoint))
+            made[precision] = jexport.build(
+                chosen, task=TASK, target="trt", precision=precision, until="compile",
+                out=room / "out",
+            ).path  # fmt: skip
+            shutil.rmtree(checkpoint)
+        return made[precision]
+
+    return build
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is for Linux and Windows")
+    path = Path(__file__).parents[1] / "trt" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_portable", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tools = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tools
+    spec.loader.exec_module(tools)
+    yield tools.put_in_place(11, monkeypatch)
+    tools.forget_polygraphy()
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the second machine does not have."""
+    for name in ("torch", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_portable_artifact_holds_all_that_is_needed(
+    precision: str, portable: Callable[[str], Path]
+) -> None:
+    folder = portable(precision)
+    content = manifest.verify(folder).content
+    assert (content["target"], content["precision"]) == ("trt", precision)
+    assert content["parity"]["passed"]
+    facts = content["engine"]["facts"]
+    assert facts["portable"] is True
+    assert facts["profiles"] == [
+        {"batch": [1, 4, 16], "tokens": [1, 32, 64]},
+        {"batch": [1, 2, 8], "tokens": [65, 128, 1024]},
+    ]
+    assert not errors(lint(folder / "model.onnx", max_tokens=1024))
+    stored = reference.read(folder / reference.NAME)
+    assert stored.vectors.shape == (content["parity"]["texts"], content["embedding"]["dimension"])
+    assert len(set(stored.languages)) >= 30
+    with pytest.raises(ArtifactError, match="has no engine yet"):
+        jexport.open_artifact(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.usefixtures("no_torch")
+def test_the_other_machine_completes_it(
+    precision: str,
+    portable: Callable[[str], Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    texts: list[str],
+    tmp_path: Path,
+    small: Path,
+) -> None:
+    source = portable(precision)
+    before = (source / manifest.NAME).read_bytes()
+    answer = cli("compile", source, "--out", tmp_path / "here")
+    assert answer.code == 0, answer.err
+    content = manifest.verify(answer.path).content
+    assert content["engine"]["files"] == ["model.plan"]
+    assert not (answer.path / "model.onnx").exists()
+    assert content["engine"]["runs_on"]["device"].startswith("Stand-In 3090")
+    assert content["engine"]["facts"]["portable_sha256"] == json.loads(before)["sha256"]
+    stages = [record["stage"] for record in content["stages"]]
+    assert stages[-2:] == ["compile", "validate"]
+    assert stages[:2] == ["load", "merge"]
+    assert (source / manifest.NAME).read_bytes() == before
+    truth = np.load(small.with_name(f"{small.name}.{TASK}.npy"))
+    with jexport.open_artifact(answer.path) as model:
+        cosines = (model.encode(texts) * truth).sum(axis=1)
+    floor = {"fp32": 0.99999, "fp16": 0.999, "int8": 0.99}[precision]
+    assert np.median(cosines) >= floor
+    again = cli("compile", source, "--out", tmp_path / "here")
+    assert again.path == answer.path
+    assert "already compiled for this machine" in again.err
+    assert bench.gpu.leaks() == {"device": 0, "host": 0, "handles": 0}
+
+
+def test_quantizers_stand_where_tensorrt_wants_them(portable: Callable[[str], Path]) -> None:
+    graph = onnx.load(portable("int8") / "model.onnx").graph
+    made = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    assert all(tensor.data_type != TensorProto.UINT8 for tensor in graph.initializer)
+    quantized = plain = 0
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear":
+            zero = [weights[name] for name in node.input[2:] if name]
+            assert not any(numpy_helper.to_array(one).any() for one in zero)
+        if node.op_type != "MatMul":
+            continue
+        first, second = (made.get(name) for name in node.input)
+        if second is not None and second.op_type == "DequantizeLinear":
+            weight, scale = (weights[name] for name in second.input[:2])
+            assert weight.data_type == TensorProto.INT8
+            assert list(scale.dims) == [weight.dims[1]]  # per channel
+            assert [a.i for a in second.attribute if a.name == "axis"] == [1]
+            assert first is not None
+            assert first.op_type == "DequantizeLinear"
+            assert not list(weights[first.input[1]].dims)  # per tensor
+            assert made[first.input[0]].op_type == "QuantizeLinear"
+            quantized += 1
+        else:  # attention: both inputs computed, neither through int8
+            kinds = {one.op_type for one in (first, second) if one is not None}
+            assert not kinds & {"DequantizeLinear", "QuantizeLinear"}
+            plain += 1
+    assert (quantized, plain) == (8, 4)  # two layers: four products and two of attention each
+
+
+def test_without_a_gpu_it_says_so_and_leaves_it(
+    portable: Callable[[str], Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    bench.gpu.count = 0
+    answer = cli("compile", portable("fp32"), "--out", tmp_path / "here")
+    assert answer.code == DeviceError.exit_code
+    assert not (tmp_path / "here").exists()
+    manifest.verify(portable("fp32"))
+
+
+def test_an_engine_that_computes_something_else_is_not_kept(
+    portable: Callable[[str], Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jexport.targets import trt
+
+    real = trt.TARGET.runner
+
+    def wrong(*given: Any) -> Any:
+        import contextlib
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[Any]:
+            with real(*given) as run:
+                yield lambda feed: {n: v[:, :, ::-1] for n, v in run(feed).items()}
+
+        return opened()
+
+    object.__setattr__(trt.TARGET, "runner", wrong)
+    try:
+        answer = cli("compile", portable("fp32"), "--out", tmp_path / "here")
+    finally:
+        object.__setattr__(trt.TARGET, "runner", real)
+    assert answer.code == ParityError.exit_code
+    assert not list((tmp_path / "here").rglob(manifest.NAME))
+
+
+def test_what_is_not_portable_or_was_changed_is_refused(
+    portable: Callable[[str], Path], artifact: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    answer = cli("compile", artifact)
+    assert answer.code == ArtifactError.exit_code
+    assert "is not a portable artifact" in answer.err
+    changed = Path(shutil.copytree(portable("fp32"), tmp_path / "changed"))
+    with open(changed / reference.NAME, "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    answer = cli("compile", changed)
+    assert answer.code == ArtifactError.exit_code
+    assert reference.NAME in answer.err
+
+
+def test_until_is_for_targets_that_have_an_end_elsewhere(
+    small: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    answer = cli("build", "--model", small, "--task", TASK, "--target", "onnx", "--until",
+                 "compile", "--out", tmp_path)  # fmt: skip
+    assert answer.code == 4
+    assert "there is no --until for it" in answer.err
+
+
+def test_profiles_are_chosen_by_the_lengths_of_texts(
+    small: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(["short one"] * 40 + ["word " * 60] * 10), encoding="utf-8")
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('name = "small"\n[validate]\nbudget_tokens = 1\nmax_tokens = 64\n')
+    answer = cli("build", "--recipe", recipe, "--model", small, "--task", TASK, "--target",
+                 "trt", "--until", "compile", "--profile-from", texts, "--out",
+                 tmp_path / "out")  # fmt: skip
+    assert answer.code == 0, answer.err
+    content = manifest.read(answer.path).content
+    found = content["engine"]["facts"]["profiles"]
+    assert 2 <= len(found) <= 4
+    assert found[0]["tokens"][2] < 60 < found[1]["tokens"][1]  # short ones for themselves
+    assert content["recipe"]["compile"]["profiles"] == found
+    answer = cli("build", "--model", small, "--task", TASK, "--target", "onnx",
+                 "--profile-from", texts, "--out", tmp_path / "out")  # fmt: skip
+    assert answer.code == 5
+    assert "not tuned to the lengths" in answer.err

@@ -1,0 +1,117 @@
+"""A build for TensorRT from the checkpoint to vectors, on stand-ins for TensorRT and the GPU.
+
+Everything but those two is real: the pipeline, Polygraphy, the artifact, the runtime. What the
+stand-in engine computes is onnxruntime's; whether TensorRT computes it too, tests/gpu shows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jexport
+from jexport import manifest
+from jexport.errors import ArtifactError, DeviceError
+
+TASK = "retrieval.query"
+RECIPE = """name = "small"
+[compile]
+profiles = [
+  {batch = [1, 4, 16], tokens = [1, 32, 64]},
+  {batch = [1, 2, 8], tokens = [65, 128, 1024]},
+]
+[validate]
+budget_tokens = 1
+max_tokens = 64
+"""
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is for Linux and Windows")
+    path = Path(__file__).parents[1] / "trt" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_e2e", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tools = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tools
+    spec.loader.exec_module(tools)
+    yield tools.put_in_place(11, monkeypatch)
+    tools.forget_polygraphy()
+
+
+@pytest.fixture
+def words(tmp_path: Path, small: Path) -> list[Any]:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE)
+    return ["build", "--recipe", recipe, "--model", small, "--task", TASK, "--target", "trt",
+            "--out", tmp_path / "out"]  # fmt: skip
+
+
+def test_from_the_checkpoint_to_vectors(
+    bench: Any, words: list[Any], cli: Callable[..., Any], artifact: Path, texts: list[str]
+) -> None:
+    answer = cli(*words)
+    assert answer.code == 0, answer.err
+    content = manifest.verify(answer.path).content
+    assert content["target"] == "trt"
+    assert content["parity"]["passed"]
+    assert content["engine"]["runs_on"]["device"].startswith("Stand-In 3090")
+    assert content["engine"]["facts"]["profiles"] == [
+        {"batch": [1, 4, 16], "tokens": [1, 32, 64]},
+        {"batch": [1, 2, 8], "tokens": [65, 128, 1024]},
+    ]
+    assert (answer.path / "model.plan").is_file()
+    many = [*texts, "word " * 50, ""] * 3
+    with jexport.open_artifact(answer.path) as embedder, jexport.open_artifact(artifact) as onnx:
+        np.testing.assert_allclose(embedder.encode(many), onnx.encode(many), atol=2e-5)
+    assert bench.gpu.leaks() == {"device": 0, "host": 0, "handles": 0}
+
+    # On another GPU, and with a changed plan: refused before TensorRT sees it.
+    seen = len(bench.record.named("deserialize_cuda_engine"))
+    bench.gpu.major = 9
+    with pytest.raises(DeviceError, match="another GPU architecture"):
+        jexport.open_artifact(answer.path)
+    bench.gpu.major = 8
+    with (answer.path / "model.plan").open("ab") as file:
+        file.write(b".")
+    for verify in (True, False):
+        with pytest.raises(ArtifactError):
+            jexport.open_artifact(answer.path, verify=verify)
+    assert len(bench.record.named("deserialize_cuda_engine")) == seen
+
+
+@pytest.mark.parametrize("lack", ["gpu", "driver"])
+def test_without_a_gpu_nothing_is_begun(
+    lack: str, bench: Any, words: list[Any], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    if lack == "gpu":
+        bench.gpu.count = 0
+    else:
+        bench.gpu.driver = 0
+    answer = cli(*words, "--json")
+    assert answer.code == DeviceError.exit_code
+    assert "jexport build --target trt --until compile" in answer.err
+    assert "jexport compile ARTIFACT" in answer.err
+    stages = [json.loads(line) for line in answer.err.splitlines() if line.startswith("{")]
+    assert not [one for one in stages if one.get("stage") == "load"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_profiles_that_overlap_leave_nothing(
+    bench: Any, words: list[Any], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(RECIPE.replace("[65, 128, 1024]", "[64, 128, 1024]"))
+    answer = cli(*words)
+    assert answer.code == 27, answer.err
+    assert "profiles 0 and 1 overlap" in answer.err
+    out = tmp_path / "out"
+    assert not out.exists() or not list(out.iterdir())
