@@ -29,11 +29,11 @@ COMMIT_RULE = "a commit of 40 hex digits, or '' for the newest"
 
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights")
-EFFORTS = ("fast", "full")
 """Those that a recipe may have gates for; which of them an engine takes, its target says."""
 
-HARDWARE_COMPATIBLE = ("", "same_compute_capability", "ampere_plus")
-"""On which other GPUs a TensorRT engine must run: none, those of its own kind, Ampere and newer."""
+EFFORTS = ("fast", "full")
+GOALS = ("cosine_mean", "cosine_p1", "top10_overlap", "max_share")
+"""Keys of [quantize] that [quantize.symmetric] may set, too."""
 
 OPSETS = range(18, 24)
 """18 is the lowest the exporter writes; from 20 on Gelu is one node; 23 is the newest all take."""
@@ -104,7 +104,8 @@ class QuantizeSpec:
     top10_overlap: what the held-out texts must reach (with each group of them at the gates of
     [validate]). max_share: how much of the products' work may be run wider for it.
     pair_top10_overlap: how much of the nearest passages of float queries int8 queries must find.
-    allow_slower: keep an int8 artifact that is not faster than the best float one.
+    allow_slower: keep an int8 artifact that is not faster than the best float one. symmetric: goals
+    that hold instead for engines that take the symmetric scheme only (trt), which loses more.
     """
 
     calibration: str = "everyday"
@@ -119,6 +120,12 @@ class QuantizeSpec:
     max_share: float = 0.15
     pair_top10_overlap: float = 0.92
     allow_slower: bool = False
+    symmetric: Mapping[str, float] = field(default_factory=dict)
+
+    def goal(self, name: str, scheme: str) -> float:
+        """A goal under a scheme."""
+        own: float = getattr(self, name)
+        return self.symmetric.get(name, own) if scheme == "symmetric" else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +303,8 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
         ("compile.workspace_gib", compiling.workspace_gib,
          math.isfinite(compiling.workspace_gib) and compiling.workspace_gib >= 0,
          "0 (all there is) or more"),
+        ("quantize.symmetric", tuple(quantize.symmetric), set(quantize.symmetric) <= set(GOALS),
+         f"some of {', '.join(GOALS)}"),
         ("validate.budget_tokens", validate.budget_tokens, validate.budget_tokens > 0, "1 or more"),
         ("validate.max_tokens", validate.max_tokens, validate.max_tokens >= 3, "3 or more"),
     ]  # fmt: skip

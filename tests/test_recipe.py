@@ -325,3 +325,15 @@ def test_recipe_show_refuses_with_the_error_of_a_build(cli: Callable[..., Any]) 
     answer = cli("recipe", "show", "all-MiniLM")
     assert (answer.code, answer.out) == (5, "")
     assert "did you mean 'all-MiniLM-L6-v2'?" in answer.err
+
+
+def test_the_symmetric_scheme_may_have_goals_of_its_own() -> None:
+    table = {"name": "m", "quantize": {"cosine_mean": 0.999, "symmetric": {"cosine_mean": 0.998}}}
+    spec = recipe.from_table(table, origin="here").quantize
+    assert spec.goal("cosine_mean", "uint8") == 0.999
+    assert spec.goal("cosine_mean", "symmetric") == 0.998
+    assert spec.goal("max_share", "symmetric") == spec.max_share
+    table["quantize"] = {"symmetric": {"smoothing": 0.5}}
+    with pytest.raises(RecipeError, match=r"quantize\.symmetric") as caught:
+        recipe.from_table(table, origin="here")
+    assert "cosine_mean, cosine_p1, top10_overlap, max_share" in str(caught.value)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jexport import recipe
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
 from jexport.flow import CompiledModel, OnnxModel, Signature, TensorSpec
 from jexport.int8 import numbers, prepare, products, search, statistics
@@ -37,8 +38,7 @@ from jexport.targets import Target
 REPORT, PAGE = "quantization.json", "report.html"
 INT8_WEIGHTS = "int8-weights"
 NEEDS = ("scipy",)
-GOALS = ("cosine_mean", "cosine_p1", "top10_overlap", "max_share", "pair_top10_overlap", "effort",
-         "allow_slower")  # fmt: skip
+GOALS = (*recipe.GOALS, "symmetric", "pair_top10_overlap", "effort", "allow_slower")
 """Keys of [quantize] that decide which trial is taken, and no trial's numbers."""
 
 MEASURED_DAMAGE = 50_000_000
@@ -127,11 +127,10 @@ def run(
     give_back_memory()
     goals = search.Goals(
         at_least={
-            "cosine_mean": spec.cosine_mean,
-            "cosine_p1": spec.cosine_p1,
-            "top10_overlap": spec.top10_overlap,
+            name: spec.goal(name, aim.scheme)
+            for name in ("cosine_mean", "cosine_p1", "top10_overlap")
         },
-        max_share=spec.max_share if aim.precision == INT8 else 0.0,
+        max_share=spec.goal("max_share", aim.scheme) if aim.precision == INT8 else 0.0,
     )
     chosen, trials = search.run(
         items,
