@@ -35,6 +35,9 @@ EFFORTS = ("fast", "full")
 GOALS = ("cosine_mean", "cosine_p1", "top10_overlap", "max_share")
 """Keys of [quantize] that [quantize.symmetric] may set, too."""
 
+HARDWARE_COMPATIBLE = ("", "same_compute_capability", "ampere_plus")
+"""On which other GPUs a TensorRT engine must run: none, those of its own kind, Ampere and newer."""
+
 OPSETS = range(18, 24)
 """18 is the lowest the exporter writes; from 20 on Gelu is one node; 23 is the newest all take."""
 
