@@ -124,6 +124,18 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergedModel:
+    """A checkpoint with nothing left to merge, for a target that takes weights and no graph.
+
+    model: its `adapter` is empty; weights are still read, and merged, one by one when called.
+    precision: what they are to be written in.
+    """
+
+    model: LoadedModel
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxModel:
     """An ONNX graph on disk: `path` and, beside it, one external-data file.
 

@@ -157,7 +157,8 @@ def _front_matter(content: Mapping[str, Any]) -> list[str]:
     licence = str(content["licence"]).lower() or "other"
     if not re.fullmatch(r"[a-z][a-z0-9.+-]*", licence) or licence in YAML_WORDS:
         licence = json.dumps(licence)  # a JSON string is a YAML string
-    tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "onnx"]
+    engine = content["engine"]["facts"].get("tags", ["sentence-transformers", "onnx"])
+    tags = ["feature-extraction", "sentence-similarity", *engine]
     return [
         "---",
         f"license: {licence}",
@@ -195,6 +196,13 @@ def _table(head: tuple[str, str], rows: list[tuple[str, Any]]) -> str:
 
 
 def _usage(content: Mapping[str, Any]) -> list[str]:
+    """How to load it; a target that writes no graph says in its facts who else opens the folder."""
+    engine = content["engine"]
+    others = engine["facts"].get("use") or [
+        f"The graph `{engine['files'][0]}` takes `input_ids` and",
+        "`attention_mask` (int64 [batch, sequence]); pooling and normalisation are outside of it",
+        "unless it has the output `sentence_embedding`.",
+    ]
     return [
         "## Use it",
         "",
@@ -205,10 +213,8 @@ def _usage(content: Mapping[str, Any]) -> list[str]:
         '    vectors = model.encode(["a text", "another"])  # the prompt is put before each text',
         "```",
         "",
-        f"`jexport verify FOLDER` checks every file. The graph `{content['engine']['files'][0]}` "
-        "takes `input_ids` and",
-        "`attention_mask` (int64 [batch, sequence]); pooling and normalisation are outside of it",
-        "unless it has the output `sentence_embedding`.",
+        "`jexport verify FOLDER` checks every file.",
+        *others,
         "",
     ]
 

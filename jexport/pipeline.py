@@ -1,7 +1,8 @@
 """The stages in order, as one function to be read aloud.
 
-load, merge (when the task has an adapter), export, quantize (when int8 is asked for), compile,
-validate, package. What is cheap to refuse is refused before the first weight is read.
+load, merge (when the task has an adapter), export (when the target takes a graph), quantize (when
+int8 is asked for), compile, validate, package. What is cheap to refuse is refused before the first
+weight is read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from jexport.errors import (
     UnknownTaskError,
     nearest,
 )
-from jexport.flow import Artifact, CalibrationSet, CompiledModel, LoadedModel
+from jexport.flow import (
+    Artifact,
+    CalibrationSet,
+    CompiledModel,
+    LoadedModel,
+    MergedModel,
+    OnnxModel,
+)
 from jexport.int8.journal import Journal
 from jexport.recipe import PRECISIONS, Recipe
 from jexport.run import Event, Listener, Run, open_run, silent
@@ -95,24 +103,27 @@ def build(
                 note(f"{len(loaded.adapter)} matrices, merged as they are read")
         else:
             merged = loaded
-        with run.stage("export"):
-            samples = calibration.within_budget(
-                texts, candidate_ids, budget_tokens=1, max_tokens=loaded.embedding.max_tokens
-            )[:RANGE_TEXTS]
-            exported = export.run(
-                merged,
-                recipe.export,
-                precision="fp32" if is_int8 else precision,
-                samples=candidate_ids([sample.text for sample in samples]),
-                out_dir=run.room("export"),
-                will_be_half=is_int8 and engine.float_rest == "fp16",
-            )
-        plain = exported
+        exported: OnnxModel | MergedModel = MergedModel(model=merged, precision=precision)
+        if engine.needs_onnx:
+            with run.stage("export"):
+                samples = calibration.within_budget(
+                    texts, candidate_ids, budget_tokens=1, max_tokens=loaded.embedding.max_tokens
+                )[:RANGE_TEXTS]
+                exported = export.run(
+                    merged,
+                    recipe.export,
+                    precision="fp32" if is_int8 else precision,
+                    samples=candidate_ids([sample.text for sample in samples]),
+                    out_dir=run.room("export"),
+                    will_be_half=is_int8 and engine.float_rest == "fp16",
+                )
         journal = Journal(_journal_path(slot, inputs) if is_int8 else None)
         if parts is not None:
+            assert isinstance(exported, OnnxModel), f"{target} has int8 and takes no graph"
+            plain = exported
             own = quantized.Texts(parts=parts, loaded=loaded, tokenizer=tokenizer)
             with run.stage("quantize") as note:
-                exported = quantize.run(
+                smaller = quantize.run(
                     plain,
                     quantized.material(own, recipe.quantize),
                     recipe.quantize,
@@ -127,11 +138,12 @@ def build(
                     out_dir=run.room("quantize"),
                     ways=_ways(run, listen, journal),
                 )
-                note(quantized.treated(exported))
+                note(quantized.treated(smaller))
                 if engine.float_rest == "fp16":
-                    report_file = exported.path.with_name(quantize.REPORT)
-                    exported = export.in_half(exported, recipe.export, run.room("half"))
-                    shutil.copy(report_file, exported.path.parent)
+                    report_file = smaller.path.with_name(quantize.REPORT)
+                    smaller = export.in_half(smaller, recipe.export, run.room("half"))
+                    shutil.copy(report_file, smaller.path.parent)
+                exported = smaller
         with run.stage("compile") as note:
             compiled = compile_stage.run(
                 exported, engine, recipe.compile, out_dir=run.room("compile")
@@ -185,7 +197,7 @@ def build(
                 speed=more["speed"],
                 extras=(
                     *(
-                        quantized.reports(exported, room / validate.REPORT, more, recipe, slot)
+                        quantized.reports(smaller, room / validate.REPORT, more, recipe, slot)
                         if parts is not None
                         else ()
                     ),
@@ -193,7 +205,7 @@ def build(
                 ),
             )
             staged = package.run(
-                _as_shipped(loaded, recipe), compiled, report, facts,
+                _as_shipped(loaded, recipe, engine), compiled, report, facts,
                 report_path=room / validate.REPORT, out_dir=run.room("package"),
             )  # fmt: skip
             made = store.place(staged, slot)
@@ -317,6 +329,8 @@ def _inputs(
     said["compile"].pop("timing_cache", None)  # a path; it changes how long a build takes
     if parts is None:
         del said["quantize"]
+    if not engine.needs_onnx:
+        del said["export"], said["compile"]
     return {
         "recipe": said,
         "embedding": dataclasses.asdict(loaded.embedding),
@@ -369,10 +383,10 @@ def _slot(
     )
 
 
-def _as_shipped(loaded: LoadedModel, recipe: Recipe) -> LoadedModel:
+def _as_shipped(loaded: LoadedModel, recipe: Recipe, engine: Target) -> LoadedModel:
     """The model as its artifact shows it: a graph that gives cut vectors only has their size."""
     size = recipe.export.dimension
-    if not size or "last_hidden_state" in recipe.export.outputs:
+    if not engine.needs_onnx or not size or "last_hidden_state" in recipe.export.outputs:
         return loaded
     embedding = dataclasses.replace(
         loaded.embedding,

@@ -160,11 +160,12 @@ def native_weights(
     *,
     pooler: bool,
 ) -> dict[str, WeightReader]:
-    """Readers under native names for every weight of the model, the unused pooler left out.
+    """Readers under native names for every weight of the model, the pooler's too if it has one.
 
     names: plain weight name ('...weight', '...bias') and name in the file. pooler: whether the file
-    has one, which then has to be whole. Raises StateDictError when anything is missing,
-    unexpected, twice there or of another shape.
+    has one, which then has to be whole. No embedding depends on it and `assemble` never reads it:
+    it is there for a target that writes the whole checkpoint again. Raises StateDictError when
+    anything is missing, unexpected, twice there or of another shape.
     """
     hidden = count(config, "hidden_size")
     readers: dict[str, WeightReader] = {}
@@ -186,7 +187,7 @@ def native_weights(
     if pooler:
         wanted |= {f"{POOLER}.weight": (hidden, hidden), f"{POOLER}.bias": (hidden,)}
     _check_shapes(shapes, wanted, twice)
-    return {name: read for name, read in readers.items() if not name.startswith(f"{POOLER}.")}
+    return readers
 
 
 def _check_shapes(

@@ -14,6 +14,11 @@ from jexport.errors import CheckpointError, UnsupportedCheckpointError
 NATIVE_THETA, ORIGINAL_THETA = 20_000.0, 10_000.0
 """RoPE bases that the native and the authors' config class take when config.json names none."""
 
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+         "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
+         "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
+"""Keys that both layouts and the native class have in common."""
+
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise CheckpointError or UnsupportedCheckpointError unless the native class can be built."""
@@ -36,16 +41,32 @@ def native_config(config: Mapping[str, Any]) -> Any:
     """
     from transformers import JinaEmbeddingsV3Config
 
-    wanted = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-              "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-              "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
-    given = {key: config[key] for key in wanted if key in config}
+    given = {key: config[key] for key in SIZES if key in config}
     rope = _rope(config)
     try:
         with quiet_transformers():
             return JinaEmbeddingsV3Config(**given, rope_parameters=rope)
     except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
         raise _wrong(" ".join(str(error).split())) from error
+
+
+def merged_json(
+    config: Mapping[str, Any], matryoshka: tuple[int, ...], dtype: str
+) -> dict[str, Any]:
+    """config.json of a merged checkpoint for transformers >= 5.4, no code beside it.
+
+    rope_parameters is always written: the native class ignores `rotary_emb_base`. dtype: torch's
+    name of it, under the key that every transformers reads.
+    """
+    native = native_config(config)
+    return {
+        "architectures": ["JinaEmbeddingsV3Model"],
+        "model_type": "jina_embeddings_v3",
+        **{key: getattr(native, key) for key in SIZES},
+        "rope_parameters": _rope(config),
+        **({"matryoshka_dimensions": list(matryoshka)} if matryoshka else {}),
+        "torch_dtype": dtype,
+    }
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ architecture's history of names; what it reports as missing, unexpected or misma
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,31 @@ def assemble(folder: Path, weights: Mapping[str, WeightReader]) -> torch.nn.Modu
         )
     check_report(report, weights, prefix=model.base_model_prefix)
     return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def config_json(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The checkpoint's own config.json for weights written in `dtype`, naming no code.
+
+    The dtype stands under the key that every version of transformers reads.
+    """
+    left_out = ("auto_map", "dtype", "torch_dtype")
+    return {**{k: v for k, v in config.items() if k not in left_out}, "torch_dtype": dtype}
+
+
+def plain_names(weights: Mapping[str, WeightReader]) -> dict[str, WeightReader]:
+    """The weights under the names of transformers' plain encoder class.
+
+    Without what a pretrained file puts before them (`bert.`), heads and the pooler, with a
+    LayerNorm's weight and bias called so (TensorFlow's: gamma and beta).
+    """
+    plain = {}
+    for name, read in weights.items():
+        short = re.sub(r"^(bert|roberta)\.", "", name)
+        short = short.replace("LayerNorm.gamma", "LayerNorm.weight")
+        short = short.replace("LayerNorm.beta", "LayerNorm.bias")
+        if not short.startswith((*POOLER, *HEADS)):
+            plain[short] = read
+    return plain
 
 
 def _architecture(folder: Path) -> tuple[Any, Any]:

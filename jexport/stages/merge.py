@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from jexport.checkpoints.shards import is_finite
 from jexport.errors import AdapterError, NotFiniteError
 from jexport.flow import LoadedModel, LowRank, WeightReader
 
@@ -46,14 +47,12 @@ def run(model: LoadedModel) -> LoadedModel:
 
 def _merged(name: str, base: WeightReader, delta: LowRank) -> WeightReader:
     def read() -> torch.Tensor:
-        import torch
-
         weight: torch.Tensor = base()
         up, down = delta.up(), delta.down()
         for start in range(0, weight.shape[0], ROW_BLOCK):
             rows = slice(start, start + ROW_BLOCK)
             weight[rows] += (up[rows] @ down) * delta.scaling
-        if not bool(torch.isfinite(weight).all()):
+        if not is_finite(weight):
             raise NotFiniteError(
                 f"merging the adapter into '{name}' gives a NaN or an infinity",
                 evidence=f"largest factors: {float(up.abs().max()):.3g} and "

@@ -159,7 +159,8 @@ def _tokenizer(model: LoadedModel, out_dir: Path) -> None:
 
 def _server_files(model: LoadedModel, out_dir: Path) -> None:
     embedding = model.embedding
-    write_json(out_dir / "config.json", server_config(model))
+    if not (out_dir / "config.json").is_file():  # a target whose engine reads it brings its own
+        write_json(out_dir / "config.json", server_config(model))
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     if embedding.normalize:
         modules.append(("Normalize", "2_Normalize"))

@@ -16,13 +16,11 @@ from typing import Any
 
 from jexport.errors import DependencyError, PrecisionError, UnknownTargetError, nearest
 from jexport.findings import Finding
-from jexport.flow import CompiledModel, OnnxModel, Runner
+from jexport.flow import CompiledModel, Runner
 from jexport.recipe import CompileSpec
 
 PLANNED: Mapping[str, str] = {
     "openvino": "OpenVINO IR",
-    "hf": "a merged checkpoint for transformers and sentence-transformers",
-    "vllm": "a merged checkpoint for vLLM and TEI",
 }
 """Targets that have no file yet: asking for one says so instead of guessing at a typo."""
 
@@ -36,7 +34,8 @@ class Target:
     """One engine.
 
     precisions: those it takes. scheme: the quantization scheme it needs for int8. wide: what a
-    product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs.
+    product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs: then
+    check and build are given an OnnxModel, else a MergedModel.
     devices: where it runs; a build is judged on the first. build_needs, run_needs: modules. extra:
     what pip installs to run it. ready(): refuses a machine that cannot compile for it, before any
     work. fingerprint(): where an artifact of this target may run. check(model): refuses what the
@@ -61,8 +60,8 @@ class Target:
     extra: str
     ready: Callable[[], None]
     fingerprint: Callable[[], dict[str, Any]]
-    check: Callable[[OnnxModel], None]
-    build: Callable[[OnnxModel, CompileSpec, Path], CompiledModel]
+    check: Callable[[Any], None]
+    build: Callable[[Any, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
     float_rest: str = "fp32"
@@ -86,7 +85,7 @@ def load(name: str) -> Target:
             raise UnknownTargetError(
                 f"target '{name}' is not made yet",
                 evidence=f"planned: {name}, {PLANNED[name]}; there today: {', '.join(names())}",
-                fix=f"use --target {names()[0]}",
+                fix=f"use --target {' or '.join(names())}",
             )
         raise UnknownTargetError(
             f"unknown target '{name}'",

@@ -257,3 +257,15 @@ def test_one_file_goes_before_an_index(small_copy: Path, opened: Open) -> None:
     files = [file.path for file in opened(small_copy).source.files]
     assert "model.safetensors" in files
     assert shards.INDEX not in files
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_value_that_is_not_finite_is_found(value: float, dtype: torch.dtype) -> None:
+    tensor = ((torch.arange(60.0) - 30) * 1e37).reshape(3, 20).to(dtype)
+    assert shards.is_finite(tensor)
+    for place in (0, 31, 59):
+        broken = tensor.clone()
+        broken.view(-1)[place] = value
+        assert not shards.is_finite(broken)
+    assert shards.is_finite(torch.zeros(0, 4))

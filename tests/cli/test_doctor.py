@@ -50,6 +50,8 @@ def test_what_is_missing_has_its_remedy(
         'fix: to build: pip install "jexport[build]" (missing: torch, onnxruntime)',
         'fix: to run: pip install "jexport[onnx]" (missing: onnxruntime)',
     ]
+    merged = answer.out[answer.out.index("target hf") : answer.out.index("target onnx")]
+    assert 'to run: pip install "jexport[hf]" (missing: torch)' in merged
 
 
 def test_a_target_that_this_machine_cannot_compile_for(

@@ -40,7 +40,7 @@ def test_every_task_of_both_jina_layouts_is_loaded(layout: str, task: str, toys:
     assert model.embedding.task == task
     assert model.config == json.loads((toys / layout / "config.json").read_text())
     assert model.embedding.prompt == model.config["task_instructions"].get(task, "")
-    assert len(model.weights) == 2 * 16 + 4
+    assert len(model.weights) == 2 * 16 + 4 + 2  # layers, embeddings, pooler
     # All but the norms and biases, the pooler with them.
     assert len(model.adapter) == (0 if task == "none" else 2 * 6 + 2 + 1)
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from jexport.flow import CompiledModel, OnnxModel
+from jexport.flow import CompiledModel, MergedModel, OnnxModel
 from jexport.recipe import CompileSpec, ExportSpec, LoadSpec
-from jexport.stages import export, load
+from jexport.stages import export, load, merge
 from jexport.targets import onnx
 
 
@@ -47,6 +47,20 @@ def exported(standard: OnnxModel, tmp_path: Path) -> OnnxModel:
 def compiled(standard: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
     """It, compiled for onnxruntime."""
     return onnx.build(standard, CompileSpec(), tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="session")
+def merged(small: Path) -> MergedModel:
+    """The small checkpoint with its `separation` merged, for targets that take no graph."""
+    loaded = merge.run(load.run(LoadSpec(model=str(small)), task="separation"))
+    return MergedModel(model=loaded, precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def minilm_merged(minilm: Path) -> MergedModel:
+    """all-MiniLM-L6-v2, which has nothing to merge."""
+    loaded = load.run(LoadSpec(model=str(minilm)), task="none")
+    return MergedModel(model=loaded, precision="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,9 @@ from jexport.errors import (
     PrecisionError,
     UnknownTargetError,
 )
-from jexport.flow import OnnxModel
+from jexport.flow import MergedModel, OnnxModel
 from jexport.recipe import PRECISIONS, CompileSpec
+from jexport.stages import compile as compile_stage
 from jexport.targets import PLANNED, Target, load, names
 
 FOLDER = Path(targets.__file__).parent
@@ -99,6 +100,14 @@ def test_fingerprint_is_plain(target: Target) -> None:
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in found.items())
 
 
+def test_a_target_is_given_the_model_it_needs(
+    target: Target, standard: OnnxModel, merged: MergedModel, tmp_path: Path
+) -> None:
+    other = merged if target.needs_onnx else standard
+    with pytest.raises(AssertionError, match="takes another model"):
+        compile_stage.run(other, target, CompileSpec(), out_dir=tmp_path)
+
+
 def test_names_and_load_import_no_engine() -> None:
     code = """
 import sys
@@ -126,17 +135,18 @@ def test_a_machine_that_is_not_ready_is_told_before_any_work(target: Target) -> 
 
 
 def test_build_then_run_gives_the_signature(
-    target: Target, standard: OnnxModel, tmp_path: Path, stand_in_engine: Callable[[str], None]
-) -> None:
+    target: Target, standard: OnnxModel, merged: MergedModel, tmp_path: Path,
+    stand_in_engine: Callable[[str], None],
+) -> None:  # fmt: skip
     try:
         target.ready()
     except JexportError:
         stand_in_engine(target.name)
         target.ready()
-    target.check(standard)
-    made = target.build(standard, CompileSpec(), tmp_path)
+    given = standard if target.needs_onnx else merged
+    made = compile_stage.run(given, target, CompileSpec(), out_dir=tmp_path)
     assert made.target == target.name
-    assert made.precision == standard.precision
+    assert made.precision == given.precision
     assert made.folder == tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(made.files)
     ids = np.full((3, 7), 5, dtype=np.int64)
@@ -160,7 +170,8 @@ def test_a_planned_target_is_refused_kindly(name: str) -> None:
         load(name)
     assert caught.value.exit_code == 4
     assert PLANNED[name] in str(caught.value)
-    assert "--target onnx" in caught.value.fix
+    assert "--target" in caught.value.fix
+    assert all(there in caught.value.fix for there in names())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""A written checkpoint as transformers opens it: AutoModel, from the folder, strictly.
+
+What users get from `AutoModel.from_pretrained(FOLDER)`, with the dtype that config.json names, and
+an error where transformers would only print a table of weights it made up. Knows no layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jexport.checkpoints import shards
+from jexport.checkpoints.sentence_transformer import check_report
+from jexport.checkpoints.shard_writer import DTYPES
+from jexport.checkpoints.transformer_files import quiet_transformers
+from jexport.errors import CheckpointError, DependencyError
+from jexport.flow import Runner, Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@contextlib.contextmanager
+def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[Runner]:
+    """Open the folder with AutoModel; gives last_hidden_state as float32.
+
+    device: 'auto' (CUDA when torch sees one), 'cpu' or 'cuda'. threads: 0 leaves torch's own
+    number; another holds for the whole process while this is open. Raises StateDictError unless
+    every weight is there and no other, CheckpointError for another dtype than was meant.
+    """
+    import torch
+
+    place = torch_device(device)
+    model = _opened(folder, precision).to(place)
+    opened = [model]
+    del model
+
+    def run(feed: Tensors) -> Tensors:
+        with torch.inference_mode():
+            out = opened[0](
+                input_ids=torch.from_numpy(feed["input_ids"]).to(place),
+                attention_mask=torch.from_numpy(feed["attention_mask"]).to(place),
+            )
+            return {"last_hidden_state": out.last_hidden_state.float().cpu().numpy()}
+
+    with torch_threads(threads):
+        try:
+            yield run
+        finally:
+            opened.pop().to("meta")
+
+
+def _opened(folder: Path, precision: str) -> Any:
+    from transformers import AutoModel
+
+    names = shards.tensors(folder)
+    with quiet_transformers():
+        model, report = AutoModel.from_pretrained(
+            folder,
+            dtype="auto",
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused by check_report
+        )
+    check_report(report, names, prefix=model.base_model_prefix)
+    if str(model.dtype) != f"torch.{DTYPES[precision][1]}":
+        raise CheckpointError(
+            "the checkpoint opens in another precision than it was written in",
+            evidence=f"{folder}: {model.dtype}, not {DTYPES[precision][1]}",
+            fix="build it again",
+        )
+    return model.eval().requires_grad_(False)
+
+
+def torch_device(device: str) -> torch.device:
+    """The device of that name. Raises DependencyError when it is CUDA and torch has none."""
+    import torch
+
+    if device not in DEVICES:
+        raise ValueError(f"device is {device!r}; torch is given {', '.join(DEVICES)}")
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise DependencyError(
+            "this torch sees no CUDA device",
+            evidence=f"torch {torch.__version__}",
+            fix="install a torch built for CUDA on a machine with a GPU, or use the CPU",
+        )
+    return torch.device("cuda" if there and device != "cpu" else "cpu")
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Use so many threads of torch meanwhile; 0 leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads:
+            torch.set_num_threads(before)

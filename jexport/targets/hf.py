@@ -1,0 +1,124 @@
+"""hf: the merged checkpoint, for transformers and sentence-transformers without remote code.
+
+For jina-embeddings-v3 it is the layout of transformers >= 5.4, with its own names; for any other
+encoder the checkpoint's own names and config. There is no graph: the weights are merged and cast as
+they are written. Knows no other engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jexport.checkpoints import (
+    JINA,
+    auto_model,
+    native_config,
+    sentence_transformer,
+    shard_writer,
+)
+from jexport.errors import UnsupportedCheckpointError
+from jexport.flow import CompiledModel, MergedModel, Runner, Signature, TensorSpec
+from jexport.manifest import write_json
+from jexport.recipe import CompileSpec
+from jexport.targets import Target
+
+CONFIG = "config.json"
+USE = (
+    "Or, without jexport, `SentenceTransformer(FOLDER)` (the prompt is put before each text) or",
+    "`AutoModel.from_pretrained(FOLDER)` (prompt, pooling and normalisation are left to you).",
+    "transformers >= 5.4 and sentence-transformers >= 6; no remote code.",
+)
+USE_BF16 = (
+    "sentence-transformers pools in bfloat16 too, which costs more than the weights do, unless",
+    'told not to: `SentenceTransformer(FOLDER, model_kwargs={"dtype": "float32"})`.',
+)
+
+
+def ready() -> None:
+    """Writing it needs nothing that a machine may lack."""
+
+
+def fingerprint() -> dict[str, Any]:
+    """Say where it runs: wherever a transformers does that knows the class."""
+    return {"transformers": ">=5.4", "sentence-transformers": ">=6", "device": "any"}
+
+
+def check(model: MergedModel) -> None:
+    """Refuse a checkpoint that only its own code can load."""
+    if not model.model.weights:
+        raise UnsupportedCheckpointError(
+            "a checkpoint that only its own code can load cannot be written for transformers",
+            evidence=f"{model.model.source.name} is of the layout {model.model.source.layout}",
+            fix="use --target onnx: a graph needs no code",
+        )
+
+
+def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
+    """Write out_dir/model.safetensors (or shards and their index) and config.json."""
+    loaded = model.model
+    assert not loaded.adapter, "merge comes first"
+    dtype = shard_writer.DTYPES[model.precision][1]
+    if loaded.source.layout in JINA:
+        config = native_config.merged_json(loaded.config, loaded.embedding.matryoshka, dtype)
+    else:
+        config = sentence_transformer.config_json(loaded.config, dtype)
+    files = shard_writer.write(out_dir, loaded.weights, model.precision)
+    write_json(out_dir / CONFIG, config)
+    return CompiledModel(
+        target="hf",
+        precision=model.precision,
+        folder=out_dir,
+        files=(*files, CONFIG),
+        signature=signature(loaded.embedding.dimension),
+        facts={
+            "model_type": config["model_type"],
+            "weights": len(loaded.weights),
+            "use": [*USE, *(USE_BF16 if model.precision == "bf16" else ())],
+            "tags": ["sentence-transformers", "transformers"],
+        },
+    )
+
+
+def signature(width: int) -> Signature:
+    """What a merged checkpoint takes and gives: token vectors, pooled by who opens it."""
+    shape = ("batch", "sequence")
+    return Signature(
+        inputs=tuple(
+            TensorSpec(name=name, dtype="int64", shape=shape)
+            for name in ("input_ids", "attention_mask")
+        ),
+        outputs=(TensorSpec(name="last_hidden_state", dtype="float32", shape=(*shape, width)),),
+    )
+
+
+@contextlib.contextmanager
+def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
+    """Open the folder with AutoModel. device: 'auto' (CUDA when there), 'cpu' or 'cuda'.
+
+    threads: 0 leaves torch's number. Raises StateDictError when a weight is missing, unexpected or
+    of another shape, DependencyError when 'cuda' is asked for and torch has none.
+    """
+    with auto_model.runner(compiled.folder, compiled.precision, device, threads) as run:
+        yield run
+
+
+TARGET = Target(
+    name="hf",
+    summary="transformers and sentence-transformers: the merged checkpoint, no remote code",
+    precisions=("fp32", "bf16"),
+    scheme="none",
+    wide="none",
+    needs_onnx=False,
+    devices=("cpu", "cuda"),
+    build_needs=("torch", "transformers", "safetensors"),
+    run_needs=("torch", "transformers", "safetensors", "tokenizers", "numpy"),
+    extra="hf",
+    ready=ready,
+    fingerprint=fingerprint,
+    check=check,
+    build=build,
+    runner=runner,
+)
