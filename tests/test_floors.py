@@ -24,7 +24,7 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
-    {"quantized", "layouts"},
+    {"quantized", "layouts", "integrations"},
     {"pipeline"},
     {"cli"},
 )
