@@ -121,7 +121,7 @@ class Pair:
         with self._lock, contextlib.ExitStack() as held:
             for lock in {id(one.lock): one.lock for one in self._opened or ()}.values():
                 held.enter_context(lock)
-            self._closed = True
+            self._closed, self._opened = True, None
             self._release.close()
 
     def _embed(self, engine: _Opened, texts: Sequence[str]) -> Vectors:
@@ -138,7 +138,8 @@ class Pair:
             return self._opened
 
     def _open(self) -> tuple[_Opened, _Opened]:
-        folders = [Path(folder) for folder in self._folders]
+        # Resolved once: what is opened is what was checked, though `latest` moves in between.
+        folders = [Path(folder).resolve() for folder in self._folders]
         contents = [manifest.read(folder).content for folder in folders]
         check_belong(contents[0], contents[1], folders=self._folders)
         self._check_same_spaces(contents)
