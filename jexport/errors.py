@@ -199,6 +199,12 @@ class LayoutError(JexportError):
     exit_code = 30
 
 
+class PairError(JexportError):
+    """Two artifacts whose vectors cannot be compared, or one that needs another beside it."""
+
+    exit_code = 31
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)
