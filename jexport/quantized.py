@@ -83,7 +83,8 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
     calibrated, cut = calibration.sample(
         parts.calibration, texts.tokens, count=spec.samples, max_tokens=limit
     )
-    calibrated += [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
+    odd = [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
+    calibrated += odd
     held = [
         (ids, sample.language)
         for sample, ids in zip(
@@ -111,6 +112,7 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
         pad=texts.tokenizer.pad,
         embedding=texts.loaded.embedding,
         about=about,
+        odd=odd,
     )
 
 

@@ -41,8 +41,9 @@ Pad = Callable[[Sequence[Sequence[int]]], Mapping[str, NDArray[np.int64]]]
 class Material:
     """The texts, tokenised as users will (prompt, truncation).
 
-    calibration, held_out: token ids. languages: of the held-out texts. pad: a padded batch.
-    about: what quantization.json says of the texts (names, digests, counts).
+    calibration, held_out: token ids. languages: of the held-out texts. odd: texts that users send
+    and no set has (the empty one); calibrated on, and judged apart. pad: a padded batch. about:
+    what quantization.json says of the texts (names, digests, counts).
     """
 
     calibration: Sequence[Sequence[int]]
@@ -51,6 +52,7 @@ class Material:
     pad: Pad
     embedding: Embedding
     about: Mapping[str, Any]
+    odd: Sequence[Sequence[int]] = ()
 
 
 def vectors(
@@ -116,7 +118,7 @@ class Bench:
         )
 
     def truth(self, progress: Callable[[int, int], None]) -> NDArray[np.float32]:
-        """The held-out texts by the float graph."""
+        """The held-out texts, then the odd ones, by the float graph."""
         return self._vectors(self.model, progress)
 
     def trial(
@@ -127,9 +129,10 @@ class Bench:
         if known is not None:
             return Measured(metrics=known["metrics"], failures=tuple(known["failures"]))
         outcome = self.outcome(treatments, truth)
+        failures = parity.gate(outcome, self.gates) if self.gates else ()
         found = Measured(
             metrics={name: float(outcome["overall"][name]) for name in METRICS},
-            failures=parity.gate(outcome, self.gates) if self.gates else (),
+            failures=(*failures, *self._odd_failures(outcome)),
         )
         self.journal.keep(key, {"metrics": found.metrics, "failures": list(found.failures)})
         return found
@@ -143,14 +146,27 @@ class Bench:
         shutil.rmtree(room, ignore_errors=True)
         width = made.shape[1]
         sizes = {size for size in self.material.embedding.matryoshka if size < width} | {width}
+        known = len(self.material.held_out)
         labels = parity.Labels(
             languages=tuple(self.material.languages),
             lengths=tuple(len(one) for one in self.material.held_out),
             dimensions=tuple(sorted(sizes)),
         )
-        return parity.compare(
-            parity.Outputs(embeddings=truth), parity.Outputs(embeddings=made), labels
+        outcome = parity.compare(
+            parity.Outputs(embeddings=truth[:known]),
+            parity.Outputs(embeddings=made[:known]),
+            labels,
         )
+        if self.material.odd:
+            outcome["odd"] = parity.invariance(truth[known:], made[known:])
+        return outcome
+
+    def _odd_failures(self, outcome: Mapping[str, Any]) -> list[str]:
+        """Odd texts are groups of their own: each must reach what a group's mean must."""
+        bound = self.gates.get("cosine_mean")
+        if bound is None or "odd" not in outcome or outcome["odd"]["cosine_min"] >= bound:
+            return []
+        return [f"empty text: cosine {outcome['odd']['cosine_min']:.5f} is below {bound}"]
 
     @contextlib.contextmanager
     def _opened(self, model: OnnxModel) -> Iterator[Runner]:
@@ -170,7 +186,7 @@ class Bench:
         with self._opened(model) as runner:
             made = vectors(
                 runner,
-                self.material.held_out,
+                [*self.material.held_out, *self.material.odd],
                 pad=self.material.pad,
                 embedding=self.material.embedding,
                 output=output,
