@@ -157,7 +157,8 @@ def _front_matter(content: Mapping[str, Any]) -> list[str]:
     licence = str(content["licence"]).lower() or "other"
     if not re.fullmatch(r"[a-z][a-z0-9.+-]*", licence) or licence in YAML_WORDS:
         licence = json.dumps(licence)  # a JSON string is a YAML string
-    tags = ["sentence-transformers", "feature-extraction", "sentence-similarity", "onnx"]
+    tags = ["sentence-transformers", "feature-extraction", "sentence-similarity"]
+    tags.append(str(content["target"]))
     return [
         "---",
         f"license: {licence}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from jexport.run import Event, Listener, Run, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
 from jexport.stages import export, load, merge, package, quantize, validate
-from jexport.targets import Target
+from jexport.targets import Furnishing, Target
 from jexport.tasks import NONE
 
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
-         "onnxscript", "onnxruntime", "onnxruntime-gpu")  # fmt: skip
+         "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "openvino-tokenizers")  # fmt: skip
 JUDGE = "onnx"
 """The target that runs graphs while quantize works: it needs no device."""
 RANGE_TEXTS = 40
@@ -62,6 +62,7 @@ def build(
     is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
     needs = (*engine.build_needs, *(quantize.NEEDS if is_int8 else ()))
     targets.check_installed(needs, extra="build", purpose=f"building for {target}")
+    engine.ready()
     texts = calibration.read(recipe.validate.texts, task)
     parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
     with open_run(out, listen) as run:
@@ -94,7 +95,7 @@ def build(
             exported = export.run(
                 merged,
                 recipe.export,
-                precision="fp32" if is_int8 else precision,
+                precision="fp32" if is_int8 else engine.graphs.get(precision, precision),
                 samples=candidate_ids([sample.text for sample in samples]),
                 out_dir=run.room("export"),
             )
@@ -120,7 +121,10 @@ def build(
                 note(quantized.treated(exported))
         with run.stage("compile") as note:
             compiled = compile_stage.run(
-                exported, engine, recipe.compile, out_dir=run.room("compile")
+                dataclasses.replace(exported, precision=precision),
+                engine,
+                recipe.compile,
+                out_dir=run.room("compile"),
             )
             note(_fused(compiled))
         more: dict[str, Any] = {"speed": [], "pair": None}
@@ -174,10 +178,31 @@ def build(
             staged = package.run(
                 _as_shipped(loaded, recipe), compiled, report, facts,
                 report_path=room / validate.REPORT, out_dir=run.room("package"),
+                furnish=_furnish(engine, precision, tokenizer, texts),
             )  # fmt: skip
             made = store.place(staged, slot)
             journal.forget()
             return made
+
+
+def _furnish(
+    engine: Target, precision: str, tokenizer: TextTokenizer, texts: CalibrationSet
+) -> Callable[[Path], Mapping[str, Any]] | None:
+    """What the target adds to a packaged folder, where it adds anything."""
+    add = engine.furnish
+    if add is None:
+        return None
+    return lambda folder: add(
+        Furnishing(
+            folder=folder,
+            precision=precision,
+            tokenize=lambda many: [tokenizer.truncate(ids) for ids in tokenizer.token_ids(many)],
+            texts=[sample.text for sample in texts.samples],
+            pad_id=tokenizer.pad_id,
+            max_tokens=tokenizer.max_tokens,
+            cut=tokenizer.cut,
+        )
+    )
 
 
 def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:

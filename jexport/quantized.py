@@ -9,7 +9,7 @@ import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from jexport.stages import export, quantize
 from jexport.targets import Target
 
 INT8, INT8_WEIGHTS = "int8", "int8-weights"
-FLOATS = ("fp32", "fp16")
+FLOATS = ("fp32", "fp16", "bf16")
 NEIGHBOURS = 10
 
 Vectors = NDArray[np.float32]
@@ -157,8 +157,9 @@ def _float(
 ) -> Iterator[Runner]:
     folder = room / precision
     folder.mkdir()
-    model = plain if precision == "fp32" else _half(plain, recipe.export, folder)
-    compiled = engine.build(model, recipe.compile, folder)
+    half = engine.graphs.get(precision, precision) == "fp16"
+    model = _half(plain, recipe.export, folder) if half else plain
+    compiled = engine.build(replace(model, precision=precision), recipe.compile, folder)
     with engine.runner(compiled, "cpu", 0) as runner:
         for name in compiled.files:
             (folder / name).unlink()

@@ -28,7 +28,7 @@ NAME_RULE = f"up to {NAME_CHARACTERS} letters, digits, '.', '-' and '_', and no 
 COMMIT_RULE = "a commit of 40 hex digits, or '' for the newest"
 
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-weights")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights")
 EFFORTS = ("fast", "full")
 """Those that a recipe may have gates for; which of them an engine takes, its target says."""
 
@@ -41,6 +41,7 @@ DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
             {"cosine_min": 0.99999, "batch_cosine_min": 0.99999, "largest_difference": 1e-4}
         ),
         "fp16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
+        "bf16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
         "int8": MappingProxyType(
             {
                 "cosine_mean": 0.996,

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,27 @@ from jexport.recipe import CompileSpec
 
 PLANNED: Mapping[str, str] = {
     "trt": "TensorRT engines",
-    "openvino": "OpenVINO IR",
     "hf": "a merged checkpoint for transformers and sentence-transformers",
     "vllm": "a merged checkpoint for vLLM and TEI",
 }
 """Targets that have no file yet: asking for one says so instead of guessing at a typo."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Furnishing:
+    """A packaged folder, before its manifest is written, and how its texts become token ids.
+
+    tokenize(texts): ids as the runtime makes them, prompt aside, cut to max_tokens at the end
+    `cut`. texts: those of the parity set.
+    """
+
+    folder: Path
+    precision: str
+    tokenize: Callable[[list[str]], list[list[int]]]
+    texts: Sequence[str]
+    pad_id: int
+    max_tokens: int
+    cut: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +50,12 @@ class Target:
 
     precisions: those it takes. scheme: the quantization scheme it needs for int8. wide: what a
     product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs.
-    build_needs, run_needs: modules. extra: what pip installs to run it. fingerprint(): where an
-    artifact of this target may run. check(model): refuses what the engine cannot take. build(model,
-    spec, out_dir): compiles. runner(compiled, device, threads): opens.
+    build_needs, run_needs: modules. extra: what pip installs to run it. ready(): refuses a
+    machine that cannot compile for it, before any work. fingerprint(): where an artifact of this
+    target may run. check(model): refuses what the engine cannot take. build(model, spec, out_dir):
+    compiles. runner(compiled, device, threads): opens.
+    graphs: the precision of the graph that export writes, where it is not the artifact's own.
+    furnish(room): adds what the engine's servers read beside the graph; returns facts of it.
     lint(path, max_tokens): everything in a graph that the engine would not take, when the target
     can tell without the engine.
     """
@@ -50,11 +69,14 @@ class Target:
     build_needs: tuple[str, ...]
     run_needs: tuple[str, ...]
     extra: str
+    ready: Callable[[], None]
     fingerprint: Callable[[], dict[str, Any]]
     check: Callable[[OnnxModel], None]
     build: Callable[[OnnxModel, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
+    graphs: Mapping[str, str] = field(default_factory=dict)
+    furnish: Callable[[Furnishing], Mapping[str, Any]] | None = None
 
 
 def names() -> list[str]:

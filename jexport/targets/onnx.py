@@ -22,6 +22,10 @@ GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 DEVICES = ("auto", "cpu", "cuda")
 
 
+def ready() -> None:
+    """Compiling for it needs nothing that a machine may lack."""
+
+
 def fingerprint() -> dict[str, Any]:
     """Say where it runs: any machine whose onnxruntime is as new as the oldest that was tried."""
     return {"onnxruntime": ">=1.27", "device": "any"}
@@ -174,6 +178,7 @@ TARGET = Target(
     build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     run_needs=("onnxruntime", "tokenizers", "numpy"),
     extra="onnx",
+    ready=ready,
     fingerprint=fingerprint,
     check=check,
     build=build,
