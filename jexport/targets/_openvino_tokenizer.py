@@ -22,11 +22,19 @@ ODD_TEXTS = (
     "tab\tnew\nline\r\n", "\ufeffbom", "\u00a0nbsp\u3000ideographic", "\u200bzero\u200d",
     "e\u0301 \u00e9 \ufb01 \u2460 \u00bd \uff21", "\U0001f600 \U0001f469\u200d\U0001f469\u200d\U0001f467",
     "\u0130stanbul \u00df \u1e9e \u01c5", "[CLS] x [SEP]", "<s> x </s>", "\U0001d400\U0001d401",
+    "\u30a2" * 60, "\u00e9" * 101, "b" * 100, "\u65e5\u3005\u306b\u3007",
 )  # fmt: skip
 """Texts that real inputs hold now and then, and that tokenizers disagree on."""
 
-KEPT = "\u16f0"
-"""A letter without case that stands for the final sigma: a runic symbol that texts do not hold."""
+STAND_INS = {"\u03c2": "\u16f1", "\u3005": "\u16f2", "\u3006": "\u16f3", "\u3007": "\u16f4"}
+"""Letters that the converter gets wrong where BERT's normaliser runs, and runes that texts do not
+hold, in their place while it does. It folds case, so both small sigmas become one, and sets apart
+three Japanese marks that are of the Han script and no ideograph to BERT.
+"""
+
+WORD_CHARACTERS = 100
+LONG_WORD = r"[^\s\p{P}$+<=>^`|~\p{Han}]{101,}"
+"""BERT's limit of a word, over which it is unknown: characters to it, bytes to the converter."""
 
 
 def write(room: Furnishing) -> dict[str, Any]:
@@ -60,20 +68,23 @@ def write(room: Furnishing) -> dict[str, Any]:
 
 
 def _sources(room: Furnishing) -> Iterator[Tokenizer]:
-    """The tokenizer as it is; then, where it makes letters small, with a guard round that."""
-    from tokenizers import Tokenizer, normalizers
+    """The tokenizer as it is; then, of BERT's kind, the same one said in words that convert well."""
+    from tokenizers import Regex, Tokenizer, normalizers
 
     path = str(room.folder / "tokenizer.json")
     plain = Tokenizer.from_file(path)
     yield plain
-    said = json.loads(plain.to_str())["normalizer"]
-    if said and "owercase" in json.dumps(said):
-        # The converter folds case instead: both small sigmas become one, which no lowercase does.
-        guarded = Tokenizer.from_file(path)
-        there = normalizers.Replace("\u03c2", KEPT)
-        back = normalizers.Replace(KEPT, "\u03c2")
-        guarded.normalizer = normalizers.Sequence([there, plain.normalizer, back])
-        yield guarded
+    said = json.loads(plain.to_str())
+    if said["model"]["type"] != "WordPiece" or plain.normalizer is None:
+        return
+    there = [normalizers.Replace(letter, rune) for letter, rune in STAND_INS.items()]
+    back = [normalizers.Replace(rune, letter) for letter, rune in STAND_INS.items()]
+    steps = [*there, plain.normalizer, *back]
+    if said["model"].get("max_input_chars_per_word") == WORD_CHARACTERS:
+        steps.append(normalizers.Replace(Regex(LONG_WORD), STAND_INS["\u03c2"]))
+    guarded = Tokenizer.from_file(path)
+    guarded.normalizer = normalizers.Sequence(steps)
+    yield guarded
 
 
 def _converted(source: Tokenizer, room: Furnishing) -> Any:
@@ -89,7 +100,11 @@ def _converted(source: Tokenizer, room: Furnishing) -> Any:
         model_max_length=room.max_tokens,
         truncation_side=room.cut,
     )
-    return convert_tokenizer(wrapped, with_detokenizer=False, truncation=True)
+    graph = convert_tokenizer(wrapped, with_detokenizer=False, truncation=True)
+    for node in graph.get_ops():
+        if node.get_type_name() == "WordpieceTokenizer":
+            node.set_attribute("max_bytes_per_word", 4 * WORD_CHARACTERS)
+    return graph
 
 
 class _Opened:
