@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jexport.targets import Furnishing
+from jexport.targets import Furnishing, _openvino_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,6 +52,7 @@ def write(room: Furnishing) -> dict[str, Any]:
         tokenize = _Opened(graph)
         wrong = [text for text in texts if tokenize(text) != wanted[text]]
         if not wrong:
+            _openvino_names.settle(graph)
             openvino.save_model(graph, str(room.folder / GRAPH), compress_to_fp16=False)
             odd = dict(zip(ODD_TEXTS, room.tokenize(list(ODD_TEXTS)), strict=True))
             return {

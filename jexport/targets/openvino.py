@@ -26,6 +26,9 @@ GRAPH, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
 MAX_OPSET = 23
 OLDEST = (2026, 0)
 DEVICES = ("auto", "cpu")
+ROUNDED = ("int8",)
+"""Precisions in which a last bit can become a whole step."""
+
 HINTS = {"bf16": "bf16"}
 """INFERENCE_PRECISION_HINT by precision, else f32.
 
@@ -93,10 +96,13 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """Write out_dir/openvino_model.xml and .bin. `spec` has nothing for OpenVINO."""
     import openvino
 
+    from jexport.targets import _openvino_attention, _openvino_names
+
     graph = _read(model)
     given = {name for port in graph.inputs for name in port.names}
     assert given == {spec.name for spec in model.signature.inputs}, given
-    graph.set_friendly_name("encoder")
+    whole = _openvino_attention.whole_vectors(graph) if model.precision in ROUNDED else 0
+    _openvino_names.settle(graph)
     openvino.save_model(graph, str(out_dir / GRAPH), compress_to_fp16=False)
     return CompiledModel(
         target="openvino",
@@ -104,7 +110,11 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         folder=out_dir,
         files=(GRAPH, WEIGHTS),
         signature=model.signature,
-        facts={"opset": model.opset, "properties": properties(model.precision)},
+        facts={
+            "opset": model.opset,
+            "properties": properties(model.precision),
+            "attention_in_whole_vectors": whole,
+        },
     )
 
 

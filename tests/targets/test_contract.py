@@ -58,7 +58,7 @@ def test_the_record_is_complete(target: Target) -> None:
         assert all(isinstance(name, str) and name.isidentifier() for name in modules)
     assert target.extra in EXTRAS
     for field in dataclasses.fields(Target):
-        assert field.name == "lint" or getattr(target, field.name) is not None
+        assert field.name in ("lint", "furnish") or getattr(target, field.name) is not None
 
 
 def test_name_is_the_file_and_the_file_says_so_first(target: Target) -> None:
