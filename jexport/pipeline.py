@@ -35,7 +35,8 @@ from jexport.targets import Furnishing, Target
 from jexport.tasks import NONE
 
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
-         "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "openvino-tokenizers")  # fmt: skip
+         "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino",
+         "openvino-tokenizers")  # fmt: skip
 JUDGE = "onnx"
 """The target that runs graphs while quantize works: it needs no device."""
 RANGE_TEXTS = 40

@@ -1,8 +1,8 @@
 """Attention whose sums do not depend on how far a batch is padded, for int8 graphs.
 
 OpenVINO's softmax adds whole vectors of 16 keys first and what is left over after them. Where a
-text's last keys stand in the rest when it is alone and in a whole vector when a longer text pads it,
-the sums differ in the last bit, and behind a rounding to int8 that is now and then a whole step:
+text's last keys stand in the rest when it is alone, and in a whole vector when a longer text pads
+it, the sums differ in the last bit; behind a rounding to int8 that is now and then a whole step:
 cosine 0.9993 between the same text alone and in a batch. With the keys padded to whole vectors
 inside the graph, masked and zero, the bits are the same whoever opens it.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-NUMBERED = re.compile(r"[A-Za-z]+_\d+")
+NUMBERED = re.compile(r"[A-Za-z]+_\d+(\.\d+)?")
 
 
 def settle(graph: Any) -> None:

@@ -1,8 +1,8 @@
 """An artifact's tokenizer.json -> openvino_tokenizer.xml and .bin, compared before it is kept.
 
 OpenVINO GenAI and Model Server tokenise with this graph; jexport itself and sentence-transformers
-use tokenizer.json. The converter is not exact for every tokenizer, so the graph is kept only when it
-gives the same ids on every text of the parity set; on which odd texts it differs is told.
+use tokenizer.json. The converter is not exact for every tokenizer, so the graph is kept only when
+it gives the same ids on every text of the parity set; on which odd texts it differs is told.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ GRAPH = "openvino_tokenizer.xml"
 ODD_TEXTS = (
     " ", "\n\t ", "  two  spaces ", "don't  stop...!!", "x" * 3000, "\x00", "a\x00b",
     "tab\tnew\nline\r\n", "\ufeffbom", "\u00a0nbsp\u3000ideographic", "\u200bzero\u200d",
-    "e\u0301 \u00e9 \ufb01 \u2460 \u00bd \uff21", "\U0001f600 \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "e\u0301 \u00e9 \ufb01 \u2460 \u00bd \uff21",
+    "\U0001f600 \U0001f469\u200d\U0001f469\u200d\U0001f467",
     "\u0130stanbul \u00df \u1e9e \u01c5", "[CLS] x [SEP]", "<s> x </s>", "\U0001d400\U0001d401",
     "\u30a2" * 60, "\u00e9" * 101, "b" * 100, "\u65e5\u3005\u306b\u3007",
 )  # fmt: skip
@@ -69,7 +70,7 @@ def write(room: Furnishing) -> dict[str, Any]:
 
 
 def _sources(room: Furnishing) -> Iterator[Tokenizer]:
-    """The tokenizer as it is; then, of BERT's kind, the same one said in words that convert well."""
+    """As it is; then, of BERT's kind, the same one said in steps that convert well."""
     from tokenizers import Regex, Tokenizer, normalizers
 
     path = str(room.folder / "tokenizer.json")

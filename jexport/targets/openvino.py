@@ -1,7 +1,7 @@
 """openvino: OpenVINO IR for CPUs; also what sentence-transformers, GenAI and Model Server load.
 
-The standard graph becomes openvino_model.xml and .bin as it is: fusing is the engine's own work when
-it opens them. Q/DQ of the scheme 'uint8' runs on its int8 kernels. Beside the graph stands the
+The standard graph becomes openvino_model.xml and .bin as it is: fusing is the engine's own work
+when it opens them. Q/DQ of the scheme 'uint8' runs on its int8 kernels. Beside the graph stands the
 tokenizer as a graph (_openvino_tokenizer.py). Knows no other engine.
 """
 
@@ -33,7 +33,7 @@ HINTS = {"bf16": "bf16"}
 """INFERENCE_PRECISION_HINT by precision, else f32.
 
 Without it OpenVINO computes in bfloat16 wherever the CPU can: largest difference 0.022 in token
-vectors of MiniLM. It cannot be written into the IR: `runtime_options` in rt_info is not read for it.
+vectors of MiniLM. The IR cannot say it: `runtime_options` in its rt_info is not read for this.
 """
 
 

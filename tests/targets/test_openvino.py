@@ -1,4 +1,4 @@
-"""The openvino target: what it writes and refuses, the precision it runs in, and that it lets go."""
+"""The openvino target: what it writes and refuses, in which precision it runs, that it lets go."""
 
 from __future__ import annotations
 
