@@ -1,8 +1,8 @@
 """`make bench-openvino`: jexport's OpenVINO artifacts against torch and sentence-transformers.
 
 embedding: all-MiniLM-L6-v2 on texts of mixed length, end to end (tokenising, batching, forward
-pass, pooling). wide: four layers of 1,024, one batch of 8 x 128 tokens. All of one table run in turn in
-each round; a ratio is that of one round.
+pass, pooling). wide: four layers of 1,024, one batch of 8 x 128 tokens. All of one table run in
+turn in each round; a ratio is that of one round.
 
 sentence-transformers' own OpenVINO backend needs an older transformers than jexport, so it runs in
 another environment: OPENVINO_ENV names its interpreter, where
@@ -98,7 +98,8 @@ def _theirs(model: str, sentences: Sequence[str], folder: Path) -> Iterator[Side
     """sentence-transformers with its openvino backend, in its own environment."""
     asked = folder / "texts.json"
     asked.write_text(json.dumps(list(sentences)), encoding="utf-8")
-    command = [*shlex.split(os.environ["OPENVINO_ENV"]), str(THEIRS), model, str(asked)]
+    # -P: beside that script lies this file, and its name is the engine's.
+    command = [*shlex.split(os.environ["OPENVINO_ENV"]), "-P", str(THEIRS), model, str(asked)]
     process = subprocess.Popen(
         [*command, str(folder / "theirs.npy")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -168,7 +169,7 @@ def wide() -> None:
     rows = [[name, spread(seconds["torch fp32"], own)] for name, own in seconds.items()]
     table.write(
         "OpenVINO: four layers of 1,024", "make bench-openvino",
-        f"Seeded XLM-R shape, batch of 8 x 128 tokens, {ROUNDS} rounds of four passes, all in turn. "
+        f"Seeded XLM-R shape, batch of 8 x 128 tokens, {ROUNDS} rounds of four passes, in turn. "
         "Speed against torch fp32 of the same round: lowest / **median** / highest.",
         ["", "times torch fp32"], rows,
     )  # fmt: skip

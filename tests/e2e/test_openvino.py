@@ -36,7 +36,7 @@ def quick(small: Path) -> recipe.Recipe:
 
 @pytest.fixture(scope="module")
 def built(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`built("int8")`: that artifact of the small checkpoint, made once, that no test may change."""
+    """`built("int8")`: that artifact of the small checkpoint, which no test may change."""
     out = tmp_path_factory.mktemp("openvino")
     made: dict[str, Path] = {}
 
