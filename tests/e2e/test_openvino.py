@@ -80,8 +80,10 @@ def test_bf16_is_near_and_not_fp32(built: Callable[[str], Path], texts: list[str
 def test_int8_runs_on_int8_kernels_and_keeps_its_table(built: Callable[[str], Path]) -> None:
     import openvino
 
+    from jexport.targets.openvino import properties
+
     graph = openvino.Core().compile_model(
-        str(built("int8") / "openvino_model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        str(built("int8") / "openvino_model.xml"), "CPU", properties("int8")
     )
     kinds: dict[str, list[str]] = {}
     for node in graph.get_runtime_model().get_ordered_ops():

@@ -126,7 +126,7 @@ def test_vectors_are_onnxruntimes(
 
 
 @pytest.mark.parametrize(
-    ("precision", "hint"), [("fp32", "f32"), ("int8", "f32"), ("bf16", "bf16")]
+    ("precision", "hint"), [("fp32", "f32"), ("int8", "bf16"), ("bf16", "bf16")]
 )
 def test_the_precision_is_asked_for(
     precision: str, hint: str, built: CompiledModel, monkeypatch: pytest.MonkeyPatch
