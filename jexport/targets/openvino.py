@@ -24,7 +24,7 @@ from jexport.targets import Furnishing, Target, check_installed
 
 GRAPH, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
 MAX_OPSET = 23
-OLDEST = (2026, 0)
+OLDEST = (2026, 4)
 DEVICES = ("auto", "cpu")
 ROUNDED = ("int8",)
 """Precisions in which a last bit can become a whole step."""
