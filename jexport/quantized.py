@@ -28,7 +28,7 @@ from jexport.stages import export, quantize
 from jexport.targets import Target
 
 INT8, INT8_WEIGHTS = "int8", "int8-weights"
-FLOATS = ("fp32", "fp16")
+FLOATS = ("fp32", "fp16", "bf16")
 NEIGHBOURS = 10
 
 Vectors = NDArray[np.float32]
@@ -166,8 +166,9 @@ def _float(
 ) -> Iterator[Runner]:
     folder = room / precision
     folder.mkdir()
-    model = plain if precision == "fp32" else _half(plain, recipe.export, folder)
-    compiled = engine.build(model, recipe.compile, folder)
+    half = engine.graphs.get(precision, precision) == "fp16"
+    model = _half(plain, recipe.export, folder) if half else plain
+    compiled = engine.build(replace(model, precision=precision), recipe.compile, folder)
     with engine.runner(compiled, engine.devices[0], 0) as runner:
         for name in compiled.files:
             (folder / name).unlink()

@@ -16,7 +16,7 @@ from jexport.cli import console
 )
 @click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint; overrides the recipe's.")
 @click.option("--task", required=True, metavar="TASK", help="retrieval.query, ..., or none.")
-@click.option("--target", required=True, metavar="TARGET", help="onnx, trt, hf or vllm.")
+@click.option("--target", required=True, metavar="TARGET", help="onnx, openvino, trt, hf, vllm.")
 @click.option("--precision", metavar="P", help="fp32 (default), fp16, bf16, int8 or int8-weights.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), metavar="DIR",
               help="Where artifacts go. Default: artifacts")  # fmt: skip

@@ -21,9 +21,8 @@ def doctor(as_json: bool) -> None:
 
     found = pipeline.tools()
     rows = [_target_row(targets.load(name)) for name in targets.names()]
-    planned = dict(targets.PLANNED)
     if as_json:
-        content = {"machine": _machine(), "tools": found, "targets": rows, "planned": planned}
+        content = {"machine": _machine(), "tools": found, "targets": rows}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     for key, value in _machine().items():
@@ -39,8 +38,6 @@ def doctor(as_json: bool) -> None:
         )
         for remedy in row["remedies"]:
             click.echo(f"  fix: {remedy}")
-    for name, what in planned.items():
-        click.echo(f"target {name:<11}not made yet ({what})")
 
 
 def _target_row(target: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ FORMAT = 1
 """The quantization.json that this room reads."""
 
 MIB = 1 << 20
-FLOATS = ("fp32", "fp16")
+FLOATS = ("fp32", "fp16", "bf16")
 PLAIN = ("int8", "int8-weights")
 TREATMENTS = {
     "int8": "activation and weight in 8 bits",

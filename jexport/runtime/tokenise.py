@@ -41,7 +41,10 @@ class TokenOffsets:
 
 
 class TextTokenizer:
-    """A checkpoint's tokenizer with a length limit: `max_tokens`, special tokens included."""
+    """A checkpoint's tokenizer with a length limit: `max_tokens`, special tokens included.
+
+    cut: the end that truncation shortens, 'right' or 'left'.
+    """
 
     def __init__(self, backend: Tokenizer, *, max_tokens: int, pad_id: int, cut: str) -> None:
         """Take a `tokenizers.Tokenizer` without padding and truncation; `open` makes one.
@@ -52,7 +55,7 @@ class TextTokenizer:
         self.max_tokens = max_tokens
         self.pad_id = pad_id
         self._backend = backend
-        self._cut = cut
+        self.cut = cut
         self._head, self._tail = _special_counts(backend)
         if max_tokens <= self._head + self._tail:
             raise TokenizerError(
@@ -132,7 +135,7 @@ class TextTokenizer:
             return ids
         end = len(ids) - self._tail
         room = self.max_tokens - self._head - self._tail
-        kept = ids[end - room : end] if self._cut == "left" else ids[self._head :][:room]
+        kept = ids[end - room : end] if self.cut == "left" else ids[self._head :][:room]
         return ids[: self._head] + kept + ids[end:]
 
     def pad(self, batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,19 @@ def run(
     *,
     report_path: Path,
     out_dir: Path,
+    furnish: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Path:
-    """Fill out_dir and return it. The compiled files are moved, not copied: they may be 2 GB."""
+    """Fill out_dir and return it. The compiled files are moved, not copied: they may be 2 GB.
+
+    furnish: adds what the target's servers read to the folder and returns facts for the manifest.
+    """
     for name in compiled.files:
         shutil.move(compiled.folder / name, out_dir / name)
     _tokenizer(model, out_dir)
     _server_files(model, out_dir)
+    if furnish is not None:
+        known = {**compiled.facts, **furnish(out_dir)}
+        compiled = dataclasses.replace(compiled, facts=known)
     for path in (report_path, *facts.extras):
         shutil.copyfile(path, out_dir / path.name)
     content = _content(model, compiled, report, facts)

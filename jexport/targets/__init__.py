@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,25 @@ from jexport.findings import Finding
 from jexport.flow import CompiledModel, Runner
 from jexport.recipe import CompileSpec
 
-PLANNED: Mapping[str, str] = {
-    "openvino": "OpenVINO IR",
-}
-"""Targets that have no file yet: asking for one says so instead of guessing at a typo."""
-
-
 JUDGE = "onnx"
 """The target that runs graphs where an engine cannot: it needs no device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Furnishing:
+    """A packaged folder, before its manifest is written, and how its texts become token ids.
+
+    tokenize(texts): ids as the runtime makes them, prompt aside, cut to max_tokens at the end
+    `cut`. texts: those of the parity set.
+    """
+
+    folder: Path
+    precision: str
+    tokenize: Callable[[list[str]], list[list[int]]]
+    texts: Sequence[str]
+    pad_id: int
+    max_tokens: int
+    cut: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,8 @@ class Target:
     max_tokens): the settings for texts of these lengths, when they decide anything. accept(spec,
     max_tokens): refuses settings that cannot be met, before any work. timed: whether its speed on
     `devices` says anything. portable: the target up to the engine, for a machine that has none.
+    graphs: the precision of the graph that export writes, where it is not the artifact's own.
+    furnish(room): adds what the engine's servers read beside the graph; returns facts of it.
     """
 
     name: str
@@ -70,6 +83,8 @@ class Target:
     accept: Callable[[CompileSpec, int], None] = lambda spec, max_tokens: None
     timed: bool = True
     portable: Target | None = None
+    graphs: Mapping[str, str] = field(default_factory=dict)
+    furnish: Callable[[Furnishing], Mapping[str, Any]] | None = None
 
 
 def names() -> list[str]:
@@ -81,16 +96,10 @@ def names() -> list[str]:
 def load(name: str) -> Target:
     """Import one target. Raises UnknownTargetError naming the nearest."""
     if name not in names():
-        if name in PLANNED:
-            raise UnknownTargetError(
-                f"target '{name}' is not made yet",
-                evidence=f"planned: {name}, {PLANNED[name]}; there today: {', '.join(names())}",
-                fix=f"use --target {' or '.join(names())}",
-            )
         raise UnknownTargetError(
             f"unknown target '{name}'",
-            evidence=f"there are: {', '.join(names())}; planned: {', '.join(PLANNED)}",
-            fix=nearest(name, [*names(), *PLANNED]),
+            evidence=f"there are: {', '.join(names())}",
+            fix=nearest(name, names()),
         )
     target: Target = importlib.import_module(f"jexport.targets.{name}").TARGET
     return target

@@ -20,9 +20,7 @@ def test_everything_is_there(cli: Callable[..., Any]) -> None:
     assert "target onnx       build: yes  run: yes" in answer.out
     remedies = [line for line in answer.out.splitlines() if "fix:" in line]
     assert all("jexport[trt]" in line or "--until compile" in line for line in remedies)
-    for name, what in targets.PLANNED.items():
-        assert f"target {name}" in answer.out
-        assert what in answer.out
+    assert all(f"target {name}" in answer.out for name in targets.names())
 
 
 def test_as_json(cli: Callable[..., Any]) -> None:
@@ -30,7 +28,6 @@ def test_as_json(cli: Callable[..., Any]) -> None:
     assert [row["target"] for row in content["targets"]] == targets.names()
     assert content["tools"]["torch"] == metadata.version("torch")
     assert int(content["machine"]["cores"]) >= 1
-    assert content["planned"] == dict(targets.PLANNED)
 
 
 def test_what_is_missing_has_its_remedy(
@@ -44,7 +41,7 @@ def test_what_is_missing_has_its_remedy(
     answer = cli("doctor")
     assert answer.code == 0
     assert "target onnx       build: no   run: no" in answer.out
-    told = answer.out[answer.out.index("target onnx") : answer.out.index("target trt")]
+    told = answer.out[answer.out.index("target onnx") : answer.out.index("target openvino")]
     remedies = [line.strip() for line in told.splitlines() if "fix:" in line]
     assert remedies == [
         'fix: to build: pip install "jexport[build]" (missing: torch, onnxruntime)',

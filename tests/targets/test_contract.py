@@ -27,7 +27,7 @@ from jexport.errors import (
 from jexport.flow import MergedModel, OnnxModel
 from jexport.recipe import PRECISIONS, CompileSpec
 from jexport.stages import compile as compile_stage
-from jexport.targets import PLANNED, Target, load, names
+from jexport.targets import Target, load, names
 
 FOLDER = Path(targets.__file__).parent
 EXTRAS = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
@@ -48,10 +48,9 @@ def target(request: Any) -> Target:
 
 
 def test_there_is_a_file_a_name() -> None:
-    files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    files = {path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")}
     assert set(names()) == files
     assert "onnx" in files
-    assert not files & set(PLANNED)  # what is made is planned no more
 
 
 def test_the_record_is_complete(target: Target) -> None:
@@ -69,7 +68,7 @@ def test_the_record_is_complete(target: Target) -> None:
         assert all(isinstance(name, str) and name.isidentifier() for name in modules)
     assert target.extra in EXTRAS
     for field in dataclasses.fields(Target):
-        optional = field.name in ("lint", "profiled", "portable")
+        optional = field.name in ("lint", "profiled", "portable", "furnish")
         assert optional or getattr(target, field.name) is not None
     if target.portable is not None:  # the same target as far as an artifact says
         assert target.portable.name == target.name
@@ -162,16 +161,6 @@ def test_build_then_run_gives_the_signature(
 
 
 # --- asking for one -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PLANNED)
-def test_a_planned_target_is_refused_kindly(name: str) -> None:
-    with pytest.raises(UnknownTargetError, match=f"'{name}' is not made yet") as caught:
-        load(name)
-    assert caught.value.exit_code == 4
-    assert PLANNED[name] in str(caught.value)
-    assert "--target" in caught.value.fix
-    assert all(there in caught.value.fix for there in names())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""`make bench-openvino`: jexport's OpenVINO artifacts against torch and sentence-transformers.
+
+embedding: all-MiniLM-L6-v2 on texts of mixed length, end to end (tokenising, batching, forward
+pass, pooling). wide: four layers of 1,024, one batch of 8 x 128 tokens. All of one table run in
+turn in each round; a ratio is that of one round.
+
+sentence-transformers' own OpenVINO backend needs an older transformers than jexport, so it runs in
+another environment: OPENVINO_ENV names its interpreter, where
+`pip install "sentence-transformers[openvino]"` was run. Without it that row is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jexport
+from benchmarks import int8, table, texts, weights
+from jexport import manifest, targets
+from jexport.runtime.open import compiled_model
+from jexport.stages import load
+
+TEXTS, ROUNDS = 1500, 5
+PRECISIONS = ("fp32", "bf16", "int8")
+ENGINE = targets.load("openvino")
+THEIRS = Path(__file__).with_name("openvino_backend.py")
+Side = Callable[[], float]
+"""One pass over everything; returns its seconds."""
+
+
+def embedding() -> None:
+    """MiniLM on docstrings."""
+    from sentence_transformers import SentenceTransformer
+
+    sentences = texts.docstrings(TEXTS)
+    folder_of_weights = str(weights.minilm())
+    torch_side = SentenceTransformer(folder_of_weights, device="cpu")
+    vectors: dict[str, np.ndarray] = {}
+
+    def timed(name: str, encode: Callable[[list[str]], np.ndarray]) -> Side:
+        def run() -> float:
+            begin = time.perf_counter()
+            vectors[name] = encode(sentences)
+            return time.perf_counter() - begin
+
+        return run
+
+    base = "sentence-transformers, torch fp32"
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        sides: dict[str, Side] = {
+            base: timed(base, lambda many: torch_side.encode(many, normalize_embeddings=True))
+        }
+        if os.environ.get("OPENVINO_ENV"):
+            name = "sentence-transformers, its openvino backend"
+            sides[name] = stack.enter_context(_theirs(folder_of_weights, sentences, Path(folder)))
+        for precision in PRECISIONS:
+            built = jexport.build(
+                int8.minilm(), task="none", target="openvino", precision=precision,
+                out=Path(folder),
+            )  # fmt: skip
+            opened = stack.enter_context(jexport.open_artifact(built.path, device="cpu"))
+            sides[f"jexport, openvino {precision}"] = timed(
+                f"jexport, openvino {precision}", opened.encode
+            )
+        seconds = in_turn(sides)
+        with contextlib.suppress(FileNotFoundError):
+            vectors[name] = np.load(Path(folder) / "theirs.npy")
+    rows = []
+    for name, own in seconds.items():
+        worst = float((vectors[name] * vectors[base]).sum(axis=1).min())
+        rate = f"{TEXTS / statistics.median(own):,.0f}/s"
+        others = [spread(seconds[other], own) for other in list(seconds)[: len(sides) - 3]]
+        rows.append([name, rate, *others, f"{worst:.5f}"])
+    compared = [f"times {name}" for name in list(sides)[: len(sides) - 3]]
+    table.write(
+        "OpenVINO: embedding with all-MiniLM-L6-v2", "make bench-openvino",
+        f"{TEXTS:,} docstrings, mean 50 tokens; {ROUNDS} rounds, all in turn. Texts a second are "
+        "those of the median round; a ratio is one round's: lowest / **median** / highest. "
+        "sentence-transformers' backend runs in the precision that it chooses by itself.",
+        ["", "", *compared, "lowest cosine to torch"], rows,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _theirs(model: str, sentences: Sequence[str], folder: Path) -> Iterator[Side]:
+    """sentence-transformers with its openvino backend, in its own environment."""
+    asked = folder / "texts.json"
+    asked.write_text(json.dumps(list(sentences)), encoding="utf-8")
+    # -P: beside that script lies this file, and its name is the engine's.
+    command = [*shlex.split(os.environ["OPENVINO_ENV"]), "-P", str(THEIRS), model, str(asked)]
+    process = subprocess.Popen(
+        [*command, str(folder / "theirs.npy")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
+
+    def run() -> float:
+        requests.write("again\n")
+        requests.flush()
+        for line in answers:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise SystemExit("sentence-transformers' openvino backend stopped")
+
+    try:
+        yield run
+    finally:
+        requests.close()
+        process.wait()
+
+
+def in_turn(sides: Mapping[str, Side]) -> dict[str, list[float]]:
+    """Seconds of each in each round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(ROUNDS + 1):
+        for name, run in sides.items():
+            took = run()
+            if number:
+                seconds[name].append(took)
+    return seconds
+
+
+def spread(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """Ratios of the rounds: lowest / median / highest."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return f"{min(ratios):.2f} / **{statistics.median(ratios):.2f}** / {max(ratios):.2f}"
+
+
+def wide() -> None:
+    """Four layers of 1,024 against torch fp32 (sdpa)."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        toy = Path(folder) / "toy"
+        chosen = int8.wide_recipe(toy)
+        module_of = load.run(chosen.load, task="none")
+        module = module_of.assemble(module_of.weights)
+        ids = np.random.default_rng(0).integers(10, 1000, (8, 128))
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+        def in_torch(given: Mapping[str, Any]) -> None:
+            with torch.no_grad():
+                module(**{name: torch.from_numpy(value) for name, value in given.items()})
+
+        runners: dict[str, Callable[..., Any]] = {"torch fp32": in_torch}
+        for precision in PRECISIONS:
+            built = jexport.build(
+                chosen, task="none", target="openvino", precision=precision, out=Path(folder)
+            )
+            compiled = compiled_model(built.path, manifest.read(built.path).content)
+            runners[f"openvino {precision}"] = stack.enter_context(
+                ENGINE.runner(compiled, "cpu", 0)
+            )
+        seconds = in_turn({name: _passes(run, feed) for name, run in runners.items()})
+    rows = [[name, spread(seconds["torch fp32"], own)] for name, own in seconds.items()]
+    table.write(
+        "OpenVINO: four layers of 1,024", "make bench-openvino",
+        f"Seeded XLM-R shape, batch of 8 x 128 tokens, {ROUNDS} rounds of four passes, in turn. "
+        "Speed against torch fp32 of the same round: lowest / **median** / highest.",
+        ["", "times torch fp32"], rows,
+    )  # fmt: skip
+
+
+def _passes(run: Callable[..., Any], feed: Mapping[str, Any]) -> Side:
+    def timed() -> float:
+        begin = time.perf_counter()
+        for _ in range(4):
+            run(feed)
+        return time.perf_counter() - begin
+
+    return timed
+
+
+PARTS: dict[str, Callable[[], None]] = {"embedding": embedding, "wide": wide}
+
+if __name__ == "__main__":
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()

@@ -1,0 +1,32 @@
+"""The other side of `make bench-openvino`, run where sentence-transformers[openvino] is installed.
+
+    python openvino_backend.py MODEL TEXTS.json VECTORS.npy
+
+Opens MODEL with sentence-transformers' own openvino backend; for each line on stdin it embeds all
+texts once and prints `seconds N`. Imports nothing of jexport.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+
+def main(model: str, asked: str, vectors: str) -> None:
+    """Answer until stdin ends."""
+    sentences = json.loads(Path(asked).read_text(encoding="utf-8"))
+    opened = SentenceTransformer(model, backend="openvino", device="cpu")
+    for _ in sys.stdin:
+        begin = time.perf_counter()
+        made = opened.encode(sentences, normalize_embeddings=True, show_progress_bar=False)
+        print(f"seconds {time.perf_counter() - begin}", flush=True)
+        np.save(vectors, made)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,294 @@
+"""The openvino target: what it writes and refuses, in which precision it runs, that it lets go."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+
+from jexport import calibration, targets
+from jexport.errors import DependencyError, UnsupportedGraphError
+from jexport.flow import CompiledModel, OnnxModel
+from jexport.recipe import CompileSpec
+from jexport.runtime.tokenise import TextTokenizer
+from jexport.targets import Furnishing, _openvino_tokenizer
+from jexport.targets import openvino as target
+
+IDS = np.array([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]], dtype=np.int64)
+FEED = {"input_ids": IDS, "attention_mask": (IDS != 1).astype(np.int64)}
+
+
+@pytest.fixture(scope="module")
+def built(standard: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
+    """The fp32 graph as OpenVINO IR, that no test may change."""
+    return target.build(standard, CompileSpec(), tmp_path_factory.mktemp("built"))
+
+
+def rewrite(model: OnnxModel, edit: Callable[[onnx.ModelProto], None]) -> None:
+    proto = onnx.load(model.path, load_external_data=False)
+    edit(proto)
+    model.path.write_bytes(proto.SerializeToString())
+
+
+# --- check --------------------------------------------------------------------------------------
+
+
+def test_a_good_graph_passes(exported: OnnxModel) -> None:
+    target.check(exported)
+
+
+def test_an_operator_that_openvino_lacks_is_named(exported: OnnxModel) -> None:
+    def bogus(proto: onnx.ModelProto) -> None:
+        proto.graph.node[3].op_type = "Bogus"
+
+    rewrite(exported, bogus)
+    with pytest.raises(UnsupportedGraphError, match="cannot read") as caught:
+        target.check(exported)
+    assert "Bogus" in caught.value.evidence
+    assert caught.value.exit_code == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("model.onnx", None), ("model.onnx", 0), ("model.onnx", 1000),
+     ("model.onnx_data", None), ("model.onnx_data", 1000)],
+)  # fmt: skip
+def test_a_file_that_is_cut_or_gone_is_refused(
+    name: str, size: int | None, exported: OnnxModel
+) -> None:
+    path = exported.path.with_name(name)
+    if size is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UnsupportedGraphError) as caught:
+        target.check(exported)
+    assert caught.value.evidence.strip()
+
+
+def test_a_newer_opset_is_refused(exported: OnnxModel) -> None:
+    with pytest.raises(UnsupportedGraphError, match="opset 24") as caught:
+        target.check(dataclasses.replace(exported, opset=24))
+    assert "export.opset" in caught.value.fix
+
+
+# --- build --------------------------------------------------------------------------------------
+
+
+def test_two_builds_are_the_same_bytes(
+    standard: OnnxModel, built: CompiledModel, tmp_path: Path
+) -> None:
+    again = target.build(standard, CompileSpec(), tmp_path)
+    assert again.files == ("openvino_model.xml", "openvino_model.bin")
+    for name in again.files:
+        assert (tmp_path / name).read_bytes() == (built.folder / name).read_bytes()
+
+
+def test_the_graph_names_no_place_of_this_machine(built: CompiledModel) -> None:
+    text = (built.folder / target.GRAPH).read_text(encoding="utf-8")
+    assert str(built.folder) not in text
+    assert "/tmp" not in text
+    assert "last_hidden_state" in text
+
+
+def test_weights_stay_what_they_are(standard: OnnxModel, built: CompiledModel) -> None:
+    # save_model would make float16 of them by default
+    weights = standard.path.with_name("model.onnx_data").stat().st_size
+    assert (built.folder / target.WEIGHTS).stat().st_size > 0.95 * weights
+
+
+# --- runner -------------------------------------------------------------------------------------
+
+
+def test_vectors_are_onnxruntimes(
+    standard: OnnxModel, built: CompiledModel, compiled: CompiledModel
+) -> None:
+    with target.runner(built, "auto", 1) as run:
+        found = dict(run(FEED))
+        first = {name: value.copy() for name, value in found.items()}
+        run({name: value[:1] for name, value in FEED.items()})
+        # answers are the caller's own: the next batch does not write over them
+        np.testing.assert_array_equal(found["last_hidden_state"], first["last_hidden_state"])
+    with targets.load("onnx").runner(compiled, "cpu", 1) as run:
+        wanted = run(FEED)["last_hidden_state"]
+    real = FEED["attention_mask"].astype(bool)
+    assert np.abs(found["last_hidden_state"] - wanted)[real].max() <= 2e-6
+
+
+@pytest.mark.parametrize(
+    ("precision", "hint"), [("fp32", "f32"), ("int8", "bf16"), ("bf16", "bf16")]
+)
+def test_the_precision_is_asked_for(
+    precision: str, hint: str, built: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    compile_model = openvino.Core.compile_model
+
+    def remember(self: Any, path: str, device: str, wanted: dict[str, Any]) -> Any:
+        asked.append({"device": device, **wanted})
+        return compile_model(self, path, device, wanted)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", remember)
+    with target.runner(dataclasses.replace(built, precision=precision), "cpu", 3):
+        pass
+    assert asked[0]["INFERENCE_PRECISION_HINT"] == hint
+    assert asked[0]["INFERENCE_NUM_THREADS"] == 3
+    assert asked[0]["device"] == "CPU"
+    assert target.properties(precision) == {"INFERENCE_PRECISION_HINT": hint}
+
+
+def test_the_engine_is_freed(built: CompiledModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[Any]] = []
+    compile_model = openvino.Core.compile_model
+
+    def remember(*words: Any) -> Any:
+        made = compile_model(*words)
+        kept.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(openvino.Core, "compile_model", remember)
+    with target.runner(built, "cpu", 1) as run:
+        assert run(FEED)
+    gc.collect()
+    assert kept[0]() is None
+    with pytest.raises(IndexError):
+        run(FEED)
+    with pytest.raises(KeyError), target.runner(built, "cpu", 1) as run:
+        raise KeyError("stop")
+    gc.collect()
+    assert kept[1]() is None
+
+
+def test_only_outputs_that_the_graph_has_are_given(built: CompiledModel) -> None:
+    more = dataclasses.replace(built.signature.outputs[0], name="logits")
+    wide = dataclasses.replace(built.signature, outputs=(*built.signature.outputs, more))
+    with target.runner(dataclasses.replace(built, signature=wide), "cpu", 1) as run:
+        assert list(run(FEED)) == ["last_hidden_state"]
+
+
+def test_devices(built: CompiledModel) -> None:
+    with pytest.raises(DependencyError, match="no CUDA") as caught, target.runner(built, "cuda", 0):
+        pass
+    assert "--device cpu" in caught.value.fix
+    with pytest.raises(ValueError, match="'gpu'"), target.runner(built, "gpu", 0):
+        pass
+
+
+def test_a_too_old_openvino_is_refused(
+    built: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target.metadata, "version", lambda name: "2025.4.1")
+    for call in (target.ready, lambda: target.runner(built, "cpu", 0).__enter__()):
+        with pytest.raises(DependencyError, match=r"OpenVINO 2025\.4\.1 is too old") as caught:
+            call()
+        assert "2026.4" in caught.value.evidence
+        assert caught.value.exit_code == 15
+
+
+def test_a_missing_openvino_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = targets.importlib.util.find_spec
+    monkeypatch.setattr(
+        targets.importlib.util, "find_spec", lambda name: None if "openvino" in name else find(name)
+    )
+    with pytest.raises(DependencyError, match="openvino_tokenizers") as caught:
+        target.ready()
+    assert 'pip install "jexport[openvino]"' in caught.value.fix
+
+
+def test_version_names_the_package() -> None:
+    assert openvino.__version__.split("-")[0] in target.version()
+
+
+# --- the tokenizer as a graph -------------------------------------------------------------------
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Callable[..., Furnishing]:
+    """`room(folder, max_tokens)`: a packaged folder with that checkpoint's tokenizer."""
+
+    def made(source: Path, max_tokens: int, **changes: Any) -> Furnishing:
+        for path in (*source.glob("*token*"), source / "config.json"):
+            shutil.copy(path, tmp_path)
+        (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
+        opened = TextTokenizer.open(tmp_path, max_tokens=max_tokens)
+        texts = [sample.text for sample in calibration.read("parity", "none").samples]
+        plain = Furnishing(
+            folder=tmp_path, precision="fp32", texts=texts, pad_id=opened.pad_id,
+            tokenize=lambda many: [opened.truncate(ids) for ids in opened.token_ids(many)],
+            max_tokens=max_tokens, cut=opened.cut,
+        )  # fmt: skip
+        return dataclasses.replace(plain, **changes)
+
+    return made
+
+
+def ids_of(folder: Path, texts: list[str]) -> Iterator[list[int]]:
+    import openvino_tokenizers  # noqa: F401  registers its operators
+
+    run = openvino.Core().compile_model(str(folder / "openvino_tokenizer.xml"), "CPU")
+    assert [port.any_name for port in run.outputs] == ["input_ids", "attention_mask"]
+    for text in texts:
+        yield run([text])["input_ids"][0].tolist()
+
+
+def test_real_bert_ids_in_30_languages_and_odd_texts(
+    minilm: Path, room: Callable[..., Furnishing]
+) -> None:
+    furnishing = room(minilm, 256)
+    facts = _openvino_tokenizer.write(furnishing)
+    assert facts == {"written": True, "texts_compared": 302, "differs_on": []}
+    # final sigma; Japanese marks; words over 100 characters; cut to the limit
+    hard = ["ΟΔΟΣ ς", "時々〆切 〇", "ア" * 60, "é" * 101, "ok " * 400, ""]
+    wanted = furnishing.tokenize(hard)
+    assert max(map(len, wanted)) == 256
+    assert list(ids_of(furnishing.folder, hard)) == wanted
+
+
+def test_a_unigram_tokenizer_tells_where_it_differs(
+    small: Path, room: Callable[..., Furnishing]
+) -> None:
+    furnishing = room(small, 64)
+    facts = _openvino_tokenizer.write(furnishing)
+    first = [path.read_bytes() for path in sorted(furnishing.folder.glob("openvino_*"))]
+    assert _openvino_tokenizer.write(furnishing) == facts
+    assert [path.read_bytes() for path in sorted(furnishing.folder.glob("openvino_*"))] == first
+    assert facts["written"] is True
+    assert "  two  spaces " in facts["differs_on"]
+    texts = ["Ein Satz.", "", "word " * 80]
+    assert list(ids_of(furnishing.folder, texts)) == furnishing.tokenize(texts)
+
+
+def test_a_graph_that_gives_other_ids_is_not_kept(
+    small: Path, room: Callable[..., Furnishing]
+) -> None:
+    honest = room(small, 64)
+
+    def shifted(many: list[str]) -> list[list[int]]:
+        return [[one + 1 for one in ids] for ids in honest.tokenize(many)]
+
+    facts = _openvino_tokenizer.write(dataclasses.replace(honest, tokenize=shifted))
+    assert facts["written"] is False
+    assert len(facts["differs_on"]) == 10
+    assert not list(honest.folder.glob("openvino_tokenizer*"))
+
+
+def test_sentence_transformers_is_told_the_precision(
+    small: Path, room: Callable[..., Furnishing]
+) -> None:
+    furnishing = room(small, 64)
+    target.furnish(furnishing)
+    said = json.loads((furnishing.folder / "sentence_bert_config.json").read_text())
+    assert said == {
+        "max_seq_length": 7,
+        "model_args": {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}},
+    }
