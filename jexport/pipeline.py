@@ -176,6 +176,7 @@ def build(
                     engine, plain, compiled, own, recipe, run.room("beside")
                 )
                 more["speed"] = quantized.listed(beside.speeds)
+                more["sizes"] = beside.sizes
                 if engine.timed:
                     allowed = recipe.quantize.allow_slower
                     note(quantized.faster(beside.speeds, precision, allowed=allowed))

@@ -120,11 +120,12 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
 class Beside:
     """The quantized artifact beside its float ones, on this machine.
 
-    speeds: texts a second by precision, empty where that says nothing. plain, quantized: the
-    held-out texts by either.
+    speeds: texts a second by precision, empty where that says nothing. sizes: bytes of graph and
+    weights by precision. plain, quantized: the held-out texts by either.
     """
 
     speeds: Mapping[str, float]
+    sizes: Mapping[str, int]
     plain: Vectors
     quantized: Vectors
 
@@ -138,41 +139,60 @@ def beside_float(
     engine: Target, plain: OnnxModel, compiled: CompiledModel, texts: Texts, recipe: Recipe,
     room: Path,
 ) -> Beside:  # fmt: skip
-    """Run the float graphs of the same target and the quantized one, in turn."""
-    with contextlib.ExitStack() as stack:
-        runners = {
-            name: stack.enter_context(_float(engine, plain, name, recipe, room))
-            for name in FLOATS
-            if name in engine.precisions and name in (*recipe.precisions, "fp32")
-            if engine.timed or name == "fp32"
-        }
-        runners[compiled.precision] = stack.enter_context(
-            engine.runner(compiled, engine.devices[0], 0)
-        )
-        found = Beside(
-            speeds=speed.compare(runners, speed.feeds(texts.held_out(), plain.max_tokens))
-            if engine.timed
-            else {},
-            plain=texts.embed(runners["fp32"], plain.signature.outputs),
-            quantized=texts.embed(runners[compiled.precision], plain.signature.outputs),
-        )
-        runners.clear()
-    return found
+    """Run each float graph of the same target beside the quantized one, in turn.
+
+    One float graph is open at a time: two of full size do not fit a small machine. Speeds of
+    different pairs are brought to the first pair's by the quantized graph that is in each.
+    """
+    names = [
+        name
+        for name in FLOATS
+        if name in engine.precisions and name in (*recipe.precisions, "fp32")
+        if engine.timed or name == "fp32"
+    ]
+    batch = speed.feeds(texts.held_out(), plain.max_tokens)
+    outputs, own_name = plain.signature.outputs, compiled.precision
+    speeds: dict[str, float] = {}
+    sizes = {own_name: _bytes(compiled.folder, compiled)}
+    with engine.runner(compiled, engine.devices[0], 0) as own:
+        made = texts.embed(own, outputs)
+        for name in names:
+            with _float(engine, plain, name, recipe, room) as (runner, size):
+                sizes[name] = size
+                if name == "fp32":
+                    truth = texts.embed(runner, outputs)
+                if engine.timed:
+                    pair = speed.compare({name: runner, own_name: own}, batch)
+                    first = speeds.setdefault(own_name, pair[own_name])
+                    speeds[name] = pair[name] * first / pair[own_name]
+                del runner
+        del own
+    order = [name for name in (*names, own_name) if name in speeds]
+    return Beside(
+        speeds={name: speeds[name] for name in order}, sizes=sizes, plain=truth, quantized=made
+    )
+
+
+def _bytes(folder: Path, compiled: CompiledModel) -> int:
+    return sum((folder / name).stat().st_size for name in compiled.files)
 
 
 @contextlib.contextmanager
 def _float(
     engine: Target, plain: OnnxModel, precision: str, recipe: Recipe, room: Path
-) -> Iterator[Runner]:
+) -> Iterator[tuple[Runner, int]]:
+    """A float graph of the target, opened, and its bytes on disk."""
     folder = room / precision
     folder.mkdir()
     half = engine.graphs.get(precision, precision) == "fp16"
     model = _half(plain, recipe.export, folder) if half else plain
     compiled = engine.build(replace(model, precision=precision), recipe.compile, folder)
     with engine.runner(compiled, engine.devices[0], 0) as runner:
+        size = _bytes(folder, compiled)
         for name in compiled.files:
             (folder / name).unlink()
-        yield runner
+        yield runner, size
+        del runner
 
 
 def _half(plain: OnnxModel, spec: ExportSpec, folder: Path) -> OnnxModel:
@@ -297,6 +317,7 @@ def reports(
     """quantization.json with what only the pipeline knows (`more`), and report.html made of it."""
     path = model.path.with_name(quantize.REPORT)
     content = _read(path) | dict(more) | {"command": command(chosen, slot)}
+    content["bytes"] = dict(content.pop("sizes"))
     manifest.write_json(path, content)
     facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": more["speed"],
              "precision": slot.precision, "version": slot.version}  # fmt: skip

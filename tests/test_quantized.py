@@ -14,7 +14,7 @@ from jexport.errors import QuantizationError
 
 
 def beside(plain: np.ndarray, int8: np.ndarray) -> quantized.Beside:
-    return quantized.Beside(speeds={}, plain=plain, quantized=int8)
+    return quantized.Beside(speeds={}, sizes={}, plain=plain, quantized=int8)
 
 
 def unit(*rows: list[float]) -> np.ndarray:

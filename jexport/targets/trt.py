@@ -92,6 +92,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     if spec.refit_from:
         return _refitted(model, Path(spec.refit_from), out_dir)
     found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
+    refuse(lint_at(model.path, found, model.max_tokens))
     need = memory.predict(model.path, found)
     device.check_memory(need.total_bytes, what=str(need))
     options = building.Options(

@@ -144,7 +144,7 @@ def test_a_broken_adapter_folder(
         ({"task": ""}, 3, "retrieval.passage"),
         ({"task": "none\n"}, 3, "did you mean 'none'?"),
         ({"target": "onxx"}, 4, "did you mean 'onnx'?"),
-        ({"target": "openvino"}, 4, "not made yet"),
+        ({"target": "coreml"}, 4, "there are: hf, onnx, openvino, trt, vllm"),
         ({"target": "../onnx"}, 4, "unknown target"),
         ({"precision": "int4"}, 17, "int8"),
         ({"precision": "pf16"}, 17, "did you mean 'fp16'?"),
