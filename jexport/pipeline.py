@@ -293,13 +293,10 @@ def _counterpart(
     except CalibrationError as error:
         return f"not compared with {other}: {error.what}"
 
-    def built() -> Path | None:
-        texts = calibration.read(recipe.validate.texts, other)
-        inputs = _inputs(recipe, loaded, engine, precision, texts, found.parts)
-        done = store.find(_slot(recipe, loaded, engine, precision, out, inputs))
-        return None if done is None else done.path
-
-    return quantized.counterpart(found, built)
+    texts = calibration.read(recipe.validate.texts, other)
+    inputs = _inputs(recipe, loaded, engine, precision, texts, found.parts)
+    built = store.find(_slot(recipe, loaded, engine, precision, out, inputs))
+    return quantized.counterpart(found, engine, built)
 
 
 def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> None:

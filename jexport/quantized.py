@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from jexport import calibration, manifest, ranking, recipe, speed, store
 from jexport.errors import QuantizationError
-from jexport.flow import CompiledModel, LoadedModel, OnnxModel, Runner, TensorSpec
+from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel, Runner, TensorSpec
 from jexport.int8.bench import Material, vectors
 from jexport.recipe import ExportSpec, QuantizeSpec, Recipe
 from jexport.report import page as report_page
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
+from jexport.runtime.open import compiled_model
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, quantize
 from jexport.targets import Target
@@ -225,26 +226,23 @@ class Counterpart:
     quantized: Vectors | None
 
 
-def counterpart(texts: Texts, built: Callable[[], Path | None]) -> Counterpart:
+def counterpart(texts: Texts, engine: Target, built: Artifact | None) -> Counterpart:
     """Embed the other task's texts with the checkpoint itself, and with its artifact if there is.
 
-    built: finds that artifact.
+    engine: the target as it is built here, which runs what it built (a portable artifact too).
     """
     loaded = texts.loaded
     hidden = TensorSpec(name=TOKEN_VECTORS, dtype="float32", shape=("batch", "sequence", 0))
     with loaded.reference() as forward:
         plain = texts.embed(forward, (hidden,))
     del forward
-    folder = built()
-    quantized = None
-    if folder is not None:
-        from jexport.runtime.open import open_artifact
-
-        with open_artifact(folder, verify=False) as model:
-            words = [one.text for one in texts.parts.held_out.samples]
-            kept = [text for text, ids in zip(words, texts.tokens(words), strict=True) if ids]
-            quantized = model.encode(kept)
-    return Counterpart(task=loaded.embedding.task, plain=plain, quantized=quantized)
+    made = None
+    if built is not None:
+        compiled = compiled_model(built.path, built.manifest.content)
+        with engine.runner(compiled, engine.devices[0], 0) as runner:
+            made = texts.embed(runner, compiled.signature.outputs)
+            del runner
+    return Counterpart(task=loaded.embedding.task, plain=plain, quantized=made)
 
 
 def ranking_kept(own: Beside, other: Counterpart, *, own_are_queries: bool) -> dict[str, Any]:

@@ -176,6 +176,18 @@ def test_quantizers_stand_where_tensorrt_wants_them(portable: Callable[..., Path
     assert (quantized, plain) == (8, 4)  # two layers: four products and two of attention each
 
 
+def test_int8_queries_and_passages_are_compared_without_their_engines(
+    portable: Callable[..., Path],
+) -> None:
+    portable("int8")
+    second = portable("int8", "retrieval.passage")
+    pair = json.loads((second / "quantization.json").read_text(encoding="utf-8"))["pair"]
+    assert pair["with"] == TASK
+    for name in ("queries_int8_passages_fp32", "queries_fp32_passages_int8",
+                 "queries_int8_passages_int8"):  # fmt: skip
+        assert 0.3 < pair[name]["top10_overlap"] <= 1
+
+
 def test_without_a_gpu_it_says_so_and_leaves_it(
     portable: Callable[..., Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
