@@ -153,15 +153,21 @@ def _quantization(extras: Sequence[Path]) -> Mapping[str, Any] | None:
 def _tokenizer(model: LoadedModel, out_dir: Path) -> None:
     for path in model.tokenizer_files:
         shutil.copyfile(path, out_dir / path.name)
-    settings_path = out_dir / "tokenizer_config.json"
-    named = settings_path.is_file()
-    settings = json.loads(settings_path.read_text(encoding="utf-8")) if named else {}
+    # Which of these limits is read differs from server to server, and the checkpoint's own may be
+    # another one (MiniLM: 512, where its authors' own module cuts at 256; jina: 8194 for 8192).
+    limit = model.embedding.max_tokens
+    path = out_dir / "tokenizer_config.json"
+    named = path.is_file()
+    settings = json.loads(path.read_text(encoding="utf-8")) if named else {}
+    said = dict(settings)
+    settings["model_max_length"] = limit
+    if "max_length" in settings:
+        settings["max_length"] = limit
+    # transformers 5 writes a name that transformers 4, which most servers run, refuses.
     if not named or settings.get("tokenizer_class") == "TokenizersBackend":
-        # transformers 5 writes this name and transformers 4, which most servers run, refuses it:
-        # with a missing file, the one case in which a tokenizer file is not copied as it is.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        settings.setdefault("model_max_length", model.embedding.max_tokens)
-        write_json(settings_path, settings)
+    if settings != said:  # the one tokenizer file that may not be copied as it is
+        write_json(path, settings)
 
 
 def _server_files(model: LoadedModel, out_dir: Path) -> None:
@@ -201,8 +207,10 @@ def server_config(model: LoadedModel) -> dict[str, Any]:
     jina-embeddings-v3 says `xlm-roberta`: no server of today knows its own type, the graph carries
     the architecture, and servers read only sizes, the length limit and pad_token_id from here.
     """
+    limit = {"max_position_embeddings": model.embedding.max_tokens}  # Infinity cuts there
     if model.source.layout not in JINA:
-        return {key: value for key, value in model.config.items() if key != "auto_map"}
+        own = {key: value for key, value in model.config.items() if key != "auto_map"}
+        return own | limit
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "vocab_size", "type_vocab_size", "hidden_act", "layer_norm_eps", "pad_token_id",
              "bos_token_id", "eos_token_id", "matryoshka_dimensions")  # fmt: skip
@@ -210,7 +218,7 @@ def server_config(model: LoadedModel) -> dict[str, Any]:
         "architectures": ["XLMRobertaModel"],
         "model_type": "xlm-roberta",
         **{key: model.config[key] for key in sizes if key in model.config},
-        "max_position_embeddings": model.embedding.max_tokens,
+        **limit,
         "torch_dtype": "float32",
     }
 

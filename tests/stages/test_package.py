@@ -106,13 +106,29 @@ def test_tokenizer_files_are_copied_as_they_are(
     for made, source in ((artifact, small), (minilm_artifact, minilm)):
         found = [name for name in (*TOKENIZER, "vocab.txt") if (source / name).is_file()]
         assert len(found) >= 2
-        for name in found:
+        for name in set(found) - {"tokenizer_config.json"}:
             assert (made / name).read_bytes() == (source / name).read_bytes(), name
 
 
-def test_fastembed_finds_its_length_limit_and_pad_token(artifact: Path) -> None:
-    settings = read(artifact / "tokenizer_config.json")
-    assert 0 < settings["model_max_length"] < 1e9
+def test_every_file_that_a_server_may_read_says_the_same_length_limit(
+    artifact: Path, small: Path, minilm_artifact: Path, minilm: Path
+) -> None:
+    # fastembed cuts at the smaller of tokenizer_config's two, Infinity at the positions, TEI and
+    # sentence-transformers at max_seq_length.
+    assert read(minilm / "tokenizer_config.json")["model_max_length"] == 512
+    assert read(small / "tokenizer_config.json")["model_max_length"] != 8192
+    for made, source, limit in ((artifact, small, 8192), (minilm_artifact, minilm, 256)):
+        settings = read(made / "tokenizer_config.json")
+        assert settings["model_max_length"] == limit
+        assert settings.get("max_length", limit) == limit
+        assert read(made / "sentence_bert_config.json")["max_seq_length"] == limit
+        assert read(made / "config.json")["max_position_embeddings"] == limit
+        limits = {"model_max_length": limit, "max_length": limit}
+        kept = read(source / "tokenizer_config.json")
+        assert settings == kept | {key: limits[key] for key in limits if key in kept}
+
+
+def test_fastembed_finds_the_pad_token(artifact: Path) -> None:
     assert read(artifact / "config.json")["pad_token_id"] == 1
 
 
@@ -134,8 +150,8 @@ def test_other_tokenizer_classes_stay(
     folder = tmp_path / "source"
     folder.mkdir()
     files = with_class(folder, small, name)
-    out = packaged(tokenizer_files=files)
-    assert (out / files[1].name).read_bytes() == files[1].read_bytes()
+    settings = read(packaged(tokenizer_files=files) / files[1].name)
+    assert settings == read(files[1]) | {"model_max_length": 8192}
 
 
 def test_the_class_that_transformers_4_refuses_is_renamed(
@@ -148,7 +164,7 @@ def test_the_class_that_transformers_4_refuses_is_renamed(
     assert settings.pop("tokenizer_class") == "PreTrainedTokenizerFast"
     before = read(files[1])
     del before["tokenizer_class"]
-    assert settings == before
+    assert settings == before | {"model_max_length": 8192}
     alone = read(packaged(tokenizer_files=files[:1]) / "tokenizer_config.json")
     assert alone["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert alone["model_max_length"] == 8192
