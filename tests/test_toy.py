@@ -148,15 +148,15 @@ def test_full_size_is_the_size_of_the_real_model() -> None:
 def test_native_names_are_the_hubs(native: Path) -> None:
     base = load_file(native / "model.safetensors")
     assert len(base) == 2 * 12 + 6
-    assert base["roberta.encoder.layers.1.mixer.Wqkv.weight"].shape == (192, 64)
+    assert base["roberta.encoder.layers.1.mixer.Wqkv.weight"].shape == (384, 128)
     adapter = load_file(native / "text_matching" / "adapter_model.safetensors")
     assert len(adapter) == 2 * (2 * 6 + 3)
     rows = base["roberta.embeddings.word_embeddings.weight"].shape[0]
     assert adapter["roberta.embeddings.word_embeddings.lora_embedding_A"].shape == (4, rows)
-    assert adapter["roberta.embeddings.word_embeddings.lora_embedding_B"].shape == (64, 4)
-    assert adapter["roberta.encoder.layers.0.self_attn.q_proj.lora_B.weight"].shape == (64, 4)
-    assert adapter["roberta.encoder.layers.0.mixer.out_proj.lora_A.weight"].shape == (4, 64)
-    assert adapter["roberta.pooler.dense.lora_A.weight"].shape == (4, 64)
+    assert adapter["roberta.embeddings.word_embeddings.lora_embedding_B"].shape == (128, 4)
+    assert adapter["roberta.encoder.layers.0.self_attn.q_proj.lora_B.weight"].shape == (128, 4)
+    assert adapter["roberta.encoder.layers.0.mixer.out_proj.lora_A.weight"].shape == (4, 128)
+    assert adapter["roberta.pooler.dense.lora_A.weight"].shape == (4, 128)
 
 
 def test_both_layouts_are_one_model(original: Path, native: Path, tmp_path: Path) -> None:
