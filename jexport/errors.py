@@ -205,6 +205,12 @@ class PairError(JexportError):
     exit_code = 31
 
 
+class ServingError(JexportError):
+    """An engine that is not known, or that cannot load this artifact in this version."""
+
+    exit_code = 32
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

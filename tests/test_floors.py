@@ -14,7 +14,7 @@ PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
     {"flow", "findings"},
-    {"tasks", "ranking", "toy_tokenizer"},
+    {"tasks", "ranking", "toy_tokenizer", "servers"},
     {"parity", "manifest", "run", "reference"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"model_card"},

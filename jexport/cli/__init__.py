@@ -21,6 +21,7 @@ COMMANDS = {
     "compile": "jexport.cli.compile",
     "embed": "jexport.cli.embed",
     "package": "jexport.cli.package",
+    "serve-with": "jexport.cli.serve_with",
     "verify": "jexport.cli.artifacts",
     "inspect": "jexport.cli.artifacts",
     "list": "jexport.cli.artifacts",
