@@ -32,7 +32,7 @@ class JexportError(Exception):
 
 
 class UnknownTaskError(JexportError):
-    """A task name that the checkpoint does not have."""
+    """A task that the checkpoint does not have, or that an artifact is not of."""
 
     exit_code = 3
 

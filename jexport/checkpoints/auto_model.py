@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jexport.checkpoints import shards
 from jexport.checkpoints.sentence_transformer import check_report
 from jexport.checkpoints.shard_writer import DTYPES
-from jexport.checkpoints.transformer_files import quiet_transformers
+from jexport.checkpoints.transformer_files import quiet_transformers, read_json
 from jexport.errors import CheckpointError, DependencyError
 from jexport.flow import Runner, Tensors
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+SINCE = {"jina_embeddings_v3": "5.4"}
+"""The first transformers with an architecture; those of before do not open its checkpoints."""
 
 
 @contextlib.contextmanager
@@ -57,6 +59,7 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
 def _opened(folder: Path, precision: str) -> Any:
     from transformers import AutoModel
 
+    _check_known(folder)
     names = shards.tensors(folder)
     with quiet_transformers():
         model, report = AutoModel.from_pretrained(
@@ -75,6 +78,22 @@ def _opened(folder: Path, precision: str) -> Any:
             fix="build it again",
         )
     return model.eval().requires_grad_(False)
+
+
+def _check_known(folder: Path) -> None:
+    """Raise DependencyError where transformers is older than the folder's architecture."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in CONFIG_MAPPING:
+        since = SINCE.get(str(kind))
+        raise DependencyError(
+            f"transformers {transformers.__version__} cannot read this artifact",
+            evidence=f"it has no architecture '{kind}'"
+            + (f"; versions that have: {since} and newer" if since else ""),
+            fix=f'pip install "transformers>={since}"' if since else "build for another target",
+        )
 
 
 def torch_device(device: str) -> torch.device:

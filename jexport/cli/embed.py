@@ -22,6 +22,7 @@ CHUNK_BYTES = 1 << 20
               help="A .npy (float32, rows in input order) or .jsonl file.")  # fmt: skip
 @click.option("--format", "kind", type=click.Choice(["txt", "jsonl"]),
               help="Of the input; default: by its name, txt for stdin.")  # fmt: skip
+@click.option("--task", default="", help="Refuse an artifact of another task.")
 @click.option("--dimensions", type=int, metavar="N", help="Matryoshka size; default: full.")
 @click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
 @click.option("--no-prompt", is_flag=True, help="Do not put the task's prompt before each text.")
@@ -37,6 +38,7 @@ def embed(
     source: str,
     output: Path,
     kind: Any,
+    task: str,
     dimensions: int | None,
     no_normalize: bool,
     no_prompt: bool,
@@ -57,7 +59,7 @@ def embed(
     stream, form = _source(source, kind)
     if isinstance(stream, Path) and output.exists() and output.samefile(stream):
         raise click.BadParameter("this would replace the input", param_hint="--output")
-    with open_artifact(artifact, device=device, threads=threads) as model:
+    with open_artifact(artifact, task=task, device=device, threads=threads) as model:
         bar = _Bar(stream, quiet=quiet)
         rows = embed_stream(
             model,

@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from jexport import manifest, targets
-from jexport.errors import ArtifactError, JexportError, UnknownTargetError
+from jexport.errors import ArtifactError, JexportError, UnknownTargetError, UnknownTaskError
 from jexport.flow import CompiledModel, Embedding, Signature, TensorSpec
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
 
 
 def open_artifact(
-    path: str | Path, *, device: str = "auto", threads: int = 0, verify: bool = True
+    path: str | Path,
+    *,
+    task: str = "",
+    device: str = "auto",
+    threads: int = 0,
+    verify: bool = True,
 ) -> Embedder:
     """Open an artifact's folder for embedding; close it, or use it in a `with` block.
 
-    device: 'auto' (a GPU when the engine sees one), 'cpu' or 'cuda'. threads: 0 for all cores.
-    verify: check every file's SHA-256 first (about a second a GB); without it only the manifest is
-    read. Raises ArtifactError, DependencyError, TokenizerError, and ValueError for another device.
+    task: refuse an artifact of another task; '' takes any. device: 'auto' (a GPU when the engine
+    sees one), 'cpu' or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first
+    (about a second a GB); without it only the manifest is read. Raises UnknownTaskError,
+    ArtifactError, DependencyError, TokenizerError, and ValueError for another device.
     """
     folder = Path(path)
     content = (manifest.verify(folder) if verify else manifest.read(folder)).content
+    _check_task(task, content, folder)
     target = _target(content["target"], folder)
     if content["engine"]["facts"].get("portable") is True:
         raise ArtifactError(
@@ -59,6 +66,16 @@ def open_artifact(
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
     )
+
+
+def _check_task(task: str, content: Any, folder: Path) -> None:
+    own = content["embedding"]["task"]
+    if task not in ("", own):
+        raise UnknownTaskError(
+            f"artifact {folder} is not of the task '{task}'",
+            evidence=f"it is of the task '{own}': an artifact holds one, merged into its weights",
+            fix=f"open the artifact of that task, or build it: jexport build --task {task}",
+        )
 
 
 def _target(name: str, folder: Path) -> targets.Target:

@@ -207,3 +207,14 @@ def in_terminal(*words: str) -> str:
     os.close(ours)
     assert process.wait() == 0
     return seen.decode()
+
+
+def test_an_artifact_of_another_task(cli: Any, artifact: Path, tmp_path: Path) -> None:
+    source = tmp_path / "texts.txt"
+    source.write_text("one\n")
+    words = ("embed", artifact, "--input", source, "--output", tmp_path / "v.npy")
+    answer = cli(*words, "--task", "classification")
+    assert answer.code == 3
+    assert "is not of the task 'classification'" in answer.err
+    assert not (tmp_path / "v.npy").exists()
+    assert cli(*words, "--task", "retrieval.query").code == 0

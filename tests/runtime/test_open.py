@@ -12,7 +12,7 @@ import pytest
 
 import jexport
 from jexport import targets
-from jexport.errors import ArtifactError, DependencyError
+from jexport.errors import ArtifactError, DependencyError, UnknownTaskError
 from jexport.runtime import open as opening
 
 
@@ -105,3 +105,12 @@ def test_what_the_manifest_says_is_what_is_opened(artifact: Path) -> None:
     assert [spec.name for spec in compiled.signature.inputs] == ["input_ids", "attention_mask"]
     assert compiled.signature.inputs[0].shape == ("batch", "sequence")
     assert compiled.signature.outputs[0].shape == ("batch", "sequence", 64)
+
+
+def test_an_artifact_of_another_task_is_refused(artifact: Path) -> None:
+    opening.open_artifact(artifact, task="retrieval.query").close()
+    with pytest.raises(UnknownTaskError) as caught:
+        opening.open_artifact(artifact, task="separation")
+    assert "is not of the task 'separation'" in caught.value.what
+    assert "retrieval.query" in caught.value.evidence
+    assert "jexport build --task separation" in caught.value.fix

@@ -240,3 +240,22 @@ def test_both_jina_layouts_can_be_written(layout: str, tmp_path: Path) -> None:
     base = load.run(LoadSpec(model=str(folder)), task="none")
     with base.reference() as run:
         assert np.abs(states(made) - run(FEED)["last_hidden_state"]).max() > 1e-2
+
+
+def test_a_transformers_that_is_too_old_is_named_with_those_that_are_not(
+    made: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+    from transformers.models.auto import configuration_auto
+
+    known = {name: kind for name, kind in configuration_auto.CONFIG_MAPPING.items()
+             if name != "jina_embeddings_v3"}  # fmt: skip
+    monkeypatch.setattr(configuration_auto, "CONFIG_MAPPING", known)
+    monkeypatch.setattr(transformers, "__version__", "5.3.1")
+    with pytest.raises(DependencyError) as caught, target.runner(made, "cpu", 0):
+        pass
+    assert str(caught.value).splitlines() == [
+        "transformers 5.3.1 cannot read this artifact",
+        "  it has no architecture 'jina_embeddings_v3'; versions that have: 5.4 and newer",
+        '  fix: pip install "transformers>=5.4"',
+    ]
