@@ -6,25 +6,49 @@ check_*.py files; `make test` does not, since an environment takes minutes and h
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+
+from jexport import calibration, pipeline, recipe, servers, toy
+from jexport.flow import Artifact
+from jexport.runtime.embedder import TOKEN_VECTORS, Embedder
+from jexport.runtime.open import embedding_of
+from jexport.runtime.tokenise import TextTokenizer
+from jexport.servers.lines import Served
+from jexport.stages import load
 
 PROJECT = Path(__file__).parents[2]
 KEPT = PROJECT / ".servers"
+JINA, MINILM = "jina-embeddings-v3", "all-MiniLM-L6-v2"
+LONG_TOKENS = 1500
+"""More than MiniLM takes, so that it shows who cuts where; jina-embeddings-v3 takes it whole."""
+
+QUIET = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+    "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1", "CUDA_VISIBLE_DEVICES": "",
+}  # fmt: skip
+"""Nobody is told that these tests ran, and nothing is looked for elsewhere."""
 
 
 @pytest.fixture(scope="session")
 def environment() -> Callable[[str], Path]:
-    """`environment("mem0")`: the Python of that environment, made when its pins are new."""
+    """`environment("mem0")`: the folder of that environment, made when its pins are new."""
 
-    def python(name: str) -> Path:
+    def folder(name: str) -> Path:
         pins = PROJECT / "tests" / "servers" / name / "requirements.txt"
         digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()[:12]
         home = KEPT / f"{name}-{digest}"
@@ -33,25 +57,118 @@ def environment() -> Callable[[str], Path]:
             subprocess.run([sys.executable, "-m", "venv", home], check=True)
             subprocess.run(
                 [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-input",
-                 "--disable-pip-version-check", "-r", pins], check=True)  # fmt: skip
+                 "--disable-pip-version-check", "--no-deps", "-r", pins], check=True)  # fmt: skip
             (home / "ready").touch()
-        return home / "bin" / "python"
+        return home
 
-    return python
+    return folder
 
 
 @pytest.fixture(scope="session")
 def run(environment: Callable[[str], Path]) -> Callable[..., str]:
     """`run("mem0", "examples/x.py", "word")`: that script there, offline; what it printed."""
 
-    def run(name: str, script: str, *words: object, home: Path) -> str:
+    def run(name: str, script: str, *words: object, home: Path, path: Path = PROJECT) -> str:
+        there = environment(name) / "bin"
         done = subprocess.run(
-            [environment(name), PROJECT / "tests" / "offline.py", PROJECT / script,
+            [there / "python", PROJECT / "tests" / "offline.py", PROJECT / script,
              *map(str, words)],
             capture_output=True, text=True, check=False,
-            env={"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(PROJECT)},
+            env={"PATH": f"{there}:{os.environ['PATH']}", "HOME": str(home),
+                 "PYTHONPATH": str(path), **QUIET},
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr[-8000:] + done.stdout[-2000:]
         return done.stdout
 
     return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One artifact, the texts that it is asked for, and the checkpoint's own vectors of them."""
+
+    model: str
+    artifact: Artifact
+    texts: list[str]
+    wanted: np.ndarray
+
+    def line(self, engine: str) -> str:
+        """How it is started, with FOLDER for its path."""
+        content = self.artifact.manifest.content
+        return servers.way(engine, content).line(Served(folder=Path("FOLDER"), content=content))
+
+    def job(self, engine: str, output: Path, port: int) -> dict[str, Any]:
+        """What its embed.py is told."""
+        content, folder = self.artifact.manifest.content, self.artifact.path
+        embedding = content["embedding"]
+        served = Served(folder=folder, content=content, port=port)
+        return {
+            "folder": str(folder), "name": f"{self.model}-{embedding['task']}",
+            "target": content["target"], "files": content["engine"]["files"],
+            "properties": content["engine"]["facts"].get("properties", {}),
+            "texts": self.texts, "output": str(output), "port": port,
+            "task": embedding["task"], "prompt": embedding["prompt"],
+            "dimension": embedding["dimension"], "max_tokens": embedding["max_tokens"],
+            "smaller": {str(size): str(output.with_suffix(f".{size}.npy"))
+                        for size in embedding["matryoshka"][:-1]},
+            "line": servers.way(engine, content).line(served),
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def results() -> SimpleNamespace:
+    """results.py: tests are no package."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("results.py"))))
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """One text in each of 30 languages, the empty text and a long one."""
+    samples = calibration.read("parity", "none").samples
+    one_each = {sample.language: sample.text for sample in samples}
+    assert len(one_each) >= 30
+    return [*one_each.values(), "", " ".join(sample.text for sample in samples)[: 3 * LONG_TOKENS]]
+
+
+def _quick(whole: recipe.Recipe) -> recipe.Recipe:
+    """The same recipe, with fewer texts compared: the engines' vectors are what is looked at."""
+    few = dataclasses.replace(whole.validate, budget_tokens=1000, max_tokens=64)
+    return dataclasses.replace(whole, validate=few)
+
+
+@pytest.fixture(scope="session")
+def asked(
+    minilm: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str, str], Asked]:
+    """`asked(JINA, "separation", "onnx")`: that artifact, built once, and what it must give."""
+    room = tmp_path_factory.mktemp("served")
+    recipes = {
+        JINA: _quick(recipe.read(JINA).replace_load(model=str(toy.write(room / "toy")))),
+        MINILM: _quick(recipe.read(MINILM).replace_load(model=str(minilm))),
+    }
+    wanted: dict[tuple[str, str], np.ndarray] = {}
+    made: dict[tuple[str, str, str], Asked] = {}
+
+    def ask(model: str, task: str, target: str) -> Asked:
+        key = (model, task, target)
+        if key not in made:
+            artifact = pipeline.build(
+                recipes[model], task=task, target=target, precision="fp32", out=room / "artifacts"
+            )
+            tokenizer = TextTokenizer.open(
+                artifact.path, max_tokens=artifact.manifest.content["embedding"]["max_tokens"]
+            )
+            if (model, task) not in wanted:
+                loaded = load.run(recipes[model].load, task=task)
+                with loaded.reference() as forward:
+                    reference = Embedder(
+                        tokenizer=tokenizer, runner=forward, outputs=[TOKEN_VECTORS],
+                        embedding=embedding_of(artifact.manifest.content),
+                    )  # fmt: skip
+                    wanted[model, task] = reference.encode(texts)
+            made[key] = Asked(
+                model=model, artifact=artifact, texts=texts, wanted=wanted[model, task]
+            )  # fmt: skip
+        return made[key]
+
+    return ask
