@@ -58,8 +58,10 @@ def complete(
         with run.stage("compile"):
             model = _graph(path, content)
             compiled = compile_stage.run(model, engine, chosen.compile, out_dir=run.room("compile"))
-        with run.stage("validate") as note:
-            room = run.room("validate")
+        with (
+            run.stage("validate") as note,
+            store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
+        ):
             report = validate.against(
                 stored,
                 validate.Side(

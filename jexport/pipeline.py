@@ -20,7 +20,6 @@ from jexport import calibration, manifest, quantized, reference, store, targets,
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
-    ParityError,
     PrecisionError,
     RecipeError,
     UnknownTargetError,
@@ -153,7 +152,10 @@ def build(
             )
             note(_fused(compiled))
         more: dict[str, Any] = {"speed": [], "pair": None}
-        with run.stage("validate") as note, _kept_report(slot, room := run.room("validate")):
+        with (
+            run.stage("validate") as note,
+            store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
+        ):
             report = validate.run(
                 validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
                 validate.Side(
@@ -429,18 +431,3 @@ def _explained(slot: store.Slot) -> Iterator[None]:
         yield
     except ArtifactError as error:
         raise store.explain(error, slot) from None
-
-
-@contextlib.contextmanager
-def _kept_report(slot: store.Slot, room: Path) -> Iterator[None]:
-    """When validation fails, keep its report beside the versions and say where it is."""
-    try:
-        yield
-    except ParityError as error:
-        try:
-            kept = store.keep_report(room / validate.REPORT, slot)
-            if kept is not None:
-                error.add_note(f"  report: {kept}")
-        except OSError as trouble:
-            error.add_note(f"  its report could not be kept: {trouble}")
-        raise

@@ -226,6 +226,12 @@ def test_an_engine_that_computes_something_else_is_not_kept(
         object.__setattr__(trt.TARGET, "runner", real)
     assert answer.code == ParityError.exit_code
     assert not list((tmp_path / "here").rglob(manifest.NAME))
+    [report] = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
+    assert report.name.endswith(".failed.json")
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["passed"] is False
+    assert content["failures"]
+    assert f"report: {report}" in answer.err
 
 
 def test_what_is_not_portable_or_was_changed_is_refused(
