@@ -83,10 +83,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the second machine does not have."""
-    for name in ("torch", "transformers"):
-        monkeypatch.setitem(sys.modules, name, None)
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """`no_torch()`: from here on this is the second machine, which has neither."""
+
+    def leave() -> None:
+        for name in ("torch", "transformers"):
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return leave
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -112,17 +116,18 @@ def test_a_portable_artifact_holds_all_that_is_needed(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.usefixtures("no_torch")
 def test_the_other_machine_completes_it(
     precision: str,
     portable: Callable[..., Path],
     bench: Any,
+    no_torch: Callable[[], None],
     cli: Callable[..., Any],
     texts: list[str],
     tmp_path: Path,
     small: Path,
 ) -> None:
     source = portable(precision)
+    no_torch()
     before = (source / manifest.NAME).read_bytes()
     answer = cli("compile", source, "--out", tmp_path / "here")
     assert answer.code == 0, answer.err
@@ -143,6 +148,16 @@ def test_the_other_machine_completes_it(
     again = cli("compile", source, "--out", tmp_path / "here")
     assert again.path == answer.path
     assert "already compiled for this machine" in again.err
+    # What a run killed between its two last steps leaves is mended by compiling again.
+    latest = answer.path.parent / "latest"
+    latest.unlink()
+    assert cli("compile", source, "--out", tmp_path / "here").path == answer.path
+    assert latest.resolve() == answer.path
+    other = cli("compile", source, "--out", tmp_path / "here", "--weight-stripped").path
+    assert latest.resolve() == other != answer.path
+    assert cli("compile", source, "--out", tmp_path / "here").path == answer.path
+    assert latest.resolve() == answer.path
+    assert not (tmp_path / "here" / ".work").exists()
     assert bench.gpu.leaks() == {"device": 0, "host": 0, "handles": 0}
 
 
