@@ -152,6 +152,7 @@ def build(
             )
             note(_fused(compiled))
         more: dict[str, Any] = {"speed": [], "pair": None}
+        more["command"] = quantized.command(recipe, slot, until)
         with (
             run.stage("validate") as note,
             store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
@@ -203,7 +204,7 @@ def build(
                 speed=more["speed"],
                 extras=(
                     *(
-                        quantized.reports(smaller, room / validate.REPORT, more, recipe, slot)
+                        quantized.reports(smaller, room / validate.REPORT, more, slot)
                         if parts is not None
                         else ()
                     ),

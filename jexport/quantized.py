@@ -309,12 +309,11 @@ def reports(
     model: OnnxModel,
     parity_path: Path,
     more: Mapping[str, Any],
-    chosen: Recipe,
     slot: store.Slot,
 ) -> tuple[Path, Path]:
     """quantization.json with what only the pipeline knows (`more`), and report.html made of it."""
     path = model.path.with_name(quantize.REPORT)
-    content = _read(path) | dict(more) | {"command": command(chosen, slot)}
+    content = _read(path) | dict(more)
     content["bytes"] = dict(content.pop("sizes"))
     manifest.write_json(path, content)
     facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": more["speed"],
@@ -324,10 +323,11 @@ def reports(
     return path, page
 
 
-def command(chosen: Recipe, slot: store.Slot) -> str:
+def command(chosen: Recipe, slot: store.Slot, until: str = "") -> str:
     """What to type to build it again, from the checkpoint's own name.
 
-    Other changes to the recipe than the command line offers are in the manifest's recipe.
+    until: the stage that a portable artifact's build ended after, '' for none. Other changes to the
+    recipe than the command line offers are in the manifest's recipe.
     """
     words = ["jexport", "build"]
     shipped = chosen.name in recipe.names()
@@ -339,6 +339,8 @@ def command(chosen: Recipe, slot: store.Slot) -> str:
     words += ["--effort", chosen.quantize.effort, "--calibration", chosen.quantize.calibration]
     if chosen.quantize.allow_slower:
         words.append("--allow-slower")
+    if until:
+        words += ["--until", until]
     return shlex.join(words)
 
 

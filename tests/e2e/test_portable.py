@@ -198,6 +198,10 @@ def test_int8_queries_and_passages_are_compared_without_their_engines(
     second = portable("int8", "retrieval.passage")
     pair = json.loads((second / "quantization.json").read_text(encoding="utf-8"))["pair"]
     assert pair["with"] == TASK
+    for folder in (portable("int8"), second):
+        told = json.loads((folder / "quantization.json").read_text(encoding="utf-8"))["command"]
+        assert told.endswith(" --until compile")
+        assert told in (folder / "report.html").read_text(encoding="utf-8")
     for name in ("queries_int8_passages_fp32", "queries_fp32_passages_int8",
                  "queries_int8_passages_int8"):  # fmt: skip
         assert 0.3 < pair[name]["top10_overlap"] <= 1
