@@ -384,7 +384,6 @@ def sample(
 ) -> tuple[list[list[int]], int]:
     """Token ids of at most `count` texts, round robin over the languages; and how many were cut.
 
-    A text of more than `max_tokens` loses ids before its last one, the special token at its end.
     A text without any id is left out.
     """
     if max_tokens < 1:
@@ -393,8 +392,13 @@ def sample(
     found: list[list[int]] = []
     while batch := [one.text for one in itertools.islice(waiting, max(count - len(found), 0))]:
         found += [ids for ids in tokenize(batch) if ids]
-    cut = [ids[: max_tokens - 1] + ids[-1:] if len(ids) > max_tokens else ids for ids in found]
+    cut = [cut_ids(ids, max_tokens) for ids in found]
     return cut, sum(len(ids) > max_tokens for ids in found)
+
+
+def cut_ids(ids: list[int], max_tokens: int) -> list[int]:
+    """At most `max_tokens` ids: those before the last one go, the special token at the end."""
+    return ids[: max_tokens - 1] + ids[-1:] if len(ids) > max_tokens else ids
 
 
 def within_budget(

@@ -12,6 +12,7 @@ import dataclasses
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,13 @@ def build(
         with run.stage("load"):
             loaded = load.run(recipe.load, task=task)
             export.check_dimension(recipe.export, loaded)
-            recipe = _profiled(recipe, engine, loaded, lengths_of)
+            tokenizer = TextTokenizer.open(
+                loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
+            )
+            # As the runtime will make them: tokenizer.json, prompt, truncation.
+            candidate_ids = partial(tokenizer.model_ids, prefix=loaded.embedding.prompt)
+            if lengths_of:
+                recipe = _profiled(recipe, engine, candidate_ids(lengths_of), tokenizer.max_tokens)
             engine.accept(recipe.compile, loaded.embedding.max_tokens)
         inputs = _inputs(recipe, loaded, engine, precision, texts, parts)
         slot = _slot(recipe, loaded, engine, precision, out, inputs)
@@ -91,10 +98,6 @@ def build(
             store.point_latest(slot, scratch=run.folder)
             listen(Event(kind="note", stage="package", text="already built of the same inputs"))
             return done
-        tokenizer = TextTokenizer.open(
-            loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
-        )
-        candidate_ids = _candidate_tokens(tokenizer, loaded)
 
         if loaded.adapter:
             with run.stage("merge") as note:
@@ -222,21 +225,16 @@ def build(
 
 
 def _profiled(
-    recipe: Recipe, engine: Target, loaded: LoadedModel, lengths_of: Sequence[str]
+    recipe: Recipe, engine: Target, ids: Sequence[Sequence[int]], max_tokens: int
 ) -> Recipe:
-    """The recipe with an engine's settings for texts of such lengths."""
-    if not lengths_of:
-        return recipe
+    """The recipe with an engine's settings for texts as long as these."""
     if engine.profiled is None:
         raise RecipeError(
             f"target '{engine.name}' is not tuned to the lengths of texts",
             evidence="it has no optimization profiles",
             fix="leave --profile-from away",
         )
-    limit = loaded.embedding.max_tokens
-    tokenizer = TextTokenizer.open(loaded.tokenizer_files[0].parent, max_tokens=limit)
-    tokens = _candidate_tokens(tokenizer, loaded)(list(lengths_of))
-    spec = engine.profiled(recipe.compile, [len(ids) for ids in tokens], limit)
+    spec = engine.profiled(recipe.compile, list(map(len, ids)), max_tokens)
     return dataclasses.replace(recipe, compile=spec)
 
 
@@ -251,7 +249,7 @@ def _furnish(
         Furnishing(
             folder=folder,
             precision=precision,
-            tokenize=lambda many: [tokenizer.truncate(ids) for ids in tokenizer.token_ids(many)],
+            tokenize=tokenizer.model_ids,
             texts=[sample.text for sample in texts.samples],
             pad_id=tokenizer.pad_id,
             max_tokens=tokenizer.max_tokens,
@@ -323,16 +321,6 @@ def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> No
             evidence=f"it lists: {', '.join(recipe.precisions)}",
             fix="add it to the recipe's precisions, or use one of those",
         )
-
-
-def _candidate_tokens(tokenizer: TextTokenizer, loaded: LoadedModel) -> Any:
-    """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
-
-    def tokens(texts: list[str]) -> list[list[int]]:
-        ids = tokenizer.token_ids([loaded.embedding.prompt + text for text in texts])
-        return [tokenizer.truncate(one) for one in ids]
-
-    return tokens
 
 
 def _inputs(

@@ -56,8 +56,7 @@ class Texts:
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
-        prompted = [self.loaded.embedding.prompt + text for text in texts]
-        return [self.tokenizer.truncate(one) for one in self.tokenizer.token_ids(prompted)]
+        return self.tokenizer.model_ids(texts, prefix=self.loaded.embedding.prompt)
 
     def held_out(self) -> list[list[int]]:
         """The held-out texts that have tokens."""
@@ -95,7 +94,7 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
         )
         if ids
     ]
-    held_ids = [[*ids[: limit - 1], *ids[-1:]] if len(ids) > limit else ids for ids, _ in held]
+    held_ids = [calibration.cut_ids(ids, limit) for ids, _ in held]
     about = {
         "calibration": {
             "name": parts.calibration.name, "sha256": parts.calibration.sha256,
