@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import logging
@@ -247,6 +248,29 @@ def write_unknown() -> Callable[..., Path]:
     """Writes a checkpoint of a layout that only its own code can load."""
     written: Callable[..., Path] = runpy.run_path(str(TESTS / "remote_unknown.py"))["write"]
     return written
+
+
+@pytest.fixture(scope="session")
+def imported() -> Callable[[Path], Any]:
+    """`imported(path)`: a file of the tests as a module; they are no package."""
+
+    def load(path: Path) -> Any:
+        name = "_".join(("jexport", *path.relative_to(TESTS.parent).with_suffix("").parts))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def bench_tools(imported: Callable[[Path], Any]) -> Any:
+    """tests/trt/conftest.py as a module: stand-ins for TensorRT and a GPU, and `write_tiny`."""
+    return imported(TESTS / "trt" / "conftest.py")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ The second machine's TensorRT and GPU are stand-ins that compute with onnxruntim
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -66,20 +65,6 @@ def portable(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return made[precision, task]
 
     return build
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is for Linux and Windows")
-    path = Path(__file__).parents[1] / "trt" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_portable", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tools = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tools
-    spec.loader.exec_module(tools)
-    yield tools.put_in_place(11, monkeypatch)
-    tools.forget_polygraphy()
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,19 +59,6 @@ def minilm_merged(minilm: Path) -> MergedModel:
     """all-MiniLM-L6-v2, which has nothing to merge."""
     loaded = load.run(LoadSpec(model=str(minilm)), task="none")
     return MergedModel(model=loaded, precision="fp32")
-
-
-@pytest.fixture(scope="session")
-def bench_tools() -> Any:
-    """tests/trt/conftest.py as a module: its stand-ins for TensorRT and a GPU."""
-    path = Path(__file__).parents[1] / "trt" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_targets", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
