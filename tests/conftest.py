@@ -95,6 +95,24 @@ def small_copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SMALL, tmp_path / "small"))
 
 
+@pytest.fixture(scope="session")
+def standard(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A standard graph of the small checkpoint that no test may change."""
+    from jexport.recipe import ExportSpec, LoadSpec
+    from jexport.stages import export, load
+
+    loaded = load.run(LoadSpec(model=str(small)), task="none")
+    folder = tmp_path_factory.mktemp("standard")
+    return export.run(loaded, ExportSpec(), precision="fp32", samples=(), out_dir=folder)
+
+
+@pytest.fixture
+def exported(standard: Any, tmp_path: Path) -> Any:
+    """A copy of it that a test may break."""
+    folder = Path(shutil.copytree(standard.path.parent, tmp_path / "exported"))
+    return dataclasses.replace(standard, path=folder / standard.path.name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
     """One real build, stage by stage: what each stage gave."""

@@ -1,9 +1,7 @@
-"""One real export of the small checkpoint, and what the onnx target makes of it."""
+"""What the onnx target makes of the small checkpoint, merged checkpoints, and stand-in engines."""
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ import pytest
 import torch
 
 from jexport.flow import CompiledModel, MergedModel, OnnxModel
-from jexport.recipe import CompileSpec, ExportSpec, LoadSpec
-from jexport.stages import export, load, merge
+from jexport.recipe import CompileSpec, LoadSpec
+from jexport.stages import load, merge
 from jexport.targets import onnx
 
 
@@ -27,23 +25,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def standard(small: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    """A standard graph that no test may change."""
-    loaded = load.run(LoadSpec(model=str(small)), task="none")
-    folder = tmp_path_factory.mktemp("standard")
-    return export.run(loaded, ExportSpec(), precision="fp32", samples=(), out_dir=folder)
-
-
-@pytest.fixture
-def exported(standard: OnnxModel, tmp_path: Path) -> OnnxModel:
-    """A copy of it that a test may break."""
-    folder = Path(shutil.copytree(standard.path.parent, tmp_path / "exported"))
-    return dataclasses.replace(standard, path=folder / standard.path.name)
-
-
-@pytest.fixture(scope="session")
 def compiled(standard: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
-    """It, compiled for onnxruntime."""
+    """`standard`, compiled for onnxruntime."""
     return onnx.build(standard, CompileSpec(), tmp_path_factory.mktemp("compiled"))
 
 
