@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jexport import calibration, manifest, quantized, reference, store, targets, tasks
+from jexport import calibration, inputs, manifest, quantized, reference, store, targets, tasks
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
@@ -44,9 +42,6 @@ from jexport.stages import export, load, merge, package, quantize, validate
 from jexport.targets import Furnishing, Target
 from jexport.tasks import NONE
 
-TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
-         "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy",
-         "cuda-bindings", "openvino", "openvino-tokenizers")  # fmt: skip
 RANGE_TEXTS = 40
 """Texts whose activations are checked against float16's range: one a language, and long ones."""
 
@@ -90,8 +85,8 @@ def build(
             if lengths_of:
                 recipe = _profiled(recipe, engine, candidate_ids(lengths_of), tokenizer.max_tokens)
             engine.accept(recipe.compile, loaded.embedding.max_tokens)
-        inputs = _inputs(recipe, loaded, engine, precision, texts, parts)
-        slot = _slot(recipe, loaded, engine, precision, out, inputs)
+        made_of = inputs.of(recipe, loaded, engine, precision, texts, parts)
+        slot = inputs.slot(recipe, loaded, engine, precision, out, made_of)
         with _explained(slot):
             done = store.find(slot)
         if done is not None:
@@ -119,7 +114,7 @@ def build(
                     out_dir=run.room("export"),
                     will_be_half=is_int8 and engine.float_rest == "fp16",
                 )
-        journal = Journal(_journal_path(slot, inputs) if is_int8 else None)
+        journal = Journal(inputs.journal_path(slot, made_of) if is_int8 else None)
         if parts is not None:
             assert isinstance(exported, OnnxModel), f"{target} has int8 and takes no graph"
             plain = exported
@@ -199,9 +194,9 @@ def build(
             facts = package.Facts(
                 model_name=recipe.name,
                 version=slot.version,
-                inputs_sha256=manifest.sha256_of(inputs),
+                inputs_sha256=manifest.sha256_of(made_of),
                 recipe=recipe.resolved(),
-                tools=inputs["tools"],
+                tools=made_of["tools"],
                 runs_on=engine.fingerprint(),
                 records=tuple(run.records),
                 speed=more["speed"],
@@ -266,19 +261,6 @@ def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:
     )
 
 
-def _journal_path(slot: store.Slot, inputs: Mapping[str, Any]) -> Path:
-    """Beside the versions, named after what decides a trial's numbers: goals do not."""
-    said = dict(inputs["recipe"])
-    for key in ("name", "version", "validate", "compile"):
-        said.pop(key, None)
-    said["quantize"] = {
-        key: value for key, value in said["quantize"].items() if key not in quantize.GOALS
-    }
-    gates = inputs["recipe"]["validate"]["gates"].get(slot.precision, {})
-    digest = manifest.sha256_of({**inputs, "recipe": said, "texts": "", "gates": gates})
-    return slot.parent / f".search-{digest[:12]}.jsonl"
-
-
 def _counterpart(
     recipe: Recipe, engine: Target, precision: str, task: str, out: Path
 ) -> quantized.Counterpart | str:
@@ -295,8 +277,8 @@ def _counterpart(
         return f"not compared with {other}: {error.what}"
 
     texts = calibration.read(recipe.validate.texts, other)
-    inputs = _inputs(recipe, loaded, engine, precision, texts, found.parts)
-    built = store.find(_slot(recipe, loaded, engine, precision, out, inputs))
+    made_of = inputs.of(recipe, loaded, engine, precision, texts, found.parts)
+    built = store.find(inputs.slot(recipe, loaded, engine, precision, out, made_of))
     return quantized.counterpart(found, engine, built)
 
 
@@ -321,79 +303,6 @@ def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> No
             evidence=f"it lists: {', '.join(recipe.precisions)}",
             fix="add it to the recipe's precisions, or use one of those",
         )
-
-
-def _inputs(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
-    precision: str,
-    texts: CalibrationSet,
-    parts: calibration.Parts | None,
-) -> dict[str, Any]:
-    """Everything that decides what is built; its digest is in the version.
-
-    Where the checkpoint lies, and what else the recipe ships, decides nothing.
-    """
-    said = recipe.resolved()
-    for key in ("tasks", "targets", "precisions"):
-        del said[key]
-    del said["load"]["model"]
-    said["compile"].pop("timing_cache", None)  # a path; it changes how long a build takes
-    if parts is None:
-        del said["quantize"]
-    if not engine.needs_onnx:
-        del said["export"], said["compile"]
-    return {
-        "recipe": said,
-        "embedding": dataclasses.asdict(loaded.embedding),
-        "licence": loaded.source.licence,
-        "target": engine.name,
-        "runs_on": engine.fingerprint(),
-        "precision": precision,
-        "checkpoint": manifest.listed(loaded.source.files),
-        "revision": loaded.source.revision,
-        "code": manifest.listed(loaded.source.code),
-        "texts": texts.sha256,
-        **({"calibration": [parts.calibration.sha256, parts.held_out.sha256]} if parts else {}),
-        "tools": tools(),
-        "jexport": code_digest(),
-        "format": manifest.FORMAT,
-    }
-
-
-def tools() -> dict[str, str]:
-    """Versions of Python, jexport and the libraries that a build goes through, as installed."""
-    found = {"python": platform.python_version()}
-    for name in ("jexport", *TOOLS):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def code_digest() -> str:
-    """SHA-256 over jexport's own sources: another jexport is another input."""
-    root = Path(__file__).parent
-    files = [manifest.file_digest(path, root=root) for path in root.rglob("*.py")]
-    return manifest.sha256_of(manifest.listed(files))
-
-
-def _slot(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
-    precision: str,
-    out: Path,
-    inputs: Mapping[str, Any],
-) -> store.Slot:
-    return store.Slot(
-        out=out,
-        model=recipe.name,
-        task=loaded.embedding.task,
-        target=engine.name,
-        precision=precision,
-        version=f"{recipe.version}-{manifest.sha256_of(inputs)[:12]}",
-    )
 
 
 def _as_shipped(loaded: LoadedModel, recipe: Recipe, engine: Target) -> LoadedModel:

@@ -25,7 +25,7 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
-    {"quantized", "layouts", "integrations"},
+    {"quantized", "inputs", "layouts", "integrations"},
     {"pipeline", "completion"},
     {"cli"},
 )
