@@ -15,7 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jexport import calibration, inputs, manifest, quantized, reference, store, targets, tasks
+from jexport import (
+    calibration,
+    inputs,
+    manifest,
+    quantized,
+    reference,
+    selection,
+    store,
+    targets,
+    tasks,
+)
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
@@ -103,7 +113,7 @@ def build(
         exported: OnnxModel | MergedModel = MergedModel(model=merged, precision=precision)
         if engine.needs_onnx:
             with run.stage("export"):
-                samples = calibration.within_budget(
+                samples = selection.within_budget(
                     texts, candidate_ids, budget_tokens=1, max_tokens=loaded.embedding.max_tokens
                 )[:RANGE_TEXTS]
                 exported = export.run(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport import calibration, manifest, ranking, recipe, speed, store
+from jexport import calibration, manifest, ranking, recipe, selection, speed, store
 from jexport.errors import QuantizationError
 from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel, Runner, TensorSpec
 from jexport.int8.bench import Material, vectors
@@ -80,7 +80,7 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
     """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
     limit = min(spec.max_tokens, texts.loaded.embedding.max_tokens)
     parts = texts.parts
-    calibrated, cut = calibration.sample(
+    calibrated, cut = selection.sample(
         parts.calibration, texts.tokens, count=spec.samples, max_tokens=limit
     )
     odd = [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
@@ -94,7 +94,7 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
         )
         if ids
     ]
-    held_ids = [calibration.cut_ids(ids, limit) for ids, _ in held]
+    held_ids = [selection.cut_ids(ids, limit) for ids, _ in held]
     about = {
         "calibration": {
             "name": parts.calibration.name, "sha256": parts.calibration.sha256,

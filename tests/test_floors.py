@@ -15,7 +15,7 @@ FLOORS = (
     {"errors"},
     {"flow", "findings"},
     {"tasks", "ranking", "toy_tokenizer"},
-    {"parity", "manifest", "run", "reference"},
+    {"parity", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"model_card"},
     {"graph"},

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jexport import calibration, parity
+from jexport import parity, selection
 from jexport.errors import ParityError, RecipeError
 from jexport.flow import (
     CalibrationSet,
@@ -215,7 +215,7 @@ def _choose(
     The reference says how long a text is: a candidate that cuts too early would hide it.
     """
     limit = min(spec.max_tokens, max_tokens)
-    samples = calibration.within_budget(
+    samples = selection.within_budget(
         texts, reference.tokenize, budget_tokens=spec.budget_tokens, max_tokens=limit
     )
     if not samples:
