@@ -16,8 +16,8 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from jexport import parity
 from jexport.errors import RecipeError, nearest
+from jexport.gates import GATES
 from jexport.tasks import NONE
 
 DEFAULT_RECIPE = "jina-embeddings-v3"
@@ -167,7 +167,7 @@ class CompileSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateSpec:
-    """[validate]: texts: a set in calibration_data/. gates: by precision, see parity.GATES.
+    """[validate]: texts: a set in calibration_data/. gates: by precision, see gates.GATES.
 
     budget_tokens: how many tokens one pass over the texts may cost (every language stays in).
     max_tokens: longest text compared. attention on long texts costs its square.
@@ -338,7 +338,7 @@ def _known_gates(
     """The same table, once it names only precisions and gates that there are."""
     keys: list[tuple[str, str, tuple[str, ...]]] = [(name, name, PRECISIONS) for name in table]
     for precision, gates in table.items():
-        keys += [(f"{precision}.{key}", key, tuple(parity.GATES)) for key in gates]
+        keys += [(f"{precision}.{key}", key, tuple(GATES)) for key in gates]
     for where, key, known in keys:
         if key not in known:
             raise RecipeError(

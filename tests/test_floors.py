@@ -15,7 +15,7 @@ FLOORS = (
     {"errors"},
     {"flow", "findings"},
     {"tasks", "ranking", "toy_tokenizer"},
-    {"parity", "manifest", "run", "reference", "selection"},
+    {"parity", "gates", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"model_card"},
     {"graph"},

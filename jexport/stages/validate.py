@@ -26,6 +26,7 @@ from jexport.flow import (
     Signature,
     TensorSpec,
 )
+from jexport.gates import gate
 from jexport.manifest import write_json
 from jexport.recipe import ValidateSpec
 from jexport.reference import NAME as STORED
@@ -300,7 +301,7 @@ def _failures(
             if spec.name == HIDDEN or not key.startswith("token_")
         }
         if kept or len(outputs) == 1:  # no gate at all is an error there
-            failures = parity.gate(place, kept)
+            failures = gate(place, kept)
             found += failures if first else [f"{spec.name}, {text}" for text in failures]
         error = place["norms"]["largest_error"]
         if spec.name != HIDDEN and not error <= UNIT_LENGTH:
