@@ -8,7 +8,7 @@ The front door:
 The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
-    tasks, parity, gates, manifest, run, selection, calibration
+    tasks, tables, parity, gates, manifest, run, selection, calibration
     recipe, store, report
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout

@@ -14,7 +14,7 @@ PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
     {"flow", "findings"},
-    {"tasks", "ranking", "toy_tokenizer"},
+    {"tasks", "ranking", "tables", "toy_tokenizer"},
     {"parity", "gates", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"model_card"},
