@@ -57,11 +57,13 @@ def portable(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         if (precision, task) not in made:
             checkpoint = Path(shutil.copytree(small, room / "checkpoint"))
             chosen = recipe.read(str(room / "r.toml")).replace_load(model=str(checkpoint))
-            made[precision, task] = jexport.build(
-                chosen, task=task, target="trt", precision=precision, until="compile",
-                out=room / "out",
-            ).path  # fmt: skip
-            shutil.rmtree(checkpoint)
+            try:
+                made[precision, task] = jexport.build(
+                    chosen, task=task, target="trt", precision=precision, until="compile",
+                    out=room / "out",
+                ).path  # fmt: skip
+            finally:
+                shutil.rmtree(checkpoint)
         return made[precision, task]
 
     return build
