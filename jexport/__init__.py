@@ -8,7 +8,7 @@ The front door:
 The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
-    tasks, parity, manifest, calibration, run
+    tasks, tables, parity, gates, manifest, run, selection, calibration
     recipe, store, report
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
@@ -16,6 +16,7 @@ The house, from the ground up; a line imports only downward:
     stages       load, merge, export, quantize, compile, validate, package, publish
     layouts      one file per server that artifacts are laid out for
     integrations  one file per framework that embeds through jexport
+    inputs       what a build is made of: what decides its version
     pipeline     the stages in order
     cli          click words -> library calls; the only code that prints or exits
 

@@ -1,10 +1,9 @@
-"""calibration_data/ -> CalibrationSet: texts by task and language, and texts of a wanted length.
+"""calibration_data/ -> CalibrationSet: texts by task and language.
 
 A set is a folder with set.toml and one <task>.jsonl a task; any.jsonl serves the tasks without a
 file of their own. Each line is {"language": ..., "text": ...}, and in a set for calibration also
 {"part": "calibration" | "held_out"}: `parts` keeps the two apart. Where set.toml has `sha256`, it
-is the digest of all the .jsonl files. Knows no tokenizer: lengths are measured by the function it
-is given.
+is the digest of all the .jsonl files. Knows no tokenizer: selection.py measures and chooses.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import os
 import tomllib
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,8 @@ from typing import Any
 from jexport.errors import CalibrationError, nearest
 from jexport.flow import CalibrationSet, Sample
 from jexport.manifest import file_digest, sha256_of
+from jexport.selection import by_language
 from jexport.tasks import JINA_V3_PROMPTS, NONE
-
-LENGTH_TARGETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-"""Upper borders of the length buckets, in tokens."""
-
-MIXED = "mixed"
-"""Language of a text that was joined from several to reach a length."""
 
 LEAST_TO_CALIBRATE_ON = 32
 LEAST_HELD_OUT = 8
@@ -44,8 +38,6 @@ LONGEST_LINE_CHARS = 1 << 24
 CALIBRATION, HELD_OUT = "calibration", "held_out"
 SUFFIXES = (".jsonl", ".txt")
 A_LINE = 'a line is "some text" or {"text": "some text", "language": "en", "part": "calibration"}'
-
-Tokenize = Callable[[list[str]], list[list[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,21 +298,12 @@ def _in_turn(files: Sequence[Sequence[Sample]]) -> list[Sample]:
     """Turn k: one text of each file, the k-th file's first; so each language begins elsewhere."""
     if len(files) == 1:
         return list(files[0])
-    queues = [_by_language(samples) for samples in files]
+    queues = [by_language(samples) for samples in files]
     found = []
     for turn in range(max(map(len, queues))):
         start = turn % len(queues)
         found += [q[turn] for q in queues[start:] + queues[:start] if turn < len(q)]
     return found
-
-
-def _by_language(samples: Sequence[Sample]) -> list[Sample]:
-    """Round robin over the languages, each in the order it came."""
-    queues: dict[str, list[Sample]] = {}
-    for sample in samples:
-        queues.setdefault(sample.language, []).append(sample)
-    turns = itertools.zip_longest(*queues.values())
-    return [sample for turn in turns for sample in turn if sample is not None]
 
 
 def _bad_line(path: Path, number: int, what: str, *, evidence: str) -> CalibrationError:
@@ -377,110 +360,3 @@ def _line(path: Path, number: int, line: str, task: str) -> _Line:
     if task != NONE and entry.get("task", task) != task:
         raise _other_task(path, task, f"line {number} is for {entry['task']!r}")
     return _Line(number=number, sample=Sample(text=text, language=language), part=part)
-
-
-def sample(
-    full: CalibrationSet, tokenize: Tokenize, *, count: int, max_tokens: int
-) -> tuple[list[list[int]], int]:
-    """Token ids of at most `count` texts, round robin over the languages; and how many were cut.
-
-    A text of more than `max_tokens` loses ids before its last one, the special token at its end.
-    A text without any id is left out.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}, not at least 1")
-    waiting = iter(_by_language(full.samples))
-    found: list[list[int]] = []
-    while batch := [one.text for one in itertools.islice(waiting, max(count - len(found), 0))]:
-        found += [ids for ids in tokenize(batch) if ids]
-    cut = [ids[: max_tokens - 1] + ids[-1:] if len(ids) > max_tokens else ids for ids in found]
-    return cut, sum(len(ids) > max_tokens for ids in found)
-
-
-def within_budget(
-    full: CalibrationSet, tokenize: Tokenize, *, budget_tokens: int, max_tokens: int
-) -> tuple[Sample, ...]:
-    """Samples of every language and of every length, of about `budget_tokens` tokens in all.
-
-    First comes one text at each of LENGTH_TARGETS up to `max_tokens` (less than twice `max_tokens`
-    together): the longest always, another as long as the budget lasts. Then texts round robin over
-    the languages, shortest first, for what is left of the budget and at least half of it; one of
-    each language always, cut when even the shortest is longer than `max_tokens`.
-    A sample without any token, or that no cutting brings below `max_tokens`, is left out.
-    """
-    if not full.samples:
-        return ()
-    tallies = [len(ids) for ids in tokenize([sample.text for sample in full.samples])]
-    long = _of_lengths(full, tokenize, max_tokens=max_tokens, budget_tokens=budget_tokens)
-    spent = sum(len(ids) for ids in tokenize([sample.text for sample in long])) if long else 0
-    left = max(budget_tokens - spent, budget_tokens // 2)
-    queues: dict[str, list[tuple[int, Sample]]] = {}
-    for tokens, sample in zip(tallies, full.samples, strict=True):
-        queues.setdefault(sample.language, []).append((tokens, sample))
-    chosen: list[Sample] = []
-    for language, queue in queues.items():
-        queue.sort(key=lambda entry: entry[0])
-        queues[language] = [entry for entry in queue if 0 < entry[0] <= max_tokens]
-        if not queues[language]:
-            cut = _cut(queue[0][1].text, tokenize, max_tokens)
-            chosen += [Sample(text=cut, language=language)] if cut else []
-    first_round = True
-    while any(queues.values()):
-        for queue in queues.values():
-            if queue and (first_round or queue[0][0] <= left):
-                tokens, sample = queue.pop(0)
-                left -= tokens
-                chosen.append(sample)
-            else:
-                queue.clear()
-        first_round = False
-    return tuple(chosen) + tuple(long)
-
-
-def _of_lengths(
-    full: CalibrationSet, tokenize: Tokenize, *, max_tokens: int, budget_tokens: int
-) -> list[Sample]:
-    targets = sorted({min(t, max_tokens) for t in LENGTH_TARGETS if t // 2 < max_tokens})
-    left = budget_tokens
-    samples = []
-    if tokenize([""])[0]:
-        samples.append(Sample(text="", language=MIXED))
-    for rank, target in enumerate(reversed(targets)):
-        if rank and target > left:
-            continue
-        left -= target
-        text = _of_length(full, tokenize, target, start=rank)
-        if text:
-            samples.append(Sample(text=text, language=MIXED))
-    return samples
-
-
-def _of_length(full: CalibrationSet, tokenize: Tokenize, target: int, *, start: int) -> str:
-    """A text of at most `target` tokens, as near to it as cutting characters comes, or ''."""
-    texts = [sample.text for sample in full.samples if sample.text.strip()]
-    if not texts:
-        return ""
-    turn = start * 7 % len(texts)
-    source = itertools.cycle(texts[turn:] + texts[:turn])
-    text, tokens = "", 0
-    while tokens < target:
-        wanted = max(2 * target, 2 * len(text))
-        while len(text) < wanted:
-            text = f"{text} {next(source)}".lstrip()
-        before, tokens = tokens, len(tokenize([text])[0])
-        if tokens <= before:
-            return ""  # a tokenizer that maps everything to nothing, or cuts below the target
-    return _cut(text, tokenize, target)
-
-
-def _cut(text: str, tokenize: Tokenize, target: int) -> str:
-    """The beginning of a text that has at most `target` tokens, '' when there is none."""
-    low, high = 0, len(text) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        if len(tokenize([text[:middle]])[0]) <= target:
-            low = middle
-        else:
-            high = middle
-    cut = text[:low].rstrip()
-    return cut if cut and 0 < len(tokenize([cut])[0]) <= target else ""

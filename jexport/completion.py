@@ -47,19 +47,22 @@ def complete(
     chosen = recipe.from_table(content["recipe"], origin=f"{path.name}/{manifest.NAME}")
     chosen = recipe.checked(chosen.replace_compile(**compile_changes), origin="the command line")
     slot = _slot(path, content, engine, compile_changes, out)
-    done = store.find(slot)
-    if done is not None:
-        listen(Event(kind="note", stage="package", text="already compiled for this machine"))
-        return done
-    stored = reference.read(path / reference.NAME)
-    embedding = embedding_of(content)
-    tokenizer = TextTokenizer.open(path, max_tokens=embedding.max_tokens)
     with open_run(slot.out, listen) as run:
+        done = store.find(slot)
+        if done is not None:
+            store.point_latest(slot, scratch=run.folder)
+            listen(Event(kind="note", stage="package", text="already compiled for this machine"))
+            return done
+        stored = reference.read(path / reference.NAME)
+        embedding = embedding_of(content)
+        tokenizer = TextTokenizer.open(path, max_tokens=embedding.max_tokens)
         with run.stage("compile"):
             model = _graph(path, content)
             compiled = compile_stage.run(model, engine, chosen.compile, out_dir=run.room("compile"))
-        with run.stage("validate") as note:
-            room = run.room("validate")
+        with (
+            run.stage("validate") as note,
+            store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
+        ):
             report = validate.against(
                 stored,
                 validate.Side(

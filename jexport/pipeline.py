@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jexport import calibration, manifest, quantized, reference, store, targets, tasks
+from jexport import (
+    calibration,
+    inputs,
+    manifest,
+    quantized,
+    reference,
+    selection,
+    store,
+    targets,
+    tasks,
+)
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
-    ParityError,
     PrecisionError,
     RecipeError,
     UnknownTargetError,
@@ -44,9 +52,6 @@ from jexport.stages import export, load, merge, package, quantize, validate
 from jexport.targets import Furnishing, Target
 from jexport.tasks import NONE
 
-TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
-         "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy",
-         "cuda-bindings", "openvino", "openvino-tokenizers")  # fmt: skip
 RANGE_TEXTS = 40
 """Texts whose activations are checked against float16's range: one a language, and long ones."""
 
@@ -82,20 +87,22 @@ def build(
         with run.stage("load"):
             loaded = load.run(recipe.load, task=task)
             export.check_dimension(recipe.export, loaded)
-            recipe = _profiled(recipe, engine, loaded, lengths_of)
+            tokenizer = TextTokenizer.open(
+                loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
+            )
+            # As the runtime will make them: tokenizer.json, prompt, truncation.
+            candidate_ids = partial(tokenizer.model_ids, prefix=loaded.embedding.prompt)
+            if lengths_of:
+                recipe = _profiled(recipe, engine, candidate_ids(lengths_of), tokenizer.max_tokens)
             engine.accept(recipe.compile, loaded.embedding.max_tokens)
-        inputs = _inputs(recipe, loaded, engine, precision, texts, parts)
-        slot = _slot(recipe, loaded, engine, precision, out, inputs)
+        made_of = inputs.of(recipe, loaded, engine, precision, texts, parts)
+        slot = inputs.slot(recipe, loaded, engine, precision, out, made_of)
         with _explained(slot):
             done = store.find(slot)
         if done is not None:
             store.point_latest(slot, scratch=run.folder)
             listen(Event(kind="note", stage="package", text="already built of the same inputs"))
             return done
-        tokenizer = TextTokenizer.open(
-            loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
-        )
-        candidate_ids = _candidate_tokens(tokenizer, loaded)
 
         if loaded.adapter:
             with run.stage("merge") as note:
@@ -106,7 +113,7 @@ def build(
         exported: OnnxModel | MergedModel = MergedModel(model=merged, precision=precision)
         if engine.needs_onnx:
             with run.stage("export"):
-                samples = calibration.within_budget(
+                samples = selection.within_budget(
                     texts, candidate_ids, budget_tokens=1, max_tokens=loaded.embedding.max_tokens
                 )[:RANGE_TEXTS]
                 exported = export.run(
@@ -117,7 +124,7 @@ def build(
                     out_dir=run.room("export"),
                     will_be_half=is_int8 and engine.float_rest == "fp16",
                 )
-        journal = Journal(_journal_path(slot, inputs) if is_int8 else None)
+        journal = Journal(inputs.journal_path(slot, made_of) if is_int8 else None)
         if parts is not None:
             assert isinstance(exported, OnnxModel), f"{target} has int8 and takes no graph"
             plain = exported
@@ -153,7 +160,11 @@ def build(
             )
             note(_fused(compiled))
         more: dict[str, Any] = {"speed": [], "pair": None}
-        with run.stage("validate") as note, _kept_report(slot, room := run.room("validate")):
+        more["command"] = quantized.command(recipe, slot, until)
+        with (
+            run.stage("validate") as note,
+            store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
+        ):
             report = validate.run(
                 validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
                 validate.Side(
@@ -193,15 +204,15 @@ def build(
             facts = package.Facts(
                 model_name=recipe.name,
                 version=slot.version,
-                inputs_sha256=manifest.sha256_of(inputs),
+                inputs_sha256=manifest.sha256_of(made_of),
                 recipe=recipe.resolved(),
-                tools=inputs["tools"],
+                tools=made_of["tools"],
                 runs_on=engine.fingerprint(),
                 records=tuple(run.records),
                 speed=more["speed"],
                 extras=(
                     *(
-                        quantized.reports(smaller, room / validate.REPORT, more, recipe, slot)
+                        quantized.reports(smaller, room / validate.REPORT, more, slot)
                         if parts is not None
                         else ()
                     ),
@@ -219,21 +230,16 @@ def build(
 
 
 def _profiled(
-    recipe: Recipe, engine: Target, loaded: LoadedModel, lengths_of: Sequence[str]
+    recipe: Recipe, engine: Target, ids: Sequence[Sequence[int]], max_tokens: int
 ) -> Recipe:
-    """The recipe with an engine's settings for texts of such lengths."""
-    if not lengths_of:
-        return recipe
+    """The recipe with an engine's settings for texts as long as these."""
     if engine.profiled is None:
         raise RecipeError(
             f"target '{engine.name}' is not tuned to the lengths of texts",
             evidence="it has no optimization profiles",
             fix="leave --profile-from away",
         )
-    limit = loaded.embedding.max_tokens
-    tokenizer = TextTokenizer.open(loaded.tokenizer_files[0].parent, max_tokens=limit)
-    tokens = _candidate_tokens(tokenizer, loaded)(list(lengths_of))
-    spec = engine.profiled(recipe.compile, [len(ids) for ids in tokens], limit)
+    spec = engine.profiled(recipe.compile, list(map(len, ids)), max_tokens)
     return dataclasses.replace(recipe, compile=spec)
 
 
@@ -248,7 +254,7 @@ def _furnish(
         Furnishing(
             folder=folder,
             precision=precision,
-            tokenize=lambda many: [tokenizer.truncate(ids) for ids in tokenizer.token_ids(many)],
+            tokenize=tokenizer.model_ids,
             texts=[sample.text for sample in texts.samples],
             pad_id=tokenizer.pad_id,
             max_tokens=tokenizer.max_tokens,
@@ -263,19 +269,6 @@ def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:
         tell=lambda text: listen(Event(kind="note", stage="quantize", text=text)),
         journal=journal,
     )
-
-
-def _journal_path(slot: store.Slot, inputs: Mapping[str, Any]) -> Path:
-    """Beside the versions, named after what decides a trial's numbers: goals do not."""
-    said = dict(inputs["recipe"])
-    for key in ("name", "version", "validate", "compile"):
-        said.pop(key, None)
-    said["quantize"] = {
-        key: value for key, value in said["quantize"].items() if key not in quantize.GOALS
-    }
-    gates = inputs["recipe"]["validate"]["gates"].get(slot.precision, {})
-    digest = manifest.sha256_of({**inputs, "recipe": said, "texts": "", "gates": gates})
-    return slot.parent / f".search-{digest[:12]}.jsonl"
 
 
 def _counterpart(
@@ -294,8 +287,8 @@ def _counterpart(
         return f"not compared with {other}: {error.what}"
 
     texts = calibration.read(recipe.validate.texts, other)
-    inputs = _inputs(recipe, loaded, engine, precision, texts, found.parts)
-    built = store.find(_slot(recipe, loaded, engine, precision, out, inputs))
+    made_of = inputs.of(recipe, loaded, engine, precision, texts, found.parts)
+    built = store.find(inputs.slot(recipe, loaded, engine, precision, out, made_of))
     return quantized.counterpart(found, engine, built)
 
 
@@ -322,89 +315,6 @@ def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> No
         )
 
 
-def _candidate_tokens(tokenizer: TextTokenizer, loaded: LoadedModel) -> Any:
-    """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
-
-    def tokens(texts: list[str]) -> list[list[int]]:
-        ids = tokenizer.token_ids([loaded.embedding.prompt + text for text in texts])
-        return [tokenizer.truncate(one) for one in ids]
-
-    return tokens
-
-
-def _inputs(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
-    precision: str,
-    texts: CalibrationSet,
-    parts: calibration.Parts | None,
-) -> dict[str, Any]:
-    """Everything that decides what is built; its digest is in the version.
-
-    Where the checkpoint lies, and what else the recipe ships, decides nothing.
-    """
-    said = recipe.resolved()
-    for key in ("tasks", "targets", "precisions"):
-        del said[key]
-    del said["load"]["model"]
-    said["compile"].pop("timing_cache", None)  # a path; it changes how long a build takes
-    if parts is None:
-        del said["quantize"]
-    if not engine.needs_onnx:
-        del said["export"], said["compile"]
-    return {
-        "recipe": said,
-        "embedding": dataclasses.asdict(loaded.embedding),
-        "licence": loaded.source.licence,
-        "target": engine.name,
-        "runs_on": engine.fingerprint(),
-        "precision": precision,
-        "checkpoint": manifest.listed(loaded.source.files),
-        "revision": loaded.source.revision,
-        "code": manifest.listed(loaded.source.code),
-        "texts": texts.sha256,
-        **({"calibration": [parts.calibration.sha256, parts.held_out.sha256]} if parts else {}),
-        "tools": tools(),
-        "jexport": code_digest(),
-        "format": manifest.FORMAT,
-    }
-
-
-def tools() -> dict[str, str]:
-    """Versions of Python, jexport and the libraries that a build goes through, as installed."""
-    found = {"python": platform.python_version()}
-    for name in ("jexport", *TOOLS):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def code_digest() -> str:
-    """SHA-256 over jexport's own sources: another jexport is another input."""
-    root = Path(__file__).parent
-    files = [manifest.file_digest(path, root=root) for path in root.rglob("*.py")]
-    return manifest.sha256_of(manifest.listed(files))
-
-
-def _slot(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
-    precision: str,
-    out: Path,
-    inputs: Mapping[str, Any],
-) -> store.Slot:
-    return store.Slot(
-        out=out,
-        model=recipe.name,
-        task=loaded.embedding.task,
-        target=engine.name,
-        precision=precision,
-        version=f"{recipe.version}-{manifest.sha256_of(inputs)[:12]}",
-    )
-
-
 def _as_shipped(loaded: LoadedModel, recipe: Recipe, engine: Target) -> LoadedModel:
     """The model as its artifact shows it: a graph that gives cut vectors only has their size."""
     size = recipe.export.dimension
@@ -429,18 +339,3 @@ def _explained(slot: store.Slot) -> Iterator[None]:
         yield
     except ArtifactError as error:
         raise store.explain(error, slot) from None
-
-
-@contextlib.contextmanager
-def _kept_report(slot: store.Slot, room: Path) -> Iterator[None]:
-    """When validation fails, keep its report beside the versions and say where it is."""
-    try:
-        yield
-    except ParityError as error:
-        try:
-            kept = store.keep_report(room / validate.REPORT, slot)
-            if kept is not None:
-                error.add_note(f"  report: {kept}")
-        except OSError as trouble:
-            error.add_note(f"  its report could not be kept: {trouble}")
-        raise

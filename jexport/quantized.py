@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport import calibration, manifest, ranking, recipe, speed, store
+from jexport import calibration, manifest, ranking, recipe, selection, speed, store
 from jexport.errors import QuantizationError
 from jexport.flow import Artifact, CompiledModel, LoadedModel, OnnxModel, Runner, TensorSpec
 from jexport.int8.bench import Material, vectors
@@ -56,8 +56,7 @@ class Texts:
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
-        prompted = [self.loaded.embedding.prompt + text for text in texts]
-        return [self.tokenizer.truncate(one) for one in self.tokenizer.token_ids(prompted)]
+        return self.tokenizer.model_ids(texts, prefix=self.loaded.embedding.prompt)
 
     def held_out(self) -> list[list[int]]:
         """The held-out texts that have tokens."""
@@ -81,7 +80,7 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
     """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
     limit = min(spec.max_tokens, texts.loaded.embedding.max_tokens)
     parts = texts.parts
-    calibrated, cut = calibration.sample(
+    calibrated, cut = selection.sample(
         parts.calibration, texts.tokens, count=spec.samples, max_tokens=limit
     )
     odd = [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
@@ -95,7 +94,7 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
         )
         if ids
     ]
-    held_ids = [[*ids[: limit - 1], *ids[-1:]] if len(ids) > limit else ids for ids, _ in held]
+    held_ids = [selection.cut_ids(ids, limit) for ids, _ in held]
     about = {
         "calibration": {
             "name": parts.calibration.name, "sha256": parts.calibration.sha256,
@@ -309,12 +308,11 @@ def reports(
     model: OnnxModel,
     parity_path: Path,
     more: Mapping[str, Any],
-    chosen: Recipe,
     slot: store.Slot,
 ) -> tuple[Path, Path]:
     """quantization.json with what only the pipeline knows (`more`), and report.html made of it."""
     path = model.path.with_name(quantize.REPORT)
-    content = _read(path) | dict(more) | {"command": command(chosen, slot)}
+    content = _read(path) | dict(more)
     content["bytes"] = dict(content.pop("sizes"))
     manifest.write_json(path, content)
     facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": more["speed"],
@@ -324,10 +322,11 @@ def reports(
     return path, page
 
 
-def command(chosen: Recipe, slot: store.Slot) -> str:
+def command(chosen: Recipe, slot: store.Slot, until: str = "") -> str:
     """What to type to build it again, from the checkpoint's own name.
 
-    Other changes to the recipe than the command line offers are in the manifest's recipe.
+    until: the stage that a portable artifact's build ended after, '' for none. Other changes to the
+    recipe than the command line offers are in the manifest's recipe.
     """
     words = ["jexport", "build"]
     shipped = chosen.name in recipe.names()
@@ -339,6 +338,8 @@ def command(chosen: Recipe, slot: store.Slot) -> str:
     words += ["--effort", chosen.quantize.effort, "--calibration", chosen.quantize.calibration]
     if chosen.quantize.allow_slower:
         words.append("--allow-slower")
+    if until:
+        words += ["--until", until]
     return shlex.join(words)
 
 

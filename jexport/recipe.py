@@ -13,11 +13,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Any
 
-from jexport import parity
 from jexport.errors import RecipeError, nearest
+from jexport.gates import GATES
+from jexport.tables import plain, read_table
 from jexport.tasks import NONE
 
 DEFAULT_RECIPE = "jina-embeddings-v3"
@@ -167,7 +168,7 @@ class CompileSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateSpec:
-    """[validate]: texts: a set in calibration_data/. gates: by precision, see parity.GATES.
+    """[validate]: texts: a set in calibration_data/. gates: by precision, see gates.GATES.
 
     budget_tokens: how many tokens one pass over the texts may cost (every language stays in).
     max_tokens: longest text compared. attention on long texts costs its square.
@@ -211,18 +212,8 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as JSON-ready dicts and lists."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
+        found: dict[str, Any] = plain(self)
+        return found
 
 
 def recipe_folder() -> Path:
@@ -272,8 +263,11 @@ def for_model(model: str) -> Recipe:
 
 def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
     """Build a Recipe from a parsed TOML table. Raises RecipeError naming the key and the file."""
-    recipe: Recipe = _build(Recipe, table, where="", origin=origin)
-    return checked(recipe, origin=origin)
+    recipe: Recipe = read_table(Recipe, table, origin=origin)
+    # A recipe that sets one gate keeps the default gates of the other precisions.
+    gates = MappingProxyType({**DEFAULT_GATES, **recipe.validate.gates})
+    validate = dataclasses.replace(recipe.validate, gates=gates)
+    return checked(dataclasses.replace(recipe, validate=validate), origin=origin)
 
 
 def checked(recipe: Recipe, *, origin: str) -> Recipe:
@@ -326,7 +320,7 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
         if not good:
             raise RecipeError(
                 f"recipe key '{key}' has a value that cannot be used",
-                evidence=f"{origin}: {key} = {_plain(value)!r}",
+                evidence=f"{origin}: {key} = {plain(value)!r}",
                 fix=f"allowed: {allowed}",
             )
     return recipe
@@ -338,7 +332,7 @@ def _known_gates(
     """The same table, once it names only precisions and gates that there are."""
     keys: list[tuple[str, str, tuple[str, ...]]] = [(name, name, PRECISIONS) for name in table]
     for precision, gates in table.items():
-        keys += [(f"{precision}.{key}", key, tuple(parity.GATES)) for key in gates]
+        keys += [(f"{precision}.{key}", key, tuple(GATES)) for key in gates]
     for where, key, known in keys:
         if key not in known:
             raise RecipeError(
@@ -363,66 +357,3 @@ def _is_commit(revision: str) -> bool:
 
 def _once(values: tuple[str, ...]) -> bool:
     return len(set(values)) == len(values)
-
-
-def _build(cls: type, table: Mapping[str, Any], *, where: str, origin: str) -> Any:
-    hints = get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values: dict[str, Any] = {}
-    for key, raw in table.items():
-        name = f"{where}{key}"
-        if key not in fields:
-            raise RecipeError(
-                f"unknown recipe key '{name}'",
-                evidence=f"in {origin}",
-                fix=nearest(key, fields),
-            )
-        values[key] = _convert(hints[key], raw, where=name, origin=origin)
-    for key, spec in fields.items():
-        needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
-        if needed and key not in values:
-            raise RecipeError(
-                f"recipe key '{where}{key}' is missing", evidence=f"in {origin}", fix="add it"
-            )
-    if cls is ValidateSpec and "gates" in values:
-        # A recipe that sets one gate keeps the default gates of the other precisions.
-        values["gates"] = MappingProxyType({**DEFAULT_GATES, **values["gates"]})
-    return cls(**values)
-
-
-def _convert(hint: Any, raw: Any, *, where: str, origin: str) -> Any:
-    def wrong(expected: str) -> RecipeError:
-        return RecipeError(
-            f"recipe key '{where}' has the wrong type",
-            evidence=f"{origin}: {where} = {raw!r}",
-            fix=f"give {expected}",
-        )
-
-    origin_type = get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(raw, Mapping):
-            raise wrong("a table")
-        return _build(hint, raw, where=f"{where}.", origin=origin)  # type: ignore[arg-type]
-    if origin_type is tuple:
-        if not isinstance(raw, list):
-            raise wrong("a list")
-        item = get_args(hint)[0]
-        numbered = dataclasses.is_dataclass(item)
-        return tuple(
-            _convert(item, value, where=f"{where}[{n}]" if numbered else where, origin=origin)
-            for n, value in enumerate(raw)
-        )
-    if origin_type is not None and not isinstance(hint, UnionType):  # Mapping[str, ...]
-        if not isinstance(raw, Mapping):
-            raise wrong("a table")
-        item = get_args(hint)[1]
-        converted = {
-            key: _convert(item, value, where=f"{where}.{key}", origin=origin)
-            for key, value in raw.items()
-        }
-        return MappingProxyType(converted)
-    if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    if type(raw) is not hint:
-        raise wrong(f"a value of type {hint.__name__}")
-    return raw

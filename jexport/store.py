@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jexport import manifest
-from jexport.errors import ArtifactError, JexportError, OutputPathError
+from jexport.errors import ArtifactError, JexportError, OutputPathError, ParityError
 from jexport.flow import Artifact
 from jexport.run import NO_SPACE
 
@@ -123,6 +123,21 @@ def keep_report(report: Path, slot: Slot) -> Path | None:
     kept = slot.parent / f"{slot.version}.failed.json"
     os.replace(report, kept)
     return kept
+
+
+@contextlib.contextmanager
+def kept_report(report: Path, slot: Slot) -> Iterator[None]:
+    """When validation fails, keep its report beside the versions and say where it is."""
+    try:
+        yield
+    except ParityError as error:
+        try:
+            kept = keep_report(report, slot)
+            if kept is not None:
+                error.add_note(f"  report: {kept}")
+        except OSError as trouble:
+            error.add_note(f"  its report could not be kept: {trouble}")
+        raise
 
 
 def _cannot_place(slot: Slot, evidence: str) -> OutputPathError:

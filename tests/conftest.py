@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import logging
@@ -92,6 +93,24 @@ def texts() -> list[str]:
 def small_copy(tmp_path: Path) -> Path:
     """A copy of the small checkpoint that a test may break."""
     return Path(shutil.copytree(SMALL, tmp_path / "small"))
+
+
+@pytest.fixture(scope="session")
+def standard(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A standard graph of the small checkpoint that no test may change."""
+    from jexport.recipe import ExportSpec, LoadSpec
+    from jexport.stages import export, load
+
+    loaded = load.run(LoadSpec(model=str(small)), task="none")
+    folder = tmp_path_factory.mktemp("standard")
+    return export.run(loaded, ExportSpec(), precision="fp32", samples=(), out_dir=folder)
+
+
+@pytest.fixture
+def exported(standard: Any, tmp_path: Path) -> Any:
+    """A copy of it that a test may break."""
+    folder = Path(shutil.copytree(standard.path.parent, tmp_path / "exported"))
+    return dataclasses.replace(standard, path=folder / standard.path.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +266,29 @@ def write_unknown() -> Callable[..., Path]:
     """Writes a checkpoint of a layout that only its own code can load."""
     written: Callable[..., Path] = runpy.run_path(str(TESTS / "remote_unknown.py"))["write"]
     return written
+
+
+@pytest.fixture(scope="session")
+def imported() -> Callable[[Path], Any]:
+    """`imported(path)`: a file of the tests as a module; they are no package."""
+
+    def load(path: Path) -> Any:
+        name = "_".join(("jexport", *path.relative_to(TESTS.parent).with_suffix("").parts))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def bench_tools(imported: Callable[[Path], Any]) -> Any:
+    """tests/trt/conftest.py as a module: stand-ins for TensorRT and a GPU, and `write_tiny`."""
+    return imported(TESTS / "trt" / "conftest.py")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ through Python's sockets; a library that opens its own in C is not seen. Imports
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from typing import Any
@@ -24,4 +25,5 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
 if __name__ == "__main__":
     sys.addaudithook(watch)
     sys.argv = sys.argv[1:]
+    sys.path[0] = os.path.dirname(sys.argv[0])  # as `python SCRIPT` has it
     runpy.run_path(sys.argv[0], run_name="__main__")

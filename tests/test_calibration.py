@@ -1,4 +1,4 @@
-"""The shipped text sets, and samples of every language and length within a budget."""
+"""The shipped text sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from jexport import calibration
 from jexport.errors import CalibrationError
-from jexport.flow import CalibrationSet, Sample
+from jexport.flow import Sample
 
 SETS = sorted(path.parent for path in calibration.data_folder().glob("*/set.toml"))
 FILES = sorted(path for folder in SETS for path in folder.glob("*.jsonl"))
@@ -167,103 +167,3 @@ def test_a_set_without_one_of_its_languages_is_refused(shelf: Path) -> None:
 def test_an_unknown_set_names_the_nearest() -> None:
     with pytest.raises(CalibrationError, match="did you mean 'parity'"):
         calibration.read("parrity", "none")
-
-
-# --- within_budget ------------------------------------------------------------------------------
-
-SPECIAL = 2
-
-
-def words(texts: list[str]) -> list[list[int]]:
-    """One token a word or, in scripts without spaces, a character; and two special ones."""
-    found = []
-    for text in texts:
-        parts = [piece for word in text.split() for piece in _pieces(word)]
-        found.append([0, *(len(part) + 3 for part in parts), 2])
-    return found
-
-
-def _pieces(word: str) -> list[str]:
-    return [word] if word.isascii() else list(word)
-
-
-def count(samples: tuple[Sample, ...]) -> list[int]:
-    return [len(ids) for ids in words([sample.text for sample in samples])]
-
-
-@pytest.fixture(scope="module")
-def full() -> CalibrationSet:
-    return calibration.read("parity", "none")
-
-
-@pytest.mark.parametrize("max_tokens", [5, 16, 100, 512, 2048, 8192])
-@pytest.mark.parametrize("budget_tokens", [1, 500, 16_384])
-def test_every_language_and_nothing_too_long(
-    max_tokens: int, budget_tokens: int, full: CalibrationSet
-) -> None:
-    chosen = calibration.within_budget(
-        full, words, budget_tokens=budget_tokens, max_tokens=max_tokens
-    )
-    assert {s.language for s in chosen} >= {s.language for s in full.samples}
-    lengths = count(chosen)
-    assert min(lengths) >= SPECIAL
-    assert max(lengths) <= max_tokens
-    assert max(lengths) >= 0.9 * max_tokens
-
-
-@pytest.mark.parametrize("max_tokens", [512, 2048, 8192])
-def test_a_text_in_every_bucket_of_length(max_tokens: int, full: CalibrationSet) -> None:
-    chosen = calibration.within_budget(full, words, budget_tokens=16_384, max_tokens=max_tokens)
-    uppers = {max(2, 1 << (length - 1).bit_length()) for length in count(chosen)}
-    assert uppers == {1 << power for power in range(1, max_tokens.bit_length())}
-
-
-@pytest.mark.parametrize("budget", [2500, 6000, 16_384])
-def test_the_budget_is_kept_when_the_lengths_fit(budget: int, full: CalibrationSet) -> None:
-    chosen = calibration.within_budget(full, words, budget_tokens=budget, max_tokens=512)
-    assert 0.8 * budget <= sum(count(chosen)) <= budget
-
-
-def test_the_longest_on_request_costs_at_most_half_as_much_again(full: CalibrationSet) -> None:
-    chosen = calibration.within_budget(full, words, budget_tokens=16_384, max_tokens=8192)
-    assert sum(count(chosen)) <= 1.5 * 16_384
-    assert len(chosen) > 100  # ranks need more than a text a language
-
-
-def test_a_small_budget_costs_little(full: CalibrationSet) -> None:
-    chosen = calibration.within_budget(full, words, budget_tokens=1, max_tokens=64)
-    assert len(chosen) <= 30 + 2
-    assert sum(count(chosen)) < 64 + 30 * 20
-
-
-def test_a_language_whose_shortest_text_is_too_long_is_cut(full: CalibrationSet) -> None:
-    texts = (Sample(text="one two three four five six", language="en"),
-             Sample(text="eins", language="de"))  # fmt: skip
-    short = CalibrationSet(name="two", samples=texts, sha256="")
-    chosen = calibration.within_budget(short, words, budget_tokens=100, max_tokens=5)
-    assert Sample(text="one two three", language="en") in chosen
-    assert Sample(text="eins", language="de") in chosen
-
-
-@pytest.mark.parametrize("texts", [(), ("",), (" ", "\n")])
-def test_a_set_without_words_gives_nothing_and_ends(texts: tuple[str, ...]) -> None:
-    def no_special(found: list[str]) -> list[list[int]]:
-        return [ids[1:-1] for ids in words(found)]
-
-    samples = tuple(Sample(text=text, language="en") for text in texts)
-    blank = CalibrationSet(name="blank", samples=samples, sha256="")
-    assert calibration.within_budget(blank, no_special, budget_tokens=99, max_tokens=64) == ()
-
-
-def test_the_same_set_gives_the_same_samples(full: CalibrationSet) -> None:
-    first, second = (
-        calibration.within_budget(full, words, budget_tokens=3000, max_tokens=256) for _ in "ab"
-    )
-    assert first == second
-
-
-def test_a_tokenizer_that_cuts_is_no_endless_search(full: CalibrationSet) -> None:
-    chosen = calibration.within_budget(
-        full, lambda texts: [ids[:40] for ids in words(texts)], budget_tokens=500, max_tokens=512
-    )
-    assert {sample.language for sample in chosen} >= {sample.language for sample in full.samples}

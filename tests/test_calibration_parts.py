@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from jexport import calibration
+from jexport import calibration, selection
 from jexport.errors import CalibrationError
 from jexport.flow import CalibrationSet, Sample
 from jexport.tasks import JINA_V3_PROMPTS
@@ -99,7 +99,7 @@ def test_without_a_task_all_files_come_in_turn() -> None:
 
 def test_a_text_a_language_differs_by_task_where_files_list_languages_one_after_another() -> None:
     found = calibration.parts("everyday", "none").calibration
-    ids, _ = calibration.sample(
+    ids, _ = selection.sample(
         found, lambda batch: [[hash(text)] for text in batch], count=30, max_tokens=9
     )
     own = {hash(text) for text in texts(calibration.parts("everyday", "separation").calibration)}
@@ -445,76 +445,3 @@ def test_the_same_text_in_both_parts(tmp_path: Path) -> None:
     told = refused(write(tmp_path / "mine.jsonl", entries))
     assert "in both parts" in told
     assert "line 4 (calibration) and line 41 (held_out)" in told
-
-
-# --- sample -------------------------------------------------------------------------------------
-
-
-def letters(batch: list[str]) -> list[list[int]]:
-    """An id a character between two special ones; none for a text of spaces."""
-    return [[0, *map(ord, text), 2] if text.strip() else [] for text in batch]
-
-
-@pytest.fixture
-def three() -> CalibrationSet:
-    samples = [("aa", "en"), ("bbbb", "en"), (" ", "de"), ("cccccc", "de"), ("d", "fr"),
-               ("e", "en")]  # fmt: skip
-    return CalibrationSet(
-        name="three",
-        samples=tuple(Sample(text=text, language=language) for text, language in samples),
-        sha256="",
-    )
-
-
-def back(found: list[list[int]]) -> list[str]:
-    return ["".join(map(chr, ids[1:-1])) for ids in found]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 9])
-def test_languages_take_turns_and_texts_without_ids_are_left_out(
-    count: int, three: CalibrationSet
-) -> None:
-    found, cut = calibration.sample(three, letters, count=count, max_tokens=99)
-    assert back(found) == ["aa", "d", "bbbb", "cccccc", "e"][:count]
-    assert cut == 0
-
-
-@pytest.mark.parametrize(("max_tokens", "cut"), [(8, 0), (7, 1), (6, 1), (5, 2), (4, 2), (3, 3)])
-def test_a_long_text_is_cut_and_keeps_its_last_id(
-    max_tokens: int, cut: int, three: CalibrationSet
-) -> None:
-    found, tally = calibration.sample(three, letters, count=9, max_tokens=max_tokens)
-    assert tally == cut
-    assert max(map(len, found)) <= max_tokens
-    assert {(ids[0], ids[-1]) for ids in found} == {(0, 2)}
-    wanted = ["aa", "d", "bbbb", "cccccc", "e"]
-    assert back(found) == [text[: max_tokens - 2] for text in wanted]
-
-
-def test_only_texts_that_were_taken_count_as_cut(three: CalibrationSet) -> None:
-    assert calibration.sample(three, letters, count=2, max_tokens=3)[1] == 1
-
-
-def test_one_token_is_the_last_and_none_is_refused(three: CalibrationSet) -> None:
-    assert calibration.sample(three, letters, count=2, max_tokens=1) == ([[2], [2]], 2)
-    with pytest.raises(ValueError, match="at least 1"):
-        calibration.sample(three, letters, count=2, max_tokens=0)
-
-
-def test_texts_beyond_the_count_are_not_tokenised(three: CalibrationSet) -> None:
-    seen: list[str] = []
-
-    def counting(batch: list[str]) -> list[list[int]]:
-        seen.extend(batch)
-        return letters(batch)
-
-    calibration.sample(three, counting, count=2, max_tokens=99)
-    assert seen == ["aa", " ", "d"]
-
-
-def test_a_set_of_nothing_ends(three: CalibrationSet) -> None:
-    def nothing(batch: list[str]) -> list[list[int]]:
-        return [[] for _ in batch]
-
-    empty: Callable[[list[str]], list[list[int]]] = nothing
-    assert calibration.sample(three, empty, count=5, max_tokens=9) == ([], 0)

@@ -14,8 +14,8 @@ PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
     {"flow", "findings"},
-    {"tasks", "ranking", "toy_tokenizer", "servers"},
-    {"parity", "manifest", "run", "reference"},
+    {"tasks", "ranking", "tables", "toy_tokenizer", "servers"},
+    {"parity", "gates", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"model_card"},
     {"graph"},
@@ -25,7 +25,7 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
-    {"quantized", "layouts", "integrations"},
+    {"quantized", "inputs", "layouts", "integrations"},
     {"pipeline", "completion"},
     {"cli"},
 )

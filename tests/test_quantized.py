@@ -114,3 +114,6 @@ def test_the_command_builds_the_same_again(chosen: recipe.Recipe, wanted: list[s
     )  # fmt: skip
     assert given["allow_slower"] is True
     assert given["effort"] == "fast"
+    assert given["until"] is None
+    words = shlex.split(quantized.command(chosen, slot, "compile"))
+    assert build.make_context("build", words[2:]).params["until"] == "compile"

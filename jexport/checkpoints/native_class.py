@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jexport.checkpoints import shards
+from jexport.checkpoints import eager, shards
 from jexport.checkpoints.native_config import native_config
 from jexport.checkpoints.transformer_files import count, quiet_transformers
 from jexport.errors import AdapterError, CheckpointError, StateDictError
-from jexport.flow import LowRank, Runner, Tensors, WeightReader
+from jexport.flow import LowRank, Runner, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -265,26 +265,14 @@ def reference(
     Independent of the merge stage: a wrong merge, or another task's adapter in it, shows against
     this. Attention is sdpa, so 8,192 tokens fit in memory.
     """
-    import torch
-
     model: Any = assemble(config, weights)
     for name, delta in adapter.items():
         module = name.removesuffix(".weight")
         if module != POOLER:
             model.get_submodule(module).register_forward_hook(_beside(delta))
 
-    def run(feed: Tensors) -> Tensors:
-        with torch.inference_mode():
-            out = model(
-                input_ids=torch.from_numpy(feed["input_ids"]),
-                attention_mask=torch.from_numpy(feed["attention_mask"]),
-            )
-        return {"last_hidden_state": out.last_hidden_state.numpy()}
-
-    try:
+    with eager.opened(model) as run:
         yield run
-    finally:
-        model.to("meta")
 
 
 def _beside(delta: LowRank) -> Any:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jexport.checkpoints import sentence_files, shards
+from jexport.checkpoints import eager, sentence_files, shards
 from jexport.checkpoints.native_class import mismatch
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
-from jexport.flow import LowRank, Runner, Tensors, WeightReader
+from jexport.flow import LowRank, Runner, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -149,19 +149,7 @@ def check_report(report: Mapping[str, Any], names: Iterable[str], *, prefix: str
 @contextlib.contextmanager
 def reference(folder: Path, weights: Mapping[str, WeightReader]) -> Iterator[Runner]:
     """The forward pass of transformers, with sdpa attention."""
-    import torch
-
     model: Any = assemble(folder, weights)
 
-    def run(feed: Tensors) -> Tensors:
-        with torch.inference_mode():
-            out = model(
-                input_ids=torch.from_numpy(feed["input_ids"]),
-                attention_mask=torch.from_numpy(feed["attention_mask"]),
-            )
-        return {"last_hidden_state": out.last_hidden_state.numpy()}
-
-    try:
+    with eager.opened(model) as run:
         yield run
-    finally:
-        model.to("meta")

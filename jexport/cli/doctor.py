@@ -17,9 +17,9 @@ from jexport.errors import JexportError
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> None:
     """Say what is installed, what can be built and run here, and the remedy for what cannot."""
-    from jexport import pipeline, targets
+    from jexport import inputs, targets
 
-    found = pipeline.tools()
+    found = inputs.tools()
     rows = [_target_row(targets.load(name)) for name in targets.names()]
     if as_json:
         content = {"machine": _machine(), "tools": found, "targets": rows}
@@ -27,7 +27,7 @@ def doctor(as_json: bool) -> None:
         return
     for key, value in _machine().items():
         click.echo(f"{key:<18}{value}")
-    for name in ("jexport", *pipeline.TOOLS):
+    for name in ("jexport", *inputs.TOOLS):
         click.echo(f"{name:<18}{found.get(name, 'not installed')}")
     click.echo("")
     for row in rows:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from jexport import parity
 from jexport.flow import Embedding, OnnxModel, Runner
+from jexport.gates import gate
 from jexport.int8.journal import Journal
 from jexport.int8.search import METRICS, Measured
 from jexport.int8.treatment import Treatment
@@ -88,7 +89,7 @@ class Bench:
     """Writes quantized graphs and measures them.
 
     judge: the target that runs graphs here. gates: by key, held on every group of the held-out
-    texts (see parity.GATES). room: for graphs on trial. tables: whether tables become int8.
+    texts (see gates.GATES). room: for graphs on trial. tables: whether tables become int8.
     """
 
     model: OnnxModel
@@ -129,7 +130,7 @@ class Bench:
         if known is not None:
             return Measured(metrics=known["metrics"], failures=tuple(known["failures"]))
         outcome = self.outcome(treatments, truth)
-        failures = parity.gate(outcome, self.gates) if self.gates else ()
+        failures = gate(outcome, self.gates) if self.gates else ()
         found = Measured(
             metrics={name: float(outcome["overall"][name]) for name in METRICS},
             failures=(*failures, *self._odd_failures(outcome)),

@@ -15,27 +15,11 @@ from numpy.typing import NDArray
 
 from jexport.int8 import numbers
 from jexport.int8.products import Product
+from jexport.int8.settings import Setting
 from jexport.int8.statistics import Site
-from jexport.int8.treatment import INT8, TREATMENTS, TWICE, WEIGHTS, Treatment
+from jexport.int8.treatment import TREATMENTS, TWICE, WEIGHTS, Treatment
 
 Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What is chosen for all products at once.
-
-    scheme: of the activations. smoothing: SmoothQuant's strength. clip: share of the range that is
-    kept of inputs that are wider than their outputs (the second MLP matrix), 1 for all of it.
-    kind: 'int8', or 'int8-weights' for float activations. compensate: round weights by GPTQ, else
-    to nearest.
-    """
-
-    scheme: str
-    smoothing: float
-    clip: float = 1.0
-    kind: str = INT8
-    compensate: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 The padding and truncation that a tokenizer.json carries are switched off: they belong to whoever
 saved it last (all-MiniLM-L6-v2 pads everything to 128). Truncation here gives the same ids as
-transformers' `truncation=True`. This module knows no prompt, no graph and no pooling.
+transformers' `truncation=True`. Knows no graph and no pooling.
 """
 
 from __future__ import annotations
@@ -109,6 +109,14 @@ class TextTokenizer:
                 raise _unreadable(part, first_index + start) from error
             ids.extend(encoding.ids for encoding in encodings)
         return ids
+
+    def model_ids(self, texts: Sequence[str], *, prefix: str = "") -> list[list[int]]:
+        """Token ids of each text as a model is given them: `prefix` before it, then truncated.
+
+        Raises TextInputError as `token_ids` does.
+        """
+        check_texts(texts)
+        return [self.truncate(ids) for ids in self.token_ids([prefix + text for text in texts])]
 
     def offsets(self, text: str) -> TokenOffsets:
         """Token ids of one text and where each token begins; not truncated.

@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from jexport import recipe
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
 from jexport.flow import CompiledModel, OnnxModel, Signature, TensorSpec
-from jexport.int8 import numbers, prepare, products, search, statistics
+from jexport.int8 import numbers, prepare, products, search, settings, statistics
 from jexport.int8.bench import GRAPH, TEXT_GATES, WEIGHTS, Bench, Material
 from jexport.int8.journal import Journal
-from jexport.int8.prepare import Prepared, Setting
+from jexport.int8.prepare import Prepared
 from jexport.int8.products import Product
+from jexport.int8.settings import Setting
 from jexport.int8.statistics import Site
 from jexport.int8.treatment import INT8, TREATMENTS, Treatment
 from jexport.int8.treatment import WEIGHTS as FLOAT_INPUTS
@@ -43,9 +44,6 @@ GOALS = (*recipe.GOALS, "symmetric", "pair_top10_overlap", "effort", "allow_slow
 
 MEASURED_DAMAGE = 50_000_000
 """Weights up to which `fast`, too, measures each product's damage by embeddings."""
-
-FULL_SETTINGS = ((0.8, 1.0), (0.85, 1.0), (0.9, 1.0), (0.85, 0.9))
-"""Smoothing strength and clip that `full` tries, the recipe's own first."""
 
 Weight = Callable[[str], NDArray[np.float32]]
 
@@ -224,7 +222,7 @@ class _Job:
             self.weight,
             sites,
             setting,
-            out_dir=self.room / _key(setting, ()),
+            out_dir=self.room / setting.key(()),
             progress=self.ways.step("rounding weights"),
         )
 
@@ -241,14 +239,8 @@ class _Job:
         """What the held-out texts say of some products being wide."""
         setting = next(iter(prepared.values())).setting
         return self.bench.trial(
-            f"{self.aim.wide} {_key(setting, wide)}", self.treatments(prepared, wide), self.truth
+            f"{self.aim.wide} {setting.key(wide)}", self.treatments(prepared, wide), self.truth
         )
-
-
-def _key(setting: Setting, wide: Sequence[str]) -> str:
-    """A plain name of one trial: a file's, and a journal's."""
-    parts = [setting.scheme, setting.kind, f"{setting.smoothing:g}", f"{setting.clip:g}"]
-    return "-".join([*parts, "gptq" if setting.compensate else "nearest", *sorted(wide)])
 
 
 def _statistics(
@@ -310,7 +302,7 @@ def _best_setting(
     All products are int8.
     """
     best, highest, techniques = own, (-math.inf, 0.0), []
-    for what, setting in _settings(job.own_setting):
+    for what, setting in settings.tried(job.own_setting):
         made = own if setting == job.own_setting else job.prepare(sites, setting)
         found = job.measure(made, ())
         job.ways.tell(f"{what}: cosine {found.metrics['cosine_mean']:.5f}")
@@ -320,27 +312,8 @@ def _best_setting(
         if rank > highest:
             highest, best = rank, made
         if made is not best:
-            shutil.rmtree(job.room / _key(setting, ()), ignore_errors=True)
+            shutil.rmtree(job.room / setting.key(()), ignore_errors=True)
     return best, techniques
-
-
-def _settings(own: Setting) -> Iterator[tuple[str, Setting]]:
-    """The recipe's setting with its parts left out one by one, then other strengths and clips."""
-    plain = replace(own, smoothing=0.0, clip=1.0, compensate=False)
-    yield "round to nearest", plain
-    yield (
-        f"SmoothQuant {own.smoothing:g}, round to nearest",
-        replace(plain, smoothing=own.smoothing),
-    )
-    yield "GPTQ", replace(plain, compensate=True)
-    tried = [(own.smoothing, own.clip)]
-    tried += [pair for pair in FULL_SETTINGS if pair not in tried]
-    for smoothing, clip in tried:
-        clipped = "" if clip == 1 else f", clip {clip:g}"
-        yield (
-            f"SmoothQuant {smoothing:g}, GPTQ{clipped}",
-            replace(own, smoothing=smoothing, clip=clip),
-        )
 
 
 def _damage(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jexport import calibration, parity
+from jexport import parity, selection
 from jexport.errors import ParityError, RecipeError
 from jexport.flow import (
     CalibrationSet,
@@ -26,21 +26,19 @@ from jexport.flow import (
     Signature,
     TensorSpec,
 )
+from jexport.gates import gate
 from jexport.manifest import write_json
 from jexport.recipe import ValidateSpec
 from jexport.reference import NAME as STORED
 from jexport.reference import Stored, write
 from jexport.run import give_back_memory
 from jexport.runtime.pool import finish, pool
+from jexport.stages import _validate_runs as runs
 
 REPORT = "parity.json"
 HIDDEN = "last_hidden_state"
 UNIT_LENGTH = 1e-3
 """How far a vector of sentence_embedding may be from length 1; its own output promises that."""
-
-BATCH_TOKENS = 1024
-ALONE_TEXTS = 48
-"""Texts that are also run alone, to see whether a text's vector depends on its batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,7 @@ def run(
     def measured() -> tuple[dict[str, Any], list[str]]:
         chosen = _choose(reference, candidate, texts, spec, embedding.max_tokens)
         job = _Job(embedding=embedding, outputs=signature.outputs, pad_id=pad_id)
-        count = _Counter(sum(map(len, [*chosen.reference, *chosen.candidate])), progress)
+        count = runs.Counter(sum(map(len, [*chosen.reference, *chosen.candidate])), progress)
         truth = _truth(reference, chosen, job, count)
         stored = Stored(
             ids=chosen.reference,
@@ -112,7 +110,7 @@ def against(
         ids = [list(one) for one in stored.ids]
         chosen = _Texts(samples=samples, reference=ids, candidate=ids)
         job = _Job(embedding=embedding, outputs=signature.outputs, pad_id=pad_id)
-        count = _Counter(sum(map(len, ids)), progress)
+        count = runs.Counter(sum(map(len, ids)), progress)
         return _measure([], stored.vectors, candidate, chosen, job, count), []
 
     gates = _gates(spec, precision)
@@ -215,7 +213,7 @@ def _choose(
     The reference says how long a text is: a candidate that cuts too early would hide it.
     """
     limit = min(spec.max_tokens, max_tokens)
-    samples = calibration.within_budget(
+    samples = selection.within_budget(
         texts, reference.tokenize, budget_tokens=spec.budget_tokens, max_tokens=limit
     )
     if not samples:
@@ -231,12 +229,12 @@ def _choose(
     )
 
 
-def _truth(reference: Side, texts: _Texts, job: _Job, count: _Counter) -> list[np.ndarray]:
+def _truth(reference: Side, texts: _Texts, job: _Job, count: runs.Counter) -> list[np.ndarray]:
     """The reference's token vectors of each text."""
     width = job.embedding.dimension
     hidden = TensorSpec(name=HIDDEN, dtype="float32", shape=("batch", "sequence", width))
     with reference.open() as forward:
-        truth = _outputs(forward, texts.reference, (hidden,), job.pad_id, count)[HIDDEN]
+        truth = runs.outputs(forward, texts.reference, (hidden,), job.pad_id, count)[HIDDEN]
     del forward
     give_back_memory()  # the reference's weights, before the candidate brings its own
     return truth
@@ -248,15 +246,17 @@ def _measure(
     candidate: Side,
     texts: _Texts,
     job: _Job,
-    count: _Counter,
+    count: runs.Counter,
 ) -> dict[str, Any]:
     """Run the candidate and compare each of its outputs.
 
     truth: the reference's token vectors, empty when they are not there. whole: pooled.
     """
     with candidate.open() as forward:
-        made = _outputs(forward, texts.candidate, job.outputs, job.pad_id, count)
-        alone, batched = _alone_and_batched(forward, texts.candidate, job, made)
+        made = runs.outputs(forward, texts.candidate, job.outputs, job.pad_id, count)
+        alone, batched = runs.alone_and_batched(
+            forward, texts.candidate, job.outputs, job.pad_id, made
+        )
     results: dict[str, dict[str, Any]] = {}
     for name in made:
         vectors, wanted = _vectors(made[name], job.embedding), whole
@@ -300,128 +300,12 @@ def _failures(
             if spec.name == HIDDEN or not key.startswith("token_")
         }
         if kept or len(outputs) == 1:  # no gate at all is an error there
-            failures = parity.gate(place, kept)
+            failures = gate(place, kept)
             found += failures if first else [f"{spec.name}, {text}" for text in failures]
         error = place["norms"]["largest_error"]
         if spec.name != HIDDEN and not error <= UNIT_LENGTH:
             found.append(f"{spec.name}: lengths are off from 1 by {error:.3g}: not L2-normalised")
     return found
-
-
-class _Counter:
-    def __init__(self, total: int, progress: Callable[[int, int], None]) -> None:
-        self.done, self.total, self.progress = 0, total, progress
-
-    def add(self, tokens: int) -> None:
-        self.done += tokens
-        self.progress(self.done, self.total)
-
-
-def _spread(lengths: Sequence[int], count: int) -> list[int]:
-    """Places from the shortest to the longest, evenly: the longest cost most of the time."""
-    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
-    steps = np.linspace(0, len(order) - 1, num=min(count, len(order)))
-    return sorted({order[int(step)] for step in steps})
-
-
-def _batches(ids: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Rows in batches of neighbours in length, padded to the longest: at most BATCH_TOKENS."""
-    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-    batches: list[list[int]] = []
-    for row in order:
-        # sorted: this row is the longest so far
-        if batches and len(ids[row]) * (len(batches[-1]) + 1) <= BATCH_TOKENS:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
-def _outputs(
-    forward: Runner,
-    ids: Sequence[Sequence[int]],
-    specs: Sequence[TensorSpec],
-    pad_id: int,
-    count: _Counter,
-) -> dict[str, list[np.ndarray]]:
-    """Per output name, one array a text: token vectors [tokens, hidden] or a vector [dimension]."""
-    found: dict[str, list[Any]] = {spec.name: [None] * len(ids) for spec in specs}
-    for rows in _batches(ids):
-        for name, values in _forward(forward, [ids[row] for row in rows], specs, pad_id).items():
-            for row, value in zip(rows, values, strict=True):
-                found[name][row] = value
-        count.add(sum(len(ids[row]) for row in rows))
-    return found
-
-
-def _alone_and_batched(
-    forward: Runner,
-    ids: Sequence[Sequence[int]],
-    job: _Job,
-    made: Mapping[str, list[np.ndarray]],
-) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
-    """Per output name, up to ALONE_TEXTS texts run alone, and the same texts as run in a batch.
-
-    Only texts that had neighbours count; when none had, the two shortest are batched for this.
-    """
-    rows = [row for batch in _batches(ids) if len(batch) > 1 for row in batch]
-    if rows:
-        rows = [rows[place] for place in _spread([len(ids[row]) for row in rows], ALONE_TEXTS)]
-        batched = {name: [values[row] for row in rows] for name, values in made.items()}
-    else:
-        rows = sorted(range(len(ids)), key=lambda row: len(ids[row]))[:2]
-        batched = _forward(forward, [ids[row] for row in rows], job.outputs, job.pad_id)
-    alone: dict[str, list[np.ndarray]] = {spec.name: [] for spec in job.outputs}
-    for row in rows:
-        for name, values in _forward(forward, [ids[row]], job.outputs, job.pad_id).items():
-            alone[name] += values
-    return alone, batched
-
-
-def _forward(
-    forward: Runner, ids: Sequence[Sequence[int]], specs: Sequence[TensorSpec], pad_id: int
-) -> dict[str, list[np.ndarray]]:
-    """One batch; per output name one array a text, padding cut off. Raises ParityError."""
-    feed = _padded(ids, pad_id)
-    shape = feed["input_ids"].shape
-    try:
-        answer = forward(feed)
-    except Exception as error:
-        error.add_note(f"validate: while running a batch of shape {list(shape)}")
-        raise
-    found = {}
-    for spec in specs:
-        if spec.name not in answer:
-            raise ParityError(
-                f"validate: output '{spec.name}' is missing",
-                evidence=f"the runner gave: {', '.join(answer) or 'nothing'}",
-                fix="build again; if it stays, report this model",
-            )
-        value = np.asarray(answer[spec.name], dtype=np.float32)
-        sizes: dict[int | str, int] = dict(zip(("batch", "sequence"), shape, strict=True))
-        wanted = tuple(sizes.get(size, size) for size in spec.shape)
-        if value.shape != wanted:
-            raise ParityError(
-                f"validate: output '{spec.name}' has another shape than it should",
-                evidence=f"{list(value.shape)} instead of {list(wanted)}",
-                fix="build again; if it stays, report this model",
-            )
-        hidden = value.ndim == 3
-        found[spec.name] = [
-            value[row, : len(tokens)].copy() if hidden else value[row]
-            for row, tokens in enumerate(ids)
-        ]
-    return found
-
-
-def _padded(ids: Sequence[Sequence[int]], pad_id: int) -> dict[str, np.ndarray]:
-    longest = max(map(len, ids))
-    input_ids = np.full((len(ids), longest), pad_id, dtype=np.int64)
-    mask = np.zeros_like(input_ids)
-    for row, tokens in enumerate(ids):
-        input_ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    return {"input_ids": input_ids, "attention_mask": mask}
 
 
 def _vectors(values: Sequence[np.ndarray], embedding: Embedding) -> np.ndarray:

@@ -8,6 +8,7 @@ be validated, the written folder is read back and run in plain torch as vLLM wou
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from jexport.errors import UnsupportedCheckpointError
 from jexport.flow import CompiledModel, MergedModel, Runner
 from jexport.manifest import write_json
 from jexport.recipe import CompileSpec
-from jexport.targets import Target
-from jexport.targets.hf import CONFIG, signature
+from jexport.targets import hf
 
 ENCODERS = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
 """Architectures that both servers have for themselves, with learned positions."""
@@ -42,10 +42,6 @@ NOT_TRANSFORMERS = (
     "Do not open it with transformers or sentence-transformers: their `nomic_bert` is another",
     "network, made up where this one has no weights. The target `hf` is for them.",
 )
-
-
-def ready() -> None:
-    """Writing it needs nothing that a machine may lack."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -98,13 +94,13 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
             "position_embedding_type": "absolute",
         }
     files = shard_writer.write(out_dir, weights, model.precision)
-    write_json(out_dir / CONFIG, config)
+    write_json(out_dir / hf.CONFIG, config)
     return CompiledModel(
         target="vllm",
         precision=model.precision,
         folder=out_dir,
-        files=(*files, CONFIG),
-        signature=signature(loaded.embedding.dimension),
+        files=(*files, hf.CONFIG),
+        signature=hf.signature(loaded.embedding.dimension),
         facts={
             "model_type": config["model_type"],
             "weights": len(weights),
@@ -129,18 +125,11 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         yield run
 
 
-TARGET = Target(
+# A merged checkpoint as hf's is: precisions, devices and what it needs are the same.
+TARGET = dataclasses.replace(
+    hf.TARGET,
     name="vllm",
     summary="vLLM and TEI's candle backend: the merged checkpoint, relabelled, no remote code",
-    precisions=("fp32", "bf16"),
-    scheme="none",
-    wide="none",
-    needs_onnx=False,
-    devices=("cpu", "cuda"),
-    build_needs=("torch", "transformers", "safetensors"),
-    run_needs=("torch", "transformers", "safetensors", "tokenizers", "numpy"),
-    extra="hf",
-    ready=ready,
     fingerprint=fingerprint,
     check=check,
     build=build,

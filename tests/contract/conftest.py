@@ -1,8 +1,7 @@
-"""What the real TensorRT bindings offer, per major, and the stand-in that is compared with them."""
+"""What the real TensorRT bindings offer, per major; the stand-in is compared with them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 import subprocess
@@ -19,8 +18,6 @@ PINS = {
     10: "tensorrt_cu12_bindings-10.16.1.11-*.whl",
 }
 """As `make setup` downloads them: both put the same package in place, so neither is installed."""
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -58,23 +55,7 @@ def real(major: int, surfaces: Callable[[int], dict[str, Any]]) -> dict[str, Any
     return surfaces(major)
 
 
-def _file(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def bench_tools() -> Any:
-    """tests/trt/conftest.py as a module: `module("stand_in")`, `write_tiny`."""
-    return _file("jexport_tests_trt_bench", TESTS / "trt" / "conftest.py")
-
-
-@pytest.fixture(scope="session")
-def names_used() -> Any:
+def names_used(imported: Callable[[Path], Any]) -> Any:
     """names_used.py as a module."""
-    return _file("jexport_tests_names_used", Path(__file__).with_name("names_used.py"))
+    return imported(Path(__file__).with_name("names_used.py"))

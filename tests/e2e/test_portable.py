@@ -5,7 +5,6 @@ The second machine's TensorRT and GPU are stand-ins that compute with onnxruntim
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -58,35 +57,27 @@ def portable(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         if (precision, task) not in made:
             checkpoint = Path(shutil.copytree(small, room / "checkpoint"))
             chosen = recipe.read(str(room / "r.toml")).replace_load(model=str(checkpoint))
-            made[precision, task] = jexport.build(
-                chosen, task=task, target="trt", precision=precision, until="compile",
-                out=room / "out",
-            ).path  # fmt: skip
-            shutil.rmtree(checkpoint)
+            try:
+                made[precision, task] = jexport.build(
+                    chosen, task=task, target="trt", precision=precision, until="compile",
+                    out=room / "out",
+                ).path  # fmt: skip
+            finally:
+                shutil.rmtree(checkpoint)
         return made[precision, task]
 
     return build
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is for Linux and Windows")
-    path = Path(__file__).parents[1] / "trt" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_portable", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tools = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tools
-    spec.loader.exec_module(tools)
-    yield tools.put_in_place(11, monkeypatch)
-    tools.forget_polygraphy()
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """`no_torch()`: from here on this is the second machine, which has neither."""
 
+    def leave() -> None:
+        for name in ("torch", "transformers"):
+            monkeypatch.setitem(sys.modules, name, None)
 
-@pytest.fixture
-def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the second machine does not have."""
-    for name in ("torch", "transformers"):
-        monkeypatch.setitem(sys.modules, name, None)
+    return leave
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -112,17 +103,18 @@ def test_a_portable_artifact_holds_all_that_is_needed(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.usefixtures("no_torch")
 def test_the_other_machine_completes_it(
     precision: str,
     portable: Callable[..., Path],
     bench: Any,
+    no_torch: Callable[[], None],
     cli: Callable[..., Any],
     texts: list[str],
     tmp_path: Path,
     small: Path,
 ) -> None:
     source = portable(precision)
+    no_torch()
     before = (source / manifest.NAME).read_bytes()
     answer = cli("compile", source, "--out", tmp_path / "here")
     assert answer.code == 0, answer.err
@@ -143,6 +135,16 @@ def test_the_other_machine_completes_it(
     again = cli("compile", source, "--out", tmp_path / "here")
     assert again.path == answer.path
     assert "already compiled for this machine" in again.err
+    # What a run killed between its two last steps leaves is mended by compiling again.
+    latest = answer.path.parent / "latest"
+    latest.unlink()
+    assert cli("compile", source, "--out", tmp_path / "here").path == answer.path
+    assert latest.resolve() == answer.path
+    other = cli("compile", source, "--out", tmp_path / "here", "--weight-stripped").path
+    assert latest.resolve() == other != answer.path
+    assert cli("compile", source, "--out", tmp_path / "here").path == answer.path
+    assert latest.resolve() == answer.path
+    assert not (tmp_path / "here" / ".work").exists()
     assert bench.gpu.leaks() == {"device": 0, "host": 0, "handles": 0}
 
 
@@ -183,6 +185,10 @@ def test_int8_queries_and_passages_are_compared_without_their_engines(
     second = portable("int8", "retrieval.passage")
     pair = json.loads((second / "quantization.json").read_text(encoding="utf-8"))["pair"]
     assert pair["with"] == TASK
+    for folder in (portable("int8"), second):
+        told = json.loads((folder / "quantization.json").read_text(encoding="utf-8"))["command"]
+        assert told.endswith(" --until compile")
+        assert told in (folder / "report.html").read_text(encoding="utf-8")
     for name in ("queries_int8_passages_fp32", "queries_fp32_passages_int8",
                  "queries_int8_passages_int8"):  # fmt: skip
         assert 0.3 < pair[name]["top10_overlap"] <= 1
@@ -226,6 +232,12 @@ def test_an_engine_that_computes_something_else_is_not_kept(
         object.__setattr__(trt.TARGET, "runner", real)
     assert answer.code == ParityError.exit_code
     assert not list((tmp_path / "here").rglob(manifest.NAME))
+    [report] = [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
+    assert report.name.endswith(".failed.json")
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["passed"] is False
+    assert content["failures"]
+    assert f"report: {report}" in answer.err
 
 
 def test_what_is_not_portable_or_was_changed_is_refused(

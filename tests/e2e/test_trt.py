@@ -6,10 +6,8 @@ stand-in engine computes is onnxruntime's; whether TensorRT computes it too, tes
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +29,6 @@ profiles = [
 budget_tokens = 1
 max_tokens = 64
 """
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is for Linux and Windows")
-    path = Path(__file__).parents[1] / "trt" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_e2e", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tools = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tools
-    spec.loader.exec_module(tools)
-    yield tools.put_in_place(11, monkeypatch)
-    tools.forget_polygraphy()
 
 
 @pytest.fixture

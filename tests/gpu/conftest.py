@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,16 +25,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.gpu)
         if lack:
             item.add_marker(pytest.mark.skip(reason=lack))
-
-
-@pytest.fixture(scope="session")
-def bench_tools() -> Any:
-    """tests/trt/conftest.py as a module, for `write_tiny`."""
-    path = Path(__file__).parents[1] / "trt" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_gpu", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

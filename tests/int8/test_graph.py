@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jexport.errors import PrecisionError, UnsupportedGraphError
 from jexport.graph import edit, half, ort_fusion, ort_integer, storage
-from jexport.int8 import numbers, prepare, products, statistics
+from jexport.int8 import numbers, prepare, products, settings, statistics
 from jexport.int8.graph import rewrite, row_scales
 from jexport.int8.treatment import INT8, TWICE, WEIGHTS, Treatment
 
@@ -85,7 +85,7 @@ def treatments(
             "attention_mask": np.ones_like(np.array(some)),
         },
     )
-    setting = prepare.Setting(
+    setting = settings.Setting(
         scheme=scheme, smoothing=smoothing, kind=WEIGHTS if kind == WEIGHTS else INT8
     )
     made = prepare.run(

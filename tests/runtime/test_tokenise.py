@@ -68,6 +68,9 @@ def test_truncation_is_that_of_transformers(pair: tuple[Path, Any], limit: int) 
     ours = TextTokenizer.open(folder, max_tokens=limit)
     expected = theirs(TEXTS, truncation=True, max_length=limit)["input_ids"]
     assert [ours.truncate(ids) for ids in ours.token_ids(TEXTS)] == expected
+    assert ours.model_ids(TEXTS) == expected
+    prompted = theirs([f"query: {text}" for text in TEXTS], truncation=True, max_length=limit)
+    assert ours.model_ids(TEXTS, prefix="query: ") == prompted["input_ids"]
 
 
 @settings(max_examples=150, deadline=None)
@@ -169,6 +172,8 @@ def test_not_a_str_names_its_index(bad: Any) -> None:
     ours = TextTokenizer.open(REFERENCE, max_tokens=64)
     with pytest.raises(TextInputError, match="text 12 is not a str"):
         ours.token_ids(["fine", "fine", bad], first_index=10)
+    with pytest.raises(TextInputError, match="text 1 is not a str"):
+        ours.model_ids(["fine", bad], prefix="query: ")
 
 
 @pytest.mark.parametrize("position", [0, 1, 255, 256, 700])

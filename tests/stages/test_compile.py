@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,8 @@ from jexport import targets
 from jexport.errors import UnsupportedGraphError
 from jexport.flow import CompiledModel, OnnxModel, Signature
 from jexport.manifest import file_digest
-from jexport.recipe import CompileSpec, ExportSpec, LoadSpec
+from jexport.recipe import CompileSpec
 from jexport.stages import compile as compile_stage
-from jexport.stages import export, load
-
-
-@pytest.fixture(scope="module")
-def standard(small: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    loaded = load.run(LoadSpec(model=str(small)), task="none")
-    folder = tmp_path_factory.mktemp("standard")
-    return export.run(loaded, ExportSpec(), precision="fp32", samples=(), out_dir=folder)
-
-
-@pytest.fixture
-def exported(standard: OnnxModel, tmp_path: Path) -> OnnxModel:
-    """A copy of a real export that a test may break."""
-    folder = Path(shutil.copytree(standard.path.parent, tmp_path / "exported"))
-    return dataclasses.replace(standard, path=folder / standard.path.name)
 
 
 def digests(folder: Path) -> list[Any]:

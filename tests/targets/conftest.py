@@ -1,11 +1,7 @@
-"""One real export of the small checkpoint, and what the onnx target makes of it."""
+"""What the onnx target makes of the small checkpoint, merged checkpoints, and stand-in engines."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +10,8 @@ import pytest
 import torch
 
 from jexport.flow import CompiledModel, MergedModel, OnnxModel
-from jexport.recipe import CompileSpec, ExportSpec, LoadSpec
-from jexport.stages import export, load, merge
+from jexport.recipe import CompileSpec, LoadSpec
+from jexport.stages import load, merge
 from jexport.targets import onnx
 
 
@@ -29,23 +25,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def standard(small: Path, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
-    """A standard graph that no test may change."""
-    loaded = load.run(LoadSpec(model=str(small)), task="none")
-    folder = tmp_path_factory.mktemp("standard")
-    return export.run(loaded, ExportSpec(), precision="fp32", samples=(), out_dir=folder)
-
-
-@pytest.fixture
-def exported(standard: OnnxModel, tmp_path: Path) -> OnnxModel:
-    """A copy of it that a test may break."""
-    folder = Path(shutil.copytree(standard.path.parent, tmp_path / "exported"))
-    return dataclasses.replace(standard, path=folder / standard.path.name)
-
-
-@pytest.fixture(scope="session")
 def compiled(standard: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> CompiledModel:
-    """It, compiled for onnxruntime."""
+    """`standard`, compiled for onnxruntime."""
     return onnx.build(standard, CompileSpec(), tmp_path_factory.mktemp("compiled"))
 
 
@@ -61,19 +42,6 @@ def minilm_merged(minilm: Path) -> MergedModel:
     """all-MiniLM-L6-v2, which has nothing to merge."""
     loaded = load.run(LoadSpec(model=str(minilm)), task="none")
     return MergedModel(model=loaded, precision="fp32")
-
-
-@pytest.fixture(scope="session")
-def bench_tools() -> Any:
-    """tests/trt/conftest.py as a module: its stand-ins for TensorRT and a GPU."""
-    path = Path(__file__).parents[1] / "trt" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("jexport_tests_trt_for_targets", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""inputs: what the digest of the code and the versions of the tools depend on.
+
+Which inputs decide a version is told in test_pipeline.py, by builds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import jexport
+from jexport import inputs
+
+
+def test_code_digest_depends_on_the_sources_and_on_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(str(jexport.__file__)).parent
+    assert Path(str(inputs.__file__)).parent == source  # the digest is of all that is below
+    installed = Path(shutil.copytree(source, tmp_path / "site-packages" / "jexport"))
+    monkeypatch.setattr(inputs, "__file__", str(installed / "inputs.py"))
+    for folder in sorted(installed.rglob("__pycache__")):
+        shutil.rmtree(folder)
+    without_caches = inputs.code_digest()
+    (installed / "__pycache__").mkdir()
+    (installed / "__pycache__" / "run.cpython-311.pyc").write_bytes(b"x")
+    (installed / "notes.txt").touch()
+    assert inputs.code_digest() == without_caches
+    monkeypatch.setattr(inputs, "__file__", str(source / "inputs.py"))
+    assert inputs.code_digest() == without_caches
+    monkeypatch.setattr(inputs, "__file__", str(installed / "inputs.py"))
+    (installed / "tasks.py").rename(installed / "task.py")
+    renamed = inputs.code_digest()
+    (installed / "task.py").rename(installed / "tasks.py")
+    (installed / "tasks.py").write_text((installed / "tasks.py").read_text() + "\n")
+    assert len({without_caches, renamed, inputs.code_digest()}) == 3
+
+
+def test_tools_are_those_installed() -> None:
+    from importlib import metadata
+
+    found = inputs.tools()
+    assert found["onnx-ir"] == metadata.version("onnx-ir")
+    assert "onnxruntime-gpu" not in found or metadata.version("onnxruntime-gpu")
+    assert found["python"]
