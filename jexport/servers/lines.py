@@ -114,10 +114,12 @@ def langchain(one: Served) -> str:
 
 
 def llama_index(one: Served) -> str:
-    """HuggingFaceEmbedding, a wrapper of sentence-transformers."""
+    """HuggingFaceEmbedding, which puts its own prompts in the place of the folder's."""
+    prompt = _literal(one.prompt)
+    prompts = f", query_instruction={prompt}, text_instruction={prompt}" if one.prompt else ""
     return _python(
         "from llama_index.embeddings.huggingface import HuggingFaceEmbedding as E; "
-        f'print(E(model_name={one.literal}).get_query_embedding("a text"))'
+        f'print(E(model_name={one.literal}{prompts}).get_query_embedding("a text"))'
     )
 
 
@@ -183,10 +185,11 @@ def jexport(one: Served) -> str:
 def infinity(one: Served) -> str:
     """A server of OpenAI's /embeddings, on ONNX Runtime."""
     # A path other than `.` makes it look for the graph under a name that is not there (0.0.78 with
-    # optimum-onnx 0.1.0); its own optimizer would write into the folder.
+    # optimum-onnx 0.1.0). Its own optimizer, and without INFINITY_HOME its cache, would write into
+    # the folder, which is then no longer what was built.
     return (
-        f"cd {one.path} && infinity_emb v2 --model-id . --engine optimum --device cpu "
-        f"--pooling-method {one.pooling} --onnx-disable-optimize "
+        f"cd {one.path} && INFINITY_HOME=~ infinity_emb v2 --model-id . --engine optimum "
+        f"--device cpu --pooling-method {one.pooling} --onnx-disable-optimize "
         f"--host {one.host} --port {one.port}"
     )
 

@@ -68,7 +68,8 @@ ENGINES: Mapping[str, Engine] = {
                 ),
                 needs={"sentence-transformers": ">=3.2,<6", **OPTIMUM_ONNX},
                 prompts=True,
-                note="sentence-transformers 6 needs transformers 5, its onnx backend one before",
+                note="strips white space off prompt and text together: with a prompt that ends in a "
+                "space, an empty text gets another vector",
             ),
         },
     ),

@@ -19,8 +19,8 @@ def test_one_line_and_what_to_know_beside_it(cli: Callable[..., Any], artifact: 
     answer = cli("serve-with", "infinity", artifact, "--port", 9001)
     assert answer.code == 0
     assert answer.out == (
-        f"cd {artifact} && infinity_emb v2 --model-id . --engine optimum --device cpu "
-        "--pooling-method mean --onnx-disable-optimize --host 127.0.0.1 --port 9001\n"
+        f"cd {artifact} && INFINITY_HOME=~ infinity_emb v2 --model-id . --engine optimum "
+        "--device cpu --pooling-method mean --onnx-disable-optimize --host 127.0.0.1 --port 9001\n"
     )
     assert "needs infinity-emb >=0.0.78" in answer.err
     assert "put there yourself: 'Represent the query for retrieving evidence doc" in answer.err

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jexport import manifest
 from jexport.tasks import JINA_V3_PROMPTS
 
 JINA, MINILM = "jina-embeddings-v3", "all-MiniLM-L6-v2"
@@ -26,7 +27,12 @@ TWO = ("retrieval.query", "classification")
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """An engine with the artifacts of one target. environment: also where its embed.py lies."""
+    """An engine with the artifacts of one target.
+
+    environment: the folder with its requirements.txt. script: the folder with its embed.py. tasks:
+    of the small checkpoint. smaller: whether it is asked for Matryoshka dimensions. strips: whether
+    it strips white space from a text and its prompt before it looks at them.
+    """
 
     engine: str
     target: str
@@ -34,6 +40,7 @@ class Proof:
     script: str
     tasks: tuple[str, ...] = tuple(JINA_V3_PROMPTS)
     smaller: bool = False
+    strips: bool = False
 
 
 def proof(engine: str, target: str, environment: str, script: str = "", **more: Any) -> Any:
@@ -47,7 +54,13 @@ PROOFS = [
     proof("transformers", "hf", "transformers"),
     proof("sentence-transformers", "hf", "sentence_transformers"),
     proof("sentence-transformers", "openvino", "sentence_transformers"),
-    proof("sentence-transformers", "onnx", "sentence_transformers_5", "sentence_transformers"),
+    proof(
+        "sentence-transformers",
+        "onnx",
+        "sentence_transformers_5",
+        "sentence_transformers",
+        strips=True,
+    ),
     proof("optimum", "onnx", "sentence_transformers_5", "optimum"),
     proof("langchain", "hf", "langchain"),
     proof("llama-index", "hf", "llama_index"),
@@ -79,8 +92,8 @@ def cosines(vectors: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def test_vectors_are_the_checkpoints(
     proof: Proof, asked: Callable[..., Any], run: Callable[..., str], results: Any, tmp_path: Path
 ) -> None:
-    ones = [asked(JINA, task, proof.target) for task in proof.tasks]
-    ones.append(asked(MINILM, "none", proof.target))
+    ones = [asked(JINA, task, proof.target, strip=proof.strips) for task in proof.tasks]
+    ones.append(asked(MINILM, "none", proof.target, strip=proof.strips))
     jobs = [one.job(proof.engine, tmp_path / f"{number}.npy", free_port())
             for number, one in enumerate(ones)]  # fmt: skip
     for job in jobs:
@@ -100,6 +113,7 @@ def test_vectors_are_the_checkpoints(
             cut = one.wanted[:, : int(size)]
             assert cosines(np.load(output), cut).min() >= LOWEST_COSINE, f"{job['name']} of {size}"
         lowest[job["name"]] = float(found.min())
+        manifest.verify(one.artifact.path)  # whoever opened the folder wrote nothing into it
     results.keep(
         engine=proof.engine, target=proof.target, versions=json.loads(said.splitlines()[-1]),
         tasks=proof.tasks, precision="fp32", lowest=lowest, line=ones[-1].line(proof.engine),

@@ -146,29 +146,32 @@ def asked(
         JINA: _quick(recipe.read(JINA).replace_load(model=str(toy.write(room / "toy")))),
         MINILM: _quick(recipe.read(MINILM).replace_load(model=str(minilm))),
     }
-    wanted: dict[tuple[str, str], np.ndarray] = {}
-    made: dict[tuple[str, str, str], Asked] = {}
+    wanted: dict[tuple[str, str, bool], np.ndarray] = {}
+    made: dict[tuple[str, str, str], Artifact] = {}
 
-    def ask(model: str, task: str, target: str) -> Asked:
+    def truth(model: str, task: str, folder: Artifact, strip: bool) -> np.ndarray:
+        """The checkpoint's own forward pass; strip: of texts stripped with their prompts."""
+        embedding = embedding_of(folder.manifest.content)
+        prompted = [embedding.prompt + text for text in texts]
+        loaded = load.run(recipes[model].load, task=task)
+        with loaded.reference() as forward:
+            tokenizer = TextTokenizer.open(folder.path, max_tokens=embedding.max_tokens)
+            reference = Embedder(
+                tokenizer=tokenizer, runner=forward, embedding=embedding, outputs=[TOKEN_VECTORS]
+            )
+            return reference.encode(
+                [text.strip() for text in prompted] if strip else prompted, prompt=False
+            )
+
+    def ask(model: str, task: str, target: str, *, strip: bool = False) -> Asked:
         key = (model, task, target)
         if key not in made:
-            artifact = pipeline.build(
+            made[key] = pipeline.build(
                 recipes[model], task=task, target=target, precision="fp32", out=room / "artifacts"
             )
-            tokenizer = TextTokenizer.open(
-                artifact.path, max_tokens=artifact.manifest.content["embedding"]["max_tokens"]
-            )
-            if (model, task) not in wanted:
-                loaded = load.run(recipes[model].load, task=task)
-                with loaded.reference() as forward:
-                    reference = Embedder(
-                        tokenizer=tokenizer, runner=forward, outputs=[TOKEN_VECTORS],
-                        embedding=embedding_of(artifact.manifest.content),
-                    )  # fmt: skip
-                    wanted[model, task] = reference.encode(texts)
-            made[key] = Asked(
-                model=model, artifact=artifact, texts=texts, wanted=wanted[model, task]
-            )  # fmt: skip
-        return made[key]
+        of = (model, task, strip)
+        if of not in wanted:
+            wanted[of] = truth(model, task, made[key], strip)
+        return Asked(model=model, artifact=made[key], texts=texts, wanted=wanted[of])
 
     return ask
