@@ -68,8 +68,8 @@ ENGINES: Mapping[str, Engine] = {
                 ),
                 needs={"sentence-transformers": ">=3.2,<6", **OPTIMUM_ONNX},
                 prompts=True,
-                note="strips white space off prompt and text together: with a prompt that ends in a "
-                "space, an empty text gets another vector",
+                note="strips white space off prompt and text together: after a prompt that ends in "
+                "a space, an empty text gets another vector",
             ),
         },
     ),
