@@ -25,7 +25,7 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
-    {"quantized", "inputs", "layouts", "integrations"},
+    {"quantized", "inputs", "layouts", "integrations", "matrix"},
     {"pipeline", "completion"},
     {"cli"},
 )
