@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,7 @@ def test_int8_alone_is_int8_in_a_batch(built: Callable[[str], Path]) -> None:
     assert (alone * pooled).sum(axis=1).min() >= 0.999999
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no two streams")
 def test_int8_of_many_batches_is_int8_one_by_one(built: Callable[[str], Path]) -> None:
     """Enough batches for lanes: same bits, in the order given, as with one thread and no lanes."""
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -180,6 +181,12 @@ def test_only_outputs_that_the_graph_has_are_given(built: CompiledModel) -> None
 # --- lanes --------------------------------------------------------------------------------------
 
 
+two_cores = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="one core has no two streams"
+)
+
+
+@two_cores
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_lanes_at_the_same_time_give_the_runners_bits(precision: str, built: CompiledModel) -> None:
     compiled = dataclasses.replace(built, precision=precision)
@@ -206,6 +213,7 @@ def test_one_thread_has_no_lanes(built: CompiledModel) -> None:
         assert lanes == ()
 
 
+@two_cores
 def test_lanes_are_asked_for_and_freed(
     built: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
