@@ -191,6 +191,12 @@ def test_npy_rows_are_in_input_order(tmp_path: Path, embedder: Embedder, window:
     assert only_file(tmp_path) == ["out.npy"]
 
 
+def test_texts_may_be_a_list(tmp_path: Path, embedder: Embedder) -> None:
+    texts = [f"text {n}" for n in range(5)]
+    assert embed_stream(embedder, texts, tmp_path / "v.npy", window=2) == 5
+    assert np.array_equal(np.load(tmp_path / "v.npy"), embedder.encode(texts))
+
+
 def test_jsonl_is_the_shortest_round_trip(tmp_path: Path, embedder: Embedder) -> None:
     output = tmp_path / "out.jsonl"
     assert embed_stream(embedder, iter(TEXTS), output, window=7, normalize=False) == 25
