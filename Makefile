@@ -37,8 +37,9 @@ test: setup ## Run the tests
 test-gpu: setup ## Run the tests that need an NVIDIA GPU and TensorRT (jexport[trt])
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
 
-test-servers: setup ## Run the checks that have environments of their own (made once, in .servers)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/*/check_*.py
+test-servers: setup ## Load artifacts in other engines, in environments made once in .servers; updates README
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/check_*.py tests/servers/*/check_*.py
+	$(BIN)/python tests/servers/results.py
 
 lint: setup
 	$(BIN)/ruff check .
