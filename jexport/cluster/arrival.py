@@ -11,7 +11,7 @@ import glob
 import hashlib
 import secrets
 import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from jexport import manifest, store
@@ -32,6 +32,8 @@ class Arrival:
         (self._folder / manifest.NAME).write_bytes(made.manifest)
         content = manifest.read(self._folder).content
         self._listed = {entry["path"]: entry["size_bytes"] for entry in content["files"]}
+        # A manifest that names a file outside of its folder is refused by `manifest.read`.
+        self._awaited = set(self._listed)
         self._open: tuple[str, IO[bytes]] | None = None
         self._slot = store.Slot(
             out=out,
@@ -55,8 +57,9 @@ class Arrival:
         """The next piece of a file; files come one after the other, pieces in order."""
         if self._open is None or self._open[0] != piece.path:
             self._close()
-            if piece.path not in self._listed or not _inside(piece.path):
-                raise refused(f"{piece.path!r:.80} is not in its manifest")
+            if piece.path not in self._awaited:
+                raise refused(f"{piece.path!r:.80} is not in its manifest, or came twice")
+            self._awaited.remove(piece.path)
             path = self._folder / piece.path
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open = (piece.path, open(path, "xb"))  # noqa: SIM115 (closed by _close)
@@ -90,11 +93,6 @@ def versions(out: Path, job: Job) -> tuple[str, ...]:
     """The versions of a job's artifact that are in a store, of whichever model."""
     rooms = out.glob(f"*/{glob.escape(job.task)}/{job.target}-{job.precision}/*/{manifest.NAME}")
     return tuple(sorted(path.parent.name for path in rooms if not path.parent.is_symlink()))
-
-
-def _inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def refused(evidence: str) -> ArtifactError:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import queue
+import signal
 import tempfile
 import threading
 import time
@@ -167,7 +168,7 @@ def _built(
         thread.join(STOP_S)
         if thread.is_alive():
             # In the middle of somebody's C code: a process that Ray uses again would go on with it.
-            os._exit(1)
+            signal.raise_signal(signal.SIGKILL)
     [ended] = outcome
     if isinstance(ended, BaseException):
         raise ended
