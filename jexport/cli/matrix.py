@@ -33,6 +33,8 @@ def _listed(
 @click.option("--phase", "phases", multiple=True, type=click.Choice(schedulers.PHASES),
               help="Only what builds, or only what completes on GPUs.")  # fmt: skip
 @click.option("--publish", default="", metavar="DEST", help="Publish each artifact there.")
+@click.option("--accept-licence", is_flag=True,
+              help="Publish a non-commercial model where everybody can read it.")  # fmt: skip
 @click.option("--image", default="", metavar="IMAGE", help="kubernetes: an image with jexport.")
 @click.option("--claim", default="jexport", metavar="NAME",
               help="kubernetes: the volume claim for artifacts. Default: jexport")  # fmt: skip

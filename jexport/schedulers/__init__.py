@@ -56,18 +56,25 @@ class Step:
 class Wishes:
     """What a user may say of the machines. phases: the steps that are wanted.
 
-    image: a container image that has jexport. publish: where artifacts go, '' for nowhere. claim:
-    the volume claim that keeps them. secret: what holds the credentials, by name. gpu_label: the
-    node label that names the kind of GPU. memory_gib: what a job may take.
+    image: a container image that has jexport. publish: where artifacts go, '' for nowhere.
+    accept_licence: also a non-commercial model to where everybody can read it. claim: the volume
+    claim that keeps artifacts. secret: what holds the credentials, by name. gpu_label: the node
+    label that names the kind of GPU. memory_gib: what a job may take.
     """
 
     phases: Sequence[str] = PHASES
     image: str = ""
     publish: str = ""
+    accept_licence: bool = False
     claim: str = "jexport"
     secret: str = ""
     gpu_label: str = PRODUCT
     memory_gib: int = 16
+
+    @property
+    def publish_flags(self) -> str:
+        """What `jexport publish` is told besides the artifact and the destination."""
+        return "--accept-licence" if self.publish and self.accept_licence else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ def write(steps: Sequence[Step], wishes: Wishes) -> str:
             "carry": step.name in needed,
             "needs": step.needs,
             "publish": wishes.publish,
+            "publish_flags": wishes.publish_flags,
         }
         for step in steps
         if step.phase in wishes.phases

@@ -20,6 +20,7 @@ def write(steps: Sequence[Step], wishes: Wishes) -> str:
             "made": step.made,
             "needs": step.needs,
             "publish": wishes.publish,
+            "publish_flags": wishes.publish_flags,
         }
         for step in steps
         if step.phase in wishes.phases

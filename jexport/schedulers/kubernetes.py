@@ -123,8 +123,8 @@ def _script(step: Step, wishes: Wishes) -> str:
     if not wishes.publish:
         return command
     # An assignment's exit code is its command's: the Job ends with jexport's own.
-    publish = f'jexport publish "$made" {shlex.quote(wishes.publish)}'
-    return f"made=$({command})\n{publish}"
+    publish = f'jexport publish "$made" {shlex.quote(wishes.publish)} {wishes.publish_flags}'
+    return f"made=$({command})\n{publish.rstrip()}"
 
 
 def _rules() -> list[dict[str, Any]]:

@@ -153,11 +153,14 @@ def test_the_workflow_lists_the_jobs(tmp_path: Path) -> None:
     out = run_script(
         script_of("matrix", "List the jobs"), tmp_path, f'exec "{sys.executable}" -m jexport "$@"',
         RECIPE=RECIPE.name, TASK="all", TARGET="", PRECISION="fp16", GPU="L4", PUBLISH="oci://h/n",
+        ACCEPT_LICENCE="--accept-licence",
         PYTHONPATH=source,
     )  # fmt: skip
     assert set(out) == set(schedulers.PHASES)
     tasks = {entry["task"] for entry in json.loads(out["build"])["include"]}
     assert tasks == set(RECIPE.tasks)
+    flags = {entry["publish_flags"] for entry in json.loads(out["build"])["include"]}
+    assert flags == {"--accept-licence"}
     assert {entry["gpu"] for entry in json.loads(out["compile"])["include"]} == {"L4"}
 
 
@@ -171,3 +174,17 @@ def test_the_workflow_runs_the_command_of_an_entry(phase: str, tmp_path: Path) -
     )  # fmt: skip
     assert out == {"made": "made/it"}
     assert (tmp_path / "asked").read_text().split() == shlex.split(entry["command"])[1:]
+
+
+@pytest.mark.parametrize("phase", schedulers.PHASES)
+def test_the_workflow_publishes_and_tells_the_ref(phase: str, tmp_path: Path) -> None:
+    (tmp_path / "output").touch()
+    run_script(
+        script_of(phase, "Publish"), tmp_path,
+        f'echo "$@" > "{tmp_path}/asked"; echo a/ref@sha256:1',
+        MADE="a folder/it", PUBLISH="oci://h/n", FLAGS="--accept-licence",
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
+    )  # fmt: skip
+    asked = (tmp_path / "asked").read_text()
+    assert asked == "publish a folder/it oci://h/n --quiet --accept-licence\n"
+    assert (tmp_path / "summary").read_text() == "a/ref@sha256:1\n"

@@ -127,6 +127,16 @@ def test_the_script_publishes_what_was_built_and_ends_with_its_code(
     assert asked[1:] == ([] if code else ["publish a folder/latest oci://h/n"])
 
 
+def test_the_licence_is_accepted_on_request_only() -> None:
+    for wishes, words in (
+        ({"publish": "oci://h/n", "accept_licence": True}, "oci://h/n --accept-licence"),
+        ({"publish": "oci://h/n"}, "oci://h/n"),
+    ):
+        assert pod(written(**wishes)[0])["containers"][0]["command"][-1].endswith(words)
+    alone = pod(written(accept_licence=True)[0])["containers"][0]["command"][-1]
+    assert "licence" not in alone
+
+
 def test_credentials_are_named_and_mounted_only() -> None:
     kept = pod(written(publish="oci://h/n", secret="reg")[0])
     assert kept["volumes"][1]["secret"]["secretName"] == "reg"
