@@ -254,7 +254,7 @@ def _heed(work: _Work, one: _Running, heard: node.Message) -> Artifact | Excepti
         case node.Said():
             work.tell(one.job, heard.event)
         case node.Refused():
-            return node.rebuilt(heard)
+            return node.rebuilt(heard, work.out)
         case _:
             try:
                 return _received(work, one, heard)
@@ -264,12 +264,15 @@ def _heed(work: _Work, one: _Running, heard: node.Message) -> Artifact | Excepti
 
 
 def _received(
-    work: _Work, one: _Running, heard: node.Made | node.Piece | node.Whole
+    work: _Work, one: _Running, heard: node.Made | node.Piece | node.Beside | node.Whole
 ) -> Artifact | None:
     """Take a part of an artifact; the artifact itself with the last one. Raises ArtifactError."""
     if isinstance(heard, node.Made):
         one.arriving = arrival.Arrival(heard, work.run.folder, work.out)
         return one.arriving.held() if heard.is_held else None
+    if isinstance(heard, node.Beside):
+        arrival.keep_beside(heard, one.job, work.run.folder, work.out)
+        return None
     if one.arriving is None:
         raise arrival.refused("its files came before its manifest")
     if isinstance(heard, node.Whole):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -93,6 +94,22 @@ def versions(out: Path, job: Job) -> tuple[str, ...]:
     """The versions of a job's artifact that are in a store, of whichever model."""
     rooms = out.glob(f"*/{glob.escape(job.task)}/{job.target}-{job.precision}/*/{manifest.NAME}")
     return tuple(sorted(path.parent.name for path in rooms if not path.parent.is_symlink()))
+
+
+def keep_beside(sent: node.Beside, job: Job, room: Path, out: Path) -> None:
+    """Put a file beside the versions of a job's artifact, in one step. Raises ArtifactError."""
+    parts = sent.path.split("/")
+    plain = all(part and not part.startswith(".") and "\0" not in part for part in parts)
+    own = parts[1:3] == [job.task, f"{job.target}-{job.precision}"]
+    if len(parts) != 4 or not plain or not own or not parts[3].endswith(".json"):
+        raise refused(f"{sent.path!r:.80} is no report of {job.key}")
+    place = out.joinpath(*parts)
+    if place.is_dir():
+        raise refused(f"{sent.path!r:.80} is a folder here")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = room / secrets.token_hex(8)
+    fresh.write_bytes(sent.content)
+    os.replace(fresh, place)
 
 
 def refused(evidence: str) -> ArtifactError:

@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,8 +25,8 @@ from jexport.flow import Artifact
 from jexport.matrix import Job
 from jexport.run import Event, Listener, open_run
 
-Build: TypeAlias = "Callable[[Job, Path, Path | None, Listener], Artifact]"
-"""A job's function: the job, a folder for artifacts, the checkpoint's folder here, a listener."""
+BESIDE_BYTES = 1 << 24
+"""The largest file beside an artifact that is sent."""
 
 PROGRESS_S = 0.5
 """Bars are not news more often than this."""
@@ -34,6 +34,22 @@ PROGRESS_S = 0.5
 WAIT_S = 0.2
 STOP_S = 5.0
 """How long a cancelled job may take to its next event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a job works on its node. out: for artifacts, gone when the job ends.
+
+    kept: what outlives jobs, such as finished stages. checkpoint: the folder that was sent, if one.
+    """
+
+    out: Path
+    kept: Path
+    checkpoint: Path | None
+
+
+Build: TypeAlias = Callable[[Job, Place, Listener], Artifact]
+"""A job's function. It is pickled, so it holds plain values only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +82,12 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A JexportError, in its parts: kind is the name of its class."""
+    """A JexportError, in its parts: kind is the name of its class.
 
+    out: the folder for artifacts on the node, which is gone: its files come as Beside.
+    """
+
+    out: str
     kind: str
     what: str
     evidence: str
@@ -96,11 +116,19 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A file beside the versions of an artifact: a failed build's report, what was measured."""
+
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Whole:
     """The last message: every file was sent."""
 
 
-Message: TypeAlias = Started | Said | Refused | Made | Piece | Whole
+Message: TypeAlias = Started | Said | Refused | Made | Piece | Beside | Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +137,16 @@ class PipelineBuild:
 
     recipe: dict[str, Any]
 
-    def __call__(self, job: Job, out: Path, checkpoint: Path | None, listen: Listener) -> Artifact:
-        """Build below `out`. Raises what `pipeline.build` raises."""
+    def __call__(self, job: Job, place: Place, listen: Listener) -> Artifact:
+        """Build below `place.out`. Raises what `pipeline.build` raises."""
         from jexport import pipeline
         from jexport import recipe as recipes
 
         chosen = recipes.from_table(self.recipe, origin="the recipe that was sent")
-        if checkpoint is not None:
-            chosen = chosen.replace_load(model=str(checkpoint))
+        if place.checkpoint is not None:
+            chosen = chosen.replace_load(model=str(place.checkpoint))
         return pipeline.build(
-            chosen, task=job.task, target=job.target, precision=job.precision, out=out,
+            chosen, task=job.task, target=job.target, precision=job.precision, out=place.out,
             listen=listen,
         )  # fmt: skip
 
@@ -126,15 +154,27 @@ class PipelineBuild:
 def work(build: Build, order: Order) -> Iterator[Message]:
     """Do one job: what it says, then its artifact. A JexportError is a message."""
     yield Started(node=_name())
+    out, beside = Path(), list[Beside]()
     try:
         _check_code(order.code)
-        with open_run(_scratch(order.scratch)) as room:
-            made = yield from _built(
-                build, order, room.folder / "artifacts", room.folder.parents[1]
-            )
-            yield from _sent(made.path, order.held)
+        scratch = _scratch(order.scratch)
+        with open_run(scratch) as room:
+            out = room.folder / "artifacts"
+            try:
+                made = yield from _built(build, order, out, scratch)
+            finally:
+                beside += _beside(out)
+            yield from _sent(made.path, order.held, beside)
     except JexportError as error:
-        yield refusal(error)
+        yield from beside
+        yield refusal(error, out)
+
+
+def _beside(out: Path) -> Iterator[Beside]:
+    """The small files beside the versions: model/task/target-precision/FILE."""
+    for path in sorted(out.glob("*/*/*/*")):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= BESIDE_BYTES:
+            yield Beside(path=path.relative_to(out).as_posix(), content=path.read_bytes())
 
 
 def _built(
@@ -153,7 +193,8 @@ def _built(
             kept = None
             if order.sent is not None:
                 kept = shipping.there(order.sent, scratch / "checkpoints")
-            outcome.append(build(order.job, out, kept, _throttled(heard, stop)))
+            place = Place(out=out, kept=scratch, checkpoint=kept)
+            outcome.append(build(order.job, place, _throttled(heard, stop)))
         except BaseException as error:
             outcome.append(error)
 
@@ -193,7 +234,7 @@ def _throttled(heard: queue.SimpleQueue[Event], stop: threading.Event) -> Listen
     return listen
 
 
-def _sent(folder: Path, held: tuple[str, ...]) -> Iterator[Message]:
+def _sent(folder: Path, held: tuple[str, ...], beside: Sequence[Beside] = ()) -> Iterator[Message]:
     """An artifact's manifest, then its files as the manifest lists them, unless they are held."""
     content = manifest.verify(folder).content
     text = (folder / manifest.NAME).read_bytes()
@@ -208,27 +249,36 @@ def _sent(folder: Path, held: tuple[str, ...]) -> Iterator[Message]:
             yield Piece(path=entry["path"], content=piece)
             while piece := stream.read(shipping.PIECE_BYTES):
                 yield Piece(path=entry["path"], content=piece)
+    yield from beside
     yield Whole()
 
 
-def refusal(error: JexportError) -> Refused:
+def refusal(error: JexportError, out: Path) -> Refused:
     """An error in parts that need no class to travel."""
     notes = tuple(getattr(error, "__notes__", ()))
     return Refused(
+        out=str(out),
         kind=type(error).__name__, what=error.what, evidence=error.evidence, fix=error.fix,
         notes=notes,
     )  # fmt: skip
 
 
-def rebuilt(told: Refused) -> JexportError:
-    """The error as it was raised on the node, exit code and notes included."""
+def rebuilt(told: Refused, out: Path) -> JexportError:
+    """The error as it was raised on the node, exit code and notes included.
+
+    Files that it names below the node's folder for artifacts are named below `out`.
+    """
+
+    def here(text: str) -> str:
+        return text.replace(f"{told.out}{os.sep}", f"{out}{os.sep}")
+
     found = getattr(errors, told.kind, None)
     kind: type[JexportError] = ClusterError
     if isinstance(found, type) and issubclass(found, JexportError):
         kind = found
-    error = kind(told.what, evidence=told.evidence, fix=told.fix)
+    error = kind(here(told.what), evidence=here(told.evidence), fix=here(told.fix))
     for note in told.notes:
-        error.add_note(note)
+        error.add_note(here(note))
     return error
 
 

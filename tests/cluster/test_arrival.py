@@ -102,3 +102,23 @@ def test_a_manifest_that_is_not_the_announced_one(artifact: Path, take: Any) -> 
     )
     with pytest.raises(ArtifactError, match="is not what was built"):
         take([sealed_wrong, *rest])
+
+
+def test_a_report_is_put_beside_the_versions(tmp_path: Path) -> None:
+    job = Job(task="a", target="hf", precision="fp32")
+    room, out = tmp_path / "room", tmp_path / "out"
+    room.mkdir()
+    for content in (b"{}", b"[]"):
+        sent = node.Beside(path="model/a/hf-fp32/1.failed.json", content=content)
+        arrival.keep_beside(sent, job, room, out)
+        assert (out / sent.path).read_bytes() == content
+    (out / "model/a/hf-fp32/1.json").mkdir()
+    for path in (
+        "../a/hf-fp32/x.json", "model/b/hf-fp32/x.json", "model/a/hf-bf16/x.json", "x.json",
+        "model/a/hf-fp32/x.sh", "model/a/hf-fp32/1.0/x.json", "/etc/a/hf-fp32/x.json",
+        "model/a/hf-fp32/1.json", "model/a/hf-fp32/latest",
+    ):  # fmt: skip
+        with pytest.raises(ArtifactError):
+            arrival.keep_beside(node.Beside(path=path, content=b"x"), job, room, out)
+    assert not list(room.iterdir())
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["1.failed.json"]

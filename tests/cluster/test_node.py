@@ -41,10 +41,10 @@ def test_events_come_while_the_job_runs_then_its_files(
 ) -> None:
     heard_of = threading.Event()
 
-    def build(job: Job, out: Path, checkpoint: Path | None, listen: Any) -> Artifact:
+    def build(job: Job, place: node.Place, listen: Any) -> Artifact:
         assert job == JOB
-        assert out.is_relative_to(tmp_path / "scratch")
-        assert checkpoint is None
+        assert place.out.is_relative_to(tmp_path / "scratch")
+        assert (place.kept, place.checkpoint) == (tmp_path / "scratch", None)
         listen(Event(kind="start", stage="load"))
         assert heard_of.wait(20), "events only come when the job has ended"
         for number in range(50):
@@ -69,12 +69,12 @@ def test_events_come_while_the_job_runs_then_its_files(
 def test_an_artifact_that_is_not_whole_is_not_sent(
     artifact: Path, order: Callable[..., node.Order]
 ) -> None:
-    def build(job: Job, out: Path, checkpoint: Path | None, listen: Any) -> Artifact:
+    def build(job: Job, place: node.Place, listen: Any) -> Artifact:
         import shutil
 
-        shutil.copytree(artifact, out)
-        (out / "README.md").write_text("changed")
-        return Artifact(path=out, manifest=manifest.read(out))
+        shutil.copytree(artifact, place.out)
+        (place.out / "README.md").write_text("changed")
+        return Artifact(path=place.out, manifest=manifest.read(place.out))
 
     *_, last = node.work(build, order())
     assert isinstance(last, node.Refused)
@@ -97,7 +97,7 @@ def test_a_job_that_is_not_wanted_ends_at_its_next_event(
 ) -> None:
     ended: list[str] = []
 
-    def build(job: Job, out: Path, checkpoint: Path | None, listen: Any) -> Artifact:
+    def build(job: Job, place: node.Place, listen: Any) -> Artifact:
         try:
             while True:
                 listen(Event(kind="note", stage="load"))
@@ -115,7 +115,7 @@ def test_a_job_that_is_not_wanted_ends_at_its_next_event(
 def test_another_jexport_is_refused(order: Callable[..., node.Order]) -> None:
     [_, last] = node.work(lambda *words: pytest.fail("was started"), order(code="0" * 64))
     assert isinstance(last, node.Refused)
-    assert "node here (1234) has another jexport" in str(node.rebuilt(last))
+    assert "node here (1234) has another jexport" in str(node.rebuilt(last, Path()))
 
 
 def test_a_scratch_folder_of_somebody_else_is_refused(
@@ -139,10 +139,26 @@ def test_every_error_comes_back_as_it_was() -> None:
     for kind in kinds:
         error = kind("what", evidence="a\nb", fix="c")
         error.add_note("  note")
-        back = node.rebuilt(node.refusal(error))
+        back = node.rebuilt(node.refusal(error, Path("there")), Path("here"))
         assert (type(back), str(back), back.exit_code) == (kind, str(error), kind.exit_code)
-    strange = node.Refused(kind="Path", what="w", evidence="e", fix="f", notes=())
-    assert type(node.rebuilt(strange)) is ClusterError
+    strange = node.Refused(out="/n/a", kind="Path", what="w", evidence="in /n/a/b", fix="f",
+        notes=("/n/ab",))  # fmt: skip
+    back = node.rebuilt(strange, Path("/here"))
+    assert type(back) is ClusterError
+    assert (back.evidence, back.__notes__) == ("in /here/b", ["/n/ab"])
+
+
+def test_reports_of_a_failed_build_come_before_its_error(order: Callable[..., node.Order]) -> None:
+    def build(job: Job, place: node.Place, listen: Any) -> Artifact:
+        room = place.out / "model" / "a" / "onnx-fp32"
+        (room / "1.0.0").mkdir(parents=True)
+        (room / "1.0.0" / "inside.json").write_text("not this")
+        (room / "1.0.0.failed.json").write_text("{}")
+        raise ParityError("w", evidence="e", fix="f")
+
+    _, report, last = node.work(build, order())
+    assert report == node.Beside(path="model/a/onnx-fp32/1.0.0.failed.json", content=b"{}")
+    assert isinstance(last, node.Refused)
 
 
 def test_a_node_without_jexport() -> None:

@@ -31,7 +31,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jexport import cluster, manifest, pipeline, recipe, toy
-from jexport.cluster import connection, shipping
+from jexport.cluster import connection, node, shipping
 from jexport.errors import ClusterError, JexportError, ParityError
 from jexport.flow import Artifact
 from jexport.matrix import Job
@@ -56,7 +56,7 @@ class Copies:
     gate: Path | None = None
     beats: Path | None = None
 
-    def __call__(self, job: Job, out: Path, checkpoint: Path | None, listen: Listener) -> Artifact:
+    def __call__(self, job: Job, place: node.Place, listen: Listener) -> Artifact:
         context = ray.get_runtime_context()
         told = {"node": context.get_node_id(), "resources": context.get_assigned_resources()}
         listen(Event(kind="note", stage="compile", text=json.dumps(told)))
@@ -66,7 +66,7 @@ class Copies:
                     stream.write(".")
             listen(Event(kind="progress", stage="compile", done=1, total=2))
             time.sleep(0.1)
-        return renamed(self.template, out, job)
+        return renamed(self.template, place.out, job)
 
 
 def renamed(template: Path, out: Path, job: Job) -> Artifact:
@@ -80,11 +80,14 @@ def renamed(template: Path, out: Path, job: Job) -> Artifact:
     return Artifact(path=path, manifest=manifest.read(path))
 
 
-def raises(job: Job, out: Path, checkpoint: Path | None, listen: Listener) -> Artifact:
+def raises(job: Job, place: node.Place, listen: Listener) -> Artifact:
     """Refused as by a gate, a bug, or killed: by the job's task."""
     if job.task == "refused":
         error = ParityError("validate: a gate failed", evidence="cosine 0.5\nin 'xx'", fix="mend")
-        error.add_note("  report: somewhere")
+        report = place.out / RECIPE.name / job.task / "hf-fp32" / "1.0.0.failed.json"
+        report.parent.mkdir(parents=True)
+        report.write_text("{}")
+        error.add_note(f"  report: {report}")
         raise error
     if job.task == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -173,7 +176,7 @@ def refused(whole: Cluster, room: Path) -> dict[str, Any]:
         "memory": {"jobs": [job("a")], "memory": lambda one: 2**40},
     }.items():
         try:
-            cluster.run(build=raises, out=room / "out", address=whole.address, **words)
+            cluster.run(build=raises, out=room / "never", address=whole.address, **words)
         except ClusterError as error:
             never[name] = str(error)
     return {
