@@ -1,7 +1,7 @@
 """What kinds of GPU are called: short names here and in Ray, labels of nodes in Kubernetes.
 
 Names: Ray's ray.util.accelerators; GKE's accelerator types; the products that NVIDIA's GPU Feature
-Discovery writes. A kind that is not listed is taken as the label's own value.
+Discovery writes. A product or accelerator type is taken as the label's own value.
 """
 
 from __future__ import annotations
@@ -32,5 +32,11 @@ def value(kind: str, label: str) -> str:
             evidence=f"the label {PRODUCT} says which, such as NVIDIA-A100-SXM4-40GB; TensorRT"
             " builds for one",
             fix=f"kubectl get nodes -L {PRODUCT}, then --gpu PRODUCT; or --gpu-label {GKE}",
+        )
+    if label == GKE and kind not in known and not kind.startswith("nvidia-"):
+        raise MatrixError(
+            f"GKE's name of {kind} is not known here",
+            evidence=f"known: {', '.join(known)}",
+            fix="give the accelerator's type, as `gcloud compute accelerator-types list` shows it",
         )
     return known.get(kind, kind)

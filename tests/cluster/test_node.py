@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +58,10 @@ def test_events_come_while_the_job_runs_then_its_files(
     assert next(stream) == node.Started(node="here (1234)")
     assert next(stream) == node.Said(event=Event(kind="start", stage="load"))
     heard_of.set()
-    rest = list(stream)
+    rest = []
+    with contextlib.suppress(StopIteration):
+        while True:
+            rest.append(stream.send("what Ray sends"))  # type: ignore[attr-defined]
     bars = [one.event.done for one in rest if isinstance(one, node.Said)]
     assert bars[-1] == 50
     assert len(bars) < 10  # the last, and one each half second
@@ -119,12 +124,14 @@ def test_another_jexport_is_refused(order: Callable[..., node.Order]) -> None:
 
 
 def test_a_scratch_folder_of_somebody_else_is_refused(
-    order: Callable[..., node.Order], tmp_path: Path
+    order: Callable[..., node.Order], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path)
     [_, last] = node.work(lambda *words: pytest.fail("started"), order(scratch=tmp_path / "link"))
     assert (last.kind, last.what[:14]) == ("OutputPathError", "cannot work in")  # type: ignore[union-attr]
     own = node._scratch(None)
+    assert own.parent == tmp_path
     assert own.stat().st_uid == os.getuid()
     assert own.stat().st_mode & 0o077 == 0
 
@@ -156,7 +163,9 @@ def test_reports_of_a_failed_build_come_before_its_error(order: Callable[..., no
         (room / "1.0.0.failed.json").write_text("{}")
         raise ParityError("w", evidence="e", fix="f")
 
-    _, report, last = node.work(build, order())
+    stream: Any = node.work(build, order())
+    next(stream)
+    report, last = stream.send("what Ray sends"), stream.send("what Ray sends")
     assert report == node.Beside(path="model/a/onnx-fp32/1.0.0.failed.json", content=b"{}")
     assert isinstance(last, node.Refused)
 

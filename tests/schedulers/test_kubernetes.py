@@ -93,6 +93,10 @@ def test_what_gke_calls_a_gpu() -> None:
     label = "cloud.google.com/gke-accelerator"
     jobs = written(("A100-80G",), gpu_label=label, phases=["compile"])
     assert {pod(job)["nodeSelector"][label] for job in jobs} == {"nvidia-a100-80gb"}
+    own = written(("nvidia-h200-141gb",), gpu_label=label, phases=["compile"])
+    assert {pod(job)["nodeSelector"][label] for job in own} == {"nvidia-h200-141gb"}
+    with pytest.raises(MatrixError, match="GKE's name of A10G is not known here"):
+        written(("A10G",), gpu_label=label)
     with pytest.raises(MatrixError, match="A100 is more than one product"):
         written(("A100",))
 

@@ -169,7 +169,9 @@ def placed(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
 def refused(whole: Cluster, room: Path) -> dict[str, Any]:
     """Errors of every sort: of the job, of a bug, of a process that dies, of the cluster."""
     jobs = [job("refused"), job("bug"), job("killed")]
-    results = cluster.run(jobs, raises, out=room / "out", address=whole.address, retries=1)
+    results = cluster.run(
+        jobs, raises, out=room / "out", address=whole.address, retries=1, scratch=room / "scratch1"
+    )
     never: dict[str, str] = {}
     for name, words in {
         "kind": {"jobs": [job("a"), job("a", "H100")]},
