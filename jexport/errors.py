@@ -211,6 +211,18 @@ class ServingError(JexportError):
     exit_code = 32
 
 
+class MatrixError(JexportError):
+    """A matrix that the system it is for cannot run: its size, a kind of GPU, a destination."""
+
+    exit_code = 50
+
+
+class ClusterError(JexportError):
+    """A cluster that cannot be reached, has no machine for a job, or lost it too often."""
+
+    exit_code = 51
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

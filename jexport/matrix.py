@@ -9,8 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jexport import targets
-from jexport.errors import PrecisionError
+from jexport.errors import PrecisionError, UnknownTargetError, UnknownTaskError, nearest
 from jexport.recipe import Recipe
+from jexport.tasks import NONE
+
+ALL = "all"
+"""In the place of a task's name: every task of the recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +66,58 @@ def jobs(
         if not wanted or precision in wanted
         for gpu in (gpus if engine.portable and gpus else ("",))
     )
+
+
+def asked(
+    recipe: Recipe,
+    *,
+    tasks: Sequence[str] = (),
+    chosen: Sequence[str] = (),
+    precisions: Sequence[str] = (),
+    gpus: Sequence[str] = (),
+) -> tuple[Job, ...]:
+    """The jobs of what a user names, all within what the recipe ships; nothing named means all.
+
+    A name given twice counts once. Raises UnknownTaskError, UnknownTargetError, PrecisionError.
+    """
+    wanted = tuple(dict.fromkeys(tasks)) or (ALL,)
+    if ALL in wanted:
+        if not recipe.tasks:
+            raise UnknownTaskError(
+                f"the recipe {recipe.name} does not say which tasks there are",
+                evidence="it has no key 'tasks', so the checkpoint would decide",
+                fix="name the tasks, or list them in the recipe",
+            )
+        wanted = recipe.tasks
+    known = (*recipe.tasks, NONE)
+    for task in wanted:
+        if recipe.tasks and task not in known:
+            raise UnknownTaskError(
+                f"unknown task '{task:.80}'",
+                evidence=f"the recipe {recipe.name} has: {', '.join(known)}",
+                fix=nearest(task, known),
+            )
+    names = tuple(dict.fromkeys(chosen)) or recipe.targets or tuple(targets.names())
+    for name in names:
+        if recipe.targets and name not in recipe.targets and name in targets.names():
+            raise UnknownTargetError(
+                f"the recipe {recipe.name} does not ship the target '{name}'",
+                evidence=f"it lists: {', '.join(recipe.targets)}",
+                fix="add it to the recipe's targets, or use one of those",
+            )
+    for precision in precisions:
+        if recipe.precisions and precision not in recipe.precisions:
+            raise PrecisionError(
+                f"the recipe {recipe.name} does not ship the precision '{precision:.80}'",
+                evidence=f"it lists: {', '.join(recipe.precisions)}",
+                fix="add it to the recipe's precisions, or use one of those",
+            )
+    once, kinds = tuple(dict.fromkeys(precisions)), tuple(dict.fromkeys(gpus))
+    found = jobs(recipe, tasks=wanted, chosen=names, precisions=once, gpus=kinds)
+    if not found:
+        raise PrecisionError(
+            f"no target takes a precision of the recipe {recipe.name}",
+            evidence=f"targets: {', '.join(names)}; precisions: {', '.join(recipe.precisions)}",
+            fix="name another target, or add a precision to the recipe",
+        )
+    return found

@@ -26,7 +26,8 @@ FLOORS = (
     {"int8"},
     {"stages"},
     {"quantized", "inputs", "layouts", "integrations", "matrix"},
-    {"pipeline", "completion"},
+    {"pipeline", "completion", "schedulers"},
+    {"cluster"},
     {"cli"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

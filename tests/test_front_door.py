@@ -13,7 +13,8 @@ import jexport
 
 HEAVY = ("torch", "transformers", "peft", "safetensors", "tokenizers", "huggingface_hub", "onnx",
          "onnx_ir", "onnxscript", "onnxruntime", "sentence_transformers", "scipy")  # fmt: skip
-COMMANDS = ("build", "embed", "package", "verify", "inspect", "list", "recipe", "doctor", "toy")
+COMMANDS = ("build", "embed", "matrix", "package", "verify", "inspect", "list", "recipe", "doctor",
+            "toy")  # fmt: skip
 PROGRAM = Path(sys.executable).with_name("jexport")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from jexport import matrix, recipe
-from jexport.errors import PrecisionError, UnknownTargetError
+from jexport.errors import PrecisionError, UnknownTargetError, UnknownTaskError
 
 RECIPE = recipe.read("jina-embeddings-v3")
 
@@ -40,3 +42,32 @@ def test_a_precision_that_no_chosen_target_takes() -> None:
 def test_an_unknown_target() -> None:
     with pytest.raises(UnknownTargetError):
         matrix.jobs(RECIPE, tasks=["separation"], chosen=["onxx"])
+
+
+def test_nothing_named_is_all_that_the_recipe_ships() -> None:
+    found = matrix.asked(RECIPE)
+    assert {job.task for job in found} == set(RECIPE.tasks)
+    assert {job.target for job in found} == set(RECIPE.targets)
+    assert found == matrix.asked(RECIPE, tasks=["separation", "all"])
+    assert len({job.key for job in found}) == len(found)
+    twice = ["separation", "separation"]
+    once = matrix.asked(RECIPE, tasks=twice, chosen=["hf", "hf"], precisions=["fp32", "fp32"])
+    assert [job.key for job in once] == ["separation-hf-fp32"]
+
+
+def test_what_the_recipe_does_not_ship() -> None:
+    small = dataclasses.replace(RECIPE, targets=("hf",), precisions=("fp32",))
+    with pytest.raises(UnknownTaskError, match="unknown task 'separatoin'"):
+        matrix.asked(small, tasks=["separatoin"])
+    with pytest.raises(UnknownTargetError, match="does not ship the target 'onnx'"):
+        matrix.asked(small, chosen=["onnx"])
+    with pytest.raises(PrecisionError, match="does not ship the precision 'bf16'"):
+        matrix.asked(small, precisions=["bf16"])
+    with pytest.raises(PrecisionError, match="no target takes a precision"):
+        matrix.asked(dataclasses.replace(small, precisions=("int8",)))
+    assert [job.task for job in matrix.asked(small, tasks=["none"])] == ["none"]
+
+
+def test_all_tasks_of_a_recipe_that_lists_none() -> None:
+    with pytest.raises(UnknownTaskError, match="does not say which tasks there are"):
+        matrix.asked(dataclasses.replace(RECIPE, tasks=()))

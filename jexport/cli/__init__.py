@@ -19,6 +19,7 @@ from jexport.run import disk_full, is_out_of_space
 COMMANDS = {
     "build": "jexport.cli.build",
     "compile": "jexport.cli.compile",
+    "matrix": "jexport.cli.matrix",
     "embed": "jexport.cli.embed",
     "package": "jexport.cli.package",
     "serve-with": "jexport.cli.serve_with",
