@@ -211,6 +211,12 @@ class ServingError(JexportError):
     exit_code = 32
 
 
+class SignatureError(JexportError):
+    """An artifact that is not signed, or not by whom it must be; a key that cannot be used."""
+
+    exit_code = 34
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

@@ -16,7 +16,7 @@ FLOORS = (
     {"flow", "findings"},
     {"tasks", "ranking", "tables", "toy_tokenizer", "servers"},
     {"parity", "gates", "manifest", "run", "reference", "selection"},
-    {"calibration", "recipe", "store", "report", "speed", "toy"},
+    {"calibration", "recipe", "store", "report", "speed", "toy", "signing"},
     {"model_card"},
     {"graph"},
     {"trt"},
