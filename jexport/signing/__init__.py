@@ -8,15 +8,14 @@ Knows no engine; the libraries are imported when something is signed or checked.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jexport import manifest
+from jexport import manifest, store
 from jexport.errors import DependencyError, OutputPathError, SignatureError
 from jexport.flow import Manifest
 from jexport.run import NO_SPACE
@@ -103,25 +102,14 @@ def sign(folder: Path, signer: Signer) -> Path:
 
     content = manifest.verify(folder).content
     statement = provenance.statement(content, _digests(folder, content))
-    place = attest_folder(folder)
-    with _written(place):
-        place.mkdir(exist_ok=True)
-        made = place / f".{SIGNATURE}", place / f".{PROVENANCE}"
-        if signer.key is None:
-            token = keyless.token(signer.identity_token)
-            line = keyless.seal(statement, token)
-            openssf.sign(folder.resolve(), made[0], signer, token=token)
-        else:
-            line = envelope.seal(statement, openssf.private_key(signer))
-            openssf.sign(folder.resolve(), made[0], signer)
-        made[1].write_bytes(line + b"\n")
-        for path in made:
-            _sync(path)
-        os.replace(made[1], place / PROVENANCE)
-        os.replace(made[0], place / SIGNATURE)
-        _sync(place)
-        _sync(place.parent)
-    return place
+    if signer.key is None:
+        token = keyless.token(signer.identity_token)
+        line = keyless.seal(statement, token)
+        signature = openssf.sign(folder.resolve(), signer, token=token)
+    else:
+        line = envelope.seal(statement, openssf.private_key(signer))
+        signature = openssf.sign(folder.resolve(), signer)
+    return _placed(attest_folder(folder), {PROVENANCE: line + b"\n", SIGNATURE: signature})
 
 
 def verify(folder: Path, policy: Policy) -> Manifest:
@@ -179,18 +167,18 @@ def _read(path: Path, folder: Path) -> bytes:
         ) from error
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _placed(place: Path, files: Mapping[str, bytes]) -> Path:
+    """Write each file under its name in one step, in this order, and have them on the disk."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _written(place: Path) -> Iterator[None]:
-    try:
-        yield
+        place.mkdir(exist_ok=True)
+        for name, content in files.items():
+            part = place / f".{name}.part"
+            part.write_bytes(content)
+            store.sync(part)
+            os.replace(part, place / name)
+        store.sync(place)
+        store.sync(place.parent)
+        return place
     except OSError as error:
         if error.errno in NO_SPACE:
             raise

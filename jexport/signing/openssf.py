@@ -19,12 +19,13 @@ from jexport.errors import SignatureError
 from jexport.signing import SIGNATURE, Policy, Signer
 
 PREDICATE = "https://model_signing/signature/v1.0"
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
 FULCIO_ISSUERS = ("1.3.6.1.4.1.57264.1.8", "1.3.6.1.4.1.57264.1.1")
 """Certificate extensions that name the OpenID provider: as DER, and as plain text (older)."""
 
 
-def sign(folder: Path, place: Path, signer: Signer, *, token: str = "") -> None:
-    """Write the signature of a folder to `place`. token: Sigstore's, for a signer without a key."""
+def sign(folder: Path, signer: Signer, *, token: str = "") -> bytes:
+    """The signature of a folder. token: Sigstore's, for a signer without a key."""
     from model_signing import hashing, signing
 
     # Files of git count like any other: by default the library leaves them out.
@@ -45,7 +46,10 @@ def sign(folder: Path, place: Path, signer: Signer, *, token: str = "") -> None:
     except Exception as error:  # ValueError, TypeError, AttributeError, OSError, Sigstore's own
         raise _unusable("the signer cannot sign", error) from error
     try:
-        config.sign(folder, place)
+        with tempfile.TemporaryDirectory() as scratch:
+            made = Path(scratch) / SIGNATURE
+            config.sign(folder, made)
+            return made.read_bytes()
     except Exception as error:
         if signer.key is not None:
             raise
@@ -60,7 +64,7 @@ def private_key(signer: Signer) -> Any:
         assert signer.key is not None
         pem = Path(signer.key).read_bytes()
         key = serialization.load_pem_private_key(pem, signer.password.encode() or None)
-        if key.curve.key_size not in (256, 384, 521):
+        if key.curve.name not in CURVES:
             raise ValueError(f"its curve is {key.curve.name}")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _unusable(f"the private key {signer.key} cannot be used", error) from error
