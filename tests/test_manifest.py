@@ -345,7 +345,10 @@ def test_a_broken_manifest_gives_nothing_but_an_artifact_error(
     if sealed and isinstance(content.get("sha256"), str):
         content["sha256"] = manifest.seal(content)
     folder = tmp_path_factory.mktemp("fuzz")
-    manifest.write_json(folder / "manifest.json", content)
+    try:
+        manifest.write_json(folder / "manifest.json", content)
+    except ValueError:  # a NaN, or half a character: jexport would not write it
+        (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     for attempt in (manifest.verify, jexport.open_artifact):
         with pytest.raises(ArtifactError):  # the files are missing, at the least
             attempt(folder)
