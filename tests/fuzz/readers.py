@@ -226,11 +226,12 @@ def tensor_files(draw: st.DrawFn) -> bytes:
         "__metadata__": {"format": "pt"},
         "w": _tensor("F32", [2, 3], [0, 24]),
         "b": _tensor("BF16", [2], [24, 28]),
-        "n": _tensor("I64", [], [28, 36]),
+        "n": _tensor("F64", [], [28, 36]),
     }
     header = draw(st.just(good) | changed(good))
-    size = draw(st.none() | numbers)
-    return tensor_file(header, draw(st.binary(min_size=36, max_size=40)), size=size)
+    size = draw(st.none() | st.none() | numbers)
+    whole = st.just(bytes(36)) | st.binary(min_size=36, max_size=36)
+    return tensor_file(header, draw(whole | whole | st.binary(max_size=40)), size=size)
 
 
 def indexes() -> Bytes:
