@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-
 SECRETS = re.compile(
     r"(?<=://)[^/\s@'\"]+(?=@)"  # the user and password of an address
     r"|\bhf_[A-Za-z0-9]{16,}"  # a token of the Hugging Face Hub

@@ -293,7 +293,7 @@ def bench_tools(imported: Callable[[Path], Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def record_counts() -> Callable[..., None]:
-    """`record_counts("what", done=7)`: for RELIABILITY.md, where JEXPORT_RELIABILITY is a folder."""
+    """`record_counts("what", done=7)`: for RELIABILITY.md, kept where JEXPORT_RELIABILITY says."""
     place = os.environ.get("JEXPORT_RELIABILITY")
 
     def record(name: str, **counts: float) -> None:

@@ -127,7 +127,9 @@ def list_(folder: Path, as_json: bool) -> None:
     if not rows:
         click.echo(f"no artifacts below {folder}", err=True)
         return
-    click.echo(f"{'name':<22}{'task':<19}{'target':<13}{'MiB':>9}  {'cosine':<11}{'licence':<15}version")
+    click.echo(
+        f"{'name':<22}{'task':<19}{'target':<13}{'MiB':>9}  {'cosine':<11}{'licence':<15}version"
+    )
     for row in rows:
         target = f"{row['target']}-{row['precision']}"
         mark = "  (latest)" if row["latest"] else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-PASSWORD = "JEXPORT_KEY_PASSWORD"  # noqa: S105 (its name, not the password)
+PASSWORD = "JEXPORT_KEY_PASSWORD"
 
 
 @click.command()

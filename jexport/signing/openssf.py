@@ -189,10 +189,10 @@ def _issuers(certificate: Any) -> list[str]:
     found = []
     for dotted in FULCIO_ISSUERS:
         try:
-            value = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(dotted)).value
+            found_at = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(dotted))
         except x509.ExtensionNotFound:
             continue
-        raw = value.value
+        raw = found_at.value.value
         if dotted == FULCIO_ISSUERS[0] and len(raw) > 1 and raw[:1] == b"\x0c" and raw[1] < 128:
             raw = raw[2:]  # DER: UTF8String, length in one byte
         found.append(raw.decode("utf-8", "replace"))

@@ -80,7 +80,9 @@ def _without_places(recipe: Mapping[str, Any], checkpoint: str) -> dict[str, Any
 
     A model is named as the manifest names it; what else may be a path keeps its last part.
     """
-    found = {key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()}
+    found = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()
+    }
     if "load" in found:
         found["load"]["model"] = checkpoint
     for table, key in (("quantize", "calibration"), ("compile", "refit_from")):

@@ -47,10 +47,8 @@ def check(model: OnnxModel) -> None:
     try:
         onnx.checker.check_model(str(model.path))
         graph = onnx.load(str(model.path), load_external_data=False).graph
-    # ValueError: a name that is not UTF-8, which the checker cannot even say. RuntimeError: C++'s own.
-    except (
-        onnx.checker.ValidationError, DecodeError, OSError, ValueError, RuntimeError
-    ) as error:  # fmt: skip
+    except (onnx.checker.ValidationError, DecodeError, OSError, ValueError, RuntimeError) as error:
+        # ValueError: a name that is not UTF-8, which it cannot even say. RuntimeError: of C++.
         raise UnsupportedGraphError(
             "the exported graph is not valid ONNX",
             evidence=next(iter(str(error).strip().splitlines()), repr(error)),

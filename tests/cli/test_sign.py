@@ -72,9 +72,7 @@ def test_an_encrypted_key(
     assert cli("sign", artifact_copy, "--key", pair.private).code == 0
 
 
-def test_words_that_name_no_signer(
-    artifact: Path, cli: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_words_that_name_no_signer(artifact: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     pem = tmp_path / "some.pem"
     pem.touch()
     for words in (

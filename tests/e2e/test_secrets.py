@@ -12,8 +12,8 @@ import pytest
 from jexport.errors import HubError, RecipeError, hidden
 from jexport.recipe import LoadSpec, Recipe
 
-TOKEN = "hf_" + "Abc123XYZ789defG"  # noqa: S105 (of nobody)
-PASSWORD = "s3cret-pw"  # noqa: S105
+TOKEN = "hf_" + "Abc123XYZ789defG"
+PASSWORD = "s3cret-pw"
 ADDRESS = f"https://anna:{PASSWORD}@models.example.org/acme/model"
 
 

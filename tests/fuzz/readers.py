@@ -35,8 +35,25 @@ class Reader:
 
 # Values that readers trip over, of every type that JSON and TOML have.
 
-NASTY_TEXTS = ("", ".", "..", "../x", "/etc/passwd", "a\0b", "a" * 300, "\ud800", "é" * 100, "NaN",
-               "-1", "nul\n", "C:\\x", "~", "%s", "hf_" + "a" * 20, "1_Pooling/../../x")  # fmt: skip
+NASTY_TEXTS = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a\0b",
+    "a" * 300,
+    "\ud800",
+    "é" * 100,
+    "NaN",
+    "-1",
+    "nul\n",
+    "C:\\x",
+    "~",
+    "%s",
+    "hf_" + "a" * 20,
+    "1_Pooling/../../x",
+)
 NASTY_NUMBERS = (0, -1, 1, 2**31, 2**63 - 1, 2**63, -(2**63), 2**64, 10**30)
 texts = st.sampled_from(NASTY_TEXTS) | st.text(max_size=12)
 numbers = st.sampled_from(NASTY_NUMBERS) | st.integers()
@@ -207,7 +224,9 @@ def read_index(content: bytes, folder: Path) -> None:
     from jexport.checkpoints import shards
 
     (folder / shards.INDEX).write_bytes(content)
-    (folder / "a.safetensors").write_bytes(tensor_file({"w": _tensor("F32", [1], [0, 4])}, b"\0" * 4))
+    (folder / "a.safetensors").write_bytes(
+        tensor_file({"w": _tensor("F32", [1], [0, 4])}, b"\0" * 4)
+    )
     assert all(entry.path.parent == folder for entry in shards.tensors(folder).values())
 
 
@@ -280,7 +299,7 @@ def onnx_folder(content: bytes, folder: Path) -> Path:
 
 
 def read_onnx(content: bytes, folder: Path) -> None:
-    """lint and the check of target onnx; both must see a weight that lies elsewhere."""
+    """Lint and the check of target onnx; both must see a weight that lies elsewhere."""
     from jexport import findings
     from jexport.flow import OnnxModel, Signature
     from jexport.targets import onnx as target
@@ -409,7 +428,7 @@ def tried(reader: Reader, content: bytes, room: Path) -> str:
     try:
         reader.run(content, folder)
     except JexportError as error:
-        assert error.what
-        assert error.fix
+        if not (error.what and error.fix):
+            raise AssertionError(f"{type(error).__name__} says nothing") from error
         return type(error).__name__
     return ""

@@ -59,7 +59,7 @@ def test_a_good_graph_passes(exported: OnnxModel) -> None:
 @pytest.mark.parametrize("edit", [unknown_operator, dangling, outside])
 def test_a_broken_graph_is_refused(edit: Any, exported: OnnxModel) -> None:
     rewrite(exported, edit)
-    with pytest.raises(UnsupportedGraphError, match="not valid ONNX|one plain file") as caught:
+    with pytest.raises(UnsupportedGraphError, match=r"not valid ONNX|one plain file") as caught:
         target.check(exported)
     assert caught.value.exit_code == 16
     assert caught.value.evidence.strip()
