@@ -47,7 +47,9 @@ reliability: setup ## Harm builds and artifacts, count what comes of it; writes 
 	$(BIN)/python -m benchmarks.reliability .reliability
 
 fuzz: setup ## Fuzz every reader for 60 s each (FUZZ_SECONDS sets another time)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/fuzz/fuzz_readers.py
+	JEXPORT_RELIABILITY=$(CURDIR)/.reliability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	  tests/fuzz/fuzz_readers.py
+	$(BIN)/python -m benchmarks.reliability .reliability
 
 lint: setup
 	$(BIN)/ruff check .
@@ -78,4 +80,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv .servers artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .servers .reliability artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

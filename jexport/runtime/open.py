@@ -34,6 +34,8 @@ def open_artifact(
     ValueError for another device.
     """
     folder = Path(path)
+    if isinstance(verify, signing.Policy):
+        folder = folder.resolve()  # what is opened is what was checked, wherever `latest` moves
     content = _manifest(folder, verify).content
     _check_task(task, content, folder)
     target = _target(content["target"], folder)

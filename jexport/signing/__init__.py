@@ -122,11 +122,13 @@ def verify(folder: Path, policy: Policy) -> Manifest:
     check_installed("checking a signature")
     from jexport.signing import envelope, keyless, openssf, provenance
 
+    folder = folder.resolve()  # once: `latest` may move meanwhile
     found = manifest.verify(folder)
     place = attest_folder(folder)
     files = _digests(folder, found.content)
-    signature, line = _read(place / SIGNATURE, folder), _read(place / PROVENANCE, folder)
-    key = openssf.check(folder.resolve(), signature, policy, files)
+    _read(place / SIGNATURE, folder)
+    line = _read(place / PROVENANCE, folder)
+    key = openssf.check(folder, place / SIGNATURE, policy, files)
     said = keyless.opened(line, policy) if key is None else envelope.opened(line, key)
     provenance.check(said, files)
     return found

@@ -71,22 +71,21 @@ def private_key(signer: Signer) -> Any:
     return key
 
 
-def check(folder: Path, signature: bytes, policy: Policy, files: Mapping[str, str]) -> Any:
+def check(folder: Path, place: Path, policy: Policy, files: Mapping[str, str]) -> Any:
     """Refuse a folder whose signature is not what the policy asks for. Raises SignatureError.
 
-    files: SHA-256 by name of all that must be signed. Returns the public key that has signed, None
-    where Sigstore vouches for it.
+    place: where the signature lies. files: SHA-256 by name of all that must be signed. Returns the
+    public key that has signed, None where Sigstore vouches for it.
     """
-    material = _material(signature, policy)
+    signature = place.read_bytes()
+    bundle = _bundle(signature, policy)
     verifier = _verifier(policy)
     try:
-        # The library reads a path; what it reads is what is judged below.
-        with tempfile.TemporaryDirectory() as scratch:
-            copy = Path(scratch) / SIGNATURE
-            copy.write_text(json.dumps(json.loads(signature)), encoding="utf-8")  # no key twice
-            verifier.verify(folder, copy)
-        listed = _listed(signature)
-        key = None if not (policy.key or policy.chain) else _public_key(material, policy)
+        verifier.verify(folder, place)
+        if place.read_bytes() != signature:
+            raise ValueError("it was changed while it was read")
+        listed = _listed(bundle)
+        key = None if not (policy.key or policy.chain) else _public_key(bundle, policy)
     except SignatureError:
         raise
     except Exception as error:  # a file that anybody may have written: whatever it leads to
@@ -113,20 +112,32 @@ def _verifier(policy: Policy) -> Any:
         raise _unusable("what the signature must be checked with cannot be used", error) from error
 
 
-def _material(signature: bytes, policy: Policy) -> Mapping[str, Any]:
-    """How the signature says it was made; exactly the keys that the library reads are there."""
+def _bundle(signature: bytes, policy: Policy) -> dict[str, Any]:
+    """A signature's own tree, in which no key stands twice or under another name.
+
+    So what is read here is what the library reads.
+    """
     try:
-        bundle = json.loads(signature)
+        bundle: dict[str, Any] = json.loads(signature, object_pairs_hook=_each_once)
         envelope, material = bundle["dsseEnvelope"], bundle["verificationMaterial"]
         sound = set(bundle) == {"mediaType", "verificationMaterial", "dsseEnvelope"}
-        sound &= set(envelope) <= {"payload", "payloadType", "signatures"}
+        sound &= set(envelope) == {"payload", "payloadType", "signatures"}
         sound &= isinstance(material, dict) and len(envelope["signatures"]) == 1
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _refused(None, f"it is no Sigstore bundle: {error!r:.120}") from error
+    if not sound:
+        raise _refused(None, "it is no Sigstore bundle with one signature")
     made_by, wanted = _kind(material), "key" if policy.key else "certificate"
-    if not sound or made_by != wanted:
+    if made_by != wanted:
         raise _refused(None, f"it was made with a {made_by or 'nothing known'}, not a {wanted}")
-    return dict(material)
+    return bundle
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in it")
+    return found
 
 
 def _kind(material: Mapping[str, Any]) -> str:
@@ -137,9 +148,9 @@ def _kind(material: Mapping[str, Any]) -> str:
     return "certificate" if any(isinstance(material.get(one), dict) for one in known) else ""
 
 
-def _listed(signature: bytes) -> dict[str, str]:
+def _listed(bundle: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 by name of what a signature covers."""
-    payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+    payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
     if payload["predicateType"] != PREDICATE:
         raise ValueError(f"it signs a {payload['predicateType']!r:.80}")
     resources = payload["predicate"]["resources"]
@@ -149,14 +160,14 @@ def _listed(signature: bytes) -> dict[str, str]:
     return listed
 
 
-def _public_key(material: Mapping[str, Any], policy: Policy) -> Any:
+def _public_key(bundle: Mapping[str, Any], policy: Policy) -> Any:
     """The key that signed; with certificates only that of the identity asked for."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
 
     if policy.key is not None:
         return serialization.load_pem_public_key(Path(policy.key).read_bytes())
-    raw = material["x509CertificateChain"]["certificates"][0]["rawBytes"]
+    raw = bundle["verificationMaterial"]["x509CertificateChain"]["certificates"][0]["rawBytes"]
     certificate = x509.load_der_x509_certificate(base64.b64decode(raw))
     names, issuers = _names(certificate), _issuers(certificate)
     if policy.identity not in names:

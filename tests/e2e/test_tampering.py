@@ -2,7 +2,8 @@
 
 10,000 single-byte changes a kind (JEXPORT_CHANGES sets another number), half of them over all
 bytes, half over all files, so that small ones have their share; each is undone. `make reliability`
-writes the counts into RELIABILITY.md.
+writes the counts into RELIABILITY.md. The kind trt is a portable artifact (no GPU here), which
+`open_artifact` refuses in any case: for it `verify` is the test.
 """
 
 from __future__ import annotations

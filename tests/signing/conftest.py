@@ -51,9 +51,9 @@ def write_pair(folder: Path, name: str, key: Any, password: bytes = b"") -> Pair
 
 def certificate(
     name: str, key: Any, issuer: str, issuer_key: Any, *, leads: bool, who: str = "",
-    provider: str = "",
+    provider: str = "", days: float = 30,
 ) -> bytes:  # fmt: skip
-    """A certificate as PEM. leads: it may sign others."""
+    """A certificate as PEM. leads: it may sign others. days: until it expires."""
     built = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
@@ -61,7 +61,7 @@ def certificate(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(NOW - datetime.timedelta(days=1))
-        .not_valid_after(NOW + datetime.timedelta(days=30))
+        .not_valid_after(NOW + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=leads, path_length=None), critical=True)
         .add_extension(
             x509.KeyUsage(
@@ -110,13 +110,13 @@ class Authority:
     between: Path
     between_key: Any
 
-    def issue(self, name: str, *, who: str = "", provider: str = "") -> Pair:
+    def issue(self, name: str, *, who: str = "", provider: str = "", days: float = 30) -> Pair:
         key = ec.generate_private_key(ec.SECP384R1())
         pair = write_pair(self.folder, name, key)
         path = self.folder / f"{name}.pem"
         path.write_bytes(
             certificate(name, key, "between", self.between_key, leads=False, who=who,
-                        provider=provider)
+                        provider=provider, days=days)
         )  # fmt: skip
         return Pair(private=pair.private, public=pair.public, certificate=path)
 

@@ -32,12 +32,22 @@ def test_by_common_name_where_there_is_no_other(artifact_copy: Path, trusted: An
 
 
 def test_another_identity_of_the_same_root(artifact_copy: Path, trusted: Any) -> None:
-    # The library alone takes any certificate that leads to the root.
+    from model_signing import verifying
+
     sign(artifact_copy, trusted, trusted.issue("leaf", who="intern@example.org"))
+    # The library alone takes any certificate that leads to the root.
+    alone = verifying.Config().use_certificate_verifier(certificate_chain=[trusted.root])
+    alone.verify(artifact_copy, signing.attest_folder(artifact_copy) / signing.SIGNATURE)
     with pytest.raises(SignatureError, match=r"intern@example.org, not by release@"):
         signing.verify(artifact_copy, Policy(identity=WHO, chain=(trusted.root,)))
     with pytest.raises(SignatureError, match="not by leaf"):  # it has an alternative name
         signing.verify(artifact_copy, Policy(identity="leaf", chain=(trusted.root,)))
+
+
+def test_a_certificate_that_has_expired_still_counts(artifact_copy: Path, trusted: Any) -> None:
+    # As Policy says: nothing tells when the signature was made.
+    sign(artifact_copy, trusted, trusted.issue("leaf", who=WHO, days=-0.5))
+    signing.verify(artifact_copy, Policy(identity=WHO, chain=(trusted.root,)))
 
 
 @pytest.mark.parametrize("provider", ["", "https://login.example.com"])

@@ -172,6 +172,48 @@ def test_changed_bytes_of_a_signature(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"mediaType"', '"dsseEnvelope": {}, "mediaType"', 1),
+        lambda text: text.replace('"mediaType"', '"dsse_envelope": {}, "mediaType"', 1),
+        lambda text: text.replace('"payloadType"', '"payload": "e30=", "payloadType"', 1),
+    ],
+)
+def test_a_signature_that_can_be_read_in_two_ways(change: Any, signed: Path, keys: Any) -> None:
+    path = signing.attest_folder(signed) / signing.SIGNATURE
+    text = change(path.read_text())
+    assert text != path.read_text()
+    path.write_text(text)
+    with pytest.raises(SignatureError):
+        signing.verify(signed, Policy(key=keys.public))
+
+
+def test_latest_is_followed_once(
+    signed: Path, artifact: Path, keys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It moves to an unsigned artifact between the check and the engine: the checked one is opened.
+    latest = tmp_path / "latest"
+    latest.symlink_to(signed)
+    check, opened = signing.verify, []
+
+    def and_move(folder: Path, policy: Policy) -> Any:
+        found = check(folder, policy)
+        latest.unlink()
+        latest.symlink_to(artifact)
+        return found
+
+    from jexport.runtime import open as opening
+
+    monkeypatch.setattr(opening.signing, "verify", and_move)
+    real = opening.compiled_model
+    monkeypatch.setattr(
+        opening, "compiled_model", lambda folder, c: (opened.append(folder), real(folder, c))[1]
+    )
+    jexport.open_artifact(latest, verify=Policy(key=keys.public)).close()
+    assert opened == [signed.resolve()]
+
+
 def test_a_signature_that_does_not_name_its_key_prints_nothing(
     signed: Path, keys: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
