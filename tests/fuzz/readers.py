@@ -7,11 +7,14 @@ into a reader: broken ones are found at its door by `junk`.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import os
 import shutil
 import struct
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -396,6 +399,73 @@ def sets() -> Bytes:
     return changed(good).map(as_toml) | damaged([as_toml(good)])
 
 
+# Signatures
+
+
+@functools.cache
+def vouched() -> tuple[Any, dict[str, str], bytes, bytes]:
+    """A key, the files that it signed (one), the signature, and provenance of them."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from jexport.signing import Signer, envelope, openssf
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    files = {"manifest.json": hashlib.sha256(b"{}").hexdigest()}
+    with tempfile.TemporaryDirectory() as room:
+        private, folder = Path(room) / "k.pem", Path(room) / "artifact"
+        private.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+        signature = openssf.sign(folder, Signer(key=private))
+    return key.public_key(), files, signature, envelope.seal({"subject": []}, key)
+
+
+def read_signature(content: bytes, folder: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    from jexport.signing import Policy, openssf
+
+    public, files, _, _ = vouched()
+    (folder / "artifact").mkdir()
+    (folder / "artifact" / "manifest.json").write_text("{}")
+    (folder / "k.pub").write_bytes(
+        public.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    (folder / "model.sig").write_bytes(content)
+    policy = Policy(key=folder / "k.pub")
+    openssf.check(folder / "artifact", folder / "model.sig", policy, files)
+    try:
+        openssf.check(folder / "artifact", folder / "model.sig", policy, {**files, "more": "0"})
+    except JexportError:
+        return
+    raise AssertionError("a signature of other files was accepted")
+
+
+def signatures() -> Bytes:
+    good = vouched()[2]
+    return changed(json.loads(good)).map(as_json) | damaged([good])
+
+
+def read_provenance(content: bytes, folder: Path) -> None:
+    from jexport.signing import envelope
+
+    assert envelope.opened(content, vouched()[0]) == {"subject": []}
+
+
+def provenances() -> Bytes:
+    good = vouched()[3]
+    return changed(json.loads(good)).map(as_json) | damaged([good])
+
+
 def seeds(name: str) -> list[bytes]:
     """The kept files of a reader."""
     return [path.read_bytes() for path in sorted((CORPUS / name).glob("*")) if path.is_file()]
@@ -411,6 +481,8 @@ def readers() -> dict[str, Reader]:
         "onnx": Reader(run=read_onnx, near=graphs()),
         "calibration": Reader(run=read_calibration, near=text_files()),
         "set": Reader(run=read_set, near=sets()),
+        "signature": Reader(run=read_signature, near=signatures()),
+        "provenance": Reader(run=read_provenance, near=provenances()),
     }
 
 
