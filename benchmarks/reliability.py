@@ -14,7 +14,9 @@ PAGE = Path(__file__).parents[1] / "RELIABILITY.md"
 BEGIN, END = "<!-- counts: begin -->", "<!-- counts: end -->"
 PREFACE = f"""# Reliability
 
-What `make reliability` did to builds and artifacts, and how often. Each number is that of a run.
+What `make reliability` and `make fuzz` did, and how often: each number is that of a run.
+`accepted` counts what should have been refused and was not; of fuzzed files `read` are those that
+a reader took, all others it refused with an error of its own.
 
 {BEGIN}
 {END}
