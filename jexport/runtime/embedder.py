@@ -5,6 +5,7 @@ The engine is a `flow.Runner`: this module knows no engine, no artifact folder a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -18,6 +19,7 @@ from jexport.errors import (
     UnsupportedGraphError,
 )
 from jexport.flow import Embedding, Runner
+from jexport.runtime.lanes import in_order
 from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool
 from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
 
@@ -26,6 +28,10 @@ TOKEN_VECTORS = "last_hidden_state"
 
 TEXT_VECTORS = "sentence_embedding"
 """A graph's output after pooling and L2-normalisation: float32 [batch, dim]."""
+
+MANY = 32
+"""Batches in one call from which opening lanes pays: OpenVINO took 13 batches' time to open MiniLM
+again, and saved about a quarter of each batch from then on."""
 
 
 class Embedder:
@@ -43,17 +49,22 @@ class Embedder:
         embedding: Embedding,
         outputs: Sequence[str],
         release: Callable[[], None] | None = None,
+        lanes: Callable[[], Sequence[Runner]] | None = None,
     ) -> None:
         """Join a tokenizer and an engine.
 
         outputs: names of the graph's outputs. `last_hidden_state` is used where there is one, else
         `sentence_embedding`; with neither, UnsupportedGraphError. release: called once by `close`.
+        lanes: opens runners that take a batch each at the same time, or none; called at most once,
+        by the first `encode` of many batches. A batch gives the same vectors in each of them.
         """
         self.embedding = embedding
         self.truncated = 0
         self._tokenizer = tokenizer
         self._runner: Runner | None = runner
         self._release = release
+        self._open_lanes = lanes
+        self._lanes: Sequence[Runner] = ()
         self._output = next((name for name in (TOKEN_VECTORS, TEXT_VECTORS) if name in outputs), "")
         if not self._output:
             raise UnsupportedGraphError(
@@ -76,6 +87,7 @@ class Embedder:
     def close(self) -> None:
         """Free the engine. Closing twice is harmless; embedding afterwards is a RuntimeError."""
         release, self._release, self._runner = self._release, None, None
+        self._open_lanes, self._lanes = None, ()
         if release is not None:
             release()
 
@@ -113,12 +125,18 @@ class Embedder:
         prompted = [prefix + text for text in many] if prefix else many
         ids = self._limited(prompted, truncate=truncate, first_index=first_index)
         vectors = np.empty((len(ids), size), dtype=np.float32)
-        for rows in plan_batches([len(one) for one in ids], max_batch_tokens):
-            pooled = self._forward([ids[row] for row in rows])
-            _check_finite(pooled, "text", [first_index + row for row in rows])
-            vectors[rows] = finish(pooled, dimensions=dimensions, normalize=normalize)
-            if on_batch is not None:
-                on_batch(len(rows))
+        batches = plan_batches([len(one) for one in ids], max_batch_tokens)
+
+        def forward(lane: Runner, rows: list[int]) -> Floats:
+            return self._forward(lane, [ids[row] for row in rows])
+
+        # Closed at once whatever is raised here: a traceback would keep it, and its lanes, going.
+        with contextlib.closing(in_order(batches, self._runners(len(batches)), forward)) as done:
+            for rows, pooled in zip(batches, done, strict=True):
+                _check_finite(pooled, "text", [first_index + row for row in rows])
+                vectors[rows] = finish(pooled, dimensions=dimensions, normalize=normalize)
+                if on_batch is not None:
+                    on_batch(len(rows))
         return vectors[0] if isinstance(texts, str) else vectors
 
     def late_chunking(
@@ -160,7 +178,7 @@ class Embedder:
                 evidence=f"chunk {empty[0]} is {chunks[empty[0]]!r:.80}; no token begins in it",
                 fix="join it with a neighbour, or leave it out",
             )
-        hidden = self._run([tokens.ids])[1]
+        hidden = self._run(self._runners(1)[0], [tokens.ids])[1]
         vectors = mean_by_group(hidden[0], owner, len(chunks))
         _check_finite(vectors, "chunk", range(len(chunks)))
         return finish(vectors, dimensions=dimensions, normalize=normalize)
@@ -198,20 +216,30 @@ class Embedder:
             self.truncated += 1
         return ids
 
-    def _forward(self, batch: Sequence[Sequence[int]]) -> Floats:
+    def _runners(self, batches: int) -> Sequence[Runner]:
+        """The engine, in lanes when there are that many batches; at least one runner."""
+        if self._runner is None:
+            raise RuntimeError("this Embedder is closed")
+        if batches >= MANY and self._open_lanes is not None:
+            open_lanes, self._open_lanes = self._open_lanes, None
+            self._lanes = open_lanes()
+        # One batch goes through the runner that gives it every core.
+        return self._lanes if batches > 1 and self._lanes else (self._runner,)
+
+    def _forward(self, runner: Runner, batch: Sequence[Sequence[int]]) -> Floats:
         """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim]."""
-        mask, output = self._run(batch)
+        mask, output = self._run(runner, batch)
         if self._output == TEXT_VECTORS:
             return output
         return pool(output, mask, self.embedding.pooling)
 
-    def _run(self, batch: Sequence[Sequence[int]]) -> tuple[Ints, Floats]:
+    def _run(self, runner: Runner, batch: Sequence[Sequence[int]]) -> tuple[Ints, Floats]:
         """The mask of a padded batch and the graph's output for it, its shape checked."""
         if self._runner is None:
             raise RuntimeError("this Embedder is closed")
         feeds = self._tokenizer.pad(batch)
         mask = feeds["attention_mask"]
-        output = np.asarray(self._runner(feeds)[self._output], dtype=np.float32)
+        output = np.asarray(runner(feeds)[self._output], dtype=np.float32)
         lead = mask.shape if self._output == TOKEN_VECTORS else mask.shape[:1]
         expected = (*lead, self.embedding.dimension)
         if output.shape != expected:

@@ -6,12 +6,13 @@ Needs numpy, tokenizers and the target's engine only.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jexport import manifest, signing, targets
 from jexport.errors import ArtifactError, JexportError, UnknownTargetError, UnknownTaskError
-from jexport.flow import CompiledModel, Embedding, Manifest, Signature, TensorSpec
+from jexport.flow import CompiledModel, Embedding, Manifest, Runner, Signature, TensorSpec
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
 
@@ -63,12 +64,19 @@ def open_artifact(
         if not isinstance(error, JexportError):
             error.add_note(f"jexport: opening {folder}; `jexport verify` checks its files")
         raise
+
+    def lanes() -> Sequence[Runner]:
+        if target.lanes is None:
+            return ()
+        return stack.enter_context(target.lanes(compiled, device, threads))
+
     return Embedder(
         tokenizer=tokenizer,
         runner=runner,
         embedding=embedding,
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
+        lanes=lanes,
     )
 
 

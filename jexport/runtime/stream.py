@@ -121,7 +121,7 @@ def _json_text(line: bytes, where: str) -> str:
 
 def embed_stream(
     embedder: Embedder,
-    texts: Iterator[str],
+    texts: Iterable[str],
     output: Path,
     *,
     window: int = 4096,
@@ -141,10 +141,10 @@ def embed_stream(
         raise ValueError(f"window must be at least 1, not {window}")
     form = _form_of(output)
     columns = embedder.encode([], **options).shape[1]  # refuses bad options before any text is read
-    rows = 0
+    rows, coming = 0, iter(texts)
     with _atomic_file(output) as file:
         _write(file, form.header(0, columns))
-        while batch := list(islice(texts, window)):
+        while batch := list(islice(coming, window)):
             vectors = embedder.encode(batch, on_batch=on_progress, first_index=rows, **options)
             _write(file, form.rows(vectors))
             rows += len(batch)

@@ -41,6 +41,11 @@ OPTIMUM_ONNX = {"optimum-onnx": ">=0.1", "transformers": ">=4.36,<4.58"}
 
 LEFT = "pooling and the length limit are left to you"
 
+STRIPS = (
+    "strips white space off prompt and text together: after a prompt that ends in a space, an "
+    "empty text gets another vector"
+)
+
 ENGINES: Mapping[str, Engine] = {
     "jexport": Engine(
         title="jexport",
@@ -68,8 +73,7 @@ ENGINES: Mapping[str, Engine] = {
                 ),
                 needs={"sentence-transformers": ">=3.2,<6", **OPTIMUM_ONNX},
                 prompts=True,
-                note="strips white space off prompt and text together: after a prompt that ends in "
-                "a space, an empty text gets another vector",
+                note=STRIPS,
             ),
         },
     ),
@@ -154,7 +158,10 @@ ENGINES: Mapping[str, Engine] = {
         title="Infinity",
         ways={
             "onnx": Way(
-                line=lines.infinity, needs={"infinity-emb": ">=0.0.78"}, poolings=("mean", "cls")
+                line=lines.infinity,
+                needs={"infinity-emb": ">=0.0.78"},
+                poolings=("mean", "cls"),
+                note=STRIPS,
             )
         },
     ),

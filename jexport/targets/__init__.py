@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jexport.errors import DependencyError, PrecisionError, UnknownTargetError, nearest
 from jexport.findings import Finding
@@ -21,6 +21,10 @@ from jexport.recipe import CompileSpec
 
 JUDGE = "onnx"
 """The target that runs graphs where an engine cannot: it needs no device."""
+
+OpensLanes: TypeAlias = Callable[
+    [CompiledModel, str, int], AbstractContextManager[Sequence[Runner]]
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,10 @@ class Target:
     what pip installs to run it. ready(): refuses a machine that cannot compile for it, before any
     work. fingerprint(): where an artifact of this target may run. check(model): refuses what the
     engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
-    opens. lint(path, max_tokens): everything in a graph that the engine would not take, when the
-    target can tell without the engine. float_rest: what an int8 graph's other operators compute in.
+    opens. lanes(compiled, device, threads): opens runners that take a batch each at the same time,
+    where that is faster for many batches; their vectors are those of `runner`, bit for bit.
+    lint(path, max_tokens): everything in a graph that the engine would not take, when the target
+    can tell without the engine. float_rest: what an int8 graph's other operators compute in.
     int8_tables: whether tables that ids look up become int8, too. profiled(spec, lengths,
     max_tokens): the settings for texts of these lengths, when they decide anything. accept(spec,
     max_tokens): refuses settings that cannot be met, before any work. timed: whether its speed on
@@ -76,6 +82,7 @@ class Target:
     check: Callable[[Any], None]
     build: Callable[[Any, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
+    lanes: OpensLanes | None = None
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
     float_rest: str = "fp32"
     int8_tables: bool = True

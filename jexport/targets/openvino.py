@@ -8,9 +8,10 @@ tokenizer as a graph (_openvino_tokenizer.py). Knows no other engine.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,27 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
     One compiled graph takes every batch size and length. The runner gives those outputs of the
     signature that the graph has. Raises DependencyError for another device or a too old OpenVINO.
     """
+    all_cores_on_one_batch = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    with _opened(compiled, device, threads, all_cores_on_one_batch) as opened:
+        yield opened[0]
+
+
+@contextlib.contextmanager
+def lanes(compiled: CompiledModel, device: str, threads: int) -> Iterator[Sequence[Runner]]:
+    """Open it for many batches: as many runners as OpenVINO wants requests; none when that is one.
+
+    Each lane is a stream on its own share of the cores, so no operator waits for the slowest of
+    all. They share one copy of the weights, which is a second one beside `runner`'s.
+    """
+    with _opened(compiled, device, threads, {"PERFORMANCE_HINT": "THROUGHPUT"}) as many:
+        yield many if len(many) > 1 else ()
+
+
+@contextlib.contextmanager
+def _opened(
+    compiled: CompiledModel, device: str, threads: int, hints: Mapping[str, Any]
+) -> Iterator[list[Runner]]:
+    """One runner for each request that the graph takes at once, compiled with these hints."""
     if device == "cuda":
         raise DependencyError(
             "OpenVINO has no CUDA device",
@@ -156,30 +178,27 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
     import openvino
 
     core = openvino.Core()
-    wanted: dict[str, Any] = {
-        **properties(compiled.precision),
-        "PERFORMANCE_HINT": "LATENCY",  # all cores on one batch
-        "NUM_STREAMS": 1,
-    }
+    wanted: dict[str, Any] = {**properties(compiled.precision), **hints}
     if threads:
         wanted["INFERENCE_NUM_THREADS"] = threads
     graph = core.compile_model(str(compiled.folder / compiled.files[0]), "CPU", wanted)
     given = {name for port in graph.outputs for name in port.names}
     outputs = [spec.name for spec in compiled.signature.outputs if spec.name in given]
     names = [spec.name for spec in compiled.signature.inputs]
-    opened = [graph.create_infer_request()]
+    count = int(graph.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    requests = [graph.create_infer_request() for _ in range(count)]
     del graph, core
 
-    def run(feed: Tensors) -> Tensors:
-        request = opened[0]
+    def run(number: int, feed: Tensors) -> Tensors:
+        request = requests[number]
         request.infer({name: feed[name] for name in names}, share_inputs=True)
         # The engine writes the next answer over this one.
         return {name: np.array(request.get_tensor(name).data) for name in outputs}
 
     try:
-        yield run
+        yield [functools.partial(run, number) for number in range(count)]
     finally:
-        opened.clear()
+        requests.clear()
 
 
 def version() -> str:
@@ -205,6 +224,7 @@ TARGET = Target(
     check=check,
     build=build,
     runner=runner,
+    lanes=lanes,
     graphs={"bf16": "fp32"},
     furnish=furnish,
 )

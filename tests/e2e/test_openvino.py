@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,25 @@ def test_int8_alone_is_int8_in_a_batch(built: Callable[[str], Path]) -> None:
     pooled = (hidden * mask).sum(axis=1)
     pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
     assert (alone * pooled).sum(axis=1).min() >= 0.999999
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no two streams")
+def test_int8_of_many_batches_is_int8_one_by_one(built: Callable[[str], Path]) -> None:
+    """Enough batches for lanes: same bits, in the order given, as with one thread and no lanes."""
+    rng = np.random.default_rng(0)
+    several = [" ".join(["word", "rivers", "ein", "città"][n] for n in rng.integers(0, 4, size))
+               for size in rng.integers(1, 40, 400)]  # fmt: skip
+    with (
+        jexport.open_artifact(built("int8"), threads=2) as wide,
+        jexport.open_artifact(built("int8"), threads=1) as narrow,
+    ):
+        many = wide.encode(several, max_batch_tokens=128)
+        assert len(wide._lanes) == 2
+        alone = np.stack([wide.encode(text) for text in several[:40]])
+        one_by_one = narrow.encode(several, max_batch_tokens=128)
+        assert not narrow._lanes
+    np.testing.assert_array_equal(many, one_by_one)
+    assert (many[:40] * alone).sum(axis=1).min() >= 0.999999
 
 
 def test_what_servers_read_is_in_the_folder(built: Callable[[str], Path]) -> None:

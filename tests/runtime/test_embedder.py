@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jexport.errors import (
 )
 from jexport.flow import Embedding, Tensors
 from jexport.runtime import Embedder, TextTokenizer
-from jexport.runtime.embedder import plan_batches
+from jexport.runtime.embedder import MANY, plan_batches
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 DIM = 16
@@ -163,6 +164,123 @@ def test_batches_pad_little() -> None:
     batches = plan_batches(lengths, 1024)
     padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
     assert padded < 1.02 * sum(lengths)
+
+
+# several batches at once
+
+
+def in_lanes(
+    count: int = 2, model: SmallModel | None = None
+) -> tuple[Embedder, list[SmallModel], list[int]]:
+    """An Embedder whose engine has lanes, its models (the single one first), and its openings."""
+    tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
+    models = [SmallModel(), *(model or SmallModel() for _ in range(count))]
+    opened: list[int] = []
+
+    def lanes() -> list[SmallModel]:
+        opened.append(count)
+        return models[1:]
+
+    made = Embedder(
+        tokenizer=tokenizer, runner=models[0], embedding=EMBEDDING,
+        outputs=("last_hidden_state",), lanes=lanes,
+    )  # fmt: skip
+    return made, models, opened
+
+
+SEVERAL = ["word " * (number % 23) + f"and {number}" for number in range(3 * MANY)]
+
+
+def test_many_batches_in_lanes_give_the_same_vectors_in_order() -> None:
+    embedder, models, opened = in_lanes()
+    batches: list[int] = []
+    found = embedder.encode(SEVERAL, max_batch_tokens=48, on_batch=batches.append)
+    assert opened == [2]
+    assert not models[0].shapes
+    assert all(model.shapes for model in models[1:])
+    single, model = make()
+    in_turn: list[int] = []
+    wanted = single.encode(SEVERAL, max_batch_tokens=48, on_batch=in_turn.append)
+    np.testing.assert_array_equal(found, wanted)
+    assert batches == in_turn
+    assert len(in_turn) >= MANY
+    assert sorted(models[1].shapes + models[2].shapes) == sorted(model.shapes)
+
+
+def test_lanes_wait_for_many_batches_and_stay() -> None:
+    embedder, models, opened = in_lanes()
+    embedder.encode(["a", "b"], max_batch_tokens=1)
+    embedder.late_chunking(["a", " b"])
+    assert not opened
+    embedder.encode(SEVERAL, max_batch_tokens=1)
+    before = len(models[0].shapes)
+    embedder.encode("one text, every core")
+    assert len(models[0].shapes) == before + 1
+    embedder.encode(["a", "b"], max_batch_tokens=1)
+    embedder.encode(SEVERAL, max_batch_tokens=1)
+    assert len(models[0].shapes) == before + 1
+    assert opened == [2]
+
+
+def test_an_engine_whose_lanes_are_none() -> None:
+    embedder, models, opened = in_lanes(count=0)
+    for _ in range(2):
+        assert embedder.encode(SEVERAL, max_batch_tokens=1).shape == (len(SEVERAL), DIM)
+    assert len(models[0].shapes) == 2 * len(SEVERAL)
+    assert opened == [0]
+
+
+class Failing(SmallModel):
+    """Fails on, or spoils, the batch of the text that has `length` tokens."""
+
+    def __init__(self, length: int, *, spoil: bool) -> None:
+        super().__init__()
+        self.length, self.spoil = length, spoil
+
+    def __call__(self, feeds: Tensors) -> Tensors:
+        answer = dict(super().__call__(feeds))
+        if feeds["input_ids"].shape[1] == self.length:
+            if not self.spoil:
+                raise ArithmeticError("the engine broke")
+            answer["last_hidden_state"][:] = np.nan
+        return answer
+
+
+@pytest.mark.parametrize("spoil", [False, True])
+def test_an_error_in_one_lane_ends_all(spoil: bool) -> None:
+    tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
+    texts = ["w" * (number % 12) for number in range(200)]
+    lengths = [len(ids) for ids in tokenizer.token_ids([EMBEDDING.prompt + t for t in texts])]
+    fifth = sorted(set(lengths), reverse=True)[4]
+    assert max(lengths) <= 64
+    embedder, _, _ = in_lanes(model=Failing(fifth, spoil=spoil))
+    error = NotFiniteError if spoil else ArithmeticError
+    done: list[int] = []
+    with pytest.raises(error) as caught:
+        embedder.encode(texts, max_batch_tokens=1, on_batch=done.append, first_index=1000)
+    assert len(done) == sum(length > fifth for length in lengths)
+    if spoil:  # of texts as long as each other the last is planned first
+        row = max(row for row, length in enumerate(lengths) if length == fifth)
+        assert f"text {1000 + row} " in str(caught.value)
+    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-lane")]
+    assert embedder.encode(["short", "texts"]).shape == (2, DIM)
+
+
+def test_a_caller_that_stops_leaves_no_lane_running() -> None:
+    embedder, models, _ = in_lanes()
+
+    def stop(rows: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        embedder.encode(SEVERAL * 20, max_batch_tokens=1, on_batch=stop)
+    assert caught.traceback  # alive, and with it every frame
+    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-lane")]
+    ran = sum(len(model.shapes) for model in models)
+    assert 1 <= ran < len(SEVERAL) * 20
+    embedder.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        embedder.encode(SEVERAL)
 
 
 def test_prompt() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 import jexport
 from jexport import targets
 from jexport.errors import ArtifactError, DependencyError, UnknownTaskError
+from jexport.flow import CompiledModel, Runner
 from jexport.runtime import open as opening
 
 
@@ -64,6 +68,36 @@ def test_a_graph_that_the_engine_cannot_read_names_the_artifact(artifact_copy: P
     with pytest.raises(Exception, match="INVALID_PROTOBUF") as caught:
         jexport.open_artifact(artifact_copy, verify=False)
     assert str(artifact_copy) in caught.value.__notes__[0]
+
+
+def test_lanes_are_opened_by_many_batches_and_closed_with_the_rest(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = targets.load("onnx")
+    asked: list[tuple[str, int]] = []
+    closed: list[bool] = []
+
+    @contextlib.contextmanager
+    def lanes(compiled: CompiledModel, device: str, threads: int) -> Iterator[Sequence[Runner]]:
+        asked.append((device, threads))
+        with onnx.runner(compiled, device, 1) as one, onnx.runner(compiled, device, 1) as other:
+            yield [one, other]
+        closed.append(True)
+
+    monkeypatch.setattr(
+        opening.targets, "load", lambda name: dataclasses.replace(onnx, lanes=lanes)
+    )
+    several = [f"text {number} " + "word " * (number % 9) for number in range(60)]
+    with jexport.open_artifact(artifact, device="cpu", threads=3) as model:
+        few = [model.encode(text) for text in several]
+        assert not asked
+        many = model.encode(several, max_batch_tokens=4)
+        assert asked == [("cpu", 3)]
+        model.encode(several, max_batch_tokens=4)
+        assert len(asked) == 1
+        assert not closed
+    assert closed
+    np.testing.assert_allclose(many, np.stack(few), atol=1e-6)
 
 
 @pytest.mark.parametrize("device", ["gpu", "", "CUDA", "cuda:0"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import resource
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from jexport.errors import (
     TextInputError,
     TextTooLongError,
 )
-from jexport.flow import Embedding, Tensors
+from jexport.flow import Embedding, Runner, Tensors
 from jexport.runtime import Embedder, TextTokenizer
 from jexport.runtime.stream import embed_stream, read_texts
 
@@ -38,11 +40,13 @@ def bag_of_tokens(feeds: Tensors) -> Tensors:
     return {"last_hidden_state": np.sin(phase).astype(np.float32)}
 
 
-@pytest.fixture
-def embedder() -> Embedder:
+def make(
+    runner: Runner = bag_of_tokens, lanes: Callable[[], Sequence[Runner]] | None = None
+) -> Embedder:
     return Embedder(
         tokenizer=TextTokenizer.open(REFERENCE, max_tokens=32),
-        runner=bag_of_tokens,
+        runner=runner,
+        lanes=lanes,
         embedding=Embedding(
             task="none",
             prompt="",
@@ -54,6 +58,11 @@ def embedder() -> Embedder:
         ),
         outputs=["last_hidden_state"],
     )
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    return make()
 
 
 TEXTS = [f"text {'word ' * (n % 7)}{n}" for n in range(25)]
@@ -182,6 +191,12 @@ def test_npy_rows_are_in_input_order(tmp_path: Path, embedder: Embedder, window:
     assert only_file(tmp_path) == ["out.npy"]
 
 
+def test_texts_may_be_a_list(tmp_path: Path, embedder: Embedder) -> None:
+    texts = [f"text {n}" for n in range(5)]
+    assert embed_stream(embedder, texts, tmp_path / "v.npy", window=2) == 5
+    assert np.array_equal(np.load(tmp_path / "v.npy"), embedder.encode(texts))
+
+
 def test_jsonl_is_the_shortest_round_trip(tmp_path: Path, embedder: Embedder) -> None:
     output = tmp_path / "out.jsonl"
     assert embed_stream(embedder, iter(TEXTS), output, window=7, normalize=False) == 25
@@ -291,6 +306,44 @@ def test_an_exception_leaves_the_old_output(
     embed_stream(embedder, iter(TEXTS), output, window=4)
     assert output.read_bytes() != b"old"
     assert only_file(tmp_path) == [name]
+
+
+MANY_TEXTS = [f"{number} " + "word " * (number % 5) for number in range(300)]
+
+
+def test_windows_in_lanes_give_the_same_file(tmp_path: Path) -> None:
+    options: Any = {"window": 64, "max_batch_tokens": 1}
+    rows = embed_stream(make(), iter(MANY_TEXTS), tmp_path / "one.npy", **options)
+    in_lanes = make(lanes=lambda: [bag_of_tokens, lambda feeds: bag_of_tokens(feeds)])
+    assert embed_stream(in_lanes, iter(MANY_TEXTS), tmp_path / "two.npy", **options) == rows
+    assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()
+
+
+@pytest.mark.parametrize("whose", ["engine", "caller"])
+def test_an_error_in_a_later_window_in_lanes_leaves_nothing(tmp_path: Path, whose: str) -> None:
+    count = itertools.count()
+
+    def engine(feeds: Tensors) -> Tensors:
+        if whose == "engine" and next(count) == 100:
+            raise Trouble
+        return bag_of_tokens(feeds)
+
+    def caller(rows: int) -> None:
+        if whose == "caller" and next(count) == 100:
+            raise Trouble
+
+    in_lanes = make(runner=never_run, lanes=lambda: [engine, lambda feeds: engine(feeds)])
+    with pytest.raises(Trouble):
+        embed_stream(
+            in_lanes, iter(MANY_TEXTS), tmp_path / "out.npy", window=64, max_batch_tokens=1,
+            on_progress=caller,
+        )  # fmt: skip
+    assert only_file(tmp_path) == []
+    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-lane")]
+
+
+def never_run(feeds: Tensors) -> Tensors:
+    raise AssertionError("the windows are large enough for lanes")
 
 
 def test_the_output_appears_at_the_end(tmp_path: Path, embedder: Embedder) -> None:

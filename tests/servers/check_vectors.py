@@ -67,7 +67,7 @@ PROOFS = [
     proof("fastembed", "onnx", "fastembed"),
     proof("onnxruntime", "onnx", "onnxruntime"),
     proof("openvino-genai", "openvino", "openvino_genai"),
-    proof("infinity", "onnx", "infinity", tasks=TWO),
+    proof("infinity", "onnx", "infinity", tasks=TWO, strips=True),
     proof("tei", "onnx", "onnxruntime", "tei"),
     proof("vllm", "vllm", "vllm", tasks=TWO, smaller=True),
 ]

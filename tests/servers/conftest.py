@@ -50,7 +50,8 @@ def environment() -> Callable[[str], Path]:
 
     def folder(name: str) -> Path:
         pins = PROJECT / "tests" / "servers" / name / "requirements.txt"
-        digest = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()[:12]
+        lines = [line for line in pins.read_text().splitlines() if not line.startswith("#")]
+        digest = hashlib.sha256("\n".join([*lines, sys.version]).encode()).hexdigest()[:12]
         home = KEPT / f"{name}-{digest}"
         if not (home / "ready").is_file():
             shutil.rmtree(home, ignore_errors=True)  # an installation that was cut off

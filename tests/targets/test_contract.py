@@ -39,6 +39,7 @@ PARAMETERS = {
     "check": ["model"],
     "build": ["model", "spec", "out_dir"],
     "runner": ["compiled", "device", "threads"],
+    "lanes": ["compiled", "device", "threads"],
 }
 
 
@@ -68,7 +69,7 @@ def test_the_record_is_complete(target: Target) -> None:
         assert all(isinstance(name, str) and name.isidentifier() for name in modules)
     assert target.extra in EXTRAS
     for field in dataclasses.fields(Target):
-        optional = field.name in ("lint", "profiled", "portable", "furnish")
+        optional = field.name in ("lanes", "lint", "profiled", "portable", "furnish")
         assert optional or getattr(target, field.name) is not None
     if target.portable is not None:  # the same target as far as an artifact says
         assert target.portable.name == target.name
@@ -86,6 +87,9 @@ def test_name_is_the_file_and_the_file_says_so_first(target: Target) -> None:
 @pytest.mark.parametrize("function", PARAMETERS)
 def test_functions_take_what_the_record_promises(function: str, target: Target) -> None:
     called = getattr(target, function)
+    if called is None:
+        assert function == "lanes"
+        return
     signature = inspect.signature(called)
     assert list(signature.parameters) == PARAMETERS[function]
     annotations = [p.annotation for p in signature.parameters.values()]
@@ -158,6 +162,12 @@ def test_build_then_run_gives_the_signature(
         sizes: Any = {"batch": 3, "sequence": 7}
         assert found[spec.name].shape == tuple(sizes.get(size, size) for size in spec.shape)
         assert found[spec.name].dtype == spec.dtype
+    if target.lanes is not None:
+        with target.lanes(made, "auto", 2) as lanes:
+            assert len(lanes) != 1  # that would be the runner again
+            for lane in lanes:
+                again = lane({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+                assert all(np.array_equal(again[name], found[name]) for name in found)
 
 
 # --- asking for one -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from jexport import calibration, targets
 from jexport.errors import DependencyError, UnsupportedGraphError
 from jexport.flow import CompiledModel, OnnxModel
 from jexport.recipe import CompileSpec
+from jexport.runtime.lanes import in_order
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.targets import Furnishing, _openvino_tokenizer
 from jexport.targets import openvino as target
@@ -176,12 +178,76 @@ def test_only_outputs_that_the_graph_has_are_given(built: CompiledModel) -> None
         assert list(run(FEED)) == ["last_hidden_state"]
 
 
+# --- lanes --------------------------------------------------------------------------------------
+
+
+two_cores = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2, reason="one core has no two streams"
+)
+
+
+@two_cores
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lanes_at_the_same_time_give_the_runners_bits(precision: str, built: CompiledModel) -> None:
+    compiled = dataclasses.replace(built, precision=precision)
+    rng = np.random.default_rng(0)
+    feeds = []
+    for rows, longest in [(1, 3), (5, 17), (2, 64), (9, 30), (1, 50), (16, 8)] * 4:
+        lengths = rng.integers(1, longest + 1, rows)
+        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        feeds.append({"input_ids": rng.integers(5, 30, mask.shape) * mask, "attention_mask": mask})
+    with target.runner(compiled, "cpu", 2) as run:
+        wanted = [run(feed)["last_hidden_state"] for feed in feeds]
+    with target.lanes(compiled, "cpu", 2) as lanes:
+        assert len(lanes) == 2
+        found = list(
+            in_order(feeds, lanes, lambda lane, feed: dict(lane(feed))["last_hidden_state"])
+        )
+    for feed, ours, theirs in zip(feeds, found, wanted, strict=True):
+        real = feed["attention_mask"].astype(bool)
+        np.testing.assert_array_equal(ours[real], theirs[real])
+
+
+def test_one_thread_has_no_lanes(built: CompiledModel) -> None:
+    with target.lanes(built, "cpu", 1) as lanes:
+        assert lanes == ()
+
+
+@two_cores
+def test_lanes_are_asked_for_and_freed(
+    built: CompiledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    kept: list[weakref.ref[Any]] = []
+    compile_model = openvino.Core.compile_model
+
+    def remember(self: Any, path: str, device: str, wanted: dict[str, Any]) -> Any:
+        made = compile_model(self, path, device, wanted)
+        asked.append(wanted)
+        kept.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(openvino.Core, "compile_model", remember)
+    with target.lanes(dataclasses.replace(built, precision="int8"), "cpu", 2) as lanes:
+        assert lanes[1](FEED)
+    assert asked[0] == {
+        "INFERENCE_PRECISION_HINT": "bf16",
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_NUM_THREADS": 2,
+    }
+    gc.collect()
+    assert kept[0]() is None
+    with pytest.raises(IndexError):
+        lanes[1](FEED)
+
+
 def test_devices(built: CompiledModel) -> None:
     with pytest.raises(DependencyError, match="no CUDA") as caught, target.runner(built, "cuda", 0):
         pass
     assert "--device cpu" in caught.value.fix
-    with pytest.raises(ValueError, match="'gpu'"), target.runner(built, "gpu", 0):
-        pass
+    for opened in (target.runner, target.lanes):
+        with pytest.raises(ValueError, match="'gpu'"), opened(built, "gpu", 0):
+            pass
 
 
 def test_a_too_old_openvino_is_refused(
