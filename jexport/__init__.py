@@ -9,7 +9,7 @@ The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
     tasks, tables, parity, gates, manifest, run, selection, calibration
-    recipe, store, report
+    recipe, store, report, signing
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text

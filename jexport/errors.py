@@ -8,8 +8,21 @@ Codes 0 (success), 1 (bug) and 2 (wrong flags, from click) are not used here; 13
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import ClassVar
+
+SECRETS = re.compile(
+    r"(?<=://)[^/\s@'\"]+(?=@)"  # the user and password of an address
+    r"|\bhf_[A-Za-z0-9]{16,}"  # a token of the Hugging Face Hub
+    r"|(?<=\bBearer )[\w.~+/=-]{8,}"
+    r"|(?<=[?&]token=)[^&\s'\"]+|(?<=[?&]sig=)[^&\s'\"]+|(?<=-Signature=)[^&\s'\"]+",
+)
+
+
+def hidden(text: str) -> str:
+    """A text without the secrets that it may quote: passwords in addresses, tokens."""
+    return SECRETS.sub("***", text)
 
 
 class JexportError(Exception):
@@ -18,10 +31,12 @@ class JexportError(Exception):
     exit_code: ClassVar[int] = 70
 
     def __init__(self, what: str, *, evidence: str, fix: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.evidence = evidence
-        self.fix = fix
+        self.what, self.evidence, self.fix = hidden(what), hidden(evidence), hidden(fix)
+        super().__init__(self.what)
+
+    def add_note(self, note: str) -> None:
+        """One more line below; secrets are taken out of it as out of the rest."""
+        super().add_note(hidden(note))
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -214,13 +229,19 @@ class ServingError(JexportError):
 class MatrixError(JexportError):
     """A matrix that the system it is for cannot run: its size, a kind of GPU, a destination."""
 
-    exit_code = 50
+    exit_code = 35
 
 
 class ClusterError(JexportError):
     """A cluster that cannot be reached, has no machine for a job, or lost it too often."""
 
-    exit_code = 51
+    exit_code = 36
+
+
+class SignatureError(JexportError):
+    """An artifact that is not signed, or not by whom it must be; a key that cannot be used."""
+
+    exit_code = 34
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -63,6 +63,15 @@ def of(
     }
 
 
+def digests(made_of: Mapping[str, Any]) -> dict[str, str]:
+    """What the manifest says of the inputs that nothing else in it names: SHA-256 by name.
+
+    jexport: its own code. texts: those that judged. calibration, held_out: for int8.
+    """
+    parts = zip(("calibration", "held_out"), made_of.get("calibration", ()), strict=False)
+    return {"jexport": made_of["jexport"], "texts": made_of["texts"], **dict(parts)}
+
+
 def tools() -> dict[str, str]:
     """Versions of Python, jexport and the libraries that a build goes through, as installed."""
     found = {"python": platform.python_version()}

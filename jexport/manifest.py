@@ -81,14 +81,19 @@ def embedding_space(weights: str, embedding: Embedding) -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON as people read it: two spaces, UTF-8, a final newline."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(_as_written(content), encoding="utf-8")
+
+
+def _as_written(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(folder: Path) -> Manifest:
     """Read a folder's manifest.json and check it against the schema and against itself.
 
-    Raises ArtifactError when it is missing, not JSON, of another format or not as the schema says.
+    Raises ArtifactError when it is missing, not JSON, of another format, not as the schema says or
+    not byte for byte as `write_json` writes it: its own digest is over what it says, and the same
+    can be said in other bytes.
     """
     path = folder / NAME
     if not path.is_file():
@@ -100,7 +105,8 @@ def read(folder: Path) -> Manifest:
             or "give the folder that `jexport build` printed, or see `jexport list`",
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        raw = path.read_bytes()
+        content = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(folder, f"{NAME} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -113,7 +119,9 @@ def read(folder: Path) -> Manifest:
         )
     try:
         problem = schema_problem(content) or _contradiction(content)
-    except RecursionError as error:
+        if not problem and _as_written(content).encode(errors="surrogatepass") != raw:
+            problem = "it was changed (what it says is the same, its bytes are not)"
+    except (RecursionError, ValueError) as error:  # ValueError: a number no double holds
         problem = str(error)
     if problem:
         raise _broken(folder, f"{NAME}: {problem}")

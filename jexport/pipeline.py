@@ -207,6 +207,7 @@ def build(
                 inputs_sha256=manifest.sha256_of(made_of),
                 recipe=recipe.resolved(),
                 tools=made_of["tools"],
+                inputs=inputs.digests(made_of),
                 runs_on=engine.fingerprint(),
                 records=tuple(run.records),
                 speed=more["speed"],

@@ -10,13 +10,13 @@ import dataclasses
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jexport.errors import RecipeError, nearest
+from jexport.errors import RecipeError, hidden, nearest
 from jexport.gates import GATES
 from jexport.tables import plain, read_table
 from jexport.tasks import NONE
@@ -198,6 +198,17 @@ class Recipe:
     compile: CompileSpec = field(default_factory=CompileSpec)
     validate: ValidateSpec = field(default_factory=ValidateSpec)
 
+    def __post_init__(self) -> None:
+        """Refuse a recipe that holds a secret: every key of it goes into manifests and reports."""
+        for key, text in _texts(plain(self)):
+            if hidden(text) != text:
+                raise RecipeError(
+                    f"recipe key '{key}' holds a password or a token",
+                    evidence=text,
+                    fix="take it out of the recipe; a hub's token belongs into the environment "
+                    "(HF_TOKEN) or where `hf auth login` puts it",
+                )
+
     def replace_load(self, **changes: Any) -> Recipe:
         """The same recipe with other [load] values."""
         return dataclasses.replace(self, load=dataclasses.replace(self.load, **changes))
@@ -341,6 +352,19 @@ def _known_gates(
                 fix=nearest(key, known),
             )
     return table
+
+
+def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a table of tables and lists, with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield f"{key}.{name}".lstrip("."), str(name)
+            yield from _texts(inner, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner, key)
 
 
 def _may_name(char: str) -> bool:

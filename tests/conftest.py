@@ -295,6 +295,22 @@ def bench_tools(imported: Callable[[Path], Any]) -> Any:
     return imported(TESTS / "trt" / "conftest.py")
 
 
+@pytest.fixture(scope="session")
+def record_counts() -> Callable[..., None]:
+    """`record_counts("what", done=7)`: for RELIABILITY.md, kept where JEXPORT_RELIABILITY says."""
+    place = os.environ.get("JEXPORT_RELIABILITY")
+
+    def record(name: str, **counts: float) -> None:
+        if place:
+            folder = Path(place)
+            folder.mkdir(parents=True, exist_ok=True)
+            plain = "".join(char if char.isalnum() else "-" for char in f"{name} {min(counts)}")
+            text = json.dumps({"name": name, **counts})
+            (folder / f"{plain}.json").write_text(text, encoding="utf-8")
+
+    return record
+
+
 @pytest.fixture
 def nothing_left(tmp_path: Path) -> Iterator[Path]:
     """An --out folder that must be empty, or gone, when the test ends."""

@@ -17,7 +17,7 @@ FLOORS = (
     {"tasks", "ranking", "tables", "toy_tokenizer", "servers"},
     {"parity", "gates", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
-    {"model_card"},
+    {"model_card", "signing"},
     {"graph"},
     {"trt"},
     {"checkpoints"},

@@ -60,7 +60,25 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], None], *, seal: b
     change(content)
     if seal:
         content["sha256"] = manifest.seal(content)
-    path.write_text(json.dumps(content), encoding="utf-8")
+    manifest.write_json(path, content)
+
+
+def test_the_same_content_in_other_bytes(artifact_copy: Path) -> None:
+    path = artifact_copy / manifest.NAME
+    text = path.read_text(encoding="utf-8")
+    for other in (
+        json.dumps(json.loads(text)),
+        text.replace("  ", "\t", 1),
+        text.replace("\n", "\r\n"),
+        text + "\n",
+        text.replace('"format": 1,', '"format": 1, "format": 1,'),
+        text.replace('"task"', '"\\u0074ask"', 1),
+    ):
+        path.write_bytes(other.encode())
+        with pytest.raises(ArtifactError, match="its bytes are not"):
+            manifest.verify(artifact_copy)
+    path.write_text(text, encoding="utf-8")
+    manifest.verify(artifact_copy)
 
 
 def test_a_good_artifact_passes_and_its_files_are_these(artifact: Path) -> None:
@@ -327,7 +345,10 @@ def test_a_broken_manifest_gives_nothing_but_an_artifact_error(
     if sealed and isinstance(content.get("sha256"), str):
         content["sha256"] = manifest.seal(content)
     folder = tmp_path_factory.mktemp("fuzz")
-    (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    try:
+        manifest.write_json(folder / "manifest.json", content)
+    except ValueError:  # a NaN, or half a character: jexport would not write it
+        (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     for attempt in (manifest.verify, jexport.open_artifact):
         with pytest.raises(ArtifactError):  # the files are missing, at the least
             attempt(folder)

@@ -24,6 +24,7 @@ COMMANDS = {
     "package": "jexport.cli.package",
     "serve-with": "jexport.cli.serve_with",
     "verify": "jexport.cli.artifacts",
+    "sign": "jexport.cli.sign",
     "inspect": "jexport.cli.artifacts",
     "list": "jexport.cli.artifacts",
     "report": "jexport.cli.report",

@@ -9,19 +9,46 @@ from typing import Any
 import click
 
 MIB = 1 << 20
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--key", type=FILE, metavar="PUB", help="Its signature, too: by this public key.")
+@click.option("--identity", metavar="ID", help="Its signature, too: by this e-mail, URI or name.")
+@click.option("--issuer", metavar="URL", help="Who must have vouched for the identity.")
+@click.option(
+    "--certificate-chain",
+    type=FILE,
+    metavar="FILE",
+    help="The root certificate the identity's must lead to; without it Sigstore's.",
+)
 @click.option("--quiet", is_flag=True, help="Only the exit code.")
-def verify(artifact: Path, quiet: bool) -> None:
-    """Check every file of an artifact against its manifest."""
-    from jexport import manifest
+def verify(
+    artifact: Path,
+    key: Path | None,
+    identity: str | None,
+    issuer: str | None,
+    certificate_chain: Path | None,
+    quiet: bool,
+) -> None:
+    """Check every file of an artifact against its manifest, and whose signature it has."""
+    from jexport import manifest, signing
 
-    files = manifest.verify(artifact).content["files"]
+    policy = None
+    if key or identity or issuer or certificate_chain:
+        policy = signing.Policy(
+            key=key,
+            identity=identity or "",
+            issuer=issuer or "",
+            chain=(certificate_chain,) if certificate_chain else (),
+        )
+    found = signing.verify(artifact, policy) if policy else manifest.verify(artifact)
+    files = found.content["files"]
     if not quiet:
         size = sum(entry["size_bytes"] for entry in files) / MIB
-        click.echo(f"{artifact}: {len(files)} files, {size:,.1f} MiB, all as built")
+        whose = f", signed by {identity or key}" if policy else ""
+        click.echo(f"{artifact}: {len(files)} files, {size:,.1f} MiB, all as built{whose}")
 
 
 @click.command()
@@ -91,6 +118,7 @@ def list_(folder: Path, as_json: bool) -> None:
                 "size_bytes": sum(entry["size_bytes"] for entry in content["files"]),
                 "cosine_min": content["parity"]["cosine_min"],
                 "space": content["embedding"]["space"],
+                "licence": content["licence"],
             }
         )
     if as_json:
@@ -99,13 +127,16 @@ def list_(folder: Path, as_json: bool) -> None:
     if not rows:
         click.echo(f"no artifacts below {folder}", err=True)
         return
-    click.echo(f"{'name':<22}{'task':<19}{'target':<13}{'MiB':>9}  {'cosine':<11}version")
+    click.echo(
+        f"{'name':<22}{'task':<19}{'target':<13}{'MiB':>9}  {'cosine':<11}{'licence':<15}version"
+    )
     for row in rows:
         target = f"{row['target']}-{row['precision']}"
         mark = "  (latest)" if row["latest"] else ""
         click.echo(
             f"{row['name']:<22}{row['task']:<19}{target:<13}{row['size_bytes'] / MIB:>9,.1f}"
-            f"  {row['cosine_min']:<11.7f}{row['version']}{mark}"
+            f"  {row['cosine_min']:<11.7f}"
+            f"{row['licence'] or 'not stated':<14} {row['version']}{mark}"
         )
 
 

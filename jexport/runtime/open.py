@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jexport import manifest, targets
+from jexport import manifest, signing, targets
 from jexport.errors import ArtifactError, JexportError, UnknownTargetError, UnknownTaskError
-from jexport.flow import CompiledModel, Embedding, Runner, Signature, TensorSpec
+from jexport.flow import CompiledModel, Embedding, Manifest, Runner, Signature, TensorSpec
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
 
@@ -23,17 +23,21 @@ def open_artifact(
     task: str = "",
     device: str = "auto",
     threads: int = 0,
-    verify: bool = True,
+    verify: bool | signing.Policy = True,
 ) -> Embedder:
     """Open an artifact's folder for embedding; close it, or use it in a `with` block.
 
     task: refuse an artifact of another task; '' takes any. device: 'auto' (a GPU when the engine
     sees one), 'cpu' or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first
-    (about a second a GB); without it only the manifest is read. Raises UnknownTaskError,
-    ArtifactError, DependencyError, TokenizerError, and ValueError for another device.
+    (about a second a GB); without it only the manifest is read. With a signing.Policy the signature
+    and provenance beside the artifact are checked as well, all before any engine is imported.
+    Raises UnknownTaskError, ArtifactError, SignatureError, DependencyError, TokenizerError, and
+    ValueError for another device.
     """
     folder = Path(path)
-    content = (manifest.verify(folder) if verify else manifest.read(folder)).content
+    if isinstance(verify, signing.Policy):
+        folder = folder.resolve()  # what is opened is what was checked, wherever `latest` moves
+    content = _manifest(folder, verify).content
     _check_task(task, content, folder)
     target = _target(content["target"], folder)
     if content["engine"]["facts"].get("portable") is True:
@@ -74,6 +78,14 @@ def open_artifact(
         release=stack.close,
         lanes=lanes,
     )
+
+
+def _manifest(folder: Path, verify: bool | signing.Policy) -> Manifest:
+    if isinstance(verify, signing.Policy):
+        return signing.verify(folder, verify)
+    if not isinstance(verify, bool):  # a key's path would be true, and nothing would be checked
+        raise TypeError(f"verify is {verify!r:.80}; give True, False or a jexport.signing.Policy")
+    return manifest.verify(folder) if verify else manifest.read(folder)
 
 
 def _check_task(task: str, content: Any, folder: Path) -> None:

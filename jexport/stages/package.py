@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Facts:
     """What the run knows and no model does: recipe as resolved, version, tools, fingerprint.
 
     speed: texts a second by precision, measured here, fastest path of each. extras: files that go
-    into the artifact as they are (quantization.json, report.html).
+    into the artifact as they are (quantization.json, report.html). inputs: digests of jexport's own
+    code and of the texts, as inputs.digests gives them.
     """
 
     model_name: str
@@ -51,6 +52,7 @@ class Facts:
     records: Sequence[StageRecord]
     speed: Sequence[Mapping[str, Any]] = ()
     extras: Sequence[Path] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -256,6 +258,7 @@ def _content(
         **({"speed": [dict(one) for one in facts.speed]} if facts.speed else {}),
         "recipe": dict(facts.recipe),
         "tools": dict(facts.tools),
+        **({"inputs": dict(facts.inputs)} if facts.inputs else {}),
     }
 
 

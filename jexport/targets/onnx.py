@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jexport.errors import DependencyError, UnsupportedGraphError
+from jexport.findings import merged, refuse
 from jexport.flow import CompiledModel, OnnxModel, Runner, Tensors
 from jexport.recipe import CompileSpec
 from jexport.targets import Target
@@ -42,16 +43,17 @@ def check(model: OnnxModel) -> None:
             evidence=f"supported up to {MAX_OPSET}",
             fix=f"set export.opset to {MAX_OPSET} or less",
         )
+    _check_weights(model.path)  # first: the checker opens what a graph names
     try:
         onnx.checker.check_model(str(model.path))
         graph = onnx.load(str(model.path), load_external_data=False).graph
-    except (onnx.checker.ValidationError, DecodeError, OSError) as error:
+    except (onnx.checker.ValidationError, DecodeError, OSError, ValueError, RuntimeError) as error:
+        # ValueError: a name that is not UTF-8, which it cannot even say. RuntimeError: of C++.
         raise UnsupportedGraphError(
             "the exported graph is not valid ONNX",
             evidence=next(iter(str(error).strip().splitlines()), repr(error)),
             fix="report this model with its recipe",
         ) from error
-    _check_weights(model.path, graph)
     strange = [node for node in graph.node if node.domain not in ("", "ai.onnx")]
     if strange:
         raise UnsupportedGraphError(
@@ -62,20 +64,14 @@ def check(model: OnnxModel) -> None:
         )
 
 
-def _check_weights(path: Path, graph: Any) -> None:
-    """Refuse weights that are not inside their file: the checker looks at its name only."""
-    for tensor in graph.initializer:
-        if not tensor.external_data:
-            continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        end = int(place.get("offset", 0)) + int(place.get("length", 0))
-        size = (path.parent / place["location"]).stat().st_size
-        if end > size:
-            raise UnsupportedGraphError(
-                f"weight '{tensor.name}' is not whole",
-                evidence=f"it ends at byte {end} of {place['location']}, which has {size}",
-                fix="build again; the disk may have been full",
-            )
+def _check_weights(path: Path) -> None:
+    """Refuse weights that are not inside one plain file: the checker takes any offset and length.
+
+    Raises UnsupportedGraphError.
+    """
+    from jexport.trt import reading, weights
+
+    refuse(merged(weights.check(reading.read(path))))
 
 
 def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:

@@ -14,6 +14,9 @@ from jexport.trt.scopes import Constant, GraphFile, Place, error, warning
 from jexport.trt.support import BITS
 
 AGAIN = "build again, or copy the graph together with its weights"
+LONGEST_NUMBER = 19
+"""Digits of the largest 64-bit number."""
+
 PLAIN = "save the weights as one plain file in the graph's folder"
 
 
@@ -85,11 +88,8 @@ def _check_place(constant: Constant, place: Place) -> Iterator[Finding]:
 
 def _check_inside(constant: Constant, place: Place, size: int) -> Iterator[Finding]:
     needed = _bytes(constant)
-    try:
-        offset = int(place.offset or 0)
-        length = int(place.length) if place.length else max(needed, 0)
-    except ValueError:
-        offset = length = -1
+    offset = _number(place.offset) if place.offset else 0
+    length = _number(place.length) if place.length else max(needed, 0)
     if offset < 0 or length < 0 or offset + length > size:
         yield error(
             "weights",
@@ -108,6 +108,12 @@ def _check_inside(constant: Constant, place: Place, size: int) -> Iterator[Findi
             f"takes {needed}",
             AGAIN,
         )
+
+
+def _number(text: str) -> int:
+    """Its value, -1 for anything but plain digits: engines read '+4', ' 4' or '4_0' differently."""
+    plain = text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER
+    return int(text) if plain else -1
 
 
 def check_connected(file: GraphFile) -> Iterator[Finding]:

@@ -68,10 +68,13 @@ def test_list(builds: Callable[..., Any], cli: Callable[..., Any]) -> None:
         "precision": "fp32", "version": path.name, "latest": True,
         "size_bytes": sum(entry["size_bytes"] for entry in content["files"]),
         "cosine_min": content["parity"]["cosine_min"], "space": content["embedding"]["space"],
+        "licence": "CC-BY-NC-4.0",
     }  # fmt: skip
     table = cli("list", out).out.splitlines()
     assert len(table) == 1 + len(rows)
     assert any("retrieval.query" in line and "(latest)" in line for line in table)
+    assert "licence" in table[0]
+    assert all("CC-BY-NC-4.0 " in line for line in table[1:])
 
 
 def test_list_of_nothing(tmp_path: Path, cli: Callable[..., Any]) -> None:

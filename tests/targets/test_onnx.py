@@ -59,7 +59,7 @@ def test_a_good_graph_passes(exported: OnnxModel) -> None:
 @pytest.mark.parametrize("edit", [unknown_operator, dangling, outside])
 def test_a_broken_graph_is_refused(edit: Any, exported: OnnxModel) -> None:
     rewrite(exported, edit)
-    with pytest.raises(UnsupportedGraphError, match="not valid ONNX") as caught:
+    with pytest.raises(UnsupportedGraphError, match=r"not valid ONNX|one plain file") as caught:
         target.check(exported)
     assert caught.value.exit_code == 16
     assert caught.value.evidence.strip()
@@ -91,6 +91,36 @@ def test_a_file_that_is_cut_or_gone_is_refused(
     else:
         path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UnsupportedGraphError):
+        target.check(exported)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("offset", "-4", "outside its file"),
+        ("offset", "x", "outside its file"),
+        ("offset", "9223372036854775807", "outside its file"),
+        ("length", "-4", "outside its file"),
+        ("length", "4", "not whole"),
+        ("location", "../model.onnx_data", "one plain file"),
+        ("location", "sub/../model.onnx_data", "one plain file"),
+        ("location", "model.onnx_data\0", "one plain file"),
+        ("location", "/etc/hostname", "one plain file"),
+    ],
+)
+def test_weights_that_lie_elsewhere_are_refused(
+    key: str, value: str, told: str, exported: OnnxModel
+) -> None:
+    path = exported.path
+    (path.parent / "sub").mkdir()
+    weights = path.parent / "model.onnx_data"
+    (path.parent.parent / weights.name).write_bytes(weights.read_bytes())
+    graph = onnx.load(str(path), load_external_data=False)
+    weight = max(graph.graph.initializer, key=lambda one: len(one.external_data))
+    said = {entry.key: entry for entry in weight.external_data}
+    said[key].value = value
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(UnsupportedGraphError, match=told):
         target.check(exported)
 
 
