@@ -37,7 +37,7 @@ def test_kubernetes(cli: Callable[..., Any]) -> None:
     only = cli(*words, "--image", "host/jexport:1", "--phase", "build")
     assert [job["spec"]["suspend"] for job in yaml.safe_load_all(only.out)] == [False]
     without = cli(*words)
-    assert (without.code, without.out) == (50, "")
+    assert (without.code, without.out) == (35, "")
 
 
 def test_wrong_words(cli: Callable[..., Any]) -> None:
@@ -46,7 +46,7 @@ def test_wrong_words(cli: Callable[..., Any]) -> None:
     assert cli("matrix", "--format", "json", "--recipe", "nothing").code == 5
     assert cli("matrix", "--format", "json", "--task", "seperation").code == 3
     assert cli("matrix", "--format", "json", "--target", "onxx").code == 4
-    assert cli("matrix", "--format", "json", "--target", "trt", "--gpu", "a/b").code == 50
+    assert cli("matrix", "--format", "json", "--target", "trt", "--gpu", "a/b").code == 35
     secret = cli("matrix", "--format", "json", "--publish", "oci://me:hunter2@host/name")
-    assert (secret.code, secret.out) == (50, "")
+    assert (secret.code, secret.out) == (35, "")
     assert "hunter2" not in secret.err
