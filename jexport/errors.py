@@ -211,6 +211,12 @@ class ServingError(JexportError):
     exit_code = 32
 
 
+class RegistryError(JexportError):
+    """A registry that cannot be reached or written, a ref that it lacks, content that differs."""
+
+    exit_code = 33
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

@@ -25,6 +25,8 @@ COMMANDS = {
     "verify": "jexport.cli.artifacts",
     "inspect": "jexport.cli.artifacts",
     "list": "jexport.cli.artifacts",
+    "publish": "jexport.cli.publish",
+    "pull": "jexport.cli.publish",
     "report": "jexport.cli.report",
     "compare": "jexport.cli.report",
     "lint": "jexport.cli.lint",

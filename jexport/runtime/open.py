@@ -26,12 +26,14 @@ def open_artifact(
 ) -> Embedder:
     """Open an artifact's folder for embedding; close it, or use it in a `with` block.
 
+    path: a folder, or the ref of a published artifact ("oci://...@sha256:..."), which is pulled
+    into the user's cache first; a digest that is there already needs no network.
     task: refuse an artifact of another task; '' takes any. device: 'auto' (a GPU when the engine
     sees one), 'cpu' or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first
     (about a second a GB); without it only the manifest is read. Raises UnknownTaskError,
     ArtifactError, DependencyError, TokenizerError, and ValueError for another device.
     """
-    folder = Path(path)
+    folder = _local(path)
     content = (manifest.verify(folder) if verify else manifest.read(folder)).content
     _check_task(task, content, folder)
     target = _target(content["target"], folder)
@@ -66,6 +68,14 @@ def open_artifact(
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
     )
+
+
+def _local(path: str | Path) -> Path:
+    if isinstance(path, str) and "://" in path:
+        from jexport import pull
+
+        return pull.cached(path)
+    return Path(path)
 
 
 def _check_task(task: str, content: Any, folder: Path) -> None:
