@@ -65,7 +65,8 @@ class Store:
 
     public(): whether everybody can read what is published. has(release, blob): whether it is there,
     whole. put(release, blob, path, sent): uploads a file; sent(n): n more bytes went out.
-    commit(release, sources, tags): makes a release visible, last of all; every blob is there.
+    commit(release, sources): makes a release visible; every blob is there. tag(release, tag): a
+    name for it, from now on.
     document(digest): its bytes, not checked. read(release, blob, start): a blob's bytes from there
     on. resolve(tag): a digest. listing(). Raises RegistryError for what is not there.
     """
@@ -73,7 +74,8 @@ class Store:
     public: Callable[[], bool]
     has: Callable[[Release, Blob], bool]
     put: Callable[[Release, Blob, Path, Callable[[int], None]], None]
-    commit: Callable[[Release, Mapping[str, Path], Sequence[str]], None]
+    commit: Callable[[Release, Mapping[str, Path]], None]
+    tag: Callable[[Release, str], None]
     document: Callable[[str], bytes]
     read: Callable[[Release, Blob, int], Iterator[bytes]]
     resolve: Callable[[str], str]

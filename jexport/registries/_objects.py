@@ -9,11 +9,12 @@ tags/<tag>                        a digest; written last, replaced when the tag 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jexport.errors import RegistryError
+from jexport.patience import patiently
 from jexport.registries import Listing, Store, no_release, no_tag
 from jexport.release import DIGEST, LARGEST_DOCUMENT_BYTES, Blob, Release
 
@@ -41,7 +42,8 @@ class Objects:
 
 def store(objects: Objects, address: str, *, public: bool, writing: bool) -> Store:
     """A Store on keys and bytes. Raises RegistryError for a place of another format."""
-    mark = objects.read(MARK, 1 << 16)
+    what = f"opening {address}"
+    mark = patiently(lambda: objects.read(MARK, 1 << 16), what=what)
     if mark is None:
         if not writing:
             raise RegistryError(
@@ -49,14 +51,13 @@ def store(objects: Objects, address: str, *, public: bool, writing: bool) -> Sto
                 evidence=f"there is no {MARK} in it",
                 fix="check the address; `jexport publish` makes one",
             )
-        objects.write(MARK, json.dumps({"format": FORMAT}).encode() + b"\n")
+        content = json.dumps({"format": FORMAT}).encode() + b"\n"
+        patiently(lambda: objects.write(MARK, content), what=what)
     else:
         _check_format(mark, address)
 
-    def commit(release: Release, sources: Mapping[str, Path], tags: Sequence[str]) -> None:
+    def commit(release: Release, sources: Mapping[str, Path]) -> None:
         objects.write(f"{RELEASES}/{release.digest.removeprefix('sha256:')}", release.document)
-        for tag in tags:
-            objects.write(f"{TAGS}/{tag}", release.digest.encode())
 
     def document(digest: str) -> bytes:
         key = f"{RELEASES}/{digest.removeprefix('sha256:')}"
@@ -90,6 +91,7 @@ def store(objects: Objects, address: str, *, public: bool, writing: bool) -> Sto
         has=lambda release, blob: objects.holds(_key(blob), blob),
         put=lambda release, blob, path, sent: objects.upload(_key(blob), path, blob, sent),
         commit=commit,
+        tag=lambda release, tag: objects.write(f"{TAGS}/{tag}", release.digest.encode()),
         document=document,
         read=lambda release, blob, start: objects.stream(_key(blob), blob.size_bytes, start),
         resolve=resolve,

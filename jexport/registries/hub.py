@@ -1,14 +1,14 @@
 """The Hugging Face Hub: hf://OWNER/REPO, through huggingface_hub and the user's own login there.
 
-One commit holds a release: its files where people look for them, its document and its tags below
-.jexport/. So it is visible whole or not at all. Large files go up before, which nobody sees.
+One commit holds a release: its files where people look for them, its document below .jexport/. So it
+is visible whole or not at all. Large files go up before, which nobody sees.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class _Repository:
             has=self.has,
             put=self.put,
             commit=self.commit,
+            tag=self.tag,
             document=self.document,
             read=self.read,
             resolve=self.resolve,
@@ -101,7 +102,7 @@ class _Repository:
             self.api.preupload_lfs_files(self.name, [addition], repo_type="model")
         sent(blob.size_bytes)
 
-    def commit(self, release: Release, sources: Mapping[str, Path], tags: Sequence[str]) -> None:
+    def commit(self, release: Release, sources: Mapping[str, Path]) -> None:
         from huggingface_hub import CommitOperationAdd
 
         added = [
@@ -111,14 +112,17 @@ class _Repository:
             for place in places(release, blob)
         ]
         added.append(CommitOperationAdd(_document(release.digest), release.document))
-        added += [CommitOperationAdd(f"{OURS}/tags/{tag}", release.digest.encode()) for tag in tags]
+        self._commit(added, f"{root(release)} {release.digest[:19]}")
+
+    def tag(self, release: Release, tag: str) -> None:
+        from huggingface_hub import CommitOperationAdd
+
+        added = CommitOperationAdd(f"{OURS}/tags/{tag}", release.digest.encode())
+        self._commit([added], f"{tag}: {release.digest[:19]}")
+
+    def _commit(self, added: list[Any], message: str) -> None:
         with self.told():
-            self.api.create_commit(
-                self.name,
-                added,
-                commit_message=f"{root(release)} {release.digest[:19]}",
-                repo_type="model",
-            )
+            self.api.create_commit(self.name, added, commit_message=message, repo_type="model")
 
     def document(self, digest: str) -> bytes:
         found = self._small(_document(digest))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -46,6 +46,7 @@ def _open(address: str, access: Access, writing: bool) -> Iterator[Store]:
             has=lambda release, blob: there.has(blob),
             put=lambda release, blob, path, sent: there.put(blob, path, sent),
             commit=there.commit,
+            tag=there.tag,
             document=there.document,
             read=lambda release, blob, start: there.read(blob, start),
             resolve=there.resolve,
@@ -88,15 +89,18 @@ class _Repository:
                 body=body,
             )
 
-    def commit(self, release: Release, sources: Mapping[str, Path], tags: Sequence[str]) -> None:
-        for tag in (LISTED + release.digest.removeprefix("sha256:"), *tags):
-            self.client.ask(
-                "PUT",
-                f"{self.root}/manifests/{tag}",
-                good=(201, 204),
-                headers={"Content-Type": DOCUMENT},
-                body=release.document,
-            )
+    def commit(self, release: Release, sources: Mapping[str, Path]) -> None:
+        """Under a tag of its own: a registry lists tags only."""
+        self.tag(release, LISTED + release.digest.removeprefix("sha256:"))
+
+    def tag(self, release: Release, tag: str) -> None:
+        self.client.ask(
+            "PUT",
+            f"{self.root}/manifests/{tag}",
+            good=(201, 204),
+            headers={"Content-Type": DOCUMENT},
+            body=release.document,
+        )
 
     def document(self, digest: str) -> bytes:
         content = self._manifest(digest)

@@ -20,7 +20,7 @@ from jexport.registries import Access, Kind, Store, _objects
 from jexport.release import Blob
 
 CHUNK_BYTES = 8 << 20
-CONNECT_S, READ_S = 10, 60
+CONNECT_S, READ_S = 5, 60
 PASSING = (errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 """How s3fs says 500, 503 and SlowDown (its errors.py)."""
 
@@ -47,12 +47,13 @@ def _address(place: str) -> str:
 def _open(address: str, access: Access, writing: bool) -> Iterator[Store]:
     import s3fs
 
-    # Attempts are counted in one place, patience.py: not here five times, and in botocore again.
+    # A request is tried three times by botocore, which knows the parts of a large file; a file by
+    # patience.py. Not five times more by s3fs.
     system = s3fs.S3FileSystem(
         config_kwargs={
             "connect_timeout": CONNECT_S,
             "read_timeout": READ_S,
-            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "retries": {"mode": "standard", "total_max_attempts": 3},
         },
         use_listings_cache=False,
         skip_instance_cache=True,

@@ -7,6 +7,7 @@ sent again. Does not know how any registry keeps them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,6 +157,8 @@ def _commit(
 ) -> None:
     """Make it visible, and see that it is."""
     what = f"publishing in {ref.address}"
-    patiently(lambda: store.commit(release, sources, tags), what=what)
+    patiently(lambda: store.commit(release, sources), what=what)
+    for tag in tags:
+        patiently(functools.partial(store.tag, release, tag), what=what)
     document = patiently(lambda: store.document(release.digest), what=what)
     releases.read(document, release.digest, where=ref.address)

@@ -129,7 +129,7 @@ def every_third(number: int, what: str) -> None:
 
 
 def faulty(store: Store, faults: Faults) -> Store:
-    """The same store, whose requests fail before or, for put and commit, also after their work."""
+    """The same store, whose requests fail before or, where they write, also after their work."""
 
     def wrapped(name: str) -> Callable[..., Any]:
         function = getattr(store, name)
@@ -137,7 +137,7 @@ def faulty(store: Store, faults: Faults) -> Store:
         def call(*words: Any) -> Any:
             faults.meet(name)
             answer = function(*words)
-            if name in ("put", "commit"):
+            if name in ("put", "commit", "tag"):
                 faults.meet(f"{name} done")
             return answer
 
