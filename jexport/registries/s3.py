@@ -80,13 +80,15 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
         if not holds(key, blob):
             raise Passing(f"{address}/{key} did not arrive whole")
 
-    def holds(key: str, blob: Blob) -> bool:
+    def size_of(key: str) -> int | None:
         with _told(address):
             try:
-                found: int = system.info(f"{root}/{key}")["size"]
+                return int(system.info(f"{root}/{key}")["size"])
             except FileNotFoundError:
-                return False
-            return found == blob.size_bytes
+                return None
+
+    def holds(key: str, blob: Blob) -> bool:
+        return size_of(key) == blob.size_bytes
 
     def read(key: str, limit: int) -> bytes | None:
         with _told(address):
@@ -97,6 +99,15 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
             return content[:limit]
 
     def stream(key: str, size_bytes: int, start: int) -> Iterator[bytes]:
+        found = size_of(key)
+        if found != size_bytes:  # a range beyond the end is an error that says nothing
+            raise RegistryError(
+                f"{address} does not hold what was published",
+                evidence=f"{key} has {found} bytes, not {size_bytes}"
+                if found is not None
+                else f"{key} is gone",
+                fix="publish that artifact again with --repair",
+            )
         for begin in range(start, size_bytes, CHUNK_BYTES):
             with _told(address):
                 yield system.cat_file(
