@@ -1,7 +1,7 @@
 """The Hugging Face Hub: hf://OWNER/REPO, through huggingface_hub and the user's own login there.
 
-One commit holds a release: its files where people look for them, its document below .jexport/. So it
-is visible whole or not at all. Large files go up before, which nobody sees.
+One commit holds a release: its files where people look for them, its document below .jexport/. So
+it is visible whole or not at all. Large files go up before, which nobody sees.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class _Repository:
 
     def __init__(self, name: str, *, api: Any, files: Any, public: bool) -> None:
         self.name, self.api, self.files, self._public = name, api, files, public
+        self._made = False
 
     def store(self) -> Store:
         """Its functions."""
@@ -82,22 +83,30 @@ class _Repository:
 
     def has(self, release: Release, blob: Blob) -> bool:
         """Whether every place of a blob holds it; what git keeps itself is sent again."""
-        if self._found() is None:
-            return False
-        wanted = places(release, blob)
+        wanted = {place: blob for place in places(release, blob)}
+        return self._held(wanted) == set(wanted)
+
+    def _held(self, wanted: Mapping[str, Blob]) -> set[str]:
+        """Which places hold their blob, in one request."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
         with self.told():
-            found = self.api.get_paths_info(self.name, wanted, repo_type="model")
-        right = [each.path for each in found if _holds(each, blob)]
-        return sorted(right) == sorted(wanted)
+            try:
+                found = self.api.get_paths_info(self.name, list(wanted), repo_type="model")
+            except RepositoryNotFoundError:
+                return set()
+        return {each.path for each in found if _holds(each, wanted[each.path])}
 
     def put(self, release: Release, blob: Blob, path: Path, sent: Callable[[int], None]) -> None:
         """Send what the Hub keeps as a large file; what it has already it does not take twice."""
         from huggingface_hub import CommitOperationAdd
 
         with self.told():
-            self.api.create_repo(
-                self.name, repo_type="model", private=not self._public, exist_ok=True
-            )
+            if not self._made:
+                self.api.create_repo(
+                    self.name, repo_type="model", private=not self._public, exist_ok=True
+                )
+                self._made = True
             addition = CommitOperationAdd(places(release, blob)[0], path)
             self.api.preupload_lfs_files(self.name, [addition], repo_type="model")
         sent(blob.size_bytes)
@@ -105,11 +114,12 @@ class _Repository:
     def commit(self, release: Release, sources: Mapping[str, Path]) -> None:
         from huggingface_hub import CommitOperationAdd
 
+        wanted = {place: blob for blob in release.blobs for place in places(release, blob)}
+        held = self._held(wanted)
         added = [
             CommitOperationAdd(place, sources[blob.digest])
-            for blob in release.blobs
-            if not self.has(release, blob)
-            for place in places(release, blob)
+            for place, blob in wanted.items()
+            if place not in held
         ]
         added.append(CommitOperationAdd(_document(release.digest), release.document))
         self._commit(added, f"{root(release)} {release.digest[:19]}")

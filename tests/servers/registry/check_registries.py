@@ -111,13 +111,8 @@ def start_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
         if login:
             config["auth"] = {"htpasswd": {"realm": "here", "path": str(room / "htpasswd")}}
         (room / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-        running.append(
-            started(
-                [program(), "serve", room / "config.yml"],
-                room / "log",
-                f"http://127.0.0.1:{port}/v2/",
-            )  # fmt: skip
-        )
+        words = [program(), "serve", room / "config.yml"]
+        running.append(started(words, room / "log", f"http://127.0.0.1:{port}/v2/"))
         return Server(kind="oci", port=port, files=room / "files")
 
     yield start
@@ -384,12 +379,16 @@ def test_a_corrupted_object_is_refused_and_repaired(
     sha = manifest.file_digest(artifact.path / "model.onnx", root=artifact.path).sha256
     size = (artifact.path / "model.onnx").stat().st_size
     place = f"http://127.0.0.1:{s3.port}/bucket/corrupted/blobs/sha256/{sha}"
-    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20200101/us-east-1/s3/x"}
-    put = urllib.request.Request(place, data=b"x" * size, method="PUT", headers=signed)
-    urllib.request.urlopen(put).close()
-    with pytest.raises(RegistryError, match="does not hold what"):
-        pulled(done.ref, tmp_path / "out")
-    assert not (tmp_path / "out" / "m").exists()
+    headers = {
+        "Authorization": "AWS4-HMAC-SHA256 Credential=a/20200101/us-east-1/s3/x",
+        "Content-Type": "application/octet-stream",
+    }
+    for bad in (b"x" * size, b"x" * (size - 1), b"x" * (size + 1)):
+        put = urllib.request.Request(place, data=bad, method="PUT", headers=headers)
+        urllib.request.urlopen(put).close()
+        with pytest.raises(RegistryError, match="does not hold what"):
+            pulled(done.ref, tmp_path / "out")
+        assert not (tmp_path / "out" / "m").exists()
     publish.run(artifact, dest, PublishSpec(repair=True))
     assert manifest.verify(pulled(done.ref, tmp_path / "out"))
 
