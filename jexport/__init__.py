@@ -9,7 +9,8 @@ The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
     tasks, tables, parity, gates, manifest, run, selection, calibration
-    recipe, store, report, release                   release: what is published of an artifact
+    recipe, store, report
+    release      what is published of an artifact
     registries   one file per kind of place that artifacts are published to
     pull         from a ref to an artifact's folder  catalogue  what is published in a place
     graph        steps on ONNX graphs                 trt      what TensorRT engines need

@@ -89,7 +89,7 @@ def cached(text: str) -> Path:
     if not home.is_dir():
         with registries.opened(ref, Access()) as store, _writable(out):
             release = resolved(store, Ref(kind=ref.kind, address=ref.address, digest=digest))
-            with _room(out, digest) as room:
+            with _room(out, digest) as room, Run(folder=room, listen=silent).stage(STAGE):
                 if not home.is_dir():
                     _cache(_Fetching(store, release, room, where=ref.address), home)
     return _kept(home, digest)

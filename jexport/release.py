@@ -18,6 +18,7 @@ from typing import Any
 from jexport import manifest
 from jexport.errors import RegistryError
 from jexport.flow import Artifact
+from jexport.store import LATEST
 
 DOCUMENT = "application/vnd.oci.image.manifest.v1+json"
 MODEL = "application/vnd.cncf.model.manifest.v1+json"
@@ -241,7 +242,10 @@ def _understood(document: bytes, said: Any) -> Release:
     facts = {name: _string(notes[OURS + name]) for name in FACTS}
     float(facts["cosine_min"])
     for name in FACTS[:5]:
-        if not is_plain(facts[name]) or "/" in facts[name]:
+        # Not .work or .pull, which are not artifacts, and not `latest`, which is a link to one.
+        if not is_plain(facts[name]) or "/" in facts[name] or facts[name][0] == ".":
+            raise ValueError(f"its {name} is {facts[name]!r:.80}")
+        if facts[name] == LATEST:
             raise ValueError(f"its {name} is {facts[name]!r:.80}")
     prefix = f"{facts['version']}{BESIDE}/"
     layers = []

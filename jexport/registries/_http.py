@@ -160,9 +160,20 @@ class Client:
             )  # fmt: skip
         if answer.status_code != 200:
             raise self._fault("GET", answer)
-        content = answer.json()
-        token = content.get("token") or content.get("access_token")
-        return str(token)
+        content = self.json(answer)
+        return str(content.get("token") or content.get("access_token"))
+
+    def json(self, answer: Any) -> Mapping[str, Any]:
+        """The JSON object of an answer."""
+        with self.told():
+            content = answer.json()
+        if not isinstance(content, dict):
+            raise RegistryError(
+                f"{self.host} does not answer as an OCI registry",
+                evidence=redact(f"{urlsplit(answer.url).path}: {type(content).__name__}"),
+                fix="check the host",
+            )
+        return content
 
     def _fault(self, method: str, answer: Any) -> Exception:
         code = answer.status_code

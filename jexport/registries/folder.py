@@ -44,6 +44,16 @@ def _open(address: str, access: Access, writing: bool) -> Iterator[Store]:
     with _told(address):
         if writing:
             _sweep(root / UPLOADS)
+            if (
+                root.is_dir()
+                and not is_registry(root)
+                and {p.name for p in root.iterdir()} - {UPLOADS}
+            ):
+                raise RegistryError(
+                    f"{address} is a folder of something else",
+                    evidence=f"it is not empty, and there is no {_objects.MARK} in it",
+                    fix="publish to an empty folder, or a new one: it is made",
+                )
     yield _objects.store(_objects_in(root, address), address, public=access.public, writing=writing)
 
 

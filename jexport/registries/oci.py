@@ -72,7 +72,13 @@ class _Repository:
     def put(self, blob: Blob, path: Path, sent: Callable[[int], None]) -> None:
         """One POST and one PUT: what every registry takes; it checks the digest itself."""
         started = self.client.ask("POST", f"{self.root}/blobs/uploads/", good=(202,), body=b"")
-        place = started.headers["Location"]
+        place = started.headers.get("Location", "")
+        if not place:
+            raise RegistryError(
+                f"{self.address}: no place to send a file to",
+                evidence="the registry's answer has no Location",
+                fix="check the host: it may be no OCI registry",
+            )
         place += ("&" if "?" in place else "?") + urlencode({"digest": blob.digest})
         with contextlib.ExitStack() as stack:
 
@@ -161,7 +167,7 @@ class _Repository:
             answer = self.client.ask("GET", place, good=(200, 404))
             if answer.status_code == 404:  # a repository that nobody has pushed to
                 break
-            tags += answer.json().get("tags") or []
+            tags += self.client.json(answer).get("tags") or []
             place = answer.links.get("next", {}).get("url", "")
         digests = [tag for tag in tags if RESERVED.fullmatch(tag) and tag.startswith(LISTED)]
         return Listing(

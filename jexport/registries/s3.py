@@ -20,6 +20,9 @@ from jexport.registries import Access, Kind, Store, _objects
 from jexport.release import Blob
 
 CHUNK_BYTES = 8 << 20
+PART_BYTES = 16 << 20
+"""Of a large upload, two at a time a file: s3fs alone would hold ten of 50 MiB in memory."""
+
 CONNECT_S, READ_S = 5, 60
 PASSING = (errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 """How s3fs says 500, 503 and SlowDown (its errors.py)."""
@@ -76,7 +79,9 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
                 sent(inc)
 
         with _told(address):
-            system.put_file(str(path), f"{root}/{key}", callback=Sent())
+            system.put_file(
+                str(path), f"{root}/{key}", callback=Sent(), chunksize=PART_BYTES, max_concurrency=2
+            )
         if not holds(key, blob):
             raise Passing(f"{address}/{key} did not arrive whole")
 

@@ -212,6 +212,19 @@ def test_a_place_that_is_none(made: Callable[..., Artifact], tmp_path: Path) -> 
         publish.run(made(seed=2), str(tmp_path / "r"), PublishSpec())
 
 
+def test_a_folder_of_something_else_is_left_alone(
+    made: Callable[..., Artifact], files_in: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    artifact = made()
+    out = artifact.path.parents[3]
+    before = files_in(out)
+    with pytest.raises(RegistryError, match="a folder of something else"):
+        publish.run(artifact, str(out), PublishSpec())
+    assert files_in(out) == before
+    (tmp_path / "empty").mkdir()
+    assert publish.run(artifact, str(tmp_path / "empty"), PublishSpec()).sent
+
+
 def test_on_the_command_line(
     made: Callable[..., Artifact], cli: Callable[..., Any], tmp_path: Path
 ) -> None:

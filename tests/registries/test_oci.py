@@ -61,6 +61,8 @@ class Registry(BaseHTTPRequestHandler):
             realm = f'Bearer realm="{here}/token",service="s",scope="repository:r:pull,push"'
             return self.say(401, WWW_Authenticate=realm)
         name = path.rpartition("/")[2]
+        if "odd" in server.way:
+            return self.say(202 if self.command == "POST" else 200, b"[]")
         if path.endswith("/uploads/"):
             return self.say(202, Location="/v2/r/blobs/uploads/1?state=x")
         if self.command == "PUT" and "/uploads/" in path:
@@ -177,6 +179,14 @@ def test_tags_come_in_pages(server: Any, made: Callable[..., Artifact]) -> None:
     done = publish.run(made(), place(server), PublishSpec(tags=("latest", "b", "a")))
     [row] = catalogue.read(registries.parse(place(server)), Access()).rows
     assert (row.ref, row.tags) == (done.ref, ("a", "b", "latest"))
+
+
+def test_a_server_that_is_no_registry(server: Any, made: Callable[..., Artifact]) -> None:
+    server.way = {"odd"}
+    with pytest.raises(RegistryError, match="does not answer as an OCI registry"):
+        catalogue.read(registries.parse(place(server)), Access())
+    with pytest.raises(RegistryError, match="no place to send a file to"):
+        publish.run(made(), place(server), PublishSpec())
 
 
 def test_another_machine_is_asked_over_tls_only() -> None:

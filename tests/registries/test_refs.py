@@ -138,6 +138,11 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a version that leads out": lambda said: said["annotations"].update(
         {"dev.jexport.version": "../../x"}
     ),
+    "a version that is a link": lambda said: said["annotations"].update(
+        {"dev.jexport.version": "latest"}
+    ),
+    "a hidden name": lambda said: said["annotations"].update({"dev.jexport.name": ".work"}),
+    "an empty name": lambda said: said["annotations"].update({"dev.jexport.name": ""}),
     "a name with a slash": lambda said: said["annotations"].update({"dev.jexport.name": "a/b"}),
     "a cosine that is none": lambda said: said["annotations"].update(
         {"dev.jexport.cosine_min": "high"}
