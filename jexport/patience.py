@@ -22,12 +22,12 @@ LONGEST_PAUSE_S = 8.0
 class Passing(Exception):
     """A fault that may pass: 5xx, 429, a timeout, a connection that broke. Its text has no secret.
 
-    pause_s: how long the service asked to wait.
+    pause_s: how long the service asked to wait. tries: how many the caller's library has made.
     """
 
-    def __init__(self, text: str, *, pause_s: float = 0.0) -> None:
+    def __init__(self, text: str, *, pause_s: float = 0.0, tries: int = 1) -> None:
         super().__init__(text)
-        self.pause_s = pause_s
+        self.pause_s, self.tries = pause_s, tries
 
 
 def patiently(
@@ -49,7 +49,7 @@ def patiently(
             return call()
         except Passing as fault:
             now = reached()
-            failures = 1 if now > before else failures + 1
+            failures = fault.tries + (0 if now > before else failures)
             before = now
             if failures >= ATTEMPTS:
                 raise RegistryError(

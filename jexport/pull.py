@@ -25,7 +25,7 @@ from jexport.patience import Passing, patiently
 from jexport.registries import THREADS, Access, Ref, Store
 from jexport.release import Blob, Release, refused
 from jexport.run import NO_SPACE, Event, Listener, Run, silent
-from jexport.store import TAKEN, Slot, find, place, sync, sync_tree
+from jexport.store import TAKEN, Slot, find, place, point_latest, sync, sync_tree
 from jexport.transfer import Job, Line, together
 
 STAGE = "pull"
@@ -69,6 +69,7 @@ def run(
                 found = place(fetching.assembled(room / "artifact"), slot)
                 note(f"{len(release.layers)} files, {release.size_bytes / 2**20:,.1f} MiB")
             else:
+                point_latest(slot, scratch=room)  # a pull may have been killed before it
                 note("there already")
             shutil.rmtree(room, ignore_errors=True)
             return found

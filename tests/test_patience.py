@@ -54,6 +54,18 @@ def test_the_count_begins_anew_where_something_was_reached() -> None:
     assert patiently(call, what="it", reached=reached, sleep=lambda s: None) == "done"  # type: ignore[arg-type]
 
 
+def test_the_tries_of_a_library_count() -> None:
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        raise Passing("503", tries=3)
+
+    with pytest.raises(RegistryError, match=f"it failed {ATTEMPTS} times"):
+        patiently(call, what="it", sleep=lambda seconds: None)
+    assert len(calls) == ATTEMPTS // 3
+
+
 def test_a_service_may_ask_for_a_pause_but_not_for_an_hour() -> None:
     for asked, waited in ((3.0, 3.0), (3600.0, 2 * LONGEST_PAUSE_S)):
         pauses: list[float] = []

@@ -19,6 +19,7 @@ from jexport.registries import Access, Kind, Listing, Store, no_release, no_tag
 from jexport.release import DIGEST, LARGEST_DOCUMENT_BYTES, Blob, Release
 
 CHUNK_BYTES = 8 << 20
+BACKED_OFF = 3
 OURS = ".jexport"
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 PASSING_NAMES = ("TransportError", "ConnectionError", "Timeout", "TimeoutError", "TimeoutException")
@@ -151,7 +152,10 @@ class _Repository:
 
     def read(self, release: Release, blob: Blob, start: int) -> Iterator[bytes]:
         place = f"{self.name}/{places(release, blob)[0]}"
-        with self.told(), self.files.open(place, "rb", block_size=CHUNK_BYTES) as stream:
+        with (
+            self.told(tries=BACKED_OFF),
+            self.files.open(place, "rb", block_size=CHUNK_BYTES) as stream,
+        ):
             stream.seek(start)
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
@@ -166,7 +170,7 @@ class _Repository:
         """Raises RegistryError for a repository that is not there, or not for us."""
         from huggingface_hub.errors import EntryNotFoundError
 
-        with self.told():
+        with self.told(tries=BACKED_OFF):
             try:
                 tree = self.api.list_repo_tree(self.name, OURS, recursive=True, repo_type="model")
                 held = [each.path for each in tree if hasattr(each, "blob_id")]
@@ -180,8 +184,12 @@ class _Repository:
         )
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
-        """What huggingface_hub says, as Passing or RegistryError, without credentials."""
+    def told(self, *, tries: int = 1) -> Iterator[None]:
+        """What huggingface_hub says, as Passing or RegistryError, without credentials.
+
+        tries: how many it makes itself (its http_backoff waits 23 s over six), so that a Hub that
+        is away is not asked for minutes.
+        """
         try:
             yield
         except (RegistryError, Passing):
@@ -193,7 +201,7 @@ class _Repository:
             code = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             offline = "OfflineModeIsEnabled" in kinds
             if not offline and (code in PASSING or kinds & set(PASSING_NAMES)):
-                raise Passing(f"hf://{self.name}: {brief(error)}") from error
+                raise Passing(f"hf://{self.name}: {brief(error)}", tries=tries) from error
             if not isinstance(error, (OSError, HfHubHTTPError)):
                 raise
             raise RegistryError(
