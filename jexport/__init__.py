@@ -2,7 +2,7 @@
 
 The front door:
     build(recipe, task=..., target=...)   run the pipeline, get an Artifact
-    open_artifact(path)                   open an artifact and embed text with it
+    open_artifact(path or ref)            open an artifact and embed text with it
     Recipe                                what a build needs to know; recipe.read("name or file")
 
 The house, from the ground up; a line imports only downward:
@@ -10,6 +10,9 @@ The house, from the ground up; a line imports only downward:
     flow, findings                                   what flows between stages; what a lint found
     tasks, tables, parity, gates, manifest, run, selection, calibration
     recipe, store, report, signing
+    release      what is published of an artifact
+    registries   one file per kind of place that artifacts are published to
+    pull         from a ref to an artifact's folder  catalogue  what is published in a place
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text

@@ -226,6 +226,12 @@ class ServingError(JexportError):
     exit_code = 32
 
 
+class RegistryError(JexportError):
+    """A registry that cannot be reached or written, a ref that it lacks, content that differs."""
+
+    exit_code = 33
+
+
 class MatrixError(JexportError):
     """A matrix that the system it is for cannot run: its size, a kind of GPU, a destination."""
 

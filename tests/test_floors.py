@@ -14,9 +14,12 @@ PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
     {"flow", "findings"},
-    {"tasks", "ranking", "tables", "toy_tokenizer", "servers"},
+    {"tasks", "ranking", "tables", "toy_tokenizer", "servers", "redact", "patience", "transfer"},
     {"parity", "gates", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
+    {"release"},
+    {"registries"},
+    {"pull", "catalogue"},
     {"model_card", "signing"},
     {"graph"},
     {"trt"},

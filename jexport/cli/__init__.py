@@ -27,6 +27,8 @@ COMMANDS = {
     "sign": "jexport.cli.sign",
     "inspect": "jexport.cli.artifacts",
     "list": "jexport.cli.artifacts",
+    "publish": "jexport.cli.publish",
+    "pull": "jexport.cli.publish",
     "report": "jexport.cli.report",
     "compare": "jexport.cli.report",
     "lint": "jexport.cli.lint",

@@ -97,13 +97,50 @@ def _facts(content: Any) -> list[tuple[str, str]]:
 
 
 @click.command("list")
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("artifacts"))
+@click.argument("where", metavar="[DEST]", default="artifacts")
 @click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
-def list_(folder: Path, as_json: bool) -> None:
-    """List the artifacts below a folder (default: artifacts)."""
+@click.option(
+    "--plain-http", is_flag=True, help="An OCI registry without TLS that is not on this machine."
+)
+def list_(where: str, as_json: bool, plain_http: bool) -> None:
+    """List the artifacts below a folder (default: artifacts), or what is published in DEST.
+
+    DEST is where `jexport publish` put them: a folder, s3://, oci:// or hf://. Its rows have the
+    `ref` that `jexport pull` takes.
+    """
+    from jexport.registries import folder
+
+    if "://" in where or folder.is_registry(Path(where)):
+        rows = _published(where, plain_http)
+    else:
+        rows = _built(Path(where))
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not rows:
+        click.echo(f"no artifacts below {where}", err=True)
+        return
+    click.echo(
+        f"{'name':<22}{'task':<19}{'target':<13}{'MiB':>9}  {'cosine':<11}{'licence':<15}version"
+    )
+    for row in rows:
+        target = f"{row['target']}-{row['precision']}"
+        names = row.get("tags") or (["latest"] if row.get("latest") else [])
+        mark = f"  ({', '.join(names)})" if names else ""
+        click.echo(
+            f"{row['name']:<22}{row['task']:<19}{target:<13}{row['size_bytes'] / MIB:>9,.1f}"
+            f"  {row['cosine_min']:<11.7f}"
+            f"{row['licence'] or 'not stated':<14} {row['version']}{mark}"
+        )
+        if "ref" in row:
+            click.echo(f"  {row['ref']}")
+
+
+def _built(folder: Path) -> list[dict[str, Any]]:
+    """The artifacts below a folder."""
     from jexport import store
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for artifact in store.artifacts(folder):
         content = artifact.manifest.content
         rows.append(
@@ -121,23 +158,31 @@ def list_(folder: Path, as_json: bool) -> None:
                 "licence": content["licence"],
             }
         )
-    if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
-        return
-    if not rows:
-        click.echo(f"no artifacts below {folder}", err=True)
-        return
-    click.echo(
-        f"{'name':<22}{'task':<19}{'target':<13}{'MiB':>9}  {'cosine':<11}{'licence':<15}version"
-    )
-    for row in rows:
-        target = f"{row['target']}-{row['precision']}"
-        mark = "  (latest)" if row["latest"] else ""
-        click.echo(
-            f"{row['name']:<22}{row['task']:<19}{target:<13}{row['size_bytes'] / MIB:>9,.1f}"
-            f"  {row['cosine_min']:<11.7f}"
-            f"{row['licence'] or 'not stated':<14} {row['version']}{mark}"
-        )
+    return rows
+
+
+def _published(where: str, plain_http: bool) -> list[dict[str, Any]]:
+    """The releases in a registry."""
+    from jexport import catalogue, registries
+
+    found = catalogue.read(registries.parse(where), registries.Access(plain_http=plain_http))
+    for trouble in found.troubles:
+        click.echo(f"not listed: {trouble}", err=True)
+    return [
+        {
+            "ref": row.ref,
+            "digest": row.release.digest,
+            "tags": list(row.tags),
+            **{name: row.release.facts[name] for name in
+               ("name", "task", "target", "precision", "version", "licence")},
+            "size_bytes": row.release.size_bytes,
+            "cosine_min": float(row.release.facts["cosine_min"]),
+            "space": row.release.facts["space"],
+            "manifest_sha256": row.release.manifest.blob.hex,
+            "attested": [each.path for each in row.release.layers if each.beside],
+        }
+        for row in found.rows
+    ]  # fmt: skip
 
 
 COMMANDS = {"verify": verify, "inspect": inspect, "list": list_}

@@ -27,6 +27,8 @@ def open_artifact(
 ) -> Embedder:
     """Open an artifact's folder for embedding; close it, or use it in a `with` block.
 
+    path: a folder, or the ref of a published artifact ("oci://...@sha256:..."), which is pulled
+    into the user's cache first; a digest that is there already needs no network.
     task: refuse an artifact of another task; '' takes any. device: 'auto' (a GPU when the engine
     sees one), 'cpu' or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first
     (about a second a GB); without it only the manifest is read. With a signing.Policy the signature
@@ -34,7 +36,7 @@ def open_artifact(
     Raises UnknownTaskError, ArtifactError, SignatureError, DependencyError, TokenizerError, and
     ValueError for another device.
     """
-    folder = Path(path)
+    folder = _local(path)
     if isinstance(verify, signing.Policy):
         folder = folder.resolve()  # what is opened is what was checked, wherever `latest` moves
     content = _manifest(folder, verify).content
@@ -86,6 +88,14 @@ def _manifest(folder: Path, verify: bool | signing.Policy) -> Manifest:
     if not isinstance(verify, bool):  # a key's path would be true, and nothing would be checked
         raise TypeError(f"verify is {verify!r:.80}; give True, False or a jexport.signing.Policy")
     return manifest.verify(folder) if verify else manifest.read(folder)
+
+
+def _local(path: str | Path) -> Path:
+    if isinstance(path, str) and "://" in path:
+        from jexport import pull
+
+        return pull.cached(path)
+    return Path(path)
 
 
 def _check_task(task: str, content: Any, folder: Path) -> None:

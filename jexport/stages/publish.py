@@ -1,5 +1,164 @@
-"""publish: Artifact -> a place that servers pull from.
+"""publish: Artifact -> a release in a registry, by digest, that `pull` takes.
 
-Not built yet: artifacts are folders, so `cp -r` and any object store's own client carry them, and
-`jexport verify` checks them where they arrive.
+Files first, the document last: an upload that ends early is never visible, and what was sent is not
+sent again. Does not know how any registry keeps them.
 """
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jexport import registries
+from jexport import release as releases
+from jexport.errors import RegistryError
+from jexport.flow import Artifact
+from jexport.model_card import NON_COMMERCIAL
+from jexport.patience import Passing, patiently
+from jexport.registries import THREADS, Access, Ref, Store
+from jexport.release import Blob, Release
+from jexport.run import Event, Listener, Run, silent
+from jexport.transfer import Job, Line, together
+
+STAGE = "publish"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishSpec:
+    """How an artifact is published.
+
+    tags: names that point to it from then on. accept_licence: a non-commercial one in public.
+    repair: send also what seems to be there. threads: transfers at a time.
+    """
+
+    tags: tuple[str, ...] = ()
+    accept_licence: bool = False
+    repair: bool = False
+    threads: int = THREADS
+    access: Access = Access()  # noqa: RUF009 (frozen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A release that is there. ref: what `pull` takes. sent: files that were not there before."""
+
+    ref: str
+    digest: str
+    tags: tuple[str, ...]
+    sent: int
+    files: int
+
+
+def run(
+    artifact: Artifact, dest: str, spec: PublishSpec, *, listen: Listener = silent
+) -> Published:
+    """Publish an artifact, with what lies in `<version>.attest/` beside it.
+
+    Raises ArtifactError for a changed artifact, RegistryError, DependencyError.
+    """
+    ref = registries.parse(dest)
+    tags = tuple(dict.fromkeys([*spec.tags, *([ref.tag] if ref.tag else [])]))
+    for tag in tags:
+        registries.check_tag(tag)
+    if ref.digest:
+        raise RegistryError(
+            "a destination has no digest: it follows from the artifact",
+            evidence=ref.at(ref.digest),
+            fix=f"publish to {ref.address}",
+        )
+    with contextlib.ExitStack() as stack:
+        folder = tempfile.TemporaryDirectory(prefix="jexport-publish-")
+        scratch = Path(stack.enter_context(folder))
+        note = stack.enter_context(Run(folder=scratch, listen=listen).stage(STAGE))
+        if spec.access.public:
+            _check_licence(artifact, ref, spec)
+        release, sources = releases.of(artifact, scratch)
+        store = stack.enter_context(registries.opened(ref, spec.access, writing=True))
+        if patiently(store.public, what=f"asking {ref.address}"):
+            _check_licence(artifact, ref, spec)
+        sent = _send(store, release, sources, ref, spec, listen)
+        _commit(store, release, sources, ref, tags)
+        many = len(release.blobs)
+        note(f"{sent} of {many} files sent" if sent else f"all {many} files were there")
+    return Published(
+        ref=ref.at(release.digest), digest=release.digest, tags=tags, sent=sent, files=many
+    )
+
+
+def _check_licence(artifact: Artifact, ref: Ref, spec: PublishSpec) -> None:
+    licence = str(artifact.manifest.content["licence"] or "")
+    if licence.upper().startswith(NON_COMMERCIAL) and not spec.accept_licence:
+        raise RegistryError(
+            "a non-commercial model is about to become public",
+            evidence=f"its licence is {licence}; everybody can read {ref.address}",
+            fix="publish to a private place, or with --accept-licence where the licence allows it",
+        )
+
+
+def _send(
+    store: Store,
+    release: Release,
+    sources: Mapping[str, Path],
+    ref: Ref,
+    spec: PublishSpec,
+    listen: Listener,
+) -> int:
+    """Send every blob that is not there; how many that were."""
+    sent: list[Blob] = []
+
+    def job(blob: Blob) -> Job:
+        def send(line: Line) -> None:
+            what = f"sending {sources[blob.digest].name} to {ref.address}"
+            there = not spec.repair and patiently(
+                lambda: store.has(release, blob), what=what, sleep=line.rest
+            )
+            if there:
+                line.moved(blob.size_bytes)
+                return
+            patiently(lambda: _put(store, release, blob, sources, line), what=what, sleep=line.rest)
+            sent.append(blob)
+
+        return send
+
+    def show(done: int, total: int) -> None:
+        text = f"{done / 2**20:,.1f} of {total / 2**20:,.1f} MiB"
+        listen(Event(kind="progress", stage=STAGE, done=done, total=total, text=text))
+
+    total = sum(blob.size_bytes for blob in release.blobs)
+    jobs = [job(blob) for blob in release.blobs]
+    together(jobs, threads=spec.threads, total_bytes=total, show=show)
+    return len(sent)
+
+
+def _put(
+    store: Store, release: Release, blob: Blob, sources: Mapping[str, Path], line: Line
+) -> None:
+    """One attempt; what it had sent when it failed does not count."""
+    counted = 0
+
+    def sent(count: int) -> None:
+        nonlocal counted
+        counted += count
+        line.moved(count)
+
+    try:
+        store.put(release, blob, sources[blob.digest], sent)
+    except Passing:
+        line.moved(-counted)
+        raise
+
+
+def _commit(
+    store: Store, release: Release, sources: Mapping[str, Path], ref: Ref, tags: tuple[str, ...]
+) -> None:
+    """Make it visible, and see that it is."""
+    what = f"publishing in {ref.address}"
+    patiently(lambda: store.commit(release, sources), what=what)
+    for tag in tags:
+        patiently(functools.partial(store.tag, release, tag), what=what)
+    document = patiently(lambda: store.document(release.digest), what=what)
+    releases.read(document, release.digest, where=ref.address)

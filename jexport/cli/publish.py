@@ -1,0 +1,88 @@
+"""`jexport publish` and `jexport pull`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jexport.cli import console
+
+THREADS = click.IntRange(min=1, max=64)
+PLAIN = "An OCI registry without TLS that is not on this machine."
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("dest")
+@click.option("--tag", "tags", multiple=True, metavar="T",
+              help="A name for it from now on, such as latest; may be repeated.")  # fmt: skip
+@click.option("--accept-licence", is_flag=True,
+              help="Publish a non-commercial model where everybody can read it.")  # fmt: skip
+@click.option("--public", is_flag=True, help="Everybody can read DEST (hf:// says so itself).")
+@click.option("--repair", is_flag=True, help="Send also what seems to be there.")
+@click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
+@click.option("--plain-http", is_flag=True, help=PLAIN)
+@click.option("--quiet", is_flag=True, help="Only the ref, on stdout.")
+def publish(
+    artifact: Path,
+    dest: str,
+    tags: tuple[str, ...],
+    accept_licence: bool,
+    public: bool,
+    repair: bool,
+    threads: int,
+    plain_http: bool,
+    quiet: bool,
+) -> None:
+    """Publish an artifact: DEST is a folder, s3://, oci:// or hf://.
+
+    The ref that `jexport pull` takes is the last line on stdout.
+    """
+    listen = console.listener(quiet=quiet, json_lines=False)
+    from jexport import manifest
+    from jexport.flow import Artifact
+    from jexport.registries import Access
+    from jexport.stages import publish as stage
+
+    found = Artifact(path=artifact, manifest=manifest.read(artifact))
+    spec = stage.PublishSpec(
+        tags=tags,
+        accept_licence=accept_licence,
+        repair=repair,
+        threads=threads,
+        access=Access(plain_http=plain_http, public=public),
+    )
+    if not quiet:
+        licence = found.manifest.content["licence"] or "not stated"
+        console.say(f"jexport publish: {artifact}, licence {licence}")
+    done = stage.run(found, dest, spec, listen=listen)
+    click.echo(done.ref)
+
+
+@click.command()
+@click.argument("ref")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
+@click.option("--plain-http", is_flag=True, help=PLAIN)
+@click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
+def pull(ref: str, folder: Path, threads: int, plain_http: bool, quiet: bool) -> None:
+    """Fetch a published artifact into DIR, as a build with --out DIR would lay it down.
+
+    REF is DEST@sha256:..., as `jexport list DEST` shows it, DEST:TAG, or DEST for the tag latest.
+    Every file is checked. The artifact's path is the last line on stdout.
+    """
+    listen = console.listener(quiet=quiet, json_lines=False)
+    from jexport import pull as puller
+    from jexport import registries
+
+    wanted = registries.parse(ref)
+    if not quiet:
+        console.say(f"jexport pull: {ref if wanted.digest else wanted.address}")
+    access = registries.Access(plain_http=plain_http)
+    click.echo(puller.run(wanted, folder, access=access, threads=threads, listen=listen).path)
+
+
+COMMANDS: Mapping[str, Any] = {"publish": publish, "pull": pull}

@@ -1,0 +1,351 @@
+"""From a ref to an artifact's folder: resolve, fetch what lacks, check by digest, put in place.
+
+Nothing has its final name before every byte is there and right. What was fetched before a pull
+ended is kept below .pull/ and used by the next one. Knows no service: registries/ does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from jexport import manifest, registries
+from jexport import release as releases
+from jexport.errors import ArtifactError, OutputPathError, RegistryError
+from jexport.flow import Artifact
+from jexport.patience import Passing, patiently
+from jexport.registries import THREADS, Access, Ref, Store
+from jexport.release import Blob, Release, refused
+from jexport.run import NO_SPACE, Event, Listener, Run, silent
+from jexport.store import TAKEN, Slot, find, place, point_latest, sync, sync_tree
+from jexport.transfer import Job, Line, together
+
+STAGE = "pull"
+ROOM = ".pull"
+PULLED = "pulled"
+RELEASE = "release.json"
+CHUNK_BYTES = 1 << 22
+STALE_S = 7 * 24 * 3600.0
+"""What a pull that was stopped left goes after a week."""
+
+
+def run(
+    ref: Ref,
+    out: Path,
+    *,
+    access: Access = Access(),  # noqa: B008 (frozen)
+    threads: int = THREADS,
+    listen: Listener = silent,
+) -> Artifact:
+    """The release of a ref as an artifact below `out`, in the folders that a build would make.
+
+    What is there and right is not fetched again. Raises RegistryError, ArtifactError (the version
+    is there already and was changed), OutputPathError, DiskFullError.
+    """
+    with registries.opened(ref, access) as store, _writable(out):
+        release = resolved(store, ref)
+        said = release.facts
+        slot = Slot(out=out, model=said["name"], task=said["task"], target=said["target"],
+                    precision=said["precision"], version=said["version"])  # fmt: skip
+        with (
+            _room(out, release.digest) as room,
+            Run(folder=room, listen=listen).stage(STAGE) as note,
+        ):
+            fetching = _Fetching(store, release, room, where=ref.address, threads=threads,
+                                 listen=listen)  # fmt: skip
+            found = _same(slot, release)
+            fetching.all(only_beside=found is not None)
+            # First what is beside: an artifact is never seen without its signatures.
+            fetching.place_beside(releases.beside(slot.path))
+            if found is None:
+                found = place(fetching.assembled(room / "artifact"), slot)
+                note(f"{len(release.layers)} files, {release.size_bytes / 2**20:,.1f} MiB")
+            else:
+                point_latest(slot, scratch=room)  # a pull may have been killed before it
+                note("there already")
+            shutil.rmtree(room, ignore_errors=True)
+            return found
+
+
+def cached(text: str) -> Path:
+    """The folder of a ref's artifact in the user's cache, fetched when it is not there.
+
+    A ref with a digest that is cached asks no network. A tag is resolved first. Raises as run().
+    """
+    ref = registries.parse(text)
+    digest = ref.digest
+    if not digest:
+        with registries.opened(ref, Access()) as store:
+            digest = resolved(store, ref).digest
+    out = cache_folder() / PULLED
+    home = out / digest.replace(":", "-")
+    if not home.is_dir():
+        with registries.opened(ref, Access()) as store, _writable(out):
+            release = resolved(store, Ref(kind=ref.kind, address=ref.address, digest=digest))
+            with _room(out, digest) as room, Run(folder=room, listen=silent).stage(STAGE):
+                if not home.is_dir():
+                    _cache(_Fetching(store, release, room, where=ref.address), home)
+    return _kept(home, digest)
+
+
+def _cache(fetching: _Fetching, home: Path) -> None:
+    release = fetching.release
+    fetching.all()
+    whole = fetching.room / "home"
+    shutil.rmtree(whole, ignore_errors=True)  # of a pull that was cut off here
+    whole.mkdir()
+    (whole / RELEASE).write_bytes(release.document)
+    artifact = fetching.assembled(whole / release.facts["version"])
+    fetching.place_beside(releases.beside(artifact))
+    sync_tree(whole)
+    try:
+        os.rename(whole, home)
+    except OSError as error:
+        if error.errno not in TAKEN:
+            raise
+    sync(home.parent)
+    shutil.rmtree(fetching.room, ignore_errors=True)
+
+
+def _kept(home: Path, digest: str) -> Path:
+    """The artifact's folder in a cached release, whose manifest is the one that was published."""
+    try:
+        release = releases.read((home / RELEASE).read_bytes(), digest, where=str(home))
+        folder = home / release.facts["version"]
+        right = manifest.file_digest(folder / manifest.NAME, root=folder).sha256
+    except (OSError, RegistryError) as error:
+        raise _changed(home, str(error)) from error
+    if right != release.manifest.blob.hex:
+        raise _changed(home, f"{folder.name}/{manifest.NAME} is another one")
+    return folder
+
+
+def _changed(home: Path, evidence: str) -> ArtifactError:
+    return ArtifactError(
+        f"the cached release {home} is not what was pulled",
+        evidence=evidence,
+        fix="remove that folder: it is pulled again",
+    )
+
+
+def cache_folder() -> Path:
+    """JEXPORT_CACHE, or the platform's place for caches."""
+    said = os.environ.get("JEXPORT_CACHE")
+    if said:
+        return Path(said).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "jexport"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jexport"
+
+
+def resolved(store: Store, ref: Ref) -> Release:
+    """The release that a ref names, its document checked."""
+    digest = ref.digest
+    if not digest:
+        tag = ref.tag or registries.DEFAULT_TAG
+        digest = patiently(lambda: store.resolve(tag), what=f"asking {ref.address} for '{tag}'")
+    document = patiently(lambda: store.document(digest), what=f"reading from {ref.address}")
+    return releases.read(document, digest, where=ref.address)
+
+
+def _same(slot: Slot, release: Release) -> Artifact | None:
+    """The artifact in a slot when it is this release's, None when there is none."""
+    found = find(slot)
+    if found is not None:
+        own = manifest.file_digest(slot.path / manifest.NAME, root=slot.path)
+        if own.sha256 != release.manifest.blob.hex:
+            raise OutputPathError(
+                f"{slot.path} is another build of this version",
+                evidence=f"its {manifest.NAME} has SHA-256 {own.sha256[:19]}..., the release's "
+                f"{release.manifest.blob.hex[:19]}...",
+                fix="move that folder away, or pull into another one",
+            )
+    return found
+
+
+class _Fetching:
+    """One release on its way into a room: a folder of this pull only."""
+
+    def __init__(
+        self,
+        store: Store,
+        release: Release,
+        room: Path,
+        *,
+        where: str,
+        threads: int = THREADS,
+        listen: Listener = silent,
+    ) -> None:
+        self.store, self.release, self.room, self.where = store, release, room, where
+        self.threads, self.listen = threads, listen
+
+    def all(self, *, only_beside: bool = False) -> None:
+        """Fetch what lacks: the manifest first, so that nothing large comes in vain."""
+        wanted = [each for each in self.release.layers if each.beside or not only_beside]
+        if not only_beside:
+            self._move([self.release.manifest.blob])
+            probe = self.room / "probe"
+            probe.mkdir(exist_ok=True)
+            shutil.copyfile(self._whole(self.release.manifest.blob), probe / manifest.NAME)
+            content = manifest.read(probe).content
+            releases.check_files(self.release, content, where=self.where)
+        self._move(list(dict.fromkeys(layer.blob for layer in wanted)))
+
+    def _move(self, blobs: list[Blob]) -> None:
+        def show(done: int, total: int) -> None:
+            text = f"{done / 2**20:,.1f} of {total / 2**20:,.1f} MiB"
+            self.listen(Event(kind="progress", stage=STAGE, done=done, total=total, text=text))
+
+        jobs: list[Job] = [lambda line, blob=blob: self._fetch(blob, line) for blob in blobs]  # type: ignore[misc]
+        total = sum(blob.size_bytes for blob in blobs)
+        together(jobs, threads=self.threads, total_bytes=total, show=show)
+
+    def _whole(self, blob: Blob) -> Path:
+        return self.room / blob.hex
+
+    def _fetch(self, blob: Blob, line: Line) -> None:
+        """One blob, whole and right, at its place in the room."""
+        whole, part = self._whole(blob), self.room / f"{blob.hex}.part"
+        if whole.is_file() and _digest(whole) == blob.hex:
+            line.moved(blob.size_bytes)
+            return
+        resumed = part.is_file()
+        while not self._completed(blob, part, line):
+            part.unlink()
+            line.moved(-blob.size_bytes)
+            if not resumed:
+                raise refused(self.where, self.release.digest, f"{blob.digest} has other bytes")
+            resumed = False  # what an earlier pull left may be what was wrong
+        os.replace(part, whole)
+
+    def _completed(self, blob: Blob, part: Path, line: Line) -> bool:
+        """Fetch the rest of a blob; whether its digest is right then."""
+        sha = hashlib.sha256()
+        part.touch()
+        with open(part, "r+b") as target:
+            if part.stat().st_size > blob.size_bytes:
+                target.truncate(0)
+            while chunk := target.read(CHUNK_BYTES):
+                sha.update(chunk)
+                line.moved(len(chunk))
+
+            def rest() -> None:
+                for chunk in self.store.read(self.release, blob, target.tell()):
+                    if target.tell() + len(chunk) > blob.size_bytes:
+                        evidence = f"{blob.digest} has more than {blob.size_bytes} bytes"
+                        raise refused(self.where, self.release.digest, evidence)
+                    target.write(chunk)
+                    sha.update(chunk)
+                    line.moved(len(chunk))
+                if target.tell() < blob.size_bytes:
+                    raise Passing(f"{self.where}: {blob.digest[:19]}... ended early")
+
+            what = f"reading {blob.digest[:19]}... from {self.where}"
+            patiently(rest, what=what, reached=target.tell, sleep=line.rest)
+        return sha.hexdigest() == blob.hex
+
+    def assembled(self, folder: Path) -> Path:
+        """The artifact's files under their names, and nothing else; verified."""
+        shutil.rmtree(folder, ignore_errors=True)
+        for layer in self.release.layers:
+            if not layer.beside:
+                target = folder / layer.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._give(layer.blob, target)
+        manifest.verify(folder)
+        return folder
+
+    def _give(self, blob: Blob, target: Path) -> None:
+        """A blob under another name: the same bytes on the disk, for its first name."""
+        whole = self._whole(blob)
+        try:
+            if whole.stat().st_nlink == 1:
+                os.link(whole, target)
+                return
+        except OSError as error:  # a file system without links
+            if error.errno in NO_SPACE:
+                raise
+        shutil.copyfile(whole, target)
+
+    def place_beside(self, folder: Path) -> None:
+        """Signatures and provenance into `<version>.attest`, each whole or not at all."""
+        for layer in self.release.layers:
+            target = folder / layer.path
+            if layer.beside and not (target.is_file() and _digest(target) == layer.blob.hex):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged = self.room / "beside"
+                staged.unlink(missing_ok=True)
+                self._give(layer.blob, staged)
+                sync(staged)
+                os.replace(staged, target)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """What the disk below `out` says, as an OutputPathError; a full one stays what it is."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        ours = str(error.filename or "").startswith(str(out))
+        if error.errno in NO_SPACE or not ours:
+            raise
+        raise OutputPathError(
+            f"cannot write below {out}", evidence=str(error), fix="choose another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _room(out: Path, digest: str) -> Iterator[Path]:
+    """A release's folder below .pull/, locked: two pulls of one release take turns."""
+    above = out / ROOM
+    path = above / digest.replace(":", "-")
+    lock = _locked(path.with_name(f"{path.name}.lock"))
+    try:
+        _sweep(above, path)
+        path.mkdir(exist_ok=True)
+        yield path
+    finally:
+        if not path.exists():  # nothing was left to go on with
+            Path(lock.name).unlink(missing_ok=True)
+        lock.close()
+        with contextlib.suppress(OSError):
+            above.rmdir()
+
+
+def _locked(path: Path) -> IO[str]:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            lock = open(path, "w")  # noqa: SIM115 (held open for the whole pull)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # The one who held it may have removed the file: then it locks nothing.
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+                    return lock
+            lock.close()
+
+
+def _sweep(above: Path, own: Path) -> None:
+    """Remove what pulls that nobody took up again left."""
+    for path in above.iterdir():
+        if path.stem == own.name or path.suffix == ".lock":
+            continue
+        with contextlib.suppress(OSError), open(above / f"{path.name}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > STALE_S:
+                shutil.rmtree(path, ignore_errors=True)
+                Path(lock.name).unlink(missing_ok=True)

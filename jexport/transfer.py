@@ -1,0 +1,64 @@
+"""Several transfers at once, counted together: the first that fails, or Ctrl-C, stops them all.
+
+Knows neither what is moved nor where; progress is told by the thread that called.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TypeAlias
+
+LOOK_S = 0.1
+
+
+class Stopped(Exception):
+    """Another transfer failed: this one ends, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What a transfer tells and asks. moved(n): n more bytes (fewer, when it begins anew).
+
+    rest(seconds): a pause that ends when everything stops. Both raise Stopped then.
+    """
+
+    moved: Callable[[int], None]
+    rest: Callable[[float], None]
+
+
+Job: TypeAlias = Callable[[Line], None]
+
+
+def together(
+    jobs: Sequence[Job], *, threads: int, total_bytes: int, show: Callable[[int, int], None]
+) -> None:
+    """Run all jobs, so many at a time; show(done, total) in bytes. Raises the first error."""
+    lock, stop, counted = threading.Lock(), threading.Event(), [0]
+
+    def moved(count: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        with lock:
+            counted[0] += count
+
+    def rest(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise Stopped
+
+    line = Line(moved=moved, rest=rest)
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="transfer") as pool:
+        pending = {pool.submit(job, line) for job in jobs}
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                show(min(counted[0], total_bytes), total_bytes)
+        except BaseException:
+            stop.set()
+            for future in pending:
+                future.cancel()
+            raise
