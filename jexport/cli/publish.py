@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from jexport.cli import console
+from jexport.cli.sign import signer, signer_options
 
 THREADS = click.IntRange(min=1, max=64)
 PLAIN = "An OCI registry without TLS that is not on this machine."
@@ -21,6 +22,8 @@ PLAIN = "An OCI registry without TLS that is not on this machine."
               help="A name for it from now on, such as latest; may be repeated.")  # fmt: skip
 @click.option("--accept-licence", is_flag=True,
               help="Publish a non-commercial model where everybody can read it.")  # fmt: skip
+@click.option("--sign", is_flag=True, help="Sign it first; with one of the next four.")
+@signer_options
 @click.option("--public", is_flag=True, help="Everybody can read DEST (hf:// says so itself).")
 @click.option("--repair", is_flag=True, help="Send also what seems to be there.")
 @click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
@@ -31,22 +34,28 @@ def publish(
     dest: str,
     tags: tuple[str, ...],
     accept_licence: bool,
+    sign: bool,
     public: bool,
     repair: bool,
     threads: int,
     plain_http: bool,
     quiet: bool,
+    **who: Any,
 ) -> None:
     """Publish an artifact: DEST is a folder, s3://, oci:// or hf://.
 
     The ref that `jexport pull` takes is the last line on stdout.
     """
     listen = console.listener(quiet=quiet, json_lines=False)
-    from jexport import manifest
+    from jexport import manifest, signing
     from jexport.flow import Artifact
     from jexport.registries import Access
     from jexport.stages import publish as stage
 
+    if not sign and any(who.values()):
+        raise click.UsageError("a key, a certificate or --sigstore needs --sign")
+    if sign:
+        signing.sign(artifact, signer(**who))
     found = Artifact(path=artifact, manifest=manifest.read(artifact))
     spec = stage.PublishSpec(
         tags=tags,

@@ -91,3 +91,30 @@ def test_words_that_ask_for_nobody(artifact: Path, cli: Callable[..., Any]) -> N
         answer = cli("verify", artifact, *words)
         assert answer.code == 34
         assert "not clear whose" in answer.err
+
+
+def test_signed_when_published_and_checked_where_it_is_pulled(
+    artifact_copy: Path, cli: Callable[..., Any], tools: Any, tmp_path: Path
+) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    import jexport
+    from jexport.errors import SignatureError
+
+    own, other = (
+        tools.write_pair(tmp_path, name, ec.generate_private_key(ec.SECP256R1()))
+        for name in ("own", "other")
+    )
+    place = tmp_path / "place"
+    words = ("publish", artifact_copy, place, "--tag", "latest", "--quiet")
+    assert cli(*words, "--key", own.private).code == 2  # a key that would not be used
+    assert cli(*words, "--sign").code == 2  # no key
+    assert not place.exists()
+    ref = cli(*words, "--sign", "--key", own.private).out.strip()
+    pulled = cli("pull", ref, tmp_path / "there", "--quiet").path
+    assert cli("verify", pulled, "--key", own.public).code == 0
+    assert cli("verify", pulled, "--key", other.public).code == 34
+    with jexport.open_artifact(pulled, verify=signing.Policy(key=own.public)) as model:
+        assert model.encode("a text").shape == (model.embedding.dimension,)
+    with pytest.raises(SignatureError):
+        jexport.open_artifact(pulled, verify=signing.Policy(key=other.public))
