@@ -8,11 +8,12 @@ The front door:
 The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
-    tasks, tables, parity, gates, manifest, run, selection, calibration
-    recipe, store, report, signing
+    tasks, tables, servers, parity, gates, manifest, run, selection, calibration
+    recipe, store, report
     release      what is published of an artifact
     registries   one file per kind of place that artifacts are published to
     pull         from a ref to an artifact's folder  catalogue  what is published in a place
+    signing      signatures and provenance beside an artifact
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text

@@ -114,7 +114,7 @@ def test_ctrl_c_handler_is_given_back(cli: Callable[..., Any]) -> None:
     [
         (["biuld"], "did you mean 'build'?"),
         (["recipe", "shwo"], "did you mean 'show'?"),
-        (["xyz"], "known: build, compile, embed"),
+        (["xyz"], "known: build, compile, matrix"),
         (["build", "--taks", "x"], "--task"),
         (["build", "--task", "none", "--target", "onnx", "--ouput", "x"], "--out"),
         (["embed", "x", "--ipnut", "y"], "--input"),
