@@ -211,6 +211,12 @@ class ServingError(JexportError):
     exit_code = 32
 
 
+class CacheError(JexportError):
+    """Entries of the stage cache that are damaged or cannot be removed."""
+
+    exit_code = 45
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

@@ -309,10 +309,11 @@ def reports(
     parity_path: Path,
     more: Mapping[str, Any],
     slot: store.Slot,
+    out_dir: Path,
 ) -> tuple[Path, Path]:
     """quantization.json with what only the pipeline knows (`more`), and report.html made of it."""
-    path = model.path.with_name(quantize.REPORT)
-    content = _read(path) | dict(more)
+    path = out_dir / quantize.REPORT
+    content = _read(model.path.with_name(quantize.REPORT)) | dict(more)
     content["bytes"] = dict(content.pop("sizes"))
     manifest.write_json(path, content)
     facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": more["speed"],

@@ -143,10 +143,7 @@ def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
         if not out.exists():
             stack.callback(_remove_empty, out)
         try:
-            lock = stack.enter_context(_own_lock(work))
-            _sweep(work)
-            folder = lock.with_suffix("")
-            folder.mkdir()
+            folder = stack.enter_context(own_folder(work))
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise disk_full("start", work, error) from error
@@ -155,8 +152,20 @@ def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
                 evidence=str(error),
                 fix="choose another folder with --out DIR",
             ) from error
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield Run(folder=folder, listen=listen)
+
+
+@contextlib.contextmanager
+def own_folder(work: Path) -> Iterator[Path]:
+    """A new folder below `work` that is gone afterwards, as are those of killed runs."""
+    with _own_lock(work) as lock:
+        sweep(work)
+        folder = lock.with_suffix("")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -199,7 +208,7 @@ def _locked(work: Path) -> tuple[Path, IO[str]]:
         lock.close()
 
 
-def _sweep(work: Path) -> None:
+def sweep(work: Path) -> None:
     """Remove what killed runs left: every folder whose lock nobody holds.
 
     What cannot be removed (another user's, say) is left: it is in nobody's way.

@@ -51,6 +51,9 @@ from jexport.cli import console
     metavar="DIR",
     help="trt: keep TensorRT's timings there; later builds are faster.",
 )
+@click.option("--cache", "cache_folder", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where finished stages are kept. Default: OUT/.cache")  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Do every stage, and keep none.")
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
 def build(
@@ -62,6 +65,8 @@ def build(
     out: Path,
     until: str | None,
     profile_from: Path | None,
+    cache_folder: Path | None,
+    no_cache: bool,
     quiet: bool,
     json_lines: bool,
     **options: Any,
@@ -73,6 +78,7 @@ def build(
     """
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import calibration, pipeline, targets
+    from jexport.cache import FOLDER, Cache
 
     engine = targets.load(target)
     chosen = _chosen(recipe_name, model, options)
@@ -87,6 +93,7 @@ def build(
         until=until or "",
         lengths_of=calibration.texts(profile_from) if profile_from else (),
         out=out,
+        cache=Cache(root=None if no_cache else cache_folder or out / FOLDER),
         listen=listen,
     )
     click.echo(artifact.path)

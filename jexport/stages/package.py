@@ -62,13 +62,14 @@ def run(
     report_path: Path,
     out_dir: Path,
     furnish: Callable[[Path], Mapping[str, Any]] | None = None,
+    take: Callable[[Path, Path], object] = shutil.move,
 ) -> Path:
-    """Fill out_dir and return it. The compiled files are moved, not copied: they may be 2 GB.
+    """Fill out_dir and return it. The compiled files are moved unless `take` copies them.
 
     furnish: adds what the target's servers read to the folder and returns facts for the manifest.
     """
     for name in compiled.files:
-        shutil.move(compiled.folder / name, out_dir / name)
+        take(compiled.folder / name, out_dir / name)
     _tokenizer(model, out_dir)
     _server_files(model, out_dir)
     if furnish is not None:
