@@ -46,7 +46,7 @@ from jexport.flow import (
 )
 from jexport.int8.journal import Journal
 from jexport.recipe import PRECISIONS, Recipe
-from jexport.run import Event, Listener, Run, open_run, silent
+from jexport.run import Event, Listener, Run, cores, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
 from jexport.stages import export, load, merge, package, quantize, validate
@@ -150,17 +150,22 @@ def build(
                 spare=lambda: run.room("compile"), tell=note,
             )  # fmt: skip
             note(_fused(compiled))
-        more: dict[str, Any] = {"speed": [], "pair": None}
-        more["command"] = quantized.command(recipe, slot, until)
+        more: dict[str, Any] = {
+            "command": quantized.command(recipe, slot, loaded.source.name, until)
+        }
+        measured: dict[str, Any] = {}
         with (
             run.stage("validate") as note,
             store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
         ):
             report = validate.run(
-                validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
+                validate.Side(
+                    tokenize=loaded.tokenize_reference, open=loaded.reference, at_once=cores()
+                ),
                 validate.Side(
                     tokenize=candidate_ids,
-                    open=lambda: engine.runner(compiled, engine.devices[0], 0),
+                    open=lambda: engine.runner(compiled, engine.devices[0], engine.steady_threads),
+                    at_once=cores() if engine.steady_threads else 1,
                 ),
                 embedding=loaded.embedding,
                 signature=compiled.signature,
@@ -177,18 +182,18 @@ def build(
                 beside = quantized.beside_float(
                     engine, plain, compiled, own, recipe, run.room("beside")
                 )
-                more["speed"] = quantized.listed(beside.speeds)
+                measured["speed"] = quantized.listed(beside.speeds)
                 more["sizes"] = beside.sizes
                 if engine.timed:
                     allowed = recipe.quantize.allow_slower
                     note(quantized.faster(beside.speeds, precision, allowed=allowed))
                 other = _counterpart(cache, recipe, engine, precision, task, out)
                 if isinstance(other, quantized.Counterpart):
-                    more["pair"] = quantized.ranking_kept(
+                    measured["pair"] = quantized.ranking_kept(
                         beside, other, own_are_queries=task == tasks.QUERIES
                     )
                     goal = recipe.quantize.pair_top10_overlap
-                    note(quantized.check_ranking(more["pair"], goal))
+                    note(quantized.check_ranking(measured["pair"], goal))
                 elif other:
                     note(other)
         with run.stage("package"):
@@ -199,8 +204,6 @@ def build(
                 recipe=recipe.resolved(),
                 tools=made_of["tools"],
                 runs_on=engine.fingerprint(),
-                records=tuple(run.records),
-                speed=more["speed"],
                 extras=(
                     *(
                         quantized.reports(
@@ -219,7 +222,8 @@ def build(
             )  # fmt: skip
             made = store.place(staged, slot)
             journal.forget()
-            return made
+        store.keep_measured(made, run.measured() | measured, scratch=run.folder)
+        return made
 
 
 def _loaded(cache: Cache, recipe: Recipe, task: str) -> LoadedModel:

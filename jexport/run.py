@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import gc
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from jexport.errors import DiskFullError, JexportError, OutputPathError
 from jexport.flow import StageRecord
@@ -100,6 +101,10 @@ class Run:
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
         """Report that `done` of `total` steps of a stage are finished; text: what it is at."""
         self.listen(Event(kind="progress", stage=stage, done=done, total=total, text=text))
+
+    def measured(self) -> dict[str, Any]:
+        """Seconds and memory of the stages so far, JSON-ready."""
+        return {"stages": [dataclasses.asdict(record) for record in self.records]}
 
     def room(self, name: str) -> Path:
         """A new folder for one stage to write in."""
@@ -248,6 +253,13 @@ class _MemoryWatch:
 
     def _sample(self) -> None:
         self.peak_mib = max(self.peak_mib, resident_mib())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def give_back_memory() -> None:

@@ -309,7 +309,9 @@ def test_two_builds_of_the_same_at_once(
     assert not trouble
     assert paths[0] == paths[1]
     manifest.verify(paths[0])
-    assert sorted(p.name for p in paths[0].parent.iterdir()) == [paths[0].name, "latest"]
+    assert sorted(p.name for p in paths[0].parent.iterdir()) == [
+        paths[0].name, f"{paths[0].name}.run.json", "latest",
+    ]  # fmt: skip
     assert not (tmp_path / ".work").exists()
 
 

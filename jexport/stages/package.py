@@ -16,7 +16,7 @@ from typing import Any
 
 from jexport import manifest, model_card
 from jexport.checkpoints import JINA
-from jexport.flow import CompiledModel, LoadedModel, ParityReport, StageRecord
+from jexport.flow import CompiledModel, LoadedModel, ParityReport
 from jexport.manifest import write_json
 
 POOLING_KEYS = {
@@ -33,13 +33,16 @@ PROMPT_ALIASES = {"retrieval.query": ("query",), "retrieval.passage": ("document
 QUANTIZATION = "quantization.json"
 """The extra file that the model card quotes."""
 
+FORMER_KEYS = ("stages", "speed")
+"""What manifests of format 1 had and later ones have not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What the run knows and no model does: recipe as resolved, version, tools, fingerprint.
 
-    speed: texts a second by precision, measured here, fastest path of each. extras: files that go
-    into the artifact as they are (quantization.json, report.html).
+    What depends on this machine's mood (seconds, memory, speeds) is not among it. extras: files
+    that go into the artifact as they are (quantization.json, report.html).
     """
 
     model_name: str
@@ -48,8 +51,6 @@ class Facts:
     recipe: Mapping[str, Any]
     tools: Mapping[str, str]
     runs_on: Mapping[str, Any]
-    records: Sequence[StageRecord]
-    speed: Sequence[Mapping[str, Any]] = ()
     extras: Sequence[Path] = ()
 
 
@@ -87,8 +88,6 @@ class Completed:
 
     version: str
     runs_on: Mapping[str, Any]
-    records: Sequence[StageRecord]
-    speed: Sequence[Mapping[str, Any]]
 
 
 def complete(
@@ -117,15 +116,14 @@ def complete(
     shutil.copyfile(report_path, out_dir / report_path.name)
     engine = _engine(compiled, facts.runs_on)
     engine["facts"]["portable_sha256"] = content["sha256"]
+    kept = {key: value for key, value in content.items() if key not in FORMER_KEYS}
     made = {
-        **content,
+        **kept,
+        "format": manifest.FORMAT,
         "version": facts.version,
         "engine": engine,
         "parity": _parity(report),
-        "stages": [*content["stages"], *(dataclasses.asdict(one) for one in facts.records)],
     }
-    if facts.speed:
-        made["speed"] = [dict(one) for one in facts.speed]
     quantization = out_dir / QUANTIZATION
     return _finish(made, _quantization([quantization] if quantization.is_file() else []), out_dir)
 
@@ -253,10 +251,18 @@ def _content(
         },
         "engine": _engine(compiled, facts.runs_on),
         "parity": _parity(report),
-        "stages": [dataclasses.asdict(record) for record in facts.records],
-        **({"speed": [dict(one) for one in facts.speed]} if facts.speed else {}),
-        "recipe": dict(facts.recipe),
+        "recipe": _without_places(facts.recipe, source.name),
         "tools": dict(facts.tools),
+    }
+
+
+def _without_places(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The recipe with no path of this machine: the same build elsewhere is the same artifact."""
+    load, compiling = dict(recipe["load"]), dict(recipe["compile"])
+    return {
+        **recipe,
+        "load": {**load, "model": name},
+        "compile": {**compiling, "timing_cache": ""},
     }
 
 

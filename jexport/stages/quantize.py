@@ -37,7 +37,7 @@ from jexport.targets import Target
 
 REPORT, PAGE = "quantization.json", "report.html"
 INT8_WEIGHTS = "int8-weights"
-NEEDS = ("scipy",)
+NEEDS = ("scipy", "threadpoolctl")
 GOALS = (*recipe.GOALS, "symmetric", "pair_top10_overlap", "effort", "allow_slower")
 """Keys of [quantize] that decide which trial is taken, and no trial's numbers."""
 
