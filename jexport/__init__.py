@@ -17,7 +17,7 @@ The house, from the ground up; a line imports only downward:
     layouts      one file per server that artifacts are laid out for
     integrations  one file per framework that embeds through jexport
     inputs       what a build is made of: what decides its version
-    pipeline     the stages in order
+    pipeline     the stages in order                  many     the jobs of a recipe
     cli          click words -> library calls; the only code that prints or exits
 
 Importing jexport loads no framework.

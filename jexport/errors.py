@@ -217,6 +217,12 @@ class CacheError(JexportError):
     exit_code = 45
 
 
+class MemoryNeedError(JexportError):
+    """A build that needs more memory than there is."""
+
+    exit_code = 46
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

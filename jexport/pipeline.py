@@ -11,12 +11,14 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jexport import (
     calibration,
+    estimate,
     inputs,
     manifest,
     quantized,
@@ -67,6 +69,7 @@ def build(
     lengths_of: Sequence[str] = (),
     out: Path = Path("artifacts"),
     cache: Cache | None = None,
+    memory_bytes: int | None = None,
     listen: Listener = silent,
 ) -> Artifact:
     """Turn the recipe's checkpoint and one task into a verified artifact below `out`.
@@ -75,15 +78,15 @@ def build(
     touched then. until: 'compile' stops before an engine that this machine cannot make, with a
     portable artifact for `completion.complete`. lengths_of: texts like those to come, for engines
     that are tuned to lengths. cache: where finished stages are kept, so that a killed build
-    goes on from there; None for `out`/.cache. Raises a JexportError for all that is foreseen.
+    goes on from there; None for `out`/.cache. memory_bytes: what may be used, None for
+    what there is. Raises a JexportError for all that is foreseen.
     """
-    _check_shipped(recipe, task, target, precision)
-    engine = targets.up_to(targets.load(target), until)
-    targets.check_precision(engine, precision)
+    engine = _engine(recipe, task, target, precision, until)
     is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
     needs = (*engine.build_needs, *(quantize.NEEDS if is_int8 else ()))
     targets.check_installed(needs, extra="build", purpose=f"building for {target}")
     engine.ready()
+    estimate.check_memory(recipe.load.model, is_int8=is_int8, limit_bytes=memory_bytes)
     texts = calibration.read(recipe.validate.texts, task)
     parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
     cache = cache or Cache(root=out / FOLDER)
@@ -160,7 +163,9 @@ def build(
         ):
             report = validate.run(
                 validate.Side(
-                    tokenize=loaded.tokenize_reference, open=loaded.reference, at_once=cores()
+                    tokenize=loaded.tokenize_reference,
+                    open=loaded.reference,
+                    at_once=1 if loaded.source.code else cores(),
                 ),
                 validate.Side(
                     tokenize=candidate_ids,
@@ -224,6 +229,65 @@ def build(
             journal.forget()
         store.keep_measured(made, run.measured() | measured, scratch=run.folder)
         return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What a build would find done: its artifact (not verified), else stages in the cache."""
+
+    built: Path | None
+    cached: tuple[str, ...]
+
+
+def foresee(
+    recipe: Recipe, *, task: str, target: str, precision: str, out: Path, cache: Cache
+) -> Foreseen:
+    """What `build` would find done; the checkpoint is opened, and nothing is written."""
+    engine = _engine(recipe, task, target, precision, "")
+    is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
+    texts = calibration.read(recipe.validate.texts, task)
+    parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
+    loaded = _loaded(cache, recipe, task)
+    slot = inputs.slot(
+        recipe, loaded, engine, precision, out,
+        inputs.of(recipe, loaded, engine, precision, texts, parts),
+    )  # fmt: skip
+    if slot.path.is_dir():
+        return Foreseen(built=slot.path, cached=())
+    found: list[str] = []
+    model: OnnxModel | MergedModel = MergedModel(model=loaded, precision=precision)
+    tokenizer = TextTokenizer.open(
+        loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
+    )
+    graph = "fp32" if is_int8 else engine.graphs.get(precision, precision)
+    samples = _in_range(
+        texts, partial(tokenizer.model_ids, prefix=loaded.embedding.prompt), loaded, graph,
+        is_int8 and engine.float_rest == "fp16",
+    )  # fmt: skip
+    if engine.needs_onnx:
+        wanted = inputs.of_export(recipe, loaded, precision=graph, samples=samples)
+        exported = cache.peeked(wanted)
+        if exported is not None and parts is not None:
+            assert isinstance(exported, OnnxModel)
+            found.append(wanted.stage)
+            wanted = inputs.of_quantize(recipe, loaded, engine, precision, exported, parts)
+            exported = cache.peeked(wanted)
+        if not isinstance(exported, OnnxModel):
+            return Foreseen(built=None, cached=tuple(found))
+        found.append(wanted.stage)
+        model = exported
+    wanted = inputs.of_compile(recipe, loaded, engine, precision, model)
+    if cache.peeked(wanted) is not None:
+        found.append(wanted.stage)
+    return Foreseen(built=None, cached=tuple(found))
+
+
+def _engine(recipe: Recipe, task: str, target: str, precision: str, until: str) -> Target:
+    """The target as it is built here. Raises what a recipe or target does not have."""
+    _check_shipped(recipe, task, target, precision)
+    engine = targets.up_to(targets.load(target), until)
+    targets.check_precision(engine, precision)
+    return engine
 
 
 def _loaded(cache: Cache, recipe: Recipe, task: str) -> LoadedModel:

@@ -72,8 +72,8 @@ def test_made_once_and_the_same_for_all_who_ask(tmp_path: Path) -> None:
     assert first == second  # facts went through JSON for both
     assert second.facts["sizes"] == [1, 2]
     assert second.signature == SIGNATURE
-    assert store.has(wanted())
-    assert not store.has(wanted(2))
+    assert store.peeked(wanted()) is not None
+    assert store.peeked(wanted(2)) is None
 
 
 def test_a_graph_too(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_bounded_and_never_what_this_build_uses(tmp_path: Path) -> None:
                 made = lease.obtain(wanted(place), Maker(bytes(500)), spare=never)
                 assert (made.folder / "model.bin").is_file()
     assert 1 <= len(entries.listed(tmp_path)) <= 3
-    assert store.has(wanted(104))
+    assert store.peeked(wanted(104))
 
 
 @pytest.mark.parametrize("keys", [1, BUILDERS])

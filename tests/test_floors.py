@@ -26,8 +26,9 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
-    {"quantized", "inputs", "layouts", "integrations", "matrix"},
+    {"quantized", "inputs", "estimate", "layouts", "integrations", "matrix"},
     {"pipeline", "completion"},
+    {"many"},
     {"cli"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -33,6 +33,7 @@ PROMPT_ALIASES = {"retrieval.query": ("query",), "retrieval.passage": ("document
 QUANTIZATION = "quantization.json"
 """The extra file that the model card quotes."""
 
+PARITY = "parity.json"
 FORMER_KEYS = ("stages", "speed")
 """What manifests of format 1 had and later ones have not."""
 
@@ -134,6 +135,14 @@ def _finish(content: dict[str, Any], quantization: Mapping[str, Any] | None, out
     (out_dir / "README.md").write_text(card, encoding="utf-8")
     files = [manifest.file_digest(p, root=out_dir) for p in out_dir.rglob("*") if p.is_file()]
     content["files"] = manifest.listed(files)
+    facts = content["engine"]["facts"]
+    if facts.get("reproducible") is False:  # another build of the same gives other bytes
+        digests = {file.path: file.sha256 for file in files}
+        facts["attested_by"] = {
+            "parity_sha256": digests[PARITY],
+            "graph_sha256": facts["graph_sha256"],
+            "inputs_sha256": content["inputs_sha256"],
+        }
     content["sha256"] = manifest.seal(content)
     write_json(out_dir / manifest.NAME, content)
     manifest.verify(out_dir)
