@@ -223,6 +223,12 @@ class MemoryNeedError(JexportError):
     exit_code = 46
 
 
+class DiskError(JexportError):
+    """A disk that cannot be written or read: an I/O error, or it is mounted read-only."""
+
+    exit_code = 47
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

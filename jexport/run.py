@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from jexport.errors import DiskFullError, JexportError, OutputPathError
+from jexport.errors import DiskError, DiskFullError, JexportError, OutputPathError
 from jexport.flow import StageRecord
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+BROKEN = (errno.EIO, errno.EROFS)
 WORK = ".work"
 """Folder of the runs in progress, beside the artifacts so that a rename can put one in place."""
 
@@ -75,8 +76,9 @@ class Run:
             except JexportError:
                 raise
             except Exception as error:
-                if is_out_of_space(error):
-                    raise disk_full(name, self.folder, error) from error
+                trouble = disk_trouble(name, self.folder, error)
+                if trouble is not None:
+                    raise trouble from error
                 error.add_note(f"jexport: during stage '{name}'")
                 raise
             finally:
@@ -127,6 +129,19 @@ def disk_full(stage: str, folder: Path, error: BaseException) -> DiskFullError:
     )
 
 
+def disk_trouble(stage: str, folder: Path, error: BaseException) -> JexportError | None:
+    """The error of ours for a disk that is full, broken or read-only; None for any other error."""
+    if is_out_of_space(error):
+        return disk_full(stage, folder, error)
+    if not isinstance(error, OSError) or error.errno not in BROKEN:
+        return None
+    return DiskError(
+        f"{stage}: the disk cannot be written or read",
+        evidence=str(error),
+        fix="look at the disk and how it is mounted (dmesg), or build elsewhere with --out DIR",
+    )
+
+
 def is_out_of_space(error: BaseException) -> bool:
     """Whether an error says that the disk is full or a quota reached."""
     if isinstance(error, OSError) and error.errno in NO_SPACE:
@@ -157,7 +172,13 @@ def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
                 evidence=str(error),
                 fix="choose another folder with --out DIR",
             ) from error
-        yield Run(folder=folder, listen=listen)
+        try:
+            yield Run(folder=folder, listen=listen)
+        except OSError as error:  # between two stages, or after the last
+            trouble = disk_trouble("build", folder, error)
+            if trouble is None:
+                raise
+            raise trouble from error
 
 
 @contextlib.contextmanager
