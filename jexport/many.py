@@ -145,7 +145,7 @@ def _side_by_side(
     budget = means.budget_bytes
     needs = _needs(chosen, jobs, budget, means.workers)
     waiting, done = list(jobs), dict[Job, Outcome]()
-    with _workers(chosen, means, budget) as workers:
+    with _workers(chosen, means, budget, min(means.workers, len(jobs))) as workers:
         while len(done) < len(jobs):
             for worker in [one for one in workers if one.job is None]:
                 spent = sum(one.need_bytes for one in workers)
@@ -212,8 +212,10 @@ def _heard(worker: _Worker, listen: Listen) -> Outcome | None:
 
 
 @contextlib.contextmanager
-def _workers(chosen: Recipe, means: Means, budget: int | None) -> Iterator[list[_Worker]]:
-    workers = [_started(chosen, means, budget) for _ in range(means.workers)]
+def _workers(
+    chosen: Recipe, means: Means, budget: int | None, count: int
+) -> Iterator[list[_Worker]]:
+    workers = [_started(chosen, means, budget) for _ in range(count)]
     try:
         yield workers
     except BaseException:

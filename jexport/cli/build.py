@@ -114,7 +114,7 @@ def build(
     [task], [target] = tasks, chosen_targets
     engine = targets.load(target)
     chosen = _chosen(recipe_name, model, options)
-    wanted = precisions[0] if precisions else (*chosen.precisions, *engine.precisions)[0]
+    wanted = precisions[0] if precisions else _usual(chosen, engine)
     if not quiet and not json_lines:
         console.say(f"jexport build: {chosen.load.model}, {task}, {target} {wanted}")
     artifact = pipeline.build(
@@ -135,11 +135,19 @@ def _is_one(tasks: tuple[str, ...], targets: tuple[str, ...], precisions: tuple[
     return len(tasks) == len(targets) == 1 and len(precisions) < 2 and tasks != (ALL,)
 
 
+def _usual(chosen: Any, engine: Any) -> str:
+    """The precision that is meant when none is asked for."""
+    return str((*chosen.precisions, *engine.precisions)[0])
+
+
 def _jobs(chosen: Any, asked: tuple[tuple[str, ...], ...], *, named: bool) -> Any:
     """The jobs asked for; what is not asked for is what the recipe ships, if one was named."""
     from jexport import matrix
+    from jexport import targets as engines
 
     tasks, targets, precisions = asked
+    if _is_one(*asked) and not precisions:  # the same one as without --plan and the like
+        precisions = (_usual(chosen, engines.load(targets[0])),)
     shipped = {"--task": chosen.tasks if named or tasks == (ALL,) else (),
                "--target": chosen.targets if named else ()}  # fmt: skip
     tasks = shipped["--task"] if tasks in ((), (ALL,)) else tasks
