@@ -157,8 +157,11 @@ def check_resumed(nursery: Nursery, target: str, out: Path, room: Path) -> None:
     """Building again gives the undisturbed artifact, and `gc` leaves nothing that is nobody's."""
     for _, problem in entries.verify(out / CACHE):
         assert not problem, problem  # what is in the cache is whole, also before the next build
+    finished = {one.name: one.stat().st_ino for one in (out / CACHE).glob("[!.]*")}
     again = nursery.build(target, out)
     assert again["code"] == 0, again
+    kept = {one.name: one.stat().st_ino for one in (out / CACHE).glob("[!.]*")}
+    assert finished.items() <= kept.items()  # what was finished is not done again
     path = Path(again["path"])
     assert sha256(path) == nursery.digest(target, room)
     assert (path.parent / "latest").resolve() == path.resolve()

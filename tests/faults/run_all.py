@@ -65,8 +65,8 @@ def written(rows: list[list[str]]) -> str:
         "Each time a build of the small checkpoint in a process of its own, on a disk that a "
         "preloaded library\n(tests/faults/failing_disk.c) has fail or be the last thing that the "
         "process does. validate (and, of onnx,\nexport) hand back what a real build gave; what "
-        "they write is written. Then the same build\nagain: its digest is that of an undisturbed one, "
-        "and after `gc` nothing is left that is nobody's."
+        "they write is written. Then the same build\nagain: its digest is that of an undisturbed "
+        "one, and after `gc` nothing is left that is nobody's."
     )
     body = [f"## {NAME}", "", f"`make faults`, {date.today().isoformat()}", "", note, "", *lines]
     text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else HEAD
