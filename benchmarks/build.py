@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.process import measured
 from benchmarks.weights import TASK, xlm_r_tokenizer
+from jexport import store
 
 LONG_TOKENS = 8192
 
@@ -78,7 +79,7 @@ def main() -> None:
             folder,
         )
         artifact = output.splitlines()[-1]
-        stages = json.loads((Path(artifact) / "manifest.json").read_text())["stages"]
+        stages = store.measured(Path(artifact))["stages"]
         _, long_gb, output = measured("-m", "benchmarks.build", "embed-long", artifact)
         long_s = json.loads(output.splitlines()[-1])["seconds"]
     rows = [

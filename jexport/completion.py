@@ -88,12 +88,14 @@ def complete(
             staged = package.complete(
                 path, content, compiled, report,
                 package.Completed(
-                    version=slot.version, runs_on=engine.fingerprint(), records=tuple(run.records),
-                    speed=quantized.listed(speeds),
+                    version=slot.version, runs_on=engine.fingerprint()
                 ),
                 report_path=room / validate.REPORT, out_dir=run.room("package"),
             )  # fmt: skip
-            return store.place(staged, slot)
+            made = store.place(staged, slot)
+        measured = run.measured() | {"speed": quantized.listed(speeds)}
+        store.keep_measured(made, measured, scratch=run.folder)
+        return made
 
 
 def _check_portable(path: Path, content: Mapping[str, Any], engine: Target) -> None:

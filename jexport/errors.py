@@ -250,6 +250,24 @@ class SignatureError(JexportError):
     exit_code = 34
 
 
+class CacheError(JexportError):
+    """Entries of the stage cache that are damaged or cannot be removed."""
+
+    exit_code = 37
+
+
+class MemoryNeedError(JexportError):
+    """A build that needs more memory than there is."""
+
+    exit_code = 38
+
+
+class DiskError(JexportError):
+    """A disk that cannot be written or read: an I/O error, or it is mounted read-only."""
+
+    exit_code = 39
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

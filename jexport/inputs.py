@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jexport import calibration, manifest, store
-from jexport.flow import CalibrationSet, LoadedModel
+from jexport.cache import Wanted
+from jexport.flow import CalibrationSet, LoadedModel, MergedModel, OnnxModel
 from jexport.recipe import Recipe
 from jexport.stages import quantize
 from jexport.targets import Target
@@ -70,6 +71,77 @@ def digests(made_of: Mapping[str, Any]) -> dict[str, str]:
     """
     parts = zip(("calibration", "held_out"), made_of.get("calibration", ()), strict=False)
     return {"jexport": made_of["jexport"], "texts": made_of["texts"], **dict(parts)}
+
+
+def of_export(
+    recipe: Recipe, loaded: LoadedModel, *, precision: str, samples: Sequence[Sequence[int]]
+) -> Wanted:
+    """What decides a graph. samples: token ids that are checked before it is made, if any are."""
+    decided = {
+        **_of_weights(loaded),
+        "spec": recipe.resolved()["export"],
+        "precision": precision,
+        "samples": manifest.sha256_of([list(one) for one in samples]),
+    }
+    return Wanted(stage="export", decided_by=decided, about=_about(recipe, loaded, precision))
+
+
+def of_quantize(
+    recipe: Recipe, loaded: LoadedModel, engine: Target, precision: str, graph: OnnxModel,
+    parts: calibration.Parts,
+) -> Wanted:  # fmt: skip
+    """What decides an int8 graph made of `graph`."""
+    said = recipe.resolved()
+    decided = {
+        **_of_weights(loaded),  # its tokenizer, prompt and pooling
+        "graph": graph.sha256,
+        "precision": precision,
+        "spec": said["quantize"],
+        "keep_fp32": said["export"]["keep_fp32"],
+        "gates": said["validate"]["gates"].get(precision, {}),
+        "engine": [engine.scheme, engine.wide, engine.int8_tables, engine.float_rest],
+        "texts": [[one.name, one.sha256] for one in (parts.calibration, parts.held_out)],
+    }
+    return Wanted(stage="quantize", decided_by=decided, about=_about(recipe, loaded, precision))
+
+
+def of_compile(
+    recipe: Recipe, loaded: LoadedModel, engine: Target, precision: str,
+    model: OnnxModel | MergedModel,
+) -> Wanted:  # fmt: skip
+    """What decides an engine's files; not kept where an artifact outside of this build does."""
+    spec = recipe.resolved()["compile"]
+    refitted = bool(spec.pop("refit_from"))
+    del spec["timing_cache"]  # a path; it changes how long a build takes
+    of = {"graph": model.sha256} if isinstance(model, OnnxModel) else {}
+    decided = {
+        **_of_weights(loaded),
+        **of,
+        "target": engine.name,
+        "runs_on": engine.fingerprint(),
+        "precision": precision,
+        "spec": spec,
+    }
+    about = _about(recipe, loaded, f"{engine.name}-{precision}")
+    return Wanted(
+        stage="compile", decided_by=None if refitted else decided, about=about, taken=True
+    )
+
+
+def _about(recipe: Recipe, loaded: LoadedModel, what: str) -> str:
+    return f"{recipe.name} {loaded.embedding.task} {what}"
+
+
+def _of_weights(loaded: LoadedModel) -> dict[str, Any]:
+    """The checkpoint as opened for one task, and the code and libraries that read it."""
+    return {
+        "embedding": dataclasses.asdict(loaded.embedding),
+        "layout": loaded.source.layout,
+        "checkpoint": manifest.listed(loaded.source.files),
+        "code": manifest.listed(loaded.source.code),
+        "tools": tools(),
+        "jexport": code_digest(),
+    }
 
 
 def tools() -> dict[str, str]:

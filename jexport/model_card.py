@@ -89,7 +89,6 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
         ("matrices", _matrices(quantization)),
         *_special(quantization),
         ("size of graph and weights", own.size_in_words if own else ""),
-        ("speed on the machine that built it", _speed(own, found)),
         ("calibrated with", _texts(calibrated)),
     ]  # fmt: skip
     said = "reached" if quantization.get("reached") is True else "NOT reached"
@@ -129,19 +128,6 @@ def _special(quantization: Mapping[str, Any]) -> list[tuple[str, str]]:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         rows.append((f"matrices in {_plain(treatment)}", ", ".join(names[:NAMED]) + more))
     return rows
-
-
-def _speed(own: findings.Precision | None, found: Mapping[str, findings.Precision]) -> str:
-    """'43.41 texts/s, 1.50 times the best float (fp32)'; '' when it was not measured."""
-    if own is None or not own.speed:
-        return ""
-    floats = {name: found[name].speed or 0.0 for name in findings.FLOATS if name in found}
-    best = max(floats, key=floats.__getitem__, default="")
-    if not best or not floats[best]:
-        return own.speed_in_words
-    times = own.speed / floats[best]
-    slower = "" if times > 1 else ": it is not faster"
-    return f"{own.speed:,.4g} texts/s, {times:.2f} times the best float ({best}){slower}"
 
 
 def _texts(texts: Mapping[str, Any]) -> str:

@@ -11,12 +11,14 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jexport import (
     calibration,
+    estimate,
     inputs,
     manifest,
     quantized,
@@ -26,6 +28,7 @@ from jexport import (
     targets,
     tasks,
 )
+from jexport.cache import FOLDER, Cache
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
@@ -45,7 +48,7 @@ from jexport.flow import (
 )
 from jexport.int8.journal import Journal
 from jexport.recipe import PRECISIONS, Recipe
-from jexport.run import Event, Listener, Run, open_run, silent
+from jexport.run import Event, Listener, Run, cores, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
 from jexport.stages import export, load, merge, package, quantize, validate
@@ -65,6 +68,8 @@ def build(
     until: str = "",
     lengths_of: Sequence[str] = (),
     out: Path = Path("artifacts"),
+    cache: Cache | None = None,
+    memory_bytes: int | None = None,
     listen: Listener = silent,
 ) -> Artifact:
     """Turn the recipe's checkpoint and one task into a verified artifact below `out`.
@@ -72,20 +77,22 @@ def build(
     An artifact that was built of the same inputs before is verified and returned; nothing is
     touched then. until: 'compile' stops before an engine that this machine cannot make, with a
     portable artifact for `completion.complete`. lengths_of: texts like those to come, for engines
-    that are tuned to lengths. Raises a JexportError for all that is foreseen.
+    that are tuned to lengths. cache: where finished stages are kept, so that a killed build
+    goes on from there; None for `out`/.cache. memory_bytes: what may be used, None for
+    what there is. Raises a JexportError for all that is foreseen.
     """
-    _check_shipped(recipe, task, target, precision)
-    engine = targets.up_to(targets.load(target), until)
-    targets.check_precision(engine, precision)
+    engine = _engine(recipe, task, target, precision, until)
     is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
     needs = (*engine.build_needs, *(quantize.NEEDS if is_int8 else ()))
     targets.check_installed(needs, extra="build", purpose=f"building for {target}")
     engine.ready()
+    estimate.check_memory(recipe.load.model, is_int8=is_int8, limit_bytes=memory_bytes)
     texts = calibration.read(recipe.validate.texts, task)
     parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
-    with open_run(out, listen) as run:
+    cache = cache or Cache(root=out / FOLDER)
+    with open_run(out, listen) as run, cache.lease() as kept:
         with run.stage("load"):
-            loaded = load.run(recipe.load, task=task)
+            loaded = _loaded(cache, recipe, task)
             export.check_dimension(recipe.export, loaded)
             tokenizer = TextTokenizer.open(
                 loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
@@ -112,64 +119,58 @@ def build(
             merged = loaded
         exported: OnnxModel | MergedModel = MergedModel(model=merged, precision=precision)
         if engine.needs_onnx:
-            with run.stage("export"):
-                samples = selection.within_budget(
-                    texts, candidate_ids, budget_tokens=1, max_tokens=loaded.embedding.max_tokens
-                )[:RANGE_TEXTS]
-                exported = export.run(
-                    merged,
-                    recipe.export,
-                    precision="fp32" if is_int8 else engine.graphs.get(precision, precision),
-                    samples=candidate_ids([sample.text for sample in samples]),
-                    out_dir=run.room("export"),
-                    will_be_half=is_int8 and engine.float_rest == "fp16",
-                )
+            with run.stage("export") as note:
+                graph = "fp32" if is_int8 else engine.graphs.get(precision, precision)
+                will_be_half = is_int8 and engine.float_rest == "fp16"
+                samples = _in_range(texts, candidate_ids, loaded, graph, will_be_half)
+                exported = kept.obtain(
+                    inputs.of_export(recipe, loaded, precision=graph, samples=samples),
+                    lambda room: export.run(
+                        merged, recipe.export, precision=graph, samples=samples, out_dir=room,
+                        will_be_half=will_be_half,
+                    ),
+                    spare=lambda: run.room("export"), tell=note,
+                )  # fmt: skip
         journal = Journal(inputs.journal_path(slot, made_of) if is_int8 else None)
         if parts is not None:
             assert isinstance(exported, OnnxModel), f"{target} has int8 and takes no graph"
             plain = exported
             own = quantized.Texts(parts=parts, loaded=loaded, tokenizer=tokenizer)
             with run.stage("quantize") as note:
-                smaller = quantize.run(
-                    plain,
-                    quantized.material(own, recipe.quantize),
-                    recipe.quantize,
-                    quantize.Aim(
-                        scheme=engine.scheme,
-                        precision=precision,
-                        wide=engine.wide,
-                        gates=recipe.validate.gates.get(precision, {}),
-                        tables=engine.int8_tables,
+                exported = smaller = kept.obtain(
+                    inputs.of_quantize(recipe, loaded, engine, precision, plain, parts),
+                    lambda room: _quantized(
+                        plain, own, recipe, engine, precision, room, _ways(run, listen, journal)
                     ),
-                    judge=targets.load(targets.JUDGE),
-                    out_dir=run.room("quantize"),
-                    ways=_ways(run, listen, journal),
-                )
+                    spare=lambda: run.room("quantize"), tell=note,
+                )  # fmt: skip
                 note(quantized.treated(smaller))
-                if engine.float_rest == "fp16":
-                    report_file = smaller.path.with_name(quantize.REPORT)
-                    smaller = export.in_half(smaller, recipe.export, run.room("half"))
-                    shutil.copy(report_file, smaller.path.parent)
-                exported = smaller
         with run.stage("compile") as note:
-            compiled = compile_stage.run(
-                dataclasses.replace(exported, precision=precision),
-                engine,
-                recipe.compile,
-                out_dir=run.room("compile"),
-            )
+            model = dataclasses.replace(exported, precision=precision)
+            compiled = kept.obtain(
+                inputs.of_compile(recipe, loaded, engine, precision, model),
+                lambda room: compile_stage.run(model, engine, recipe.compile, out_dir=room),
+                spare=lambda: run.room("compile"), tell=note,
+            )  # fmt: skip
             note(_fused(compiled))
-        more: dict[str, Any] = {"speed": [], "pair": None}
-        more["command"] = quantized.command(recipe, slot, until)
+        more: dict[str, Any] = {
+            "command": quantized.command(recipe, slot, loaded.source.name, until)
+        }
+        measured: dict[str, Any] = {}
         with (
             run.stage("validate") as note,
             store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
         ):
             report = validate.run(
-                validate.Side(tokenize=loaded.tokenize_reference, open=loaded.reference),
+                validate.Side(
+                    tokenize=loaded.tokenize_reference,
+                    open=loaded.reference,
+                    at_once=1 if loaded.source.code else cores(),
+                ),
                 validate.Side(
                     tokenize=candidate_ids,
-                    open=lambda: engine.runner(compiled, engine.devices[0], 0),
+                    open=lambda: engine.runner(compiled, engine.devices[0], engine.steady_threads),
+                    at_once=cores() if engine.steady_threads else 1,
                 ),
                 embedding=loaded.embedding,
                 signature=compiled.signature,
@@ -186,18 +187,18 @@ def build(
                 beside = quantized.beside_float(
                     engine, plain, compiled, own, recipe, run.room("beside")
                 )
-                more["speed"] = quantized.listed(beside.speeds)
+                measured["speed"] = quantized.listed(beside.speeds)
                 more["sizes"] = beside.sizes
                 if engine.timed:
                     allowed = recipe.quantize.allow_slower
                     note(quantized.faster(beside.speeds, precision, allowed=allowed))
-                other = _counterpart(recipe, engine, precision, task, out)
+                other = _counterpart(cache, recipe, engine, precision, task, out)
                 if isinstance(other, quantized.Counterpart):
-                    more["pair"] = quantized.ranking_kept(
+                    measured["pair"] = quantized.ranking_kept(
                         beside, other, own_are_queries=task == tasks.QUERIES
                     )
                     goal = recipe.quantize.pair_top10_overlap
-                    note(quantized.check_ranking(more["pair"], goal))
+                    note(quantized.check_ranking(measured["pair"], goal))
                 elif other:
                     note(other)
         with run.stage("package"):
@@ -209,11 +210,11 @@ def build(
                 tools=made_of["tools"],
                 inputs=inputs.digests(made_of),
                 runs_on=engine.fingerprint(),
-                records=tuple(run.records),
-                speed=more["speed"],
                 extras=(
                     *(
-                        quantized.reports(smaller, room / validate.REPORT, more, slot)
+                        quantized.reports(
+                            smaller, room / validate.REPORT, more, slot, run.room("reports")
+                        )
                         if parts is not None
                         else ()
                     ),
@@ -223,11 +224,121 @@ def build(
             staged = package.run(
                 _as_shipped(loaded, recipe, engine), compiled, report, facts,
                 report_path=room / validate.REPORT, out_dir=run.room("package"),
-                furnish=_furnish(engine, precision, tokenizer, texts),
+                furnish=_furnish(engine, precision, tokenizer, texts), take=kept.take,
             )  # fmt: skip
             made = store.place(staged, slot)
             journal.forget()
-            return made
+        store.keep_measured(made, run.measured() | measured, scratch=run.folder)
+        return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What a build would find done: its artifact (not verified), else stages in the cache."""
+
+    built: Path | None
+    cached: tuple[str, ...]
+
+
+def foresee(
+    recipe: Recipe, *, task: str, target: str, precision: str, out: Path, cache: Cache
+) -> Foreseen:
+    """What `build` would find done; the checkpoint is opened, and nothing is written."""
+    engine = _engine(recipe, task, target, precision, "")
+    is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
+    texts = calibration.read(recipe.validate.texts, task)
+    parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
+    loaded = _loaded(cache, recipe, task)
+    slot = inputs.slot(
+        recipe, loaded, engine, precision, out,
+        inputs.of(recipe, loaded, engine, precision, texts, parts),
+    )  # fmt: skip
+    if slot.path.is_dir():
+        return Foreseen(built=slot.path, cached=())
+    found: list[str] = []
+    model: OnnxModel | MergedModel = MergedModel(model=loaded, precision=precision)
+    tokenizer = TextTokenizer.open(
+        loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
+    )
+    graph = "fp32" if is_int8 else engine.graphs.get(precision, precision)
+    samples = _in_range(
+        texts, partial(tokenizer.model_ids, prefix=loaded.embedding.prompt), loaded, graph,
+        is_int8 and engine.float_rest == "fp16",
+    )  # fmt: skip
+    if engine.needs_onnx:
+        wanted = inputs.of_export(recipe, loaded, precision=graph, samples=samples)
+        exported = cache.peeked(wanted)
+        if exported is not None and parts is not None:
+            assert isinstance(exported, OnnxModel)
+            found.append(wanted.stage)
+            wanted = inputs.of_quantize(recipe, loaded, engine, precision, exported, parts)
+            exported = cache.peeked(wanted)
+        if not isinstance(exported, OnnxModel):
+            return Foreseen(built=None, cached=tuple(found))
+        found.append(wanted.stage)
+        model = exported
+    wanted = inputs.of_compile(recipe, loaded, engine, precision, model)
+    if cache.peeked(wanted) is not None:
+        found.append(wanted.stage)
+    return Foreseen(built=None, cached=tuple(found))
+
+
+def _engine(recipe: Recipe, task: str, target: str, precision: str, until: str) -> Target:
+    """The target as it is built here. Raises what a recipe or target does not have."""
+    _check_shipped(recipe, task, target, precision)
+    engine = targets.up_to(targets.load(target), until)
+    targets.check_precision(engine, precision)
+    return engine
+
+
+def _loaded(cache: Cache, recipe: Recipe, task: str) -> LoadedModel:
+    """The checkpoint, opened once in a process for all builds of one task that share a cache."""
+    key = ["load", recipe.resolved()["load"], task]
+    loaded: LoadedModel = cache.opened(key, lambda: load.run(recipe.load, task=task))
+    return loaded
+
+
+def _in_range(
+    texts: CalibrationSet,
+    candidate_ids: Callable[[list[str]], list[list[int]]],
+    loaded: LoadedModel,
+    graph: str,
+    will_be_half: bool,
+) -> list[list[int]]:
+    """Texts whose activations must fit float16, where there will be any; as token ids."""
+    if graph != "fp16" and not will_be_half:
+        return []
+    samples = selection.within_budget(
+        texts, candidate_ids, budget_tokens=1, max_tokens=loaded.embedding.max_tokens
+    )
+    return candidate_ids([sample.text for sample in samples[:RANGE_TEXTS]])
+
+
+def _quantized(
+    plain: OnnxModel, own: quantized.Texts, recipe: Recipe, engine: Target, precision: str,
+    room: Path, ways: quantize.Ways,
+) -> OnnxModel:  # fmt: skip
+    """The int8 graph with its report, what is not int8 in float16 where the engine wants that."""
+    halved = engine.float_rest == "fp16"
+    aim = quantize.Aim(
+        scheme=engine.scheme,
+        precision=precision,
+        wide=engine.wide,
+        gates=recipe.validate.gates.get(precision, {}),
+        tables=engine.int8_tables,
+    )
+    material = quantized.material(own, recipe.quantize)
+    judge = targets.load(targets.JUDGE)
+    scratch = room / "float" if halved else room
+    scratch.mkdir(exist_ok=True)
+    made = quantize.run(
+        plain, material, recipe.quantize, aim, judge=judge, out_dir=scratch, ways=ways
+    )
+    if halved:
+        made = export.in_half(made, recipe.export, room)
+        shutil.move(scratch / quantize.REPORT, room)
+        shutil.rmtree(scratch)
+    return made
 
 
 def _profiled(
@@ -273,14 +384,14 @@ def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:
 
 
 def _counterpart(
-    recipe: Recipe, engine: Target, precision: str, task: str, out: Path
+    cache: Cache, recipe: Recipe, engine: Target, precision: str, task: str, out: Path
 ) -> quantized.Counterpart | str:
     """The task that this one's vectors are compared with; '' or why not, when there is none."""
     other = tasks.COUNTERPART.get(task, "")
     if not other or (recipe.tasks and other not in recipe.tasks):
         return ""
     try:
-        loaded = load.run(recipe.load, task=other)
+        loaded = _loaded(cache, recipe, other)
         found = quantized.Texts.of(recipe.quantize.calibration, loaded)
     except UnknownTaskError:
         return ""

@@ -309,21 +309,22 @@ def reports(
     parity_path: Path,
     more: Mapping[str, Any],
     slot: store.Slot,
+    out_dir: Path,
 ) -> tuple[Path, Path]:
     """quantization.json with what only the pipeline knows (`more`), and report.html made of it."""
-    path = model.path.with_name(quantize.REPORT)
-    content = _read(path) | dict(more)
+    path = out_dir / quantize.REPORT
+    content = _read(model.path.with_name(quantize.REPORT)) | dict(more)
     content["bytes"] = dict(content.pop("sizes"))
     manifest.write_json(path, content)
-    facts = {"name": slot.model, "task": slot.task, "target": slot.target, "speed": more["speed"],
+    facts = {"name": slot.model, "task": slot.task, "target": slot.target,
              "precision": slot.precision, "version": slot.version}  # fmt: skip
     page = path.with_name(quantize.PAGE)
     page.write_text(report_page.render(content, _read(parity_path), facts), encoding="utf-8")
     return path, page
 
 
-def command(chosen: Recipe, slot: store.Slot, until: str = "") -> str:
-    """What to type to build it again, from the checkpoint's own name.
+def command(chosen: Recipe, slot: store.Slot, name: str, until: str = "") -> str:
+    """What to type to build it again, from the checkpoint's own name: a path is this machine's.
 
     until: the stage that a portable artifact's build ended after, '' for none. Other changes to the
     recipe than the command line offers are in the manifest's recipe.
@@ -333,7 +334,7 @@ def command(chosen: Recipe, slot: store.Slot, until: str = "") -> str:
     if shipped:
         words += ["--recipe", chosen.name]
     if not shipped or recipe.read(chosen.name).load.model != chosen.load.model:
-        words += ["--model", chosen.load.model]
+        words += ["--model", name]
     words += ["--task", slot.task, "--target", slot.target, "--precision", slot.precision]
     words += ["--effort", chosen.quantize.effort, "--calibration", chosen.quantize.calibration]
     if chosen.quantize.allow_slower:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import gc
@@ -18,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
-from jexport.errors import DiskFullError, JexportError, OutputPathError
+from jexport.errors import DiskError, DiskFullError, JexportError, OutputPathError
 from jexport.flow import StageRecord
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+BROKEN = (errno.EIO, errno.EROFS)
 WORK = ".work"
 """Folder of the runs in progress, beside the artifacts so that a rename can put one in place."""
 
@@ -74,8 +76,9 @@ class Run:
             except JexportError:
                 raise
             except Exception as error:
-                if is_out_of_space(error):
-                    raise disk_full(name, self.folder, error) from error
+                trouble = disk_trouble(name, self.folder, error)
+                if trouble is not None:
+                    raise trouble from error
                 error.add_note(f"jexport: during stage '{name}'")
                 raise
             finally:
@@ -101,6 +104,10 @@ class Run:
         """Report that `done` of `total` steps of a stage are finished; text: what it is at."""
         self.listen(Event(kind="progress", stage=stage, done=done, total=total, text=text))
 
+    def measured(self) -> dict[str, Any]:
+        """Seconds and memory of the stages so far, JSON-ready."""
+        return {"stages": [dataclasses.asdict(record) for record in self.records]}
+
     def room(self, name: str) -> Path:
         """A new folder for one stage to write in."""
         folder = self.folder / name
@@ -119,6 +126,19 @@ def disk_full(stage: str, folder: Path, error: BaseException) -> DiskFullError:
         f"{stage}: no space left on the disk",
         evidence=evidence,
         fix="free some space, or build elsewhere with --out DIR; nothing half-made was left",
+    )
+
+
+def disk_trouble(stage: str, folder: Path, error: BaseException) -> JexportError | None:
+    """The error of ours for a disk that is full, broken or read-only; None for any other error."""
+    if is_out_of_space(error):
+        return disk_full(stage, folder, error)
+    if not isinstance(error, OSError) or error.errno not in BROKEN:
+        return None
+    return DiskError(
+        f"{stage}: the disk cannot be written or read",
+        evidence=str(error),
+        fix="look at the disk and how it is mounted (dmesg), or build elsewhere with --out DIR",
     )
 
 
@@ -143,10 +163,7 @@ def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
         if not out.exists():
             stack.callback(_remove_empty, out)
         try:
-            lock = stack.enter_context(_own_lock(work))
-            _sweep(work)
-            folder = lock.with_suffix("")
-            folder.mkdir()
+            folder = stack.enter_context(own_folder(work))
         except OSError as error:
             if error.errno in NO_SPACE:
                 raise disk_full("start", work, error) from error
@@ -155,8 +172,26 @@ def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
                 evidence=str(error),
                 fix="choose another folder with --out DIR",
             ) from error
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield Run(folder=folder, listen=listen)
+        try:
+            yield Run(folder=folder, listen=listen)
+        except OSError as error:  # between two stages, or after the last
+            trouble = disk_trouble("build", folder, error)
+            if trouble is None:
+                raise
+            raise trouble from error
+
+
+@contextlib.contextmanager
+def own_folder(work: Path) -> Iterator[Path]:
+    """A new folder below `work` that is gone afterwards, as are those of killed runs."""
+    with _own_lock(work) as lock:
+        sweep(work)
+        folder = lock.with_suffix("")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -199,7 +234,7 @@ def _locked(work: Path) -> tuple[Path, IO[str]]:
         lock.close()
 
 
-def _sweep(work: Path) -> None:
+def sweep(work: Path) -> None:
     """Remove what killed runs left: every folder whose lock nobody holds.
 
     What cannot be removed (another user's, say) is left: it is in nobody's way.
@@ -239,6 +274,13 @@ class _MemoryWatch:
 
     def _sample(self) -> None:
         self.peak_mib = max(self.peak_mib, resident_mib())
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def give_back_memory() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jexport import manifest
 from jexport.errors import ArtifactError, JexportError, OutputPathError, ParityError
@@ -21,6 +23,7 @@ from jexport.flow import Artifact
 from jexport.run import NO_SPACE
 
 LATEST = "latest"
+RUN = "run.json"
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 """What rename says when another run's artifact has the name already."""
 
@@ -113,6 +116,35 @@ def point_latest(slot: Slot, *, scratch: Path) -> None:
     fresh.symlink_to(slot.version)
     os.replace(fresh, link)
     sync(slot.parent)
+
+
+def keep_measured(artifact: Artifact, measured: Mapping[str, Any], *, scratch: Path) -> None:
+    """Put what this run measured beside the artifact: `<version>.run.json`.
+
+    Seconds, memory and speeds are never twice the same, so they are no part of what is verified
+    and published. scratch: as in point_latest.
+    """
+    fresh = scratch / RUN
+    manifest.write_json(fresh, {"artifact": artifact.manifest.content["sha256"], **measured})
+    sync(fresh)
+    os.replace(fresh, artifact.path.parent / f"{artifact.path.name}.{RUN}")
+
+
+def measured(folder: Path) -> Mapping[str, Any]:
+    """What was measured when an artifact was built: `stages`, `speed`, `pair`; {} where unknown.
+
+    One of manifest format 1 says it itself; a newer one's file may not be with it.
+    """
+    content = manifest.read(folder).content
+    if "stages" in content:
+        return {key: content[key] for key in ("stages", "speed") if key in content}
+    path = folder.resolve()
+    try:
+        said = json.loads((path.parent / f"{path.name}.{RUN}").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    known = isinstance(said, dict) and said.get("artifact") == content["sha256"]
+    return said if known else {}
 
 
 def keep_report(report: Path, slot: Slot) -> Path | None:

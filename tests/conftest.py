@@ -137,9 +137,12 @@ def recording(kept: Path) -> Iterator[dict[str, Any]]:
     package, export = pipeline.package.run, pipeline.export.run
     seen: dict[str, Any] = {}
 
-    def keep_export(*words: Any, **options: Any) -> Any:
-        seen["exported"] = export(*words, **options)
-        return seen["exported"]
+    def keep_export(*words: Any, out_dir: Path, **options: Any) -> Any:
+        made = export(*words, out_dir=out_dir, **options)
+        graph = kept.with_name(f"{kept.name}-graph")
+        shutil.copytree(out_dir, graph, dirs_exist_ok=True)
+        seen["exported"] = dataclasses.replace(made, path=graph / made.path.name)
+        return made
 
     def keep_package(model: Any, compiled: Any, report: Any, facts: Any, **options: Any) -> Path:
         shutil.copytree(compiled.folder, kept)
@@ -243,6 +246,10 @@ def canned(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """
     from jexport import pipeline, run
 
+    def exported(*_: Any, out_dir: Path, **__: Any) -> Any:
+        shutil.copytree(recorded.exported.path.parent, out_dir, dirs_exist_ok=True)
+        return dataclasses.replace(recorded.exported, path=out_dir / recorded.exported.path.name)
+
     def compiled(*_: Any, out_dir: Path) -> Any:
         for name in recorded.compiled.files:
             shutil.copy(recorded.compiled.folder / name, out_dir)
@@ -253,7 +260,7 @@ def canned(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> Recorded:
         return recorded.report
 
     monkeypatch.setattr(run, "give_back_memory", lambda: None)  # 0.2 s a stage with torch loaded
-    monkeypatch.setattr(pipeline.export, "run", lambda *_, **__: recorded.exported)
+    monkeypatch.setattr(pipeline.export, "run", exported)
     monkeypatch.setattr(pipeline.compile_stage, "run", compiled)
     monkeypatch.setattr(pipeline.validate, "run", validated)
     return recorded

@@ -20,7 +20,8 @@ FLOORS = (
     {"release"},
     {"registries"},
     {"pull", "catalogue"},
-    {"model_card", "signing"},
+    {"model_card", "signing", "entries"},
+    {"cache"},
     {"graph"},
     {"trt"},
     {"checkpoints"},
@@ -28,9 +29,9 @@ FLOORS = (
     {"runtime"},
     {"int8"},
     {"stages"},
-    {"quantized", "inputs", "layouts", "integrations", "matrix"},
+    {"quantized", "inputs", "estimate", "layouts", "integrations", "matrix"},
     {"pipeline", "completion", "schedulers"},
-    {"cluster"},
+    {"cluster", "many"},
     {"cli"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

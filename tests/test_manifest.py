@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jexport
-from jexport import flow, manifest
+from jexport import flow, manifest, store
 from jexport.errors import ArtifactError, JexportError
 
 SCHEMA = json.loads(manifest.SCHEMA.read_text(encoding="utf-8"))
+FORMAT_1 = Path(__file__).parent / "fixtures" / "manifest.format-1.json"
 FILES = (
     "1_Pooling/config.json",
     "README.md",
@@ -260,10 +261,39 @@ def test_a_manifest_that_is_not_one(text: bytes, artifact_copy: Path) -> None:
 
 
 def test_a_newer_format_is_told_from_damage(artifact_copy: Path) -> None:
-    rewritten(artifact_copy, lambda c: c.update(format=2), seal=True)
-    with pytest.raises(ArtifactError, match="written in manifest format 2") as caught:
+    rewritten(artifact_copy, lambda c: c.update(format=3), seal=True)
+    with pytest.raises(ArtifactError, match="written in manifest format 3") as caught:
         manifest.read(artifact_copy)
     assert "build it again" in caught.value.fix
+
+
+def test_format_1_is_still_read(tmp_path: Path, artifact_copy: Path) -> None:
+    """A manifest that jexport wrote before seconds and speeds left it."""
+    (tmp_path / "old").mkdir()
+    shutil.copy(FORMAT_1, tmp_path / "old" / "manifest.json")
+    content = manifest.read(tmp_path / "old").content
+    assert (content["format"], content["target"]) == (1, "openvino")
+    stages = store.measured(tmp_path / "old")["stages"]
+    assert [one["stage"] for one in stages] == ["load", "merge", "export", "compile", "validate"]
+    for format_, key in ((2, "stages"), (1, "speed")):  # each format has its own schema
+        rewritten(
+            artifact_copy, lambda c, f=format_, k=key: c.update({"format": f, k: []}), seal=True
+        )
+        with pytest.raises(ArtifactError, match="is not what was built"):
+            manifest.read(artifact_copy)
+
+
+def test_what_was_measured_stands_beside_the_artifact(artifact: Path, artifact_copy: Path) -> None:
+    said = store.measured(artifact)
+    assert said["stages"][-1]["stage"] == "package"
+    assert said == store.measured(artifact.parent / "latest")
+    assert "stages" not in manifest.read(artifact).content
+    assert store.measured(artifact_copy) == {}  # it did not come along
+    beside = artifact_copy.parent / f"{artifact_copy.name}.{store.RUN}"
+    beside.write_text(json.dumps({**said, "artifact": "0" * 64}))  # of another build
+    assert store.measured(artifact_copy) == {}
+    beside.write_text("[" * 100_000)
+    assert store.measured(artifact_copy) == {}
 
 
 def test_folders_that_are_no_artifacts(tmp_path: Path, artifact: Path) -> None:
@@ -425,7 +455,7 @@ def test_schema_uses_only_words_that_our_reader_knows() -> None:
         (("embedding", "normalize"), 1, "'embedding.normalize' is int, not boolean"),
         (("parity", "passed"), False, "'parity.passed' is False, not True"),
         (("parity", "cosine_min"), 2, "'parity.cosine_min' is 2"),
-        (("stages",), [], "'stages' is empty"),
+        (("engine", "inputs"), [], "'engine.inputs' is empty"),
         (("checkpoint", "revision"), "main", "'checkpoint.revision' is 'main'"),
         (("unknown",), 1, "it has an unknown key 'unknown'"),
         (("engine", "inputs", 0, "name"), "token_type_ids", "'engine.inputs[0].name'"),

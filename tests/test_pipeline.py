@@ -214,7 +214,7 @@ def test_building_again_touches_nothing(
     assert (second.code, second.path) == (0, first.path)
     assert "already built of the same inputs" in second.err
     assert snapshot(model) == before
-    assert [p.name for p in tmp_path.iterdir()] == [model.name]
+    assert {p.name for p in tmp_path.iterdir()} == {model.name, ".cache"}
 
 
 def test_latest_follows_the_last_build(
@@ -309,7 +309,9 @@ def test_two_builds_of_the_same_at_once(
     assert not trouble
     assert paths[0] == paths[1]
     manifest.verify(paths[0])
-    assert sorted(p.name for p in paths[0].parent.iterdir()) == [paths[0].name, "latest"]
+    assert sorted(p.name for p in paths[0].parent.iterdir()) == [
+        paths[0].name, f"{paths[0].name}.run.json", "latest",
+    ]  # fmt: skip
     assert not (tmp_path / ".work").exists()
 
 
@@ -324,7 +326,7 @@ def test_a_failed_gate_leaves_its_report_and_no_artifact(
     monkeypatch.setattr(pipeline.validate, "run", fail)
     answer = cli(*as_separation, "--out", tmp_path)
     assert (answer.code, answer.out) == (6, "")
-    left = [p for p in tmp_path.rglob("*") if p.is_file() or p.is_symlink()]
+    left = [p for p in tmp_path.glob("[!.]*/**/*") if p.is_file() or p.is_symlink()]
     assert [p.name.rsplit(".", 2)[1:] for p in left] == [["failed", "json"]]
     assert json.loads(left[0].read_text()) == {"passed": False}
     assert f"report: {left[0]}" in answer.err

@@ -90,11 +90,11 @@ def test_the_lowest_combination_is_judged() -> None:
 @pytest.mark.parametrize(
     ("chosen", "wanted"),
     [
-        (recipe.for_model("my folder/model"), ["--model", "my folder/model"]),
+        (recipe.for_model("my folder/model"), ["--model", "the name"]),
         (recipe.read("jina-embeddings-v3"), ["--recipe", "jina-embeddings-v3"]),
         (
             recipe.read("jina-embeddings-v3").replace_load(model="here"),
-            ["--recipe", "jina-embeddings-v3", "--model", "here"],
+            ["--recipe", "jina-embeddings-v3", "--model", "the name"],
         ),
     ],
 )
@@ -105,15 +105,17 @@ def test_the_command_builds_the_same_again(chosen: recipe.Recipe, wanted: list[s
         out=Path("artifacts"), model=chosen.name, task="separation", target="onnx",
         precision="int8", version="1",
     )  # fmt: skip
-    words = shlex.split(quantized.command(chosen.replace_quantize(allow_slower=True), slot))
+    words = shlex.split(
+        quantized.command(chosen.replace_quantize(allow_slower=True), slot, "the name")
+    )
     assert words[:2] == ["jexport", "build"]
     assert words[2 : 2 + len(wanted)] == wanted
     given = build.make_context("build", words[2:]).params
-    assert (given["task"], given["precision"], given["calibration"]) == (
-        "separation", "int8", "everyday",
+    assert (given["tasks"], given["precisions"], given["calibration"]) == (
+        ("separation",), ("int8",), "everyday",
     )  # fmt: skip
     assert given["allow_slower"] is True
     assert given["effort"] == "fast"
     assert given["until"] is None
-    words = shlex.split(quantized.command(chosen, slot, "compile"))
+    words = shlex.split(quantized.command(chosen, slot, "the name", "compile"))
     assert build.make_context("build", words[2:]).params["until"] == "compile"

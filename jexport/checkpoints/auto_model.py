@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import shards
+from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.sentence_transformer import check_report
 from jexport.checkpoints.shard_writer import DTYPES
 from jexport.checkpoints.transformer_files import quiet_transformers, read_json
@@ -110,18 +111,3 @@ def torch_device(device: str) -> torch.device:
             fix="install a torch built for CUDA on a machine with a GPU, or use the CPU",
         )
     return torch.device("cuda" if there and device != "cpu" else "cpu")
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Use so many threads of torch meanwhile; 0 leaves them as they are."""
-    import torch
-
-    before = torch.get_num_threads()
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        if threads:
-            torch.set_num_threads(before)

@@ -1,6 +1,9 @@
 """A module of transformers in memory -> Runner: its forward pass on the CPU, in float32.
 
-Knows no layout and no file: whoever assembled the module says what it is.
+Each call uses one thread: with another number torch's last bits are others for a few rows (1 x 384,
+7 x 384 on 1, 2 and 7 threads), and what is measured against them goes into artifacts that must not
+differ. Calls may be made from several threads at once. Knows no layout and no file: whoever
+assembled the module says what it is.
 """
 
 from __future__ import annotations
@@ -25,7 +28,23 @@ def opened(model: Any) -> Iterator[Runner]:
             )
         return {"last_hidden_state": out.last_hidden_state.numpy()}
 
+    with torch_threads(1):
+        try:
+            yield run
+        finally:
+            model.to("meta")
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Use so many threads of torch meanwhile; 0 leaves them as they are."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
     try:
-        yield run
+        yield
     finally:
-        model.to("meta")
+        if threads:
+            torch.set_num_threads(before)

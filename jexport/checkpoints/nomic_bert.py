@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import shards
-from jexport.checkpoints.auto_model import torch_device, torch_threads
+from jexport.checkpoints.auto_model import torch_device
+from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.native_class import mismatch
 from jexport.checkpoints.native_config import native_config
 from jexport.checkpoints.shard_writer import DTYPES

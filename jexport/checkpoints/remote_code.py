@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jexport import tasks
 from jexport.checkpoints import hub, shards
+from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.native_class import listed_tasks
 from jexport.checkpoints.sentence_transformer import check_report
 from jexport.checkpoints.transformer_files import (
@@ -382,7 +383,8 @@ def reference(
         hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
         return {"last_hidden_state": hidden.float().numpy()}
 
-    try:
-        yield run
-    finally:
-        model.to("meta")
+    with torch_threads(1):  # see eager.py
+        try:
+            yield run
+        finally:
+            model.to("meta")

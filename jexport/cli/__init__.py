@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "jexport.cli.report",
     "compare": "jexport.cli.report",
     "lint": "jexport.cli.lint",
+    "cache": "jexport.cli.cache",
     "recipe": "jexport.cli.recipes",
     "doctor": "jexport.cli.doctor",
     "toy": "jexport.cli.toy",

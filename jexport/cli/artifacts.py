@@ -56,7 +56,7 @@ def verify(
 @click.option("--json", "as_json", is_flag=True, help="The whole manifest as JSON.")
 def inspect(artifact: Path, as_json: bool) -> None:
     """Show what an artifact says about itself (its files are not checked; see verify)."""
-    from jexport import manifest
+    from jexport import manifest, store
 
     content = manifest.read(artifact).content
     if as_json:
@@ -64,8 +64,10 @@ def inspect(artifact: Path, as_json: bool) -> None:
         return
     for name, value in _facts(content):
         click.echo(f"{name:<22}{value}")
-    click.echo("\nstage        seconds   peak memory  note")
-    for record in content["stages"]:
+    stages = store.measured(artifact).get("stages", ())
+    if stages:  # beside the artifact where it was built, and not where it was copied to
+        click.echo("\nstage        seconds   peak memory  note")
+    for record in stages:
         memory = f"{record['peak_memory_mib']:,.0f} MiB"
         line = f"{record['stage']:<10}{record['seconds']:>10.1f}{memory:>14}  {record['note']}"
         click.echo(line.rstrip())

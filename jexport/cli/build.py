@@ -9,15 +9,27 @@ import click
 
 from jexport.cli import console
 
+ALL = "all"
+
 
 @click.command()
 @click.option(
     "--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a .toml file."
 )
 @click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint; overrides the recipe's.")
-@click.option("--task", required=True, metavar="TASK", help="retrieval.query, ..., or none.")
-@click.option("--target", required=True, metavar="TARGET", help="onnx, openvino, trt, hf, vllm.")
-@click.option("--precision", metavar="P", help="fp32 (default), fp16, bf16, int8 or int8-weights.")
+@click.option("--task", "tasks", multiple=True, metavar="TASK",
+              help="retrieval.query, ..., none, or all; may be given several times.")  # fmt: skip
+@click.option("--target", "chosen_targets", multiple=True, metavar="TARGET",
+              help="onnx, openvino, trt, hf, vllm; may be given several times.")  # fmt: skip
+@click.option("--precision", "precisions", multiple=True, metavar="P",
+              help="fp32 (default), fp16, bf16, int8, int8-weights; or several.")  # fmt: skip
+@click.option(
+    "--plan", is_flag=True, help="Say what would be built and what it needs; build nothing."
+)
+@click.option("--jobs", "workers", type=click.IntRange(min=1), metavar="N",
+              help="Build so many at once.")  # fmt: skip
+@click.option("--memory-budget", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
+              help="Memory for all of them. Default: 80 % of what is free.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), metavar="DIR",
               help="Where artifacts go. Default: artifacts")  # fmt: skip
 @click.option("--revision", metavar="COMMIT", help="40-hex commit of a hub checkpoint.")
@@ -51,17 +63,25 @@ from jexport.cli import console
     metavar="DIR",
     help="trt: keep TensorRT's timings there; later builds are faster.",
 )
+@click.option("--cache", "cache_folder", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where finished stages are kept. Default: OUT/.cache")  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Do every stage, and keep none.")
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
 def build(
     recipe_name: str | None,
     model: str | None,
-    task: str,
-    target: str,
-    precision: str | None,
+    tasks: tuple[str, ...],
+    chosen_targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    plan: bool,
+    workers: int | None,
+    memory_budget: float | None,
     out: Path,
     until: str | None,
     profile_from: Path | None,
+    cache_folder: Path | None,
+    no_cache: bool,
     quiet: bool,
     json_lines: bool,
     **options: Any,
@@ -70,13 +90,31 @@ def build(
 
     Without --recipe and --model the recipe jina-embeddings-v3 is meant; with --model alone,
     sensible defaults. The artifact's path is the last line on stdout.
+
+    With several tasks, targets or precisions, or with --recipe and none of them, all that is
+    missing is built: what the recipe ships, where nothing else is asked for.
     """
+    from jexport.cache import FOLDER, Cache
+
+    cache = Cache(root=None if no_cache else cache_folder or out / FOLDER)
+    if not _is_one(tasks, chosen_targets, precisions) or plan or workers or memory_budget:
+        if until or profile_from:
+            raise click.UsageError("--until and --profile-from go with one task and one target")
+        asked = (tasks, chosen_targets, precisions)
+        budget_bytes = int(memory_budget * (1 << 30)) if memory_budget else None
+        means = {"out": out, "cache": cache, "workers": workers or 1, "memory_bytes": budget_bytes}
+        console.tell_as_json(json_lines)
+        recipe = _chosen(recipe_name, model, options)
+        _build_all(recipe, _jobs(recipe, asked, named=recipe_name is not None), means, plan=plan,
+                   quiet=quiet, json_lines=json_lines)  # fmt: skip
+        return
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import calibration, pipeline, targets
 
+    [task], [target] = tasks, chosen_targets
     engine = targets.load(target)
     chosen = _chosen(recipe_name, model, options)
-    wanted = (*chosen.precisions, *engine.precisions)[0] if precision is None else precision
+    wanted = precisions[0] if precisions else _usual(chosen, engine)
     if not quiet and not json_lines:
         console.say(f"jexport build: {chosen.load.model}, {task}, {target} {wanted}")
     artifact = pipeline.build(
@@ -87,9 +125,56 @@ def build(
         until=until or "",
         lengths_of=calibration.texts(profile_from) if profile_from else (),
         out=out,
+        cache=cache,
         listen=listen,
     )
     click.echo(artifact.path)
+
+
+def _is_one(tasks: tuple[str, ...], targets: tuple[str, ...], precisions: tuple[str, ...]) -> bool:
+    return len(tasks) == len(targets) == 1 and len(precisions) < 2 and tasks != (ALL,)
+
+
+def _usual(chosen: Any, engine: Any) -> str:
+    """The precision that is meant when none is asked for."""
+    return str((*chosen.precisions, *engine.precisions)[0])
+
+
+def _jobs(chosen: Any, asked: tuple[tuple[str, ...], ...], *, named: bool) -> Any:
+    """The jobs asked for; what is not asked for is what the recipe ships, if one was named."""
+    from jexport import matrix
+    from jexport import targets as engines
+
+    tasks, targets, precisions = asked
+    if _is_one(*asked) and not precisions:  # the same one as without --plan and the like
+        precisions = (_usual(chosen, engines.load(targets[0])),)
+    shipped = {"--task": chosen.tasks if named or tasks == (ALL,) else (),
+               "--target": chosen.targets if named else ()}  # fmt: skip
+    tasks = shipped["--task"] if tasks in ((), (ALL,)) else tasks
+    targets = targets or shipped["--target"]
+    for option, values in (("--task", tasks), ("--target", targets)):
+        if not values:
+            raise click.UsageError(
+                f"Missing option '{option}'; the recipe {chosen.name} lists none to take them all"
+                if named or asked[0] == (ALL,)
+                else f"Missing option '{option}'."
+            )
+    return matrix.jobs(chosen, tasks=tasks, chosen=targets, precisions=precisions)
+
+
+def _build_all(
+    chosen: Any, jobs: Any, means: dict[str, Any], *, plan: bool, quiet: bool, json_lines: bool
+) -> None:
+    from jexport import many
+    from jexport.cli import jobs as board
+
+    if plan:
+        board.show_plan(many.plan(chosen, jobs, many.Means(**means)), as_json=json_lines)
+        return
+    listen = board.Board(jobs, quiet=quiet, json_lines=json_lines)
+    code = board.report(many.build_all(chosen, jobs, many.Means(**means), listen=listen))
+    if code:
+        raise click.exceptions.Exit(code)
 
 
 def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any]) -> Any:

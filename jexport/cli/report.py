@@ -29,17 +29,19 @@ QUANTIZATION, PARITY, PAGE = "quantization.json", "parity.json", "report.html"
 @click.option("--json", "as_json", is_flag=True, help="quantization.json and parity.json as JSON.")
 def report(artifact: Path, open_page: bool, as_json: bool) -> None:
     """Show what quantization cost an int8 artifact, and where its report.html is."""
-    from jexport import manifest
+    from jexport import manifest, store
     from jexport.report import text
 
     content = manifest.read(artifact).content
-    quantization = _quantization(artifact)
+    quantization = {**_quantization(artifact)}
     if not quantization:
         raise ArtifactError(
             f"{artifact} was not quantized",
             evidence=f"there is no {QUANTIZATION} in it; its precision is {content['precision']}",
             fix="give an int8 artifact (see `jexport list`), or `jexport inspect` this one",
         )
+    measured = store.measured(artifact)
+    quantization |= {key: measured[key] for key in ("speed", "pair") if key in measured}
     parity, page = _json(artifact, PARITY), artifact / PAGE
     if as_json:
         found = str(page) if page.is_file() else None
@@ -89,10 +91,11 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
 
 def _sides(artifact: Path) -> Sides:
-    from jexport import manifest
+    from jexport import manifest, store
     from jexport.report.compare import Sides
 
     content = manifest.read(artifact).content
+    content = {**content, "speed": store.measured(artifact).get("speed", ())}
     return Sides(content, _quantization(artifact), _json(artifact, PARITY))
 
 

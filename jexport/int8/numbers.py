@@ -118,15 +118,21 @@ def compensated(weight: Array, gram: Array, scales: Array) -> NDArray[np.int8]:
 
 
 def _inverse_factor(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Upper U with U^T U = hessian^-1."""
-    from scipy.linalg import lapack  # type: ignore[import-untyped]
+    """Upper U with U^T U = hessian^-1.
 
-    lower, failed = lapack.dpotrf(hessian, lower=1, clean=1)
-    assert not failed, "the damped Gram matrix is positive definite"
-    inverse, failed = lapack.dpotri(lower, lower=1)
-    assert not failed
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    upper, failed = lapack.dpotrf(inverse, lower=0, clean=1)
-    assert not failed
+    On one thread: on several LAPACK's last bits are others, and now and then a weight would be
+    rounded the other way. Products of matrices gave the same bits on 1 to 4 threads.
+    """
+    from scipy.linalg import lapack  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        lower, failed = lapack.dpotrf(hessian, lower=1, clean=1)
+        assert not failed, "the damped Gram matrix is positive definite"
+        inverse, failed = lapack.dpotri(lower, lower=1)
+        assert not failed
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        upper, failed = lapack.dpotrf(inverse, lower=0, clean=1)
+        assert not failed
     factor: NDArray[np.float64] = upper
     return factor

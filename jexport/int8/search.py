@@ -47,8 +47,10 @@ class Trial:
     seconds: float
 
     def report(self) -> dict[str, Any]:
-        """JSON-ready, as quantization.json has it."""
-        return {**asdict(self), "wide": list(self.wide), "failures": list(self.failures)}
+        """JSON-ready, as quantization.json has it: without seconds, which are never the same."""
+        said = {**asdict(self), "wide": list(self.wide), "failures": list(self.failures)}
+        del said["seconds"]
+        return said
 
 
 Measure = Callable[[Sequence[str]], Measured]

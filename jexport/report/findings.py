@@ -258,12 +258,9 @@ def texts_used(texts: Facts) -> str:
 
 
 def tried_in_brief(quantization: Facts) -> str:
-    """How many ways, how long, and which was kept."""
+    """How many ways, and which was kept."""
     tried = rows(quantization, "tried")
     if not tried:
         return ""
     ways = "way" if len(tried) == 1 else "ways"
-    seconds = sum(number(row.get("seconds")) or 0 for row in tried)
-    return line(
-        f"{len(tried)} {ways} in {seconds:,.0f} s; kept: {kept(quantization).get('what', MISSING)}"
-    )
+    return line(f"{len(tried)} {ways}; kept: {kept(quantization).get('what', MISSING)}")

@@ -206,11 +206,9 @@ def tried(quantization: Facts) -> str:
                 percent(one.get("share")),
                 *_quality(one),
                 "yes" if one.get("passed") is True else "no",
-                f"{number(one.get('seconds')) or 0:,.1f}",
             )
         )
-    heads = ("what", "wide", *(["in float"] if floats else []), "share", *QUALITY, "passed",
-             "seconds")  # fmt: skip
+    heads = ("what", "wide", *(["in float"] if floats else []), "share", *QUALITY, "passed")
     note = "On the held-out texts, in the order tried; wide: matrices with two 8-bit terms."
     return markup.table(note, heads, lines) if lines else ""
 

@@ -5,7 +5,9 @@ Knows no text, no reference and no gate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -56,15 +58,41 @@ def outputs(
     specs: Sequence[TensorSpec],
     pad_id: int,
     count: Counter,
+    at_once: int = 1,
 ) -> dict[str, list[np.ndarray]]:
-    """Per output name, one array a text: token vectors [tokens, hidden] or a vector [dimension]."""
+    """Per output name, one array a text: token vectors [tokens, hidden] or a vector [dimension].
+
+    at_once: batches in flight; what is in a batch does not depend on it.
+    """
     found: dict[str, list[Any]] = {spec.name: [None] * len(ids) for spec in specs}
-    for rows in _batches(ids):
-        for name, values in _forward(forward, [ids[row] for row in rows], specs, pad_id).items():
-            for row, value in zip(rows, values, strict=True):
-                found[name][row] = value
-        count.add(sum(len(ids[row]) for row in rows))
+
+    def answer(rows: list[int]) -> dict[str, list[np.ndarray]]:
+        return _forward(forward, [ids[row] for row in rows], specs, pad_id)
+
+    batches = _batches(ids)
+    with ThreadPoolExecutor(at_once) as pool:
+        for rows, answers in zip(batches, _mapped(pool, answer, batches, at_once), strict=True):
+            for name, values in answers.items():
+                for row, value in zip(rows, values, strict=True):
+                    found[name][row] = value
+            count.add(sum(len(ids[row]) for row in rows))
     return found
+
+
+def _mapped(
+    pool: ThreadPoolExecutor, answer: Callable[[Any], Any], batches: Sequence[Any], at_once: int
+) -> Iterator[Any]:
+    """The answers in order, at most `at_once` batches begun beyond the one that is waited for."""
+    if at_once == 1:
+        yield from map(answer, batches)
+        return
+    waiting: deque[Future[Any]] = deque()
+    for batch in batches:
+        waiting.append(pool.submit(answer, batch))
+        if len(waiting) > at_once:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def alone_and_batched(

@@ -16,7 +16,7 @@ from typing import Any
 
 from jexport import manifest, model_card
 from jexport.checkpoints import JINA
-from jexport.flow import CompiledModel, LoadedModel, ParityReport, StageRecord
+from jexport.flow import CompiledModel, LoadedModel, ParityReport
 from jexport.manifest import write_json
 
 POOLING_KEYS = {
@@ -33,14 +33,18 @@ PROMPT_ALIASES = {"retrieval.query": ("query",), "retrieval.passage": ("document
 QUANTIZATION = "quantization.json"
 """The extra file that the model card quotes."""
 
+PARITY = "parity.json"
+FORMER_KEYS = ("stages", "speed")
+"""What manifests of format 1 had and later ones have not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What the run knows and no model does: recipe as resolved, version, tools, fingerprint.
 
-    speed: texts a second by precision, measured here, fastest path of each. extras: files that go
-    into the artifact as they are (quantization.json, report.html). inputs: digests of jexport's own
-    code and of the texts, as inputs.digests gives them.
+    What depends on this machine's mood (seconds, memory, speeds) is not among it. extras: files
+    that go into the artifact as they are (quantization.json, report.html). inputs: digests of
+    jexport's own code and of the texts, as inputs.digests gives them.
     """
 
     model_name: str
@@ -49,8 +53,6 @@ class Facts:
     recipe: Mapping[str, Any]
     tools: Mapping[str, str]
     runs_on: Mapping[str, Any]
-    records: Sequence[StageRecord]
-    speed: Sequence[Mapping[str, Any]] = ()
     extras: Sequence[Path] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,13 +66,14 @@ def run(
     report_path: Path,
     out_dir: Path,
     furnish: Callable[[Path], Mapping[str, Any]] | None = None,
+    take: Callable[[Path, Path], object] = shutil.move,
 ) -> Path:
-    """Fill out_dir and return it. The compiled files are moved, not copied: they may be 2 GB.
+    """Fill out_dir and return it. The compiled files are moved unless `take` copies them.
 
     furnish: adds what the target's servers read to the folder and returns facts for the manifest.
     """
     for name in compiled.files:
-        shutil.move(compiled.folder / name, out_dir / name)
+        take(compiled.folder / name, out_dir / name)
     _tokenizer(model, out_dir)
     _server_files(model, out_dir)
     if furnish is not None:
@@ -88,8 +91,6 @@ class Completed:
 
     version: str
     runs_on: Mapping[str, Any]
-    records: Sequence[StageRecord]
-    speed: Sequence[Mapping[str, Any]]
 
 
 def complete(
@@ -118,15 +119,14 @@ def complete(
     shutil.copyfile(report_path, out_dir / report_path.name)
     engine = _engine(compiled, facts.runs_on)
     engine["facts"]["portable_sha256"] = content["sha256"]
+    kept = {key: value for key, value in content.items() if key not in FORMER_KEYS}
     made = {
-        **content,
+        **kept,
+        "format": manifest.FORMAT,
         "version": facts.version,
         "engine": engine,
         "parity": _parity(report),
-        "stages": [*content["stages"], *(dataclasses.asdict(one) for one in facts.records)],
     }
-    if facts.speed:
-        made["speed"] = [dict(one) for one in facts.speed]
     quantization = out_dir / QUANTIZATION
     return _finish(made, _quantization([quantization] if quantization.is_file() else []), out_dir)
 
@@ -137,6 +137,14 @@ def _finish(content: dict[str, Any], quantization: Mapping[str, Any] | None, out
     (out_dir / "README.md").write_text(card, encoding="utf-8")
     files = [manifest.file_digest(p, root=out_dir) for p in out_dir.rglob("*") if p.is_file()]
     content["files"] = manifest.listed(files)
+    facts = content["engine"]["facts"]
+    if facts.get("reproducible") is False:  # another build of the same gives other bytes
+        digests = {file.path: file.sha256 for file in files}
+        facts["attested_by"] = {
+            "parity_sha256": digests[PARITY],
+            "graph_sha256": facts["graph_sha256"],
+            "inputs_sha256": content["inputs_sha256"],
+        }
     content["sha256"] = manifest.seal(content)
     write_json(out_dir / manifest.NAME, content)
     manifest.verify(out_dir)
@@ -254,11 +262,19 @@ def _content(
         },
         "engine": _engine(compiled, facts.runs_on),
         "parity": _parity(report),
-        "stages": [dataclasses.asdict(record) for record in facts.records],
-        **({"speed": [dict(one) for one in facts.speed]} if facts.speed else {}),
-        "recipe": dict(facts.recipe),
+        "recipe": _without_places(facts.recipe, source.name),
         "tools": dict(facts.tools),
         **({"inputs": dict(facts.inputs)} if facts.inputs else {}),
+    }
+
+
+def _without_places(recipe: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The recipe with no path of this machine: the same build elsewhere is the same artifact."""
+    load, compiling = dict(recipe["load"]), dict(recipe["compile"])
+    return {
+        **recipe,
+        "load": {**load, "model": name},
+        "compile": {**compiling, "timing_cache": ""},
     }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport import recipe
+from jexport import cache, recipe
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
 from jexport.flow import CompiledModel, OnnxModel, Signature, TensorSpec
 from jexport.int8 import numbers, prepare, products, search, settings, statistics
@@ -38,7 +37,7 @@ from jexport.targets import Target
 
 REPORT, PAGE = "quantization.json", "report.html"
 INT8_WEIGHTS = "int8-weights"
-NEEDS = ("scipy",)
+NEEDS = ("scipy", "threadpoolctl")
 GOALS = (*recipe.GOALS, "symmetric", "pair_top10_overlap", "effort", "allow_slower")
 """Keys of [quantize] that decide which trial is taken, and no trial's numbers."""
 
@@ -259,8 +258,10 @@ def _statistics(
     widths = {item.source: item.rows for item in items}
     values = {value.name: value for node in graph.graph for value in node.outputs}
     graph.graph.outputs[:] = [values[name] for name in widths]
-    ir.save(graph, room / GRAPH)  # its weights stay where they are, in a file linked here
-    _link(model.path.with_name(WEIGHTS), room / WEIGHTS)
+    ir.save(graph, room / GRAPH)
+    # Copied: engines refuse weights outside the graph's folder, and weights that have two names,
+    # also in the folder that they were linked from, where another build may be reading them.
+    cache.copy(model.path.with_name(WEIGHTS), room / WEIGHTS)
     outputs = tuple(
         TensorSpec(name=name, dtype="float32", shape=("batch", "sequence", width))
         for name, width in widths.items()
@@ -282,16 +283,8 @@ def _statistics(
             progress=ways.step("calibration texts"),
         )
     del runner
-    shutil.rmtree(room)  # onnx_ir refuses to read weights that have two names
+    shutil.rmtree(room)
     return sites
-
-
-def _link(source: Path, place: Path) -> None:
-    """The same file in two folders: engines refuse weights outside the graph's own."""
-    try:
-        os.link(source, place)
-    except OSError:  # another file system
-        shutil.copyfile(source, place)
 
 
 def _best_setting(

@@ -43,10 +43,14 @@ UNIT_LENGTH = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side of the comparison: its token ids (prompt included) and its forward pass."""
+    """One side of the comparison: its token ids (prompt included) and its forward pass.
+
+    at_once: from how many threads its runner may be called.
+    """
 
     tokenize: Callable[[list[str]], list[list[int]]]
     open: Callable[[], AbstractContextManager[Runner]]
+    at_once: int = 1
 
 
 def run(
@@ -234,7 +238,9 @@ def _truth(reference: Side, texts: _Texts, job: _Job, count: runs.Counter) -> li
     width = job.embedding.dimension
     hidden = TensorSpec(name=HIDDEN, dtype="float32", shape=("batch", "sequence", width))
     with reference.open() as forward:
-        truth = runs.outputs(forward, texts.reference, (hidden,), job.pad_id, count)[HIDDEN]
+        truth = runs.outputs(
+            forward, texts.reference, (hidden,), job.pad_id, count, reference.at_once
+        )[HIDDEN]
     del forward
     give_back_memory()  # the reference's weights, before the candidate brings its own
     return truth
@@ -253,7 +259,9 @@ def _measure(
     truth: the reference's token vectors, empty when they are not there. whole: pooled.
     """
     with candidate.open() as forward:
-        made = runs.outputs(forward, texts.candidate, job.outputs, job.pad_id, count)
+        made = runs.outputs(
+            forward, texts.candidate, job.outputs, job.pad_id, count, candidate.at_once
+        )
         alone, batched = runs.alone_and_batched(
             forward, texts.candidate, job.outputs, job.pad_id, made
         )

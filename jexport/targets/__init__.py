@@ -65,6 +65,8 @@ class Target:
     `devices` says anything. portable: the target up to the engine, for a machine that has none.
     graphs: the precision of the graph that export writes, where it is not the artifact's own.
     furnish(room): adds what the engine's servers read beside the graph; returns facts of it.
+    steady_threads: with so many threads a call gives the same bits on any number of cores, and its
+    runner may be called from several threads; 0 where every number gives the same.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Target:
     portable: Target | None = None
     graphs: Mapping[str, str] = field(default_factory=dict)
     furnish: Callable[[Furnishing], Mapping[str, Any]] | None = None
+    steady_threads: int = 0
 
 
 def names() -> list[str]:

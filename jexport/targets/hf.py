@@ -116,6 +116,7 @@ TARGET = Target(
     build_needs=("torch", "transformers", "safetensors"),
     run_needs=("torch", "transformers", "safetensors", "tokenizers", "numpy"),
     extra="hf",
+    steady_threads=1,  # see checkpoints/eager.py
     ready=ready,
     fingerprint=fingerprint,
     check=check,

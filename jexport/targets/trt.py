@@ -127,6 +127,8 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         signature=model.signature,
         facts={
             **made.plain(),
+            "graph_sha256": model.sha256,
+            "reproducible": False,
             "opset": model.opset,
             "costs": options.costs(),
             "notes": list(built.notes),
@@ -163,6 +165,8 @@ def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
         signature=model.signature,
         facts={
             **replace(made, sha256=digest).plain(),
+            "graph_sha256": model.sha256,
+            "reproducible": False,
             "opset": model.opset,
             "refitted_from": content["sha256"],
         },

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest
+from jexport import manifest, store
 
 QUANTIZATION = {
     "format": 1, "scheme": "uint8", "precision": "int8", "effort": "fast", "reached": True,
@@ -203,12 +203,11 @@ def test_compare_of_two_spaces_and_two_sets_of_texts(
 def test_compare_shows_the_speed_of_its_own_precision(
     artifact: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = dict(manifest.read(artifact).content)
-    content["speed"] = [
+    speed = [
         {"precision": "int8", "texts_per_second": 241.77},
         {"precision": "fp32", "texts_per_second": 103.2},
     ]
-    monkeypatch.setattr(manifest, "read", lambda folder: manifest.Manifest(content=content))
+    monkeypatch.setattr(store, "measured", lambda folder: {"speed": speed})
     out = cli("compare", artifact, artifact).out
     assert "103.2 texts/s" in out
     assert "241.8" not in out
@@ -221,11 +220,13 @@ def test_compare_says_what_follows(
              {"precision": "int8", "texts_per_second": 250.0}]  # fmt: skip
 
     def as_int8(content: dict[str, Any]) -> None:
-        content.update(precision="int8", speed=speed)
+        content.update(precision="int8")
         for entry in content["files"]:
             entry["size_bytes"] *= 2
 
     changed(quantized, as_int8)
+    place = store.Artifact(path=quantized, manifest=manifest.read(quantized))
+    store.keep_measured(place, {"speed": speed}, scratch=quantized.parent)
     out = cli("compare", artifact, quantized).out
     assert "B takes 200.0 % of the bytes of A" in out
     # the float artifact measured nothing itself: both rates are of the int8 one's build

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest, pipeline
+from jexport import entries, manifest, pipeline
 from jexport.stages import package
 
 HERE = Path(__file__).parent
@@ -116,14 +116,16 @@ def check_readers_view(out: Path) -> list[Path]:
     for path in sorted(out.glob("[!.]*/*/*/*")):
         if path.name == "latest":
             manifest.verify(path)
-        else:
+        elif not path.name.endswith(".run.json"):
             versions.append(path)
             manifest.verify(path)
     return versions
 
 
 def everything_below(out: Path) -> list[str]:
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
+    """All but the cache: what was finished there stays."""
+    found = (path.relative_to(out) for path in out.rglob("*"))
+    return sorted(path.as_posix() for path in found if ".cache" not in path.parts)
 
 
 def test_a_new_process_writes_the_path_alone_and_quiet_is_quiet(nursery: Nursery) -> None:
@@ -156,7 +158,7 @@ def test_killed_at_any_moment(nursery: Nursery, tmp_path: Path) -> None:
     assert made in versions
     assert (made.parent / "latest").resolve() == made
     assert not (out / ".work").exists()
-    assert sorted(p.name for p in made.parent.iterdir()) == sorted(
+    assert sorted(p.name for p in made.parent.iterdir() if p.suffix != ".json") == sorted(
         ["latest", *(p.name for p in versions)]
     )
 
@@ -190,7 +192,11 @@ def test_ctrl_c_leaves_nothing(
     assert all(line.startswith(("jexport build:", "  ")) for line in lines[:-1]), lines
     assert "Traceback" not in command.err.read_text()
     assert command.out.read_text() == ""
-    assert not out.exists()
+    # What was finished by then is kept, whole; see tests/faults for what may be in there.
+    assert not out.exists() or [path.name for path in out.iterdir()] == [".cache"]
+    assert not (out / ".cache" / ".work").exists()
+    if after == "compile":
+        assert len(list((out / ".cache").glob("[!.]*"))) == 2
 
 
 @contextlib.contextmanager
@@ -216,7 +222,8 @@ def test_a_disk_that_fills_up(kib: int, nursery: Nursery, tmp_path: Path) -> Non
         command = nursery.start(nursery.words(disk / "out"))
         code, said = command.wait(), command.err.read_text()
         assert code == 12, said
-        assert everything_below(disk) == []
+        assert everything_below(disk) in ([], ["out"])  # "out" where the cache could keep a graph
+        assert all(not problem for _, problem in entries.verify(disk / "out" / ".cache"))
     [error] = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "no space left on the disk" in error
     assert "Traceback" not in said
@@ -224,7 +231,7 @@ def test_a_disk_that_fills_up(kib: int, nursery: Nursery, tmp_path: Path) -> Non
 
 
 def test_a_full_disk_leaves_what_was_there(nursery: Nursery, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 2800) as disk:
+    with small_disk(tmp_path / "disk", 6000) as disk:
         first = nursery.start(nursery.words(disk / "out"))
         assert first.wait() == 0, first.err.read_text()
         # Guards the test above: what stopped those builds is the disk and nothing else.
@@ -255,14 +262,14 @@ def test_embed_on_a_full_disk(artifact: Path, cli: Callable[..., Any], tmp_path:
 @pytest.mark.parametrize(
     ("owner", "name", "nth"),
     [
-        (shutil, "move", 1),
+        (os, "copy_file_range", 1),
         (shutil, "copyfile", 1),
         (shutil, "copyfile", 3),
         (package, "write_json", 1),
         (package, "write_json", 4),
         (Path, "write_text", 1),
         (os, "fsync", 1),
-        (os, "rename", 3),
+        (os, "rename", 1),
         (Path, "symlink_to", 1),
         (os, "replace", 1),
     ],
@@ -297,4 +304,6 @@ def test_no_space_at_any_step_of_the_last_stage(
     again = cli(*as_separation, "--out", tmp_path)
     assert again.code == 0
     assert (again.path.parent / "latest").resolve() == again.path
-    assert sorted(p.name for p in again.path.parent.iterdir()) == [again.path.name, "latest"]
+    assert sorted(p.name for p in again.path.parent.iterdir() if p.suffix != ".json") == [
+        again.path.name, "latest",
+    ]  # fmt: skip

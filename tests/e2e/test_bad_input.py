@@ -237,7 +237,7 @@ def test_a_failed_gate_in_a_real_build(
         "--out", out,
     )  # fmt: skip
     refused(answer, 6, "largest_difference")
-    [report] = [p for p in out.rglob("*") if p.is_file()]
+    [report] = [p for p in out.glob("[!.]*/**/*") if p.is_file()]
     assert str(report) in answer.err
     assert json.loads(report.read_text())["passed"] is False
     assert not list(out.rglob("latest"))

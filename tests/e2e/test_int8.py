@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 import jexport
-from jexport import layouts, manifest, recipe
+from jexport import layouts, manifest, recipe, store
 from jexport.errors import ArtifactError, CalibrationError, QuantizationError
 from jexport.flow import Artifact
 from jexport.int8.bench import Bench
@@ -58,13 +58,13 @@ def int8(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_manifest_tells_precision_speed_and_stages(int8: Path) -> None:
-    content = manifest.verify(int8).content
+    content, said = manifest.verify(int8).content, store.measured(int8)
     assert content["precision"] == "int8"
     assert int8.parent.name == "onnx-int8"
-    assert [one["precision"] for one in content["speed"]] == ["fp32", "int8"]
-    assert all(one["texts_per_second"] > 0 for one in content["speed"])
-    stages = [record["stage"] for record in content["stages"]]
-    assert stages == ["load", "merge", "export", "quantize", "compile", "validate"]
+    assert [one["precision"] for one in said["speed"]] == ["fp32", "int8"]
+    assert all(one["texts_per_second"] > 0 for one in said["speed"])
+    stages = [record["stage"] for record in said["stages"]]
+    assert stages == ["load", "merge", "export", "quantize", "compile", "validate", "package"]
     assert content["parity"]["passed"] is True
     assert content["engine"]["facts"]["fused"]["MatMulIntegerToFloat"] >= 8
 
@@ -206,7 +206,7 @@ def test_goals_out_of_reach_keep_what_was_measured_and_nothing_else(
         build_int8(quick(small, cosine_mean=0.9999999), out)
     assert "does not reach the goals" in str(caught.value)
     assert "< 0.9999999" in str(caught.value)
-    left = [path for path in out.rglob("*") if not path.is_dir()]
+    left = [path for path in out.glob("[!.]*/**/*") if not path.is_dir()]
     assert len(left) == 1
     assert left[0].name.startswith(".search-")
     measured = counted.trials
@@ -241,7 +241,7 @@ def test_queries_and_passages_are_validated_together(
     small: Path, int8: Path, tmp_path: Path
 ) -> None:
     def pair(folder: Path) -> Any:
-        return json.loads((folder / "quantization.json").read_text(encoding="utf-8"))["pair"]
+        return store.measured(folder)["pair"]
 
     alone = pair(int8)  # passages first: no int8 queries yet
     assert alone["with"] == "retrieval.query"
@@ -263,7 +263,7 @@ def test_queries_and_passages_are_validated_together(
 
 def test_a_task_without_a_counterpart_has_no_pair(small: Path, tmp_path: Path) -> None:
     built = build_int8(quick(small), tmp_path, "separation")
-    assert json.loads((built / "quantization.json").read_text(encoding="utf-8"))["pair"] is None
+    assert "pair" not in store.measured(built)
 
 
 def test_quality_of_the_held_out_texts_is_told_by_group(int8: Path) -> None:

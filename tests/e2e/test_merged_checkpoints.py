@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest
+from jexport import manifest, store
 
 TARGETS = ("hf", "vllm")
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
@@ -121,7 +121,9 @@ def test_bf16_is_near_and_half_the_size(
 def test_nothing_is_exported(target: str, built: Callable[..., Any]) -> None:
     path = built(target, "separation").path
     content = manifest.read(path).content
-    assert [r["stage"] for r in content["stages"]] == ["load", "merge", "compile", "validate"]
+    assert [r["stage"] for r in store.measured(path)["stages"]] == [
+        "load", "merge", "compile", "validate", "package",
+    ]  # fmt: skip
     assert content["engine"]["files"] == [WEIGHTS, "config.json"]
     assert content["licence"] == "CC-BY-NC-4.0"
     assert content["checkpoint"]["layout"] == "jina_v3_original"
