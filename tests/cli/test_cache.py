@@ -59,7 +59,7 @@ def test_list_remove_verify(
     content[100] ^= 1
     victim.write_bytes(content)
     damaged = cli("cache", "verify", *out)
-    assert (damaged.code, damaged.out) == (45, "")
+    assert (damaged.code, damaged.out) == (37, "")
     assert f"{rows[0]['name']}: model.onnx was changed" in damaged.err
     assert cli("cache", "verify", "--remove", *out).code == 0
     assert len(json.loads(cli("cache", "ls", "--json", *out).out)) == 1
