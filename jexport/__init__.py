@@ -22,7 +22,8 @@ The house, from the ground up; a line imports only downward:
     integrations  one file per framework that embeds through jexport
     inputs       what a build is made of: what decides its version
     pipeline     the stages in order                  schedulers  one file per system that runs jobs
-    many         the jobs of a recipe, here           cluster  jobs on an existing Ray cluster
+    many         the jobs of a recipe, on this machine
+    cluster      jobs on an existing Ray cluster
     cli          click words -> library calls; the only code that prints or exits
 
 Importing jexport loads no framework.

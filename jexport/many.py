@@ -143,17 +143,19 @@ def _side_by_side(
     chosen: Recipe, jobs: Sequence[Job], means: Means, listen: Listen
 ) -> tuple[Outcome, ...]:
     budget = means.budget_bytes
-    needs = _needs(chosen, jobs, budget, means.workers)
+    # An equal share of the budget where nobody knows better.
+    share = (budget or 0) // means.workers
+    wanted = needs(chosen, jobs) or dict.fromkeys(jobs, share)
     waiting, done = list(jobs), dict[Job, Outcome]()
     with _workers(chosen, means, budget, min(means.workers, len(jobs))) as workers:
         while len(done) < len(jobs):
             for worker in [one for one in workers if one.job is None]:
                 spent = sum(one.need_bytes for one in workers)
-                job = _next(waiting, needs, budget, spent)
+                job = _next(waiting, wanted, budget, spent)
                 if job is not None:
                     waiting.remove(job)
                     worker.job, worker.begin = job, time.monotonic()
-                    worker.need_bytes = needs[job]
+                    worker.need_bytes = wanted[job]
                     worker.pipe.send(dataclasses.asdict(job))
                     listen(job, Event(kind="begin", stage=""))
             busy = [one for one in workers if one.job is not None]
@@ -167,11 +169,11 @@ def _side_by_side(
     return tuple(done[job] for job in jobs)
 
 
-def _needs(chosen: Recipe, jobs: Sequence[Job], budget: int | None, workers: int) -> dict[Job, int]:
-    """Bytes of memory by job; an equal share of the budget where the checkpoint is not here."""
+def needs(chosen: Recipe, jobs: Sequence[Job]) -> dict[Job, int]:
+    """Bytes of memory by job, estimated; empty where the checkpoint is not here."""
     count = estimate.weights(chosen.load.model)
     if count is None:
-        return dict.fromkeys(jobs, (budget or 0) // workers)
+        return {}
     return {job: estimate.memory(count, is_int8=job.precision.startswith("int8")) for job in jobs}
 
 

@@ -31,7 +31,8 @@ FLOORS = (
     {"stages"},
     {"quantized", "inputs", "estimate", "layouts", "integrations", "matrix"},
     {"pipeline", "completion", "schedulers"},
-    {"cluster", "many"},
+    {"many"},
+    {"cluster"},
     {"cli"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -28,6 +28,11 @@ ALL = "all"
 )
 @click.option("--jobs", "workers", type=click.IntRange(min=1), metavar="N",
               help="Build so many at once.")  # fmt: skip
+@click.option("--gpu", "gpus", multiple=True, metavar="KIND",
+              help="trt with --executor ray: an engine for this kind; or several.")  # fmt: skip
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local",
+              help="ray: on the nodes of an existing Ray cluster.")  # fmt: skip
+@click.option("--ray-address", metavar="HOST:PORT", help="Default: the cluster of this machine.")
 @click.option("--memory-budget", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
               help="Memory for all of them. Default: 80 % of what is free.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), metavar="DIR",
@@ -76,6 +81,9 @@ def build(
     precisions: tuple[str, ...],
     plan: bool,
     workers: int | None,
+    gpus: tuple[str, ...],
+    executor: str,
+    ray_address: str | None,
     memory_budget: float | None,
     out: Path,
     until: str | None,
@@ -97,7 +105,13 @@ def build(
     from jexport.cache import FOLDER, Cache
 
     cache = Cache(root=None if no_cache else cache_folder or out / FOLDER)
-    if not _is_one(tasks, chosen_targets, precisions) or plan or workers or memory_budget:
+    on_ray = executor == "ray"
+    if (gpus or ray_address) and not on_ray:
+        raise click.UsageError("--gpu and --ray-address go with --executor ray")
+    if on_ray and (workers or memory_budget or cache_folder or no_cache):
+        raise click.UsageError("--jobs, --memory-budget and --cache are for builds on this machine")
+    one = _is_one(tasks, chosen_targets, precisions)
+    if not one or plan or workers or memory_budget or on_ray:
         if until or profile_from:
             raise click.UsageError("--until and --profile-from go with one task and one target")
         asked = (tasks, chosen_targets, precisions)
@@ -105,8 +119,10 @@ def build(
         means = {"out": out, "cache": cache, "workers": workers or 1, "memory_bytes": budget_bytes}
         console.tell_as_json(json_lines)
         recipe = _chosen(recipe_name, model, options)
-        _build_all(recipe, _jobs(recipe, asked, named=recipe_name is not None), means, plan=plan,
-                   quiet=quiet, json_lines=json_lines)  # fmt: skip
+        jobs = _jobs(recipe, asked, gpus, named=recipe_name is not None)
+        address = (ray_address or "auto") if on_ray else ""
+        _build_all(recipe, jobs, means, plan=plan, address=address, quiet=quiet,
+                   json_lines=json_lines)  # fmt: skip
         return
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import calibration, pipeline, targets
@@ -140,7 +156,9 @@ def _usual(chosen: Any, engine: Any) -> str:
     return str((*chosen.precisions, *engine.precisions)[0])
 
 
-def _jobs(chosen: Any, asked: tuple[tuple[str, ...], ...], *, named: bool) -> Any:
+def _jobs(
+    chosen: Any, asked: tuple[tuple[str, ...], ...], gpus: tuple[str, ...], *, named: bool
+) -> Any:
     """The jobs asked for; what is not asked for is what the recipe ships, if one was named."""
     from jexport import matrix
     from jexport import targets as engines
@@ -159,12 +177,13 @@ def _jobs(chosen: Any, asked: tuple[tuple[str, ...], ...], *, named: bool) -> An
                 if named or asked[0] == (ALL,)
                 else f"Missing option '{option}'."
             )
-    return matrix.jobs(chosen, tasks=tasks, chosen=targets, precisions=precisions)
+    return matrix.jobs(chosen, tasks=tasks, chosen=targets, precisions=precisions, gpus=gpus)
 
 
 def _build_all(
-    chosen: Any, jobs: Any, means: dict[str, Any], *, plan: bool, quiet: bool, json_lines: bool
-) -> None:
+    chosen: Any, jobs: Any, means: dict[str, Any], *, plan: bool, address: str, quiet: bool,
+    json_lines: bool,
+) -> None:  # fmt: skip
     from jexport import many
     from jexport.cli import jobs as board
 
@@ -172,7 +191,13 @@ def _build_all(
         board.show_plan(many.plan(chosen, jobs, many.Means(**means)), as_json=json_lines)
         return
     listen = board.Board(jobs, quiet=quiet, json_lines=json_lines)
-    code = board.report(many.build_all(chosen, jobs, many.Means(**means), listen=listen))
+    if address:
+        from jexport import cluster
+
+        found = cluster.build_all(chosen, jobs, out=means["out"], address=address, listen=listen)
+    else:
+        found = many.build_all(chosen, jobs, many.Means(**means), listen=listen)
+    code = board.report(found)
     if code:
         raise click.exceptions.Exit(code)
 

@@ -18,7 +18,9 @@ from jexport import inputs
 from jexport.cluster import arrival, connection, node, placement, shipping
 from jexport.errors import ArtifactError, ClusterError, JexportError
 from jexport.flow import Artifact
+from jexport.many import Outcome, needs
 from jexport.matrix import Job
+from jexport.recipe import Recipe
 from jexport.run import Event, Run, open_run
 
 Told: TypeAlias = Callable[[Job, Event], None]
@@ -321,6 +323,44 @@ def _check_waiting(work: _Work) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def build_all(
+    chosen: Recipe, jobs: Sequence[Job], *, out: Path, address: str, listen: Told
+) -> tuple[Outcome, ...]:
+    """What `many.build_all` does, on a cluster: every job of a recipe, artifacts below `out`.
+
+    A checkpoint in a folder is sent to the nodes; one on a hub is fetched by each. Raises
+    ClusterError before any job has begun.
+    """
+    begun: dict[Job, float] = {}
+
+    def heard(job: Job, event: Event) -> None:
+        if job not in begun:
+            begun[job] = time.monotonic()
+            listen(job, Event(kind="begin", stage=""))
+        listen(job, event)
+
+    folder = Path(chosen.load.model).expanduser()
+    memory = needs(chosen, jobs)
+    results = run(
+        jobs,
+        pipeline_build(chosen.resolved()),
+        out=out,
+        address=address,
+        checkpoint=folder if folder.is_dir() else None,
+        memory=lambda job: memory.get(job, 0),
+        listen=heard,
+    )
+    outcomes = []
+    for job, result in results.items():
+        seconds = time.monotonic() - begun.get(job, time.monotonic())
+        text = "built" if result.error is None else _first_line(result.error)
+        listen(job, Event(kind="end", stage="", text=text, seconds=seconds))
+        outcomes.append(
+            Outcome(job=job, artifact=result.artifact, error=result.error, seconds=seconds)
+        )
+    return tuple(outcomes)
 
 
 def pipeline_build(recipe: Mapping[str, Any]) -> node.Build:

@@ -141,13 +141,14 @@ class PipelineBuild:
         """Build below `place.out`. Raises what `pipeline.build` raises."""
         from jexport import pipeline
         from jexport import recipe as recipes
+        from jexport.cache import FOLDER, Cache
 
         chosen = recipes.from_table(self.recipe, origin="the recipe that was sent")
         if place.checkpoint is not None:
             chosen = chosen.replace_load(model=str(place.checkpoint))
         return pipeline.build(
             chosen, task=job.task, target=job.target, precision=job.precision, out=place.out,
-            listen=listen,
+            cache=Cache(root=place.kept / FOLDER), listen=listen,
         )  # fmt: skip
 
 

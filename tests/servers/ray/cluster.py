@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {
+    "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"),  # short: sockets are in it
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would put this machine's outer address in the place of 127.0.0.1.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -97,11 +98,11 @@ def raises(job: Job, place: node.Place, listen: Listener) -> Artifact:
 @contextlib.contextmanager
 def nodes() -> Iterator[Cluster]:
     """A head that works nothing, two nodes with an L4, one with a T4, one without."""
-    room = tempfile.mkdtemp(prefix="ray")  # short: sockets are in it
-    whole = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": room, **HERE},
-    )
+    # The Cluster class notes its address in a folder that it does not make itself.
+    room = Path(os.environ["RAY_TMPDIR"], "ray")
+    room.mkdir()
+    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(room), **HERE}
+    whole = Cluster(initialize_head=True, head_node_args=head)
     try:
         for resources in ({"L4": 1}, {"L4": 1}, {"accelerator_type:T4": 1}, {}):
             gpus = int("accelerator_type:T4" in resources)
@@ -110,7 +111,7 @@ def nodes() -> Iterator[Cluster]:
     finally:
         ray.shutdown()
         whole.shutdown()
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(room.parent, ignore_errors=True)
 
 
 def told(results: dict[Job, cluster.Result]) -> dict[str, Any]:
@@ -314,18 +315,19 @@ def built(whole: Cluster, room: Path, checkpoint: Path, chosen: recipe.Recipe) -
         if event.kind == "done":
             stages.append(event.stage)
 
-    results = cluster.run(
-        [one], cluster.pipeline_build(chosen.resolved()), out=room / "built",
-        address=whole.address, checkpoint=checkpoint, scratch=room / "scratch5", listen=listen,
+    kinds: list[str] = []
+    [outcome] = cluster.build_all(
+        chosen, [one], out=room / "built", address=whole.address,
+        listen=lambda job, event: (kinds.append(event.kind), listen(job, event)),
     )  # fmt: skip
-    result = results[one]
-    if result.error is not None:
-        raise result.error
-    assert result.artifact is not None
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.artifact is not None
     return {
         "stages": stages,
-        "files": result.artifact.manifest.content["files"],
-        "path": str(result.artifact.path),
+        "ends": [kinds[0], kinds[-1], outcome.seconds > 0],
+        "sha256": outcome.artifact.manifest.content["sha256"],
+        "path": str(outcome.artifact.path),
     }
 
 
@@ -336,7 +338,7 @@ def main(room: Path) -> None:
     template = pipeline.build(
         chosen, task="separation", target="hf", precision="fp32", out=room / "local"
     )
-    told: dict[str, Any] = {"local": template.manifest.content["files"]}
+    told: dict[str, Any] = {"local": template.manifest.content["sha256"]}
     parts: dict[str, Callable[[Cluster], dict[str, Any]]] = {
         "placed": lambda whole: placed(whole, room, template.path),
         "refused": lambda whole: refused(whole, room),
