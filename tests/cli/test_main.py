@@ -241,3 +241,30 @@ def test_an_error_of_a_build_that_logs_json(cli: Callable[..., Any], tmp_path: P
 def test_json_state_does_not_outlive_a_command(cli: Callable[..., Any]) -> None:
     assert cli("build", "--json", "--task", "x", "--target", "onxx").err.startswith("{")
     assert cli("verify", "nowhere").err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("--gpu", "L4"), "go with --executor ray"),
+        (("--ray-address", "127.0.0.1:6379"), "go with --executor ray"),
+        (("--executor", "ray", "--jobs", "2"), "are for builds on this machine"),
+        (("--executor", "ray", "--no-cache"), "are for builds on this machine"),
+        (("--executor", "rya"), "'local', 'ray'"),
+    ],
+)
+def test_words_of_one_executor_are_refused_with_the_other(
+    cli: Callable[..., Any], words: tuple[str, ...], hint: str
+) -> None:
+    answer = cli("build", "--task", "none", "--target", "onnx", *words)
+    assert (answer.code, answer.out) == (2, "")
+    assert hint in answer.err
+
+
+def test_a_cluster_without_ray_installed(
+    cli: Callable[..., Any], small: Path, tmp_path: Path
+) -> None:
+    answer = cli("build", "--model", small, "--task", "separation", "--target", "hf",
+                 "--executor", "ray", "--out", tmp_path / "out")  # fmt: skip
+    assert answer.code == 15
+    assert 'pip install "jexport[ray]"' in answer.err
