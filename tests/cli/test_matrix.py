@@ -26,11 +26,11 @@ def test_a_matrix_on_stdout_and_notes_on_stderr(cli: Callable[..., Any]) -> None
 
 def test_kubernetes(cli: Callable[..., Any]) -> None:
     words = ("matrix", "--format", "kubernetes", "--task", "separation", "--target", "trt",
-             "--precision", "fp16", "--gpu", "L4", "--model", "/work/model")  # fmt: skip
+             "--precision", "fp16", "--gpu", "L4", "--model", "/models/toy")  # fmt: skip
     answer = cli(*words, "--image", "host/jexport:1", "--memory", 24)
     first, second = yaml.safe_load_all(answer.out)
     container = first["spec"]["template"]["spec"]["containers"][0]
-    assert "--model /work/model" in container["command"][-1]
+    assert "--model /models/toy" in container["command"][-1]
     assert container["resources"]["limits"] == {"memory": "24Gi"}
     assert second["spec"]["suspend"] is True
     assert "kubectl patch" in answer.err
