@@ -152,11 +152,12 @@ def is_out_of_space(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
+def open_run(out: Path, listen: Listener = silent, *, doing: str = "build") -> Iterator[Run]:
     """A run with a work folder below `out`/.work, removed at the end however the run ends.
 
     A lock file tells a live run from one that was killed; the leavings of killed runs are removed.
-    `out` itself goes too when this run made it and leaves nothing in it.
+    `out` itself goes too when this run made it and leaves nothing in it. doing: what errors of the
+    disk say that stopped.
     """
     work = out / WORK
     with contextlib.ExitStack() as stack:
@@ -175,7 +176,7 @@ def open_run(out: Path, listen: Listener = silent) -> Iterator[Run]:
         try:
             yield Run(folder=folder, listen=listen)
         except OSError as error:  # between two stages, or after the last
-            trouble = disk_trouble("build", folder, error)
+            trouble = disk_trouble(doing, folder, error)
             if trouble is None:
                 raise
             raise trouble from error

@@ -72,7 +72,7 @@ def test_the_same_content_in_other_bytes(artifact_copy: Path) -> None:
         text.replace("  ", "\t", 1),
         text.replace("\n", "\r\n"),
         text + "\n",
-        text.replace('"format": 1,', '"format": 1, "format": 1,'),
+        text.replace('"format": 2,', '"format": 2, "format": 2,'),
         text.replace('"task"', '"\\u0074ask"', 1),
     ):
         path.write_bytes(other.encode())

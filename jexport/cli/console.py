@@ -69,8 +69,14 @@ def remembered_ctrl_c() -> Iterator[None]:
         logging.disable()  # what libraries have to say about it helps nobody (torch: 40 lines)
         raise KeyboardInterrupt
 
+    def unraisable(told: sys.UnraisableHookArgs) -> None:
+        # It came while an object was being dropped (a zip file's __del__); it is remembered.
+        if told.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(told)
+
     if ours:
         signal.signal(signal.SIGINT, remember)
+        sys.unraisablehook = unraisable
     try:
         yield
     except Exception as error:
@@ -80,6 +86,7 @@ def remembered_ctrl_c() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = sys.__unraisablehook__
             logging.disable(logging.NOTSET)
 
 

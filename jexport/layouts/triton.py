@@ -14,7 +14,6 @@ reach the server. This module knows no engine and starts no server.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -36,7 +35,7 @@ from jexport.layouts._triton_config import (
     plan,
     text,
 )
-from jexport.run import disk_full, is_out_of_space, open_run
+from jexport.run import is_out_of_space, open_run
 from jexport.tasks import NONE
 
 CONFIG = "config.pbtxt"
@@ -76,7 +75,7 @@ def write(artifacts: Sequence[Artifact], out: Path, wishes: Wishes) -> list[Writ
     _check_repository(out)
     jobs = [_job(artifact, out, wishes) for artifact in checked]
     _check_apart(jobs)
-    with _full_disk_told(out), open_run(out) as run:
+    with open_run(out, doing="package") as run:
         staged = {job.name: _stage(job, run.folder) for job in jobs}
         for job in jobs:
             _place(job, staged[job.name], out)
@@ -272,16 +271,6 @@ def _remarks(job: _Job) -> Iterator[str]:
             f"version {job.number} was there already; Triton serves {newest}: "
             f"remove {job.name}/{newest} to go back"
         )
-
-
-@contextlib.contextmanager
-def _full_disk_told(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, shutil.Error) as error:
-        if is_out_of_space(error):
-            raise disk_full("package", out, error) from error
-        raise
 
 
 def _not_ours(model: Path, evidence: str) -> OutputPathError:

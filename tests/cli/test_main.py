@@ -268,3 +268,21 @@ def test_a_cluster_without_ray_installed(
                  "--executor", "ray", "--out", tmp_path / "out")  # fmt: skip
     assert answer.code == 15
     assert 'pip install "jexport[ray]"' in answer.err
+
+
+def test_ctrl_c_while_an_object_is_dropped_is_remembered() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from jexport.cli import console, doctor, main\n"
+        "from jexport.run import Event\n"
+        "class Dropped:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "def library():\n"
+        "    Dropped()\n"
+        "    console.listener(quiet=True, json_lines=False)(Event(kind='start', stage='export'))\n"
+        "doctor._machine = library\nsys.argv = ['jexport', 'doctor']\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; nothing half-made was left\n"

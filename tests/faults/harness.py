@@ -111,7 +111,7 @@ def killed_at(nursery: Nursery, target: str, nth: int, warm: bool, room: Path) -
     shutil.rmtree(out)
 
 
-DISK_ERRORS = (12, 26, 47)
+DISK_ERRORS = (12, 26, 39)
 """Exit codes: DiskFullError, OutputPathError, DiskError."""
 
 

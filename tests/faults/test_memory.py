@@ -17,7 +17,7 @@ from jexport import estimate
 
 WEIGHTS = 559_000_000
 LIMITS_GIB = (24, 20, 16, 12, 10, 8, 7, 6, 5, 4)
-REFUSED = 46
+REFUSED = 38
 SECONDS = 5.0
 
 
