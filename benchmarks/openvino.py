@@ -33,6 +33,10 @@ from jexport.runtime.open import compiled_model
 from jexport.stages import load
 
 TEXTS, ROUNDS = 1500, 5
+LIMIT = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+"""oneDNN's own name of the instructions that it may use: AVX512_CORE_BF16 leaves AMX out."""
+
+COMMAND = (f"ONEDNN_MAX_CPU_ISA={LIMIT} " if LIMIT else "") + "make bench-openvino"
 PRECISIONS = ("fp32", "bf16", "int8")
 ENGINE = targets.load("openvino")
 THEIRS = Path(__file__).with_name("openvino_backend.py")
@@ -86,7 +90,7 @@ def embedding() -> None:
         rows.append([name, rate, *others, f"{worst:.5f}"])
     compared = [f"times {name}" for name in list(sides)[: len(sides) - 3]]
     table.write(
-        "OpenVINO: embedding with all-MiniLM-L6-v2", "make bench-openvino",
+        f"OpenVINO: embedding with all-MiniLM-L6-v2{LIMIT and ', ' + LIMIT}", COMMAND,
         f"{TEXTS:,} docstrings, mean 50 tokens; {ROUNDS} rounds, all in turn. Texts a second are "
         "those of the median round; a ratio is one round's: lowest / **median** / highest. "
         "sentence-transformers' backend runs in the precision that it chooses by itself.",
@@ -169,7 +173,7 @@ def wide() -> None:
         seconds = in_turn({name: _passes(run, feed) for name, run in runners.items()})
     rows = [[name, spread(seconds["torch fp32"], own)] for name, own in seconds.items()]
     table.write(
-        "OpenVINO: four layers of 1,024", "make bench-openvino",
+        f"OpenVINO: four layers of 1,024{LIMIT and ', ' + LIMIT}", COMMAND,
         f"Seeded XLM-R shape, batch of 8 x 128 tokens, {ROUNDS} rounds of four passes, in turn. "
         "Speed against torch fp32 of the same round: lowest / **median** / highest.",
         ["", "times torch fp32"], rows,
