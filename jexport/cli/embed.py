@@ -27,8 +27,8 @@ CHUNK_BYTES = 1 << 20
 @click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
 @click.option("--no-prompt", is_flag=True, help="Do not put the task's prompt before each text.")
 @click.option("--no-truncate", is_flag=True, help="Refuse over-long texts instead of cutting them.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=1024, show_default=True,
-              metavar="N", help="Tokens of one forward pass, padding included.")  # fmt: skip
+@click.option("--batch-tokens", type=click.IntRange(min=1), metavar="N",
+              help="Tokens of one forward pass, with padding; default: the engine's.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
               show_default=True, help="auto: a GPU where the engine sees one.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="0: all cores.")
@@ -43,7 +43,7 @@ def embed(
     no_normalize: bool,
     no_prompt: bool,
     no_truncate: bool,
-    batch_tokens: int,
+    batch_tokens: int | None,
     device: str,
     threads: int,
     quiet: bool,

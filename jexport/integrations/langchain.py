@@ -45,7 +45,7 @@ class JexportEmbeddings(Embeddings):
         dimensions: int | None = None,
         normalize: bool = True,
         truncate: bool = True,
-        batch_tokens: int = 1024,
+        batch_tokens: int | None = None,
         device: str = "auto",
         threads: int = 0,
         verify: bool = True,
@@ -54,8 +54,8 @@ class JexportEmbeddings(Embeddings):
 
         dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length 1.
         truncate: cut texts over the length limit, else TextTooLongError. batch_tokens: tokens of
-        one forward pass, padding included. device: 'auto', 'cpu' or 'cuda'. threads: 0 for all
-        cores. verify: check every file's SHA-256 first.
+        one forward pass, padding included; None for what suits the engine. device: 'auto', 'cpu'
+        or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first.
         Raises PairError (swapped, or not of one model), DimensionError, and what
         `jexport.open_artifact` raises.
         """

@@ -32,13 +32,14 @@ class Options:
 
     dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length 1.
     truncate: cut texts over the length limit instead of refusing them. batch_tokens: tokens of one
-    forward pass, padding included. device, threads, verify: as `jexport.open_artifact` takes them.
+    forward pass, padding included; None for what suits the engine. device, threads, verify: as
+    `jexport.open_artifact` takes them.
     """
 
     dimensions: int | None = None
     normalize: bool = True
     truncate: bool = True
-    batch_tokens: int = 1024
+    batch_tokens: int | None = None
     device: str = "auto"
     threads: int = 0
     verify: bool = True

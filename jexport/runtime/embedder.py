@@ -50,6 +50,7 @@ class Embedder:
         outputs: Sequence[str],
         release: Callable[[], None] | None = None,
         lanes: Callable[[], Sequence[Runner]] | None = None,
+        batch_tokens: int = 1024,
     ) -> None:
         """Join a tokenizer and an engine.
 
@@ -57,6 +58,7 @@ class Embedder:
         `sentence_embedding`; with neither, UnsupportedGraphError. release: called once by `close`.
         lanes: opens runners that take a batch each at the same time, or none; called at most once,
         by the first `encode` of many batches. A batch gives the same vectors in each of them.
+        batch_tokens: padded tokens of one forward pass where `encode` is told none.
         """
         self.embedding = embedding
         self.truncated = 0
@@ -64,6 +66,7 @@ class Embedder:
         self._runner: Runner | None = runner
         self._release = release
         self._open_lanes = lanes
+        self._batch_tokens = batch_tokens
         self._lanes: Sequence[Runner] = ()
         self._output = next((name for name in (TOKEN_VECTORS, TEXT_VECTORS) if name in outputs), "")
         if not self._output:
@@ -99,7 +102,7 @@ class Embedder:
         normalize: bool = True,
         prompt: bool | str = True,
         truncate: bool = True,
-        max_batch_tokens: int = 1024,
+        max_batch_tokens: int | None = None,
         on_batch: Callable[[int], None] | None = None,
         first_index: int = 0,
     ) -> Floats:
@@ -109,9 +112,9 @@ class Embedder:
         model was not trained for smaller ones. normalize: to length 1, after the cut. prompt: True
         puts the task's prompt before each text, False nothing, a str that instead. truncate: cut
         texts over the length limit (and count them in `truncated`), else refuse them.
-        max_batch_tokens: padded tokens of one forward pass; a longer text is run alone. on_batch:
-        called after each forward pass with how many texts it held. first_index: the number of the
-        first text in error messages, for a part of something longer.
+        max_batch_tokens: padded tokens of one forward pass (a longer text is run alone), None for
+        what suits the engine. on_batch: called after each forward pass with how many texts it held.
+        first_index: the number of the first text in error messages, for a part of something longer.
 
         Raises TextInputError, TextTooLongError (both name the text), DimensionError,
         UnsupportedGraphError (normalize=False on a graph that normalises), NotFiniteError.
@@ -125,7 +128,8 @@ class Embedder:
         prompted = [prefix + text for text in many] if prefix else many
         ids = self._limited(prompted, truncate=truncate, first_index=first_index)
         vectors = np.empty((len(ids), size), dtype=np.float32)
-        batches = plan_batches([len(one) for one in ids], max_batch_tokens)
+        most = self._batch_tokens if max_batch_tokens is None else max_batch_tokens
+        batches = plan_batches([len(one) for one in ids], most)
 
         def forward(lane: Runner, rows: list[int]) -> Floats:
             return self._forward(lane, [ids[row] for row in rows])

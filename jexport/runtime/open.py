@@ -79,6 +79,7 @@ def open_artifact(
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
         lanes=lanes,
+        batch_tokens=target.batch_tokens,
     )
 
 

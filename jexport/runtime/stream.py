@@ -36,7 +36,7 @@ class EncodeOptions(TypedDict, total=False):
     normalize: bool
     prompt: bool | str
     truncate: bool
-    max_batch_tokens: int
+    max_batch_tokens: int | None
 
 
 def read_texts(source: Path | IO[bytes], kind: Kind) -> Iterator[str]:

@@ -57,6 +57,7 @@ class Target:
     engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
     opens. lanes(compiled, device, threads): opens runners that take a batch each at the same time,
     where that is faster for many batches; their vectors are those of `runner`, bit for bit.
+    batch_tokens: padded tokens of one forward pass when many texts are embedded.
     lint(path, max_tokens): everything in a graph that the engine would not take, when the target
     can tell without the engine. float_rest: what an int8 graph's other operators compute in.
     int8_tables: whether tables that ids look up become int8, too. profiled(spec, lengths,
@@ -85,6 +86,7 @@ class Target:
     build: Callable[[Any, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lanes: OpensLanes | None = None
+    batch_tokens: int = 1024
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
     float_rest: str = "fp32"
     int8_tables: bool = True

@@ -1,8 +1,9 @@
 """openvino: OpenVINO IR for CPUs; also what sentence-transformers, GenAI and Model Server load.
 
-The standard graph becomes openvino_model.xml and .bin as it is: fusing is the engine's own work
-when it opens them. Q/DQ of the scheme 'uint8' runs on its int8 kernels. Beside the graph stands the
-tokenizer as a graph (_openvino_tokenizer.py). Knows no other engine.
+The standard graph becomes openvino_model.xml and .bin, its products in the forms that the engine's
+kernels like (_openvino_products.py); fusing is the engine's own work when it opens them. Q/DQ of
+the scheme 'uint8' runs on its int8 kernels. Beside the graph stands the tokenizer as a graph
+(_openvino_tokenizer.py). Knows no other engine.
 """
 
 from __future__ import annotations
@@ -99,12 +100,13 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """Write out_dir/openvino_model.xml and .bin. `spec` has nothing for OpenVINO."""
     import openvino
 
-    from jexport.targets import _openvino_attention, _openvino_names
+    from jexport.targets import _openvino_attention, _openvino_names, _openvino_products
 
     graph = _read(model)
     given = {name for port in graph.inputs for name in port.names}
     assert given == {spec.name for spec in model.signature.inputs}, given
     whole = _openvino_attention.whole_vectors(graph) if model.precision in ROUNDED else 0
+    forms = _openvino_products.settle(graph)
     _openvino_names.settle(graph)
     openvino.save_model(graph, str(out_dir / GRAPH), compress_to_fp16=False)
     return CompiledModel(
@@ -117,6 +119,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
             "opset": model.opset,
             "properties": properties(model.precision),
             "attention_in_whole_vectors": whole,
+            **forms,
         },
     )
 
@@ -225,6 +228,7 @@ TARGET = Target(
     build=build,
     runner=runner,
     lanes=lanes,
+    batch_tokens=2048,  # 1.06 times as fast as 1,024 here; onnxruntime is 4 % slower with it
     graphs={"bf16": "fp32"},
     furnish=furnish,
 )

@@ -91,7 +91,7 @@ def test_int8_runs_on_int8_kernels_and_keeps_its_table(built: Callable[[str], Pa
         facts = {key: node.get_rt_info()[key] for key in ("layerType", "runtimePrecision")}
         kind, precision = (str(getattr(one, "value", one)) for one in facts.values())
         kinds.setdefault(kind, []).append(precision)
-    assert len(kinds["FullyConnected"]) == 8
+    assert len(kinds["FullyConnected"]) == 12  # of two layers, query, key and value apart
     assert set(kinds["FullyConnected"]) <= {"u8", "i8"}
     # 1024 rows and more are stored in int8; the small checkpoint has fewer and stays float
     assert manifest.read(built("int8")).content["precision"] == "int8"
@@ -106,6 +106,7 @@ def test_int8_vectors_are_near(built: Callable[[str], Path], small: Path, texts:
     assert np.abs(vectors - truth).max() > 1e-5  # it is not the float graph
     facts = manifest.read(built("int8")).content["engine"]["facts"]
     assert facts["attention_in_whole_vectors"] == 2
+    assert facts["products_split"] == 2
 
 
 def test_int8_alone_is_int8_in_a_batch(built: Callable[[str], Path]) -> None:

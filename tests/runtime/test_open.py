@@ -100,6 +100,22 @@ def test_lanes_are_opened_by_many_batches_and_closed_with_the_rest(
     np.testing.assert_allclose(many, np.stack(few), atol=1e-6)
 
 
+def test_the_engine_says_how_many_tokens_one_pass_takes(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = opening.targets.load("onnx")
+    texts = ["word " * 6] * 10
+    passes: dict[int, list[int]] = {}
+    for tokens in (onnx.batch_tokens, 64):
+        small = dataclasses.replace(onnx, batch_tokens=tokens)
+        monkeypatch.setattr(opening.targets, "load", lambda name, chosen=small: chosen)
+        with jexport.open_artifact(artifact, device="cpu") as model:
+            model.encode(texts, on_batch=passes.setdefault(tokens, []).append)
+    assert passes[onnx.batch_tokens] == [10]
+    assert len(passes[64]) > 1
+    assert sum(passes[64]) == 10
+
+
 @pytest.mark.parametrize("device", ["gpu", "", "CUDA", "cuda:0"])
 def test_an_unknown_device(device: str, artifact: Path) -> None:
     with pytest.raises(ValueError, match="device is"):
