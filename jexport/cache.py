@@ -16,11 +16,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 from jexport import entries, manifest
 from jexport.entries import CONTENT, MAKE, USE, Damaged
-from jexport.flow import CompiledModel, OnnxModel, Signature, TensorSpec
+from jexport.flow import (
+    CompiledModel,
+    OnnxModel,
+    ParityReport,
+    Signature,
+    TensorSpec,
+    Verdict,
+)
 from jexport.run import WORK, own_folder
 
 FOLDER = ".cache"
@@ -32,7 +39,8 @@ LIMIT_GIB = 32
 SPARE_BYTES = 64 << 20
 NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
-Noun = TypeVar("Noun", OnnxModel, CompiledModel)
+Kept: TypeAlias = OnnxModel | CompiledModel | Verdict
+Noun = TypeVar("Noun", OnnxModel, CompiledModel, Verdict)
 Tell = Callable[[str], None]
 
 
@@ -78,7 +86,7 @@ class Cache:
             self._opened[name] = make()
         return self._opened[name]
 
-    def peeked(self, wanted: Wanted) -> OnnxModel | CompiledModel | None:
+    def peeked(self, wanted: Wanted) -> Kept | None:
         """What an entry says of itself, None when there is none; nothing is verified."""
         if self.root is None or wanted.decided_by is None:
             return None
@@ -221,31 +229,31 @@ def copy(source: Path, place: Path) -> None:
             shutil.copyfileobj(taken, made, manifest.CHUNK_BYTES)
 
 
-def _packed(noun: OnnxModel | CompiledModel, folder: Path) -> dict[str, Any]:
+def _packed(noun: Kept, folder: Path) -> dict[str, Any]:
     """A noun whose files are in `folder`, JSON-ready."""
+    said = dataclasses.asdict(noun)
+    place = noun.path.parent if isinstance(noun, OnnxModel) else noun.folder
+    assert place == folder, f"{place} is not {folder}"
     if isinstance(noun, OnnxModel):
-        assert noun.path.parent == folder, f"{noun.path} is not in {folder}"
-        more = {"noun": "OnnxModel", "path": noun.path.name}
+        said["path"] = noun.path.name
     else:
-        assert noun.folder == folder, f"{noun.folder} is not {folder}"
-        more = {"noun": "CompiledModel", "folder": ""}
-    return dict(json.loads(json.dumps({**_fields(noun), **more})))
+        del said["folder"]
+    return dict(json.loads(json.dumps({**said, "noun": type(noun).__name__})))
 
 
-def _fields(noun: OnnxModel | CompiledModel) -> dict[str, Any]:
-    said = {one.name: getattr(noun, one.name) for one in dataclasses.fields(noun)}
-    return {**said, "signature": dataclasses.asdict(noun.signature), "path": "", "folder": ""}
-
-
-def _unpacked(said: Mapping[str, Any], folder: Path) -> OnnxModel | CompiledModel:
+def _unpacked(said: Mapping[str, Any], folder: Path) -> Kept:
     value = dict(said)
-    noun, path, _ = value.pop("noun"), value.pop("path"), value.pop("folder")
+    noun = value.pop("noun")
+    if noun == Verdict.__name__:
+        report = {**value["report"], "failures": tuple(value["report"]["failures"])}
+        notes = tuple(value["notes"])
+        return Verdict(**{**value, "report": ParityReport(**report), "notes": notes}, folder=folder)
     value["signature"] = Signature(
         **{
             side: tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in specs)
             for side, specs in value["signature"].items()
         }
     )
-    if noun == "OnnxModel":
-        return OnnxModel(**value, path=folder / path)
+    if noun == OnnxModel.__name__:
+        return OnnxModel(**{**value, "path": folder / value["path"]})
     return CompiledModel(**{**value, "files": tuple(value["files"])}, folder=folder)

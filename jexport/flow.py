@@ -196,6 +196,22 @@ class ParityReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A compiled model that passed: its report, and what was measured of it beside float models.
+
+    folder: holds parity.json, and the reference's vectors by their own name. sizes: bytes of graph
+    and weights by precision, for int8. measured: what another run measures otherwise (speeds), or
+    with another artifact beside (ranking). notes: all of it in words, a line each.
+    """
+
+    folder: Path
+    report: ParityReport
+    sizes: Mapping[str, int]
+    measured: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageRecord:
     """One stage of one run: wall seconds and peak resident memory of the process."""
 

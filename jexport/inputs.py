@@ -78,12 +78,12 @@ def of_export(
 ) -> Wanted:
     """What decides a graph. samples: token ids that are checked before it is made, if any are."""
     decided = {
-        **_of_weights(loaded),
+        **of_weights(loaded),
         "spec": recipe.resolved()["export"],
         "precision": precision,
         "samples": manifest.sha256_of([list(one) for one in samples]),
     }
-    return Wanted(stage="export", decided_by=decided, about=_about(recipe, loaded, precision))
+    return Wanted(stage="export", decided_by=decided, about=about(recipe, loaded, precision))
 
 
 def of_quantize(
@@ -93,7 +93,7 @@ def of_quantize(
     """What decides an int8 graph made of `graph`."""
     said = recipe.resolved()
     decided = {
-        **_of_weights(loaded),  # its tokenizer, prompt and pooling
+        **of_weights(loaded),  # its tokenizer, prompt and pooling
         "graph": graph.sha256,
         "precision": precision,
         "spec": said["quantize"],
@@ -102,7 +102,7 @@ def of_quantize(
         "engine": [engine.scheme, engine.wide, engine.int8_tables, engine.float_rest],
         "texts": [[one.name, one.sha256] for one in (parts.calibration, parts.held_out)],
     }
-    return Wanted(stage="quantize", decided_by=decided, about=_about(recipe, loaded, precision))
+    return Wanted(stage="quantize", decided_by=decided, about=about(recipe, loaded, precision))
 
 
 def of_compile(
@@ -115,24 +115,27 @@ def of_compile(
     del spec["timing_cache"]  # a path; it changes how long a build takes
     of = {"graph": model.sha256} if isinstance(model, OnnxModel) else {}
     decided = {
-        **_of_weights(loaded),
+        **of_weights(loaded),
         **of,
         "target": engine.name,
         "runs_on": engine.fingerprint(),
         "precision": precision,
         "spec": spec,
     }
-    about = _about(recipe, loaded, f"{engine.name}-{precision}")
     return Wanted(
-        stage="compile", decided_by=None if refitted else decided, about=about, taken=True
+        stage="compile",
+        decided_by=None if refitted else decided,
+        about=about(recipe, loaded, f"{engine.name}-{precision}"),
+        taken=True,
     )
 
 
-def _about(recipe: Recipe, loaded: LoadedModel, what: str) -> str:
+def about(recipe: Recipe, loaded: LoadedModel, what: str) -> str:
+    """What a stage's result is, for people."""
     return f"{recipe.name} {loaded.embedding.task} {what}"
 
 
-def _of_weights(loaded: LoadedModel) -> dict[str, Any]:
+def of_weights(loaded: LoadedModel) -> dict[str, Any]:
     """The checkpoint as opened for one task, and the code and libraries that read it."""
     return {
         "embedding": dataclasses.asdict(loaded.embedding),

@@ -27,13 +27,13 @@ from jexport import (
     store,
     targets,
     tasks,
+    verdict,
 )
 from jexport.cache import FOLDER, Cache
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
     PrecisionError,
-    RecipeError,
     UnknownTargetError,
     UnknownTaskError,
     nearest,
@@ -48,7 +48,7 @@ from jexport.flow import (
 )
 from jexport.int8.journal import Journal
 from jexport.recipe import PRECISIONS, Recipe
-from jexport.run import Event, Listener, Run, cores, open_run, silent
+from jexport.run import Event, Listener, Run, open_run, silent
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage
 from jexport.stages import export, load, merge, package, quantize, validate
@@ -100,7 +100,9 @@ def build(
             # As the runtime will make them: tokenizer.json, prompt, truncation.
             candidate_ids = partial(tokenizer.model_ids, prefix=loaded.embedding.prompt)
             if lengths_of:
-                recipe = _profiled(recipe, engine, candidate_ids(lengths_of), tokenizer.max_tokens)
+                lengths = list(map(len, candidate_ids(lengths_of)))
+                spec = targets.profiled(engine, recipe.compile, lengths, tokenizer.max_tokens)
+                recipe = dataclasses.replace(recipe, compile=spec)
             engine.accept(recipe.compile, loaded.embedding.max_tokens)
         made_of = inputs.of(recipe, loaded, engine, precision, texts, parts)
         slot = inputs.slot(recipe, loaded, engine, precision, out, made_of)
@@ -132,19 +134,20 @@ def build(
                     spare=lambda: run.room("export"), tell=note,
                 )  # fmt: skip
         journal = Journal(inputs.journal_path(slot, made_of) if is_int8 else None)
+        plain: OnnxModel | None = None
         if parts is not None:
             assert isinstance(exported, OnnxModel), f"{target} has int8 and takes no graph"
             plain = exported
             own = quantized.Texts(parts=parts, loaded=loaded, tokenizer=tokenizer)
             with run.stage("quantize") as note:
-                exported = smaller = kept.obtain(
+                exported = kept.obtain(
                     inputs.of_quantize(recipe, loaded, engine, precision, plain, parts),
                     lambda room: _quantized(
                         plain, own, recipe, engine, precision, room, _ways(run, listen, journal)
                     ),
                     spare=lambda: run.room("quantize"), tell=note,
                 )  # fmt: skip
-                note(quantized.treated(smaller))
+                note(quantized.treated(exported))
         with run.stage("compile") as note:
             model = dataclasses.replace(exported, precision=precision)
             compiled = kept.obtain(
@@ -153,55 +156,35 @@ def build(
                 spare=lambda: run.room("compile"), tell=note,
             )  # fmt: skip
             note(_fused(compiled))
-        more: dict[str, Any] = {
-            "command": quantized.command(recipe, slot, loaded.source.name, until)
-        }
-        measured: dict[str, Any] = {}
-        with (
-            run.stage("validate") as note,
-            store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
-        ):
-            report = validate.run(
-                validate.Side(
-                    tokenize=loaded.tokenize_reference,
-                    open=loaded.reference,
-                    at_once=1 if loaded.source.code else cores(),
+        case = verdict.Case(
+            recipe=recipe, loaded=loaded, engine=engine, compiled=compiled, texts=texts,
+            tokenizer=tokenizer, slot=slot,
+            small=None if plain is None else verdict.Small(
+                plain=plain, texts=own, pair=_pair(cache, recipe, engine, precision, task, out)
+            ),
+        )  # fmt: skip
+        with run.stage("validate") as note:
+            judged = kept.obtain(
+                case.wanted(),
+                lambda room: verdict.run(
+                    case, out_dir=room, beside=lambda: run.room("beside"),
+                    progress=lambda done, total: run.progress("validate", done, total),
                 ),
-                validate.Side(
-                    tokenize=candidate_ids,
-                    open=lambda: engine.runner(compiled, engine.devices[0], engine.steady_threads),
-                    at_once=cores() if engine.steady_threads else 1,
-                ),
-                embedding=loaded.embedding,
-                signature=compiled.signature,
-                pad_id=tokenizer.pad_id,
-                texts=texts,
-                spec=recipe.validate,
-                precision=precision,
-                out_dir=room,
-                progress=lambda done, total: run.progress("validate", done, total),
-            )
-            overall = report.metrics["overall"]
-            note(f"{report.metrics['texts']} texts, lowest cosine {overall['cosine_min']:.8f}")
-            if parts is not None:
-                beside = quantized.beside_float(
-                    engine, plain, compiled, own, recipe, run.room("beside")
-                )
-                measured["speed"] = quantized.listed(beside.speeds)
-                more["sizes"] = beside.sizes
-                if engine.timed:
-                    allowed = recipe.quantize.allow_slower
-                    note(quantized.faster(beside.speeds, precision, allowed=allowed))
-                other = _counterpart(cache, recipe, engine, precision, task, out)
-                if isinstance(other, quantized.Counterpart):
-                    measured["pair"] = quantized.ranking_kept(
-                        beside, other, own_are_queries=task == tasks.QUERIES
-                    )
-                    goal = recipe.quantize.pair_top10_overlap
-                    note(quantized.check_ranking(measured["pair"], goal))
-                elif other:
-                    note(other)
+                spare=lambda: run.room("validate"), tell=note,
+            )  # fmt: skip
+            for line in judged.notes:
+                note(line)
         with run.stage("package"):
+            extras = [judged.folder / reference.NAME] if until else []
+            if plain is not None:
+                told = {
+                    "command": quantized.command(recipe, slot, loaded.source.name, until),
+                    "sizes": judged.sizes,
+                }
+                assert isinstance(exported, OnnxModel)
+                extras += quantized.reports(
+                    exported, judged.folder / validate.REPORT, told, slot, run.room("reports")
+                )
             facts = package.Facts(
                 model_name=recipe.name,
                 version=slot.version,
@@ -210,25 +193,17 @@ def build(
                 tools=made_of["tools"],
                 inputs=inputs.digests(made_of),
                 runs_on=engine.fingerprint(),
-                extras=(
-                    *(
-                        quantized.reports(
-                            smaller, room / validate.REPORT, more, slot, run.room("reports")
-                        )
-                        if parts is not None
-                        else ()
-                    ),
-                    *((room / reference.NAME,) if until else ()),
-                ),
+                extras=tuple(extras),
             )
+            shown = export.as_shipped(loaded, recipe.export) if engine.needs_onnx else loaded
             staged = package.run(
-                _as_shipped(loaded, recipe, engine), compiled, report, facts,
-                report_path=room / validate.REPORT, out_dir=run.room("package"),
+                shown, compiled, judged.report, facts,
+                report_path=judged.folder / validate.REPORT, out_dir=run.room("package"),
                 furnish=_furnish(engine, precision, tokenizer, texts), take=kept.take,
             )  # fmt: skip
             made = store.place(staged, slot)
             journal.forget()
-        store.keep_measured(made, run.measured() | measured, scratch=run.folder)
+        store.keep_measured(made, {**run.measured(), **judged.measured}, scratch=run.folder)
         return made
 
 
@@ -341,20 +316,6 @@ def _quantized(
     return made
 
 
-def _profiled(
-    recipe: Recipe, engine: Target, ids: Sequence[Sequence[int]], max_tokens: int
-) -> Recipe:
-    """The recipe with an engine's settings for texts as long as these."""
-    if engine.profiled is None:
-        raise RecipeError(
-            f"target '{engine.name}' is not tuned to the lengths of texts",
-            evidence="it has no optimization profiles",
-            fix="leave --profile-from away",
-        )
-    spec = engine.profiled(recipe.compile, list(map(len, ids)), max_tokens)
-    return dataclasses.replace(recipe, compile=spec)
-
-
 def _furnish(
     engine: Target, precision: str, tokenizer: TextTokenizer, texts: CalibrationSet
 ) -> Callable[[Path], Mapping[str, Any]] | None:
@@ -383,9 +344,9 @@ def _ways(run: Run, listen: Listener, journal: Journal) -> quantize.Ways:
     )
 
 
-def _counterpart(
+def _pair(
     cache: Cache, recipe: Recipe, engine: Target, precision: str, task: str, out: Path
-) -> quantized.Counterpart | str:
+) -> verdict.Pair | str:
     """The task that this one's vectors are compared with; '' or why not, when there is none."""
     other = tasks.COUNTERPART.get(task, "")
     if not other or (recipe.tasks and other not in recipe.tasks):
@@ -397,11 +358,10 @@ def _counterpart(
         return ""
     except CalibrationError as error:
         return f"not compared with {other}: {error.what}"
-
     texts = calibration.read(recipe.validate.texts, other)
     made_of = inputs.of(recipe, loaded, engine, precision, texts, found.parts)
-    built = store.find(inputs.slot(recipe, loaded, engine, precision, out, made_of))
-    return quantized.counterpart(found, engine, built)
+    slot = inputs.slot(recipe, loaded, engine, precision, out, made_of)
+    return verdict.Pair(texts=found, built=store.find(slot))
 
 
 def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> None:
@@ -425,19 +385,6 @@ def _check_shipped(recipe: Recipe, task: str, target: str, precision: str) -> No
             evidence=f"it lists: {', '.join(recipe.precisions)}",
             fix="add it to the recipe's precisions, or use one of those",
         )
-
-
-def _as_shipped(loaded: LoadedModel, recipe: Recipe, engine: Target) -> LoadedModel:
-    """The model as its artifact shows it: a graph that gives cut vectors only has their size."""
-    size = recipe.export.dimension
-    if not engine.needs_onnx or not size or "last_hidden_state" in recipe.export.outputs:
-        return loaded
-    embedding = dataclasses.replace(
-        loaded.embedding,
-        dimension=size,
-        matryoshka=tuple(d for d in loaded.embedding.matryoshka if d <= size),
-    )
-    return dataclasses.replace(loaded, embedding=embedding)
 
 
 def _fused(compiled: CompiledModel) -> str:

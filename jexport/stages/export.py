@@ -105,6 +105,19 @@ def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
         )
 
 
+def as_shipped(model: LoadedModel, spec: ExportSpec) -> LoadedModel:
+    """The model as its graph shows it: one that gives cut vectors only has their size."""
+    size = spec.dimension
+    if not size or "last_hidden_state" in spec.outputs:
+        return model
+    embedding = dataclasses.replace(
+        model.embedding,
+        dimension=size,
+        matryoshka=tuple(d for d in model.embedding.matryoshka if d <= size),
+    )
+    return dataclasses.replace(model, embedding=embedding)
+
+
 def _release(program: Any, module: Any) -> None:
     """Free the weights themselves: torch's tracer keeps its nodes, and they keep tensors, for good.
 

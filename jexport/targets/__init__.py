@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jexport.errors import DependencyError, PrecisionError, UnknownTargetError, nearest
+from jexport.errors import (
+    DependencyError,
+    PrecisionError,
+    RecipeError,
+    UnknownTargetError,
+    nearest,
+)
 from jexport.findings import Finding
 from jexport.flow import CompiledModel, Runner
 from jexport.recipe import CompileSpec
@@ -141,6 +147,22 @@ def check_precision(target: Target, precision: str) -> None:
             evidence=f"it has: {', '.join(target.precisions)}",
             fix=nearest(precision, target.precisions),
         )
+
+
+def profiled(
+    target: Target, spec: CompileSpec, lengths: Sequence[int], max_tokens: int
+) -> CompileSpec:
+    """A target's settings for texts of these lengths, in tokens.
+
+    Raises RecipeError where lengths decide nothing.
+    """
+    if target.profiled is None:
+        raise RecipeError(
+            f"target '{target.name}' is not tuned to the lengths of texts",
+            evidence="it has no optimization profiles",
+            fix="leave --profile-from away",
+        )
+    return target.profiled(spec, lengths, max_tokens)
 
 
 def check_installed(modules: tuple[str, ...], *, extra: str, purpose: str) -> None:
