@@ -30,6 +30,7 @@ FLOORS = (
     {"int8"},
     {"stages"},
     {"quantized", "inputs", "estimate", "layouts", "integrations", "matrix"},
+    {"verdict"},
     {"pipeline", "completion", "schedulers"},
     {"many"},
     {"cluster"},
