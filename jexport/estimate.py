@@ -1,19 +1,18 @@
-"""What a build will need, from the checkpoint's headers: seconds, memory, disk; what there is.
+"""What a build will need, from the checkpoint's headers: seconds, memory, disk.
 
 Knows no target and opens no weights. The rates are those of one measured full-size build.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import resource
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from jexport.checkpoints import shards
 from jexport.errors import JexportError, MemoryNeedError
+from jexport.memory import available_bytes
 from jexport.run import resident_mib
 
 GIB = 1 << 30
@@ -100,40 +99,3 @@ def check_memory(model: str, *, is_int8: bool, limit_bytes: int | None = None) -
             "million weights",
             fix="free memory, raise the limit, or build on a larger machine",
         )
-
-
-def available_bytes() -> int | None:
-    """Memory that this process can still get: of the machine, its control group and its limits."""
-    found = [one for one in (_machine_bytes(), _group_bytes(), _limit_bytes()) if one is not None]
-    return min(found) if found else None
-
-
-def _machine_bytes() -> int | None:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        known = dict(line.split(":", 1) for line in lines)
-        return int(known["MemAvailable"].split()[0]) * 1024
-    return None
-
-
-def _group_bytes() -> int | None:
-    """What a container's limit leaves (control groups, version 2, then 1)."""
-    for folder, most, now in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            limit = int((Path(folder) / most).read_text())  # "max" is no number: no limit
-            return max(limit - int((Path(folder) / now).read_text()), 0)
-    return None
-
-
-def _limit_bytes() -> int | None:
-    """What `ulimit -v` leaves of addresses, of which a build takes more than of memory."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
-        return None
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        return max(soft - pages * resource.getpagesize(), 0)
-    return soft

@@ -24,6 +24,7 @@ from jexport.cache import Cache
 from jexport.errors import JexportError
 from jexport.flow import Artifact
 from jexport.matrix import Job
+from jexport.memory import available_bytes
 from jexport.recipe import Recipe
 from jexport.run import WORK, Event, cores, sweep
 
@@ -72,7 +73,7 @@ class Means:
         """What all jobs at one time may use; None where nobody knows what there is."""
         if self.memory_bytes is not None:
             return self.memory_bytes
-        free = estimate.available_bytes()
+        free = available_bytes()
         return None if free is None else int(free * BUDGET_SHARE)
 
 

@@ -14,7 +14,17 @@ PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
     {"flow", "findings"},
-    {"tasks", "ranking", "tables", "toy_tokenizer", "servers", "redact", "patience", "transfer"},
+    {
+        "tasks",
+        "ranking",
+        "tables",
+        "toy_tokenizer",
+        "servers",
+        "redact",
+        "patience",
+        "transfer",
+        "memory",
+    },
     {"parity", "gates", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"release"},

@@ -7,7 +7,6 @@ statistics. Knows no engine but through the Target that runs its graphs.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from jexport.int8.statistics import Site
 from jexport.int8.treatment import INT8, TREATMENTS, Treatment
 from jexport.int8.treatment import WEIGHTS as FLOAT_INPUTS
 from jexport.manifest import write_json
+from jexport.memory import available_bytes
 from jexport.recipe import QuantizeSpec
 from jexport.run import give_back_memory
 from jexport.targets import Target
@@ -176,16 +176,13 @@ def _check_memory(model: OnnxModel, items: Sequence[Product]) -> None:
     needed = 2 * model.path.with_name(WEIGHTS).stat().st_size + sum(
         4 * rows * rows + 4 * rows * statistics.BATCH_TOKENS for rows in wide
     )
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        known = dict(line.split(":", 1) for line in lines)
-        free = int(known["MemAvailable"].split()[0]) * 1024
-        if needed > free:
-            raise QuantizationError(
-                "quantize would run out of memory",
-                evidence=f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
-                fix="free memory, use a larger machine, or --precision fp16",
-            )
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise QuantizationError(
+            "quantize would run out of memory",
+            evidence=f"about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free",
+            fix="free memory, use a larger machine, or --precision fp16",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
