@@ -13,7 +13,7 @@ import jexport
 PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
     {"errors"},
-    {"flow", "findings"},
+    {"flow", "findings", "siblings"},
     {"tasks", "ranking", "tables", "toy_tokenizer", "servers", "redact", "patience", "transfer"},
     {"parity", "gates", "manifest", "run", "reference", "selection"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
