@@ -15,7 +15,7 @@ FLOORS = (
     {"errors"},
     {"flow", "findings", "siblings"},
     {"tasks", "ranking", "tables", "toy_tokenizer", "servers", "redact", "patience", "transfer"},
-    {"parity", "gates", "manifest", "run", "reference", "selection"},
+    {"parity", "gates", "manifest", "run", "reference", "selection", "toy_weights"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"release"},
     {"registries"},
