@@ -12,9 +12,10 @@ import jexport
 
 PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
+    {"redact"},
     {"errors"},
     {"flow", "findings", "siblings"},
-    {"tasks", "ranking", "tables", "toy_tokenizer", "servers", "redact", "patience", "transfer"},
+    {"tasks", "ranking", "tables", "toy_tokenizer", "servers", "patience", "transfer"},
     {"parity", "gates", "manifest", "run", "reference", "selection", "toy_weights"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"release"},
