@@ -316,6 +316,27 @@ def test_one_engine_takes_the_weights_of_every_task(
     assert len(bench.record.named("build_serialized_network")) == built  # nothing was built again
 
 
+def test_completed_and_refitted_engines_say_what_they_are_attested_by(
+    portable: Callable[..., Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    vouching: Callable[[Path, Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "here"
+    first = cli("compile", portable("fp32"), "--out", out, "--weight-stripped").path
+    other = cli("compile", portable("fp32", "separation"), "--out", out, "--refit-from", first).path
+    found = []
+    for made, source in ((first, portable("fp32")), (other, portable("fp32", "separation"))):
+        facts = manifest.verify(made).content["engine"]["facts"]
+        assert facts["reproducible"] is False
+        assert facts["attested_by"] == vouching(made, source)
+        found.append(facts["attested_by"])
+        # The portable one is made again bit for bit; nothing needs to vouch for it.
+        assert "attested_by" not in manifest.read(source).content["engine"]["facts"]
+    assert all(found[0][key] != found[1][key] for key in found[0])
+
+
 def test_what_cannot_be_refitted_is_refused(
     portable: Callable[..., Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
