@@ -6,8 +6,10 @@ The front door:
     Recipe                                what a build needs to know; recipe.read("name or file")
 
 The house, from the ground up; a line imports only downward:
+    redact       what must not be said: credentials
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
+    siblings     the members of a folder that is its own registry
     tasks, tables, servers, parity, gates, manifest, run, selection, calibration
     recipe, store, report
     release      what is published of an artifact

@@ -8,21 +8,10 @@ Codes 0 (success), 1 (bug) and 2 (wrong flags, from click) are not used here; 13
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from typing import ClassVar
 
-SECRETS = re.compile(
-    r"(?<=://)[^/\s@'\"]+(?=@)"  # the user and password of an address
-    r"|\bhf_[A-Za-z0-9]{16,}"  # a token of the Hugging Face Hub
-    r"|(?<=\bBearer )[\w.~+/=-]{8,}"
-    r"|(?<=[?&]token=)[^&\s'\"]+|(?<=[?&]sig=)[^&\s'\"]+|(?<=-Signature=)[^&\s'\"]+",
-)
-
-
-def hidden(text: str) -> str:
-    """A text without the secrets that it may quote: passwords in addresses, tokens."""
-    return SECRETS.sub("***", text)
+from jexport.redact import hidden
 
 
 class JexportError(Exception):

@@ -110,9 +110,7 @@ def of_compile(
     model: OnnxModel | MergedModel,
 ) -> Wanted:  # fmt: skip
     """What decides an engine's files; not kept where an artifact outside of this build does."""
-    spec = recipe.resolved()["compile"]
-    refitted = bool(spec.pop("refit_from"))
-    del spec["timing_cache"]  # a path; it changes how long a build takes
+    spec, refitted = _compiling(recipe)
     of = {"graph": model.sha256} if isinstance(model, OnnxModel) else {}
     decided = {
         **of_weights(loaded),
@@ -128,6 +126,31 @@ def of_compile(
         about=about(recipe, loaded, f"{engine.name}-{precision}"),
         taken=True,
     )
+
+
+def of_completion(content: Mapping[str, Any], recipe: Recipe, engine: Target) -> Wanted:
+    """What decides the engine of a portable artifact with this manifest, on this machine.
+
+    Not kept where the engine is another artifact's with these weights: that one may change.
+    """
+    spec, refitted = _compiling(recipe)
+    decided = {
+        "portable": content["sha256"],
+        "runs_on": engine.fingerprint(),
+        "spec": spec,
+        "tools": tools(),
+        "jexport": code_digest(),
+    }
+    what = f"{content['name']} {content['task']} {content['target']}-{content['precision']}"
+    return Wanted(stage="compile", decided_by=None if refitted else decided, about=what, taken=True)
+
+
+def _compiling(recipe: Recipe) -> tuple[dict[str, Any], bool]:
+    """[compile] without what decides no byte, and whether another artifact's engine is taken."""
+    spec = recipe.resolved()["compile"]
+    refitted = bool(spec.pop("refit_from"))
+    del spec["timing_cache"]  # a path; it changes how long a build takes
+    return spec, refitted
 
 
 def about(recipe: Recipe, loaded: LoadedModel, what: str) -> str:

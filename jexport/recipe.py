@@ -16,8 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jexport.errors import RecipeError, hidden, nearest
+from jexport.errors import RecipeError, nearest
 from jexport.gates import GATES
+from jexport.redact import hidden
 from jexport.tables import plain, read_table
 from jexport.tasks import NONE
 

@@ -1,5 +1,9 @@
 """What must not be said: takes credentials out of a text before it becomes an error or a log line.
 
+Two strengths of one list. `hidden` takes what can be nothing else: for our own words and a recipe's
+values, which speak of tokens and of keys ("max_tokens=512" stays). `redact` takes what may be one
+as well: for the words of services and their libraries, where a wrong guess costs little.
+
 Knows the shapes that credentials have in addresses, headers and query strings, and no service.
 """
 
@@ -9,9 +13,19 @@ import re
 
 HIDDEN = "***"
 
-SHAPES = (
-    # user:password@ in an address; a ref's own @sha256: is behind a slash and stays
-    (re.compile(r"(?<=://)[^/@\s]+@(?!sha256:)"), f"{HIDDEN}@"),
+SURE = (
+    # user:password@ in an address; a ref's own @sha256: stays
+    (re.compile(r"(?<=://)[^/\s]+@(?!sha256:)"), f"{HIDDEN}@"),
+    # a token of the Hugging Face Hub: 34 behind the underscore; hf_transfer is a package
+    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), HIDDEN),
+    (re.compile(r"\b(Bearer\s+)[\w.~+/=-]{8,}"), rf"\1{HIDDEN}"),
+    (
+        re.compile(r"((?:[?&](?:token|sig)|-(?:Signature|Security-Token))=)[^&\s'\"]+"),
+        rf"\1{HIDDEN}",
+    ),
+)
+
+LIKELY = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{6,}"), rf"\1 {HIDDEN}"),
     # presigned addresses: everything behind the question mark
     (re.compile(r"(?<=[A-Za-z0-9/_-])\?[^\s'\"<>)]*=[^\s'\"<>)]*"), f"?{HIDDEN}"),
@@ -27,9 +41,17 @@ SHAPES = (
 )
 
 
+def hidden(text: str) -> str:
+    """The text without what can only be a credential: passwords in addresses, tokens."""
+    for shape, shown in SURE:
+        text = shape.sub(shown, text)
+    return text
+
+
 def redact(text: str) -> str:
     """The text with everything that looks like a credential hidden."""
-    for shape, shown in SHAPES:
+    text = hidden(text)
+    for shape, shown in LIKELY:
         text = shape.sub(shown, text)
     return text
 

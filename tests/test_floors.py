@@ -12,20 +12,12 @@ import jexport
 
 PACKAGE = Path(str(jexport.__file__)).parent
 FLOORS = (
+    {"redact"},
     {"errors"},
-    {"flow", "findings"},
-    {
-        "tasks",
-        "ranking",
-        "tables",
-        "toy_tokenizer",
-        "servers",
-        "redact",
-        "patience",
-        "transfer",
-        "memory",
-    },
-    {"parity", "gates", "manifest", "run", "reference", "selection"},
+    {"flow", "findings", "siblings"},
+    {"tasks", "ranking", "tables", "toy_tokenizer", "servers"},
+    {"patience", "transfer", "memory"},
+    {"parity", "gates", "manifest", "run", "reference", "selection", "toy_weights"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"release"},
     {"registries"},

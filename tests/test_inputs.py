@@ -5,13 +5,15 @@ Which inputs decide a version is told in test_pipeline.py, by builds.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import jexport
-from jexport import inputs
+from jexport import inputs, recipe, targets
 
 
 def test_code_digest_depends_on_the_sources_and_on_nothing_else(
@@ -45,3 +47,34 @@ def test_tools_are_those_installed() -> None:
     assert found["onnx-ir"] == metadata.version("onnx-ir")
     assert "onnxruntime-gpu" not in found or metadata.version("onnxruntime-gpu")
     assert found["python"]
+
+
+def test_what_decides_the_engine_of_a_portable_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe.for_model("acme/model")
+    content = {"sha256": "a" * 64, "name": "m", "task": "none", "target": "trt",
+               "precision": "fp16"}  # fmt: skip
+    engine = targets.load("onnx")
+
+    def name(content: Any = content, spec: Any = chosen, where: str = "here") -> str:
+        here = dataclasses.replace(engine, fingerprint=lambda: {"device": where})
+        wanted = inputs.of_completion(content, spec, here)
+        assert wanted.decided_by is not None
+        assert wanted.stage == "compile"
+        assert wanted.about == "m none trt-fp16"
+        return wanted.name
+
+    first = name()
+    assert name(spec=chosen.replace_compile(timing_cache="/somewhere")) == first
+    others = [
+        name(content={**content, "sha256": "b" * 64}),
+        name(spec=chosen.replace_compile(weight_stripped=True)),
+        name(spec=chosen.replace_compile(workspace_gib=2.0)),
+        name(where="there"),
+    ]
+    monkeypatch.setattr(inputs, "tools", lambda: {"tensorrt": "99"})
+    others.append(name())
+    monkeypatch.setattr(inputs, "code_digest", lambda: "c" * 64)
+    others.append(name())
+    assert len({first, *others}) == 7
+    refitted = inputs.of_completion(content, chosen.replace_compile(refit_from="x"), engine)
+    assert refitted.decided_by is None  # another artifact decides it, and that one may change

@@ -1,12 +1,52 @@
-"""redact: no shape of a credential comes through, and other words stay."""
+"""redact: no shape of a credential comes through, and other words stay; `hidden` is sure."""
 
 from __future__ import annotations
 
 import pytest
 
-from jexport.redact import brief, redact
+from jexport.errors import HubError
+from jexport.redact import brief, hidden, redact
 
 SECRET = "s3cr3tValue99"
+
+
+SURE = [
+    f"https://ana:{SECRET}@host/path",
+    f"https://ana:p@ss@{SECRET}@host/path",
+    f"https://ana:it's{SECRET}@host/path",
+    f"oci://ana:{SECRET}@host@sha256:{'a' * 64}",
+    f"Authorization: Bearer  {SECRET}.abc.def",
+    f"https://host/file?token={SECRET}",
+    f"https://host/file?a=b&sig={SECRET}&c=d",
+    f"https://host/key?X-Amz-Security-Token={SECRET}&X-Amz-Signature={SECRET}",
+    f"hf_{SECRET}abcdefgh",
+]
+
+
+@pytest.mark.parametrize("text", SURE)
+def test_what_can_only_be_a_credential_is_in_no_error(text: str) -> None:
+    for shown in (hidden(text), redact(text), str(HubError(text, evidence=text, fix=text))):
+        assert SECRET not in shown
+        assert "p@ss" not in shown
+        assert "***" in shown
+    assert hidden(hidden(text)) == hidden(text)
+    assert redact(hidden(text)) == redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_tokens=512, tokenizer: WordPiece",
+        "basic tokenizers and a bearer of news",
+        "is hf_transfer installed?",
+        "https://models.example.org/list?page=2",
+        f"oci://host:5000@sha256:{'a' * 64}",
+        f"oci://host:5000/team/model@sha256:{'a' * 64}",
+    ],
+)
+def test_our_own_words_stay_in_errors(text: str) -> None:
+    assert hidden(text) == text
+    assert str(HubError(text, evidence=text, fix=text)).count(text) == 3
 
 
 @pytest.mark.parametrize(

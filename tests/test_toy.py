@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from jexport import toy
+from jexport import toy, toy_weights
 from jexport.errors import (
     DiskFullError,
     OutputPathError,
@@ -130,7 +130,7 @@ def test_a_write_leaves_nothing_beside_the_folder(tmp_path: Path) -> None:
 def test_original_has_every_tensor_of_the_layout(original: Path) -> None:
     tensors = load_file(original / "model.safetensors")
     config = json.loads((original / "config.json").read_text())
-    shapes = toy.tensor_shapes(toy.SMALL, config["vocab_size"])
+    shapes = toy_weights.tensor_shapes(toy_weights.SMALL, config["vocab_size"])
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert all(tensor.any() and tensor.isfinite().all() for tensor in tensors.values())
@@ -139,7 +139,7 @@ def test_original_has_every_tensor_of_the_layout(original: Path) -> None:
 
 
 def test_full_size_is_the_size_of_the_real_model() -> None:
-    shapes = toy.tensor_shapes(toy.FULL, 250_002)
+    shapes = toy_weights.tensor_shapes(toy_weights.FULL, 250_002)
     assert len(shapes) == 492
     assert sum(map(math.prod, shapes.values())) == 572_310_396
     assert sum(math.prod(shape) for name, shape in shapes.items() if "lora" in name) == 12_946_300
@@ -248,7 +248,7 @@ def test_disk_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def fill_up(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(toy, "_write_tensors", fill_up)
+    monkeypatch.setattr(toy_weights, "write_tensors", fill_up)
     with pytest.raises(DiskFullError, match="no space left"):
         toy.write(tmp_path / "toy")
     assert not list(tmp_path.iterdir())

@@ -28,6 +28,9 @@ from jexport.cli import console
     metavar="ARTIFACT",
     help="Give that task's engine these weights instead of building one.",
 )
+@click.option("--cache", "cache_folder", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where the built engine is kept. Default: OUT/.cache")  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Build the engine in any case, and keep none.")
 @click.option("--allow-slower", is_flag=True, help="int8: keep it even when fp16 is as fast here.")
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
@@ -37,6 +40,8 @@ def compile_(
     timing_cache: Path | None,
     weight_stripped: bool,
     refit_from: Path | None,
+    cache_folder: Path | None,
+    no_cache: bool,
     allow_slower: bool,
     quiet: bool,
     json_lines: bool,
@@ -48,6 +53,7 @@ def compile_(
     """
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import completion
+    from jexport.cache import Cache
 
     said = {
         "timing_cache": str(timing_cache) if timing_cache else None,
@@ -55,8 +61,11 @@ def compile_(
         "refit_from": str(refit_from) if refit_from else None,
     }
     changes = {key: value for key, value in said.items() if value is not None}
+    cache = None  # beside the artifacts, wherever those go
+    if no_cache or cache_folder:
+        cache = Cache(root=None if no_cache else cache_folder)
     made = completion.complete(
-        artifact, out=out, allow_slower=allow_slower, listen=listen, **changes
+        artifact, out=out, cache=cache, allow_slower=allow_slower, listen=listen, **changes
     )
     click.echo(made.path)
 

@@ -6,12 +6,12 @@ built; it changes nothing in an artifact and opens no engine.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jexport.errors import LayoutError, nearest
+from jexport import siblings
+from jexport.errors import LayoutError
 from jexport.flow import Artifact
 
 DEVICES = ("auto", "cpu", "gpu")
@@ -48,17 +48,12 @@ class Layout:
 
 def names() -> list[str]:
     """The layouts there are, without importing any."""
-    folder = Path(__file__).parent
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return siblings.names(__name__)
 
 
 def load(name: str) -> Layout:
     """Import one layout. Raises LayoutError naming the nearest."""
-    if name not in names():
-        raise LayoutError(
-            f"unknown layout '{name}'",
-            evidence=f"there are: {', '.join(names())}",
-            fix=nearest(name, names()),
-        )
-    layout: Layout = importlib.import_module(f"jexport.layouts.{name}").LAYOUT
+    layout: Layout = siblings.load(
+        __name__, name, record="LAYOUT", kind="layout", error=LayoutError
+    )
     return layout

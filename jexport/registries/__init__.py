@@ -6,7 +6,6 @@ A kind moves bytes: what they are, and whether they are right, is for release.py
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from jexport import siblings
 from jexport.errors import DependencyError, RegistryError, nearest
 from jexport.redact import redact
 from jexport.release import DIGEST, Blob, Release
@@ -100,19 +100,14 @@ class Kind:
 
 def names() -> list[str]:
     """The kinds there are, without importing any."""
-    folder = Path(__file__).parent
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return siblings.names(__name__)
 
 
 def load(name: str) -> Kind:
     """Import one kind. Raises RegistryError naming the nearest."""
-    if name not in names():
-        raise RegistryError(
-            f"unknown kind of registry '{name}'",
-            evidence=f"there are: {', '.join(names())}",
-            fix=nearest(name, names()),
-        )
-    kind: Kind = importlib.import_module(f"jexport.registries.{name}").KIND
+    kind: Kind = siblings.load(
+        __name__, name, record="KIND", kind="kind of registry", error=RegistryError
+    )
     return kind
 
 

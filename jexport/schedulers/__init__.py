@@ -6,14 +6,12 @@ system's own format and talks to nobody: no cluster is asked, no secret is read 
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from jexport import targets
-from jexport.errors import MatrixError, nearest
+from jexport import siblings, targets
+from jexport.errors import MatrixError
 from jexport.matrix import Job
 
 PHASES = ("build", "compile")
@@ -99,19 +97,14 @@ class Scheduler:
 
 def names() -> list[str]:
     """The schedulers there are, without importing any."""
-    folder = Path(__file__).parent
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return siblings.names(__name__)
 
 
 def load(name: str) -> Scheduler:
     """Import one scheduler. Raises MatrixError naming the nearest."""
-    if name not in names():
-        raise MatrixError(
-            f"unknown format '{name}'",
-            evidence=f"there are: {', '.join(names())}",
-            fix=nearest(name, names()),
-        )
-    scheduler: Scheduler = importlib.import_module(f"jexport.schedulers.{name}").SCHEDULER
+    scheduler: Scheduler = siblings.load(
+        __name__, name, record="SCHEDULER", kind="format", error=MatrixError
+    )
     return scheduler
 
 

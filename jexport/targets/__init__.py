@@ -6,7 +6,6 @@ outside that file names the engine; tests/targets/test_contract.py runs over eve
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from jexport import siblings
 from jexport.errors import (
     DependencyError,
     PrecisionError,
@@ -107,19 +107,14 @@ class Target:
 
 def names() -> list[str]:
     """The targets there are, without importing any."""
-    folder = Path(__file__).parent
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return siblings.names(__name__)
 
 
 def load(name: str) -> Target:
     """Import one target. Raises UnknownTargetError naming the nearest."""
-    if name not in names():
-        raise UnknownTargetError(
-            f"unknown target '{name}'",
-            evidence=f"there are: {', '.join(names())}",
-            fix=nearest(name, names()),
-        )
-    target: Target = importlib.import_module(f"jexport.targets.{name}").TARGET
+    target: Target = siblings.load(
+        __name__, name, record="TARGET", kind="target", error=UnknownTargetError
+    )
     return target
 
 

@@ -6,7 +6,9 @@ The second machine's TensorRT and GPU are stand-ins that compute with onnxruntim
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +20,10 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import jexport
-from jexport import manifest, reference, store
-from jexport.errors import ArtifactError, DeviceError, ParityError
+from jexport import completion, entries, manifest, reference, store
+from jexport.errors import ArtifactError, DeviceError, ParityError, QuantizationError
 from jexport.findings import errors
+from jexport.run import Event
 from jexport.trt.lint import lint
 
 TASK = "retrieval.query"
@@ -313,6 +316,27 @@ def test_one_engine_takes_the_weights_of_every_task(
     assert len(bench.record.named("build_serialized_network")) == built  # nothing was built again
 
 
+def test_completed_and_refitted_engines_say_what_they_are_attested_by(
+    portable: Callable[..., Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    vouching: Callable[[Path, Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "here"
+    first = cli("compile", portable("fp32"), "--out", out, "--weight-stripped").path
+    other = cli("compile", portable("fp32", "separation"), "--out", out, "--refit-from", first).path
+    found = []
+    for made, source in ((first, portable("fp32")), (other, portable("fp32", "separation"))):
+        facts = manifest.verify(made).content["engine"]["facts"]
+        assert facts["reproducible"] is False
+        assert facts["attested_by"] == vouching(made, source)
+        found.append(facts["attested_by"])
+        # The portable one is made again bit for bit; nothing needs to vouch for it.
+        assert "attested_by" not in manifest.read(source).content["engine"]["facts"]
+    assert all(found[0][key] != found[1][key] for key in found[0])
+
+
 def test_what_cannot_be_refitted_is_refused(
     portable: Callable[..., Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -334,3 +358,153 @@ def test_what_cannot_be_refitted_is_refused(
     assert answer.code == ArtifactError.exit_code
     assert len(bench.record.named("deserialize_cuda_engine")) == seen
     assert not list((out / "small" / "separation").rglob(manifest.NAME))
+
+
+# --- the engine in the cache ---------------------------------------------------------------------
+
+
+def built(bench: Any) -> int:
+    """How many engines this process has asked TensorRT for."""
+    return len(bench.record.named("build_serialized_network"))
+
+
+def killed_at(stage: str, source: Path, out: Path) -> None:
+    """Complete `source` in a child that is killed, with nothing caught, when a stage begins."""
+
+    def listen(event: Event) -> None:
+        if (event.kind, event.stage) == ("start", stage):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(120)
+        try:
+            completion.complete(source, out=out, listen=listen)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize(("stage", "again"), [("compile", 1), ("validate", 0), ("package", 0)])
+def test_a_killed_run_does_not_build_its_engine_again(
+    stage: str,
+    again: int,
+    portable: Callable[..., Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    texts: list[str],
+    tmp_path: Path,
+) -> None:
+    source, out = portable("fp32"), tmp_path / "here"
+    killed_at(stage, source, out)
+    assert not list(out.glob(f"*/**/{manifest.NAME}"))
+    answer = cli("compile", source, "--out", out)
+    assert answer.code == 0, answer.err
+    assert built(bench) == again
+    assert ("from the cache" in answer.err) == (not again)
+    assert not (out / ".work").exists()
+    manifest.verify(answer.path)
+    [entry] = entries.listed(out / ".cache")
+    assert entry.name.startswith("compile-")
+    assert f"small {TASK} trt-fp32" in entry.about
+    assert [name for name, problem in entries.verify(out / ".cache") if problem] == []
+    with jexport.open_artifact(answer.path) as model:
+        assert model.encode(texts).shape[0] == len(texts)
+    assert bench.gpu.leaks() == {"device": 0, "host": 0, "handles": 0}
+
+
+def test_the_kept_engine_is_of_this_machine_and_these_settings(
+    portable: Callable[..., Path], bench: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "here"
+
+    def compiled(precision: str, *words: Any) -> Path:
+        answer = cli("compile", portable(precision), "--out", out, *words)
+        assert answer.code == 0, answer.err
+        shutil.rmtree(answer.path.parent)  # only the cache remembers
+        found: Path = answer.path
+        return found
+
+    first = compiled("fp32")
+    assert built(bench) == 1
+    assert compiled("fp32") == first
+    assert compiled("fp32", "--timing-cache", tmp_path / "timings") == first
+    assert built(bench) == 1
+    compiled("fp16")
+    assert built(bench) == 2
+    compiled("fp32", "--weight-stripped")
+    assert built(bench) == 3
+    bench.gpu.minor = 9
+    assert compiled("fp32") != first
+    assert built(bench) == 4
+    bench.gpu.minor = 6
+    assert compiled("fp32") == first
+    assert built(bench) == 4
+    compiled("fp32", "--no-cache")
+    assert built(bench) == 5
+    compiled("fp32", "--cache", tmp_path / "elsewhere")
+    assert built(bench) == 6
+    assert len(entries.listed(tmp_path / "elsewhere")) == 1
+    assert len(entries.listed(out / ".cache")) == 4
+
+
+@pytest.mark.parametrize("name", ["content/model.plan", "entry.json"])
+def test_a_damaged_engine_in_the_cache_is_built_again_and_never_opened(
+    name: str,
+    portable: Callable[..., Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    source, out = portable("fp32"), tmp_path / "here"
+    shutil.rmtree(cli("compile", source, "--out", out).path.parent)
+    [entry] = (out / ".cache").glob("compile-*")
+    whole = (entry / "content" / "model.plan").read_bytes()
+    damaged = bytearray((entry / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (entry / name).write_bytes(damaged)
+    answer = cli("compile", source, "--out", out)
+    assert answer.code == 0, answer.err
+    assert built(bench) == 2
+    assert "was damaged" in answer.err
+    assert (answer.path / "model.plan").read_bytes() == whole  # the stand-in's are always the same
+    assert [problem for _, problem in entries.verify(out / ".cache")] == [""]
+
+
+def test_a_plan_that_changes_in_the_cache_meanwhile_is_not_opened(
+    portable: Callable[..., Path], bench: Any, tmp_path: Path
+) -> None:
+    source, out = portable("fp32"), tmp_path / "here"
+
+    def listen(event: Event) -> None:
+        if (event.kind, event.stage) == ("start", "validate"):
+            [plan] = (out / ".cache").glob("compile-*/content/model.plan")
+            with plan.open("ab") as file:
+                file.write(b".")
+
+    with pytest.raises(ArtifactError, match=r"model\.plan"):
+        completion.complete(source, out=out, listen=listen)
+    assert bench.record.named("deserialize_cuda_engine") == []
+    assert not list(out.glob(f"*/**/{manifest.NAME}"))
+
+
+def test_int8_that_is_too_slow_keeps_its_engine_for_allow_slower(
+    portable: Callable[..., Path],
+    bench: Any,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "here"
+    assert cli("compile", portable("fp16"), "--out", out).code == 0
+    monkeypatch.setattr(
+        completion.speed, "compare", lambda runners, batch: {"fp16": 9.0, "int8": 3.0}
+    )
+    answer = cli("compile", portable("int8"), "--out", out)
+    assert answer.code == QuantizationError.exit_code, answer.err
+    assert built(bench) == 2
+    answer = cli("compile", portable("int8"), "--out", out, "--allow-slower")
+    assert answer.code == 0, answer.err
+    assert built(bench) == 2

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from jexport.errors import HubError, RecipeError, hidden
+from jexport.errors import HubError, RecipeError
 from jexport.recipe import LoadSpec, Recipe
+from jexport.redact import hidden
 
 TOKEN = "hf_" + "Abc123XYZ789defG"
 PASSWORD = "s3cret-pw"

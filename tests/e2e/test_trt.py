@@ -72,6 +72,38 @@ def test_from_the_checkpoint_to_vectors(
     assert len(bench.record.named("deserialize_cuda_engine")) == seen
 
 
+def test_a_plan_says_what_it_is_attested_by(
+    bench: Any,
+    words: list[Any],
+    cli: Callable[..., Any],
+    vouching: Callable[[Path, Path], dict[str, str]],
+    artifact: Path,
+    tmp_path: Path,
+) -> None:
+    answer = cli(*words)
+    assert answer.code == 0, answer.err
+    content = manifest.verify(answer.path).content
+    [graph] = (tmp_path / "out" / ".cache").glob("export-*/content")
+    facts = content["engine"]["facts"]
+    assert facts["reproducible"] is False
+    assert facts["attested_by"] == vouching(answer.path, graph)
+    # What a second build gives again, bit for bit, needs nobody to vouch for it.
+    assert "attested_by" not in manifest.read(artifact).content["engine"]["facts"]
+    for key, digest in facts["attested_by"].items():
+        path = answer.path / manifest.NAME
+        whole = path.read_text(encoding="utf-8")
+        false = {**facts["attested_by"], key: digest[::-1]}
+        told = {
+            **content,
+            "engine": {**content["engine"], "facts": {**facts, "attested_by": false}},
+        }
+        path.write_text(json.dumps(told), encoding="utf-8")
+        with pytest.raises(ArtifactError):
+            manifest.verify(answer.path)
+        path.write_text(whole, encoding="utf-8")
+    manifest.verify(answer.path)
+
+
 @pytest.mark.parametrize("lack", ["gpu", "driver"])
 def test_without_a_gpu_nothing_is_begun(
     lack: str, bench: Any, words: list[Any], cli: Callable[..., Any], tmp_path: Path
