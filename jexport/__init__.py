@@ -16,6 +16,7 @@ The house, from the ground up; a line imports only downward:
     registries   one file per kind of place that artifacts are published to
     pull         from a ref to an artifact's folder  catalogue  what is published in a place
     signing      signatures and provenance beside an artifact
+    cache        what stages made, kept by what decided it   memory  what is left for a build
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
@@ -23,6 +24,7 @@ The house, from the ground up; a line imports only downward:
     layouts      one file per server that artifacts are laid out for
     integrations  one file per framework that embeds through jexport
     inputs       what a build is made of: what decides its version
+    verdict      whether a compiled model may become an artifact
     pipeline     the stages in order                  schedulers  one file per system that runs jobs
     many         the jobs of a recipe, on this machine
     cluster      jobs on an existing Ray cluster
