@@ -12,8 +12,9 @@ The house, from the ground up; a line imports only downward:
     recipe, store, report
     release      what is published of an artifact
     registries   one file per kind of place that artifacts are published to
-    pull         from a ref to an artifact's folder  catalogue  what is published in a place
     signing      signatures and provenance beside an artifact
+    pull         from a ref to an artifact's folder  catalogue  what is published in a place
+    pulled       those that open_artifact fetched, in the user's cache folder
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
