@@ -14,8 +14,9 @@ The house, from the ground up; a line imports only downward:
     recipe, store, report
     release      what is published of an artifact
     registries   one file per kind of place that artifacts are published to
-    pull         from a ref to an artifact's folder  catalogue  what is published in a place
     signing      signatures and provenance beside an artifact
+    pull         from a ref to an artifact's folder  catalogue  what is published in a place
+    pulled       those that open_artifact fetched, in the user's cache folder
     cache        what stages made, kept by what decided it   memory  what is left for a build
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -151,20 +151,6 @@ def drop(root: Path, name: str, scratch: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def listed(root: Path) -> list[Entry]:
-    """All entries, the least recently used first; damaged ones too."""
-    found = []
-    for folder in root.glob("[!.]*") if root.is_dir() else ():
-        with contextlib.suppress(OSError):
-            sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
-            record = folder / RECORD
-            used_s = (record if record.is_file() else folder).stat().st_mtime
-            found.append(
-                Entry(name=folder.name, about=_about(record), size_bytes=sum(sizes), used_s=used_s)
-            )
-    return sorted(found, key=lambda one: (one.used_s, one.name))
-
-
 def _about(record: Path) -> str:
     try:
         return str(json.loads(record.read_text(encoding="utf-8"))["about"])
@@ -172,22 +158,47 @@ def _about(record: Path) -> str:
         return "damaged"
 
 
-def shrink(root: Path, limit_bytes: int) -> list[Entry]:
+def listed(
+    root: Path, *, record_name: str = RECORD, about: Callable[[Path], str] = _about
+) -> list[Entry]:
+    """All entries, the least recently used first; damaged ones too.
+
+    record_name: the file whose time is when an entry was last used; about: what that file tells.
+    """
+    found = []
+    for folder in root.glob("[!.]*") if root.is_dir() else ():
+        with contextlib.suppress(OSError):
+            sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
+            record = folder / record_name
+            used_s = (record if record.is_file() else folder).stat().st_mtime
+            found.append(
+                Entry(name=folder.name, about=about(record), size_bytes=sum(sizes), used_s=used_s)
+            )
+    return sorted(found, key=lambda one: (one.used_s, one.name))
+
+
+def shrink(
+    root: Path, limit_bytes: int, *, listing: Callable[[Path], list[Entry]] = listed
+) -> list[Entry]:
     """Remove what was used least recently until the rest fits; never what is in use.
 
-    Also what killed builds left. Returns what was removed.
+    Also what killed builds left. listing: what there is, in that order. Returns what was removed.
     """
     if not root.is_dir():
         return []
     removed = []
     with contextlib.suppress(OSError):
         sweep(root / WORK)
-    entries = listed(root)
+    entries = listing(root)
     total = sum(one.size_bytes for one in entries)
     for one in entries:
-        if total > limit_bytes and _remove(root, one.name):
-            total -= one.size_bytes
+        if total <= limit_bytes:
+            break
+        if _remove(root, one.name):
             removed.append(one)
+        elif os.path.lexists(root / one.name):  # in use
+            continue
+        total -= one.size_bytes
     tidy(root)
     return removed
 
@@ -202,17 +213,19 @@ def tidy(root: Path) -> None:
 
 
 def _remove(root: Path, name: str) -> bool:
-    """Remove an entry that nobody makes or uses; whether it was."""
+    """Remove an entry that nobody makes or uses; whether it was, and by us."""
     with contextlib.ExitStack() as stack:
         for kind in (MAKE, USE):
             held = lock(root, name, kind, shared=False, wait=False)
             if held is None:
                 return False
             stack.enter_context(held)
-        drop(root, name, stack.enter_context(own_folder(root / WORK)))
+        was_there = os.path.lexists(root / name)  # else another process was faster
+        if was_there:
+            drop(root, name, stack.enter_context(own_folder(root / WORK)))
         for kind in (MAKE, USE):
             (root / LOCKS / f"{name}{kind}").unlink(missing_ok=True)
-    return True
+    return was_there
 
 
 def _drop_idle_locks(root: Path) -> None:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,14 @@ def _started(chosen: Recipe, means: Means, budget: int | None) -> _Worker:
         "threads": max(1, cores() // means.workers),
     }
     process = context.Process(target=_work, args=(theirs, said), daemon=True)
-    process.start()
+    # Until it can deal with Ctrl-C a process is told later: Python's own start would print a
+    # traceback. What tracks its resources is started before, because that lets Ctrl-C in again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Worker(process=process, pipe=ours)
 
@@ -277,6 +285,7 @@ def _work(pipe: Connection, said: dict[str, Any]) -> None:
             pipe.send(("event", dataclasses.asdict(event)))
 
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while True:
             outcome = _built_here(chosen, Job(**pipe.recv()), means, tell)
             if outcome.artifact is not None:

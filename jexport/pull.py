@@ -11,27 +11,24 @@ import fcntl
 import hashlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from jexport import manifest, registries
+from jexport import manifest, registries, signing
 from jexport import release as releases
-from jexport.errors import ArtifactError, OutputPathError, RegistryError
+from jexport.errors import OutputPathError, SignatureError
 from jexport.flow import Artifact
 from jexport.patience import Passing, patiently
 from jexport.registries import THREADS, Access, Ref, Store
 from jexport.release import Blob, Release, refused
 from jexport.run import NO_SPACE, Event, Listener, Run, silent
-from jexport.store import TAKEN, Slot, find, place, point_latest, sync, sync_tree
+from jexport.store import Slot, find, place, point_latest, sync
 from jexport.transfer import Job, Line, together
 
 STAGE = "pull"
 ROOM = ".pull"
-PULLED = "pulled"
-RELEASE = "release.json"
 CHUNK_BYTES = 1 << 22
 STALE_S = 7 * 24 * 3600.0
 """What a pull that was stopped left goes after a week."""
@@ -43,107 +40,49 @@ def run(
     *,
     access: Access = Access(),  # noqa: B008 (frozen)
     threads: int = THREADS,
+    policy: signing.Policy | None = None,
     listen: Listener = silent,
 ) -> Artifact:
     """The release of a ref as an artifact below `out`, in the folders that a build would make.
 
     What is there and right is not fetched again. Raises RegistryError, ArtifactError (the version
     is there already and was changed), OutputPathError, DiskFullError.
+    policy: whose signature the release must have, also where the artifact is there already; else
+    SignatureError, and nothing of it is put below `out`. A release that has none is not fetched;
+    whose it is, is known when every file is here, for it is about all of them.
     """
-    with registries.opened(ref, access) as store, _writable(out):
+    if policy is not None:
+        signing.check_policy(policy)
+    with registries.opened(ref, access) as store, writable(out):
         release = resolved(store, ref)
         said = release.facts
         slot = Slot(out=out, model=said["name"], task=said["task"], target=said["target"],
                     precision=said["precision"], version=said["version"])  # fmt: skip
         with (
-            _room(out, release.digest) as room,
+            own_room(out, release.digest) as room,
+            _dropped_if_refused(room),
             Run(folder=room, listen=listen).stage(STAGE) as note,
         ):
-            fetching = _Fetching(store, release, room, where=ref.address, threads=threads,
+            fetching = Fetching(store, release, room, where=ref.address, threads=threads,
                                  listen=listen)  # fmt: skip
             found = _same(slot, release)
+            if policy is not None:
+                _check_signed(release, ref.address)
             fetching.all(only_beside=found is not None)
+            whole = slot.path if found is not None else fetching.assembled(room / "artifact")
+            if policy is not None:
+                fetching.check(whole, policy)
             # First what is beside: an artifact is never seen without its signatures.
             fetching.place_beside(releases.beside(slot.path))
             if found is None:
-                found = place(fetching.assembled(room / "artifact"), slot)
+                found = place(whole, slot)
+                _same(slot, release)  # or that of another pull, which was faster
                 note(f"{len(release.layers)} files, {release.size_bytes / 2**20:,.1f} MiB")
             else:
                 point_latest(slot, scratch=room)  # a pull may have been killed before it
                 note("there already")
             shutil.rmtree(room, ignore_errors=True)
             return found
-
-
-def cached(text: str) -> Path:
-    """The folder of a ref's artifact in the user's cache, fetched when it is not there.
-
-    A ref with a digest that is cached asks no network. A tag is resolved first. Raises as run().
-    """
-    ref = registries.parse(text)
-    digest = ref.digest
-    if not digest:
-        with registries.opened(ref, Access()) as store:
-            digest = resolved(store, ref).digest
-    out = cache_folder() / PULLED
-    home = out / digest.replace(":", "-")
-    if not home.is_dir():
-        with registries.opened(ref, Access()) as store, _writable(out):
-            release = resolved(store, Ref(kind=ref.kind, address=ref.address, digest=digest))
-            with _room(out, digest) as room, Run(folder=room, listen=silent).stage(STAGE):
-                if not home.is_dir():
-                    _cache(_Fetching(store, release, room, where=ref.address), home)
-    return _kept(home, digest)
-
-
-def _cache(fetching: _Fetching, home: Path) -> None:
-    release = fetching.release
-    fetching.all()
-    whole = fetching.room / "home"
-    shutil.rmtree(whole, ignore_errors=True)  # of a pull that was cut off here
-    whole.mkdir()
-    (whole / RELEASE).write_bytes(release.document)
-    artifact = fetching.assembled(whole / release.facts["version"])
-    fetching.place_beside(releases.beside(artifact))
-    sync_tree(whole)
-    try:
-        os.rename(whole, home)
-    except OSError as error:
-        if error.errno not in TAKEN:
-            raise
-    sync(home.parent)
-    shutil.rmtree(fetching.room, ignore_errors=True)
-
-
-def _kept(home: Path, digest: str) -> Path:
-    """The artifact's folder in a cached release, whose manifest is the one that was published."""
-    try:
-        release = releases.read((home / RELEASE).read_bytes(), digest, where=str(home))
-        folder = home / release.facts["version"]
-        right = manifest.file_digest(folder / manifest.NAME, root=folder).sha256
-    except (OSError, RegistryError) as error:
-        raise _changed(home, str(error)) from error
-    if right != release.manifest.blob.hex:
-        raise _changed(home, f"{folder.name}/{manifest.NAME} is another one")
-    return folder
-
-
-def _changed(home: Path, evidence: str) -> ArtifactError:
-    return ArtifactError(
-        f"the cached release {home} is not what was pulled",
-        evidence=evidence,
-        fix="remove that folder: it is pulled again",
-    )
-
-
-def cache_folder() -> Path:
-    """JEXPORT_CACHE, or the platform's place for caches."""
-    said = os.environ.get("JEXPORT_CACHE")
-    if said:
-        return Path(said).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "jexport"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jexport"
 
 
 def resolved(store: Store, ref: Ref) -> Release:
@@ -171,7 +110,25 @@ def _same(slot: Slot, release: Release) -> Artifact | None:
     return found
 
 
-class _Fetching:
+@contextlib.contextmanager
+def _dropped_if_refused(room: Path) -> Iterator[None]:
+    """What was fetched of a release that is not signed as asked is not kept for the next pull."""
+    try:
+        yield
+    except SignatureError:
+        shutil.rmtree(room, ignore_errors=True)
+        raise
+
+
+def _check_signed(release: Release, where: str) -> None:
+    """Refuse a release that has no signature, before anything large is fetched."""
+    attached = {layer.path for layer in release.layers if layer.beside}
+    absent = sorted({signing.SIGNATURE, signing.PROVENANCE} - attached)
+    if absent:
+        raise signing.unsigned(f"{where}@{release.digest}", f"it lacks {', '.join(absent)}")
+
+
+class Fetching:
     """One release on its way into a room: a folder of this pull only."""
 
     def __init__(
@@ -263,6 +220,15 @@ class _Fetching:
         manifest.verify(folder)
         return folder
 
+    def check(self, folder: Path, policy: signing.Policy) -> None:
+        """Whether this release's own signature is about a folder, and by whom the policy says."""
+        attest = self.room / "attest"
+        shutil.rmtree(attest, ignore_errors=True)
+        self.place_beside(attest)
+        called = f"{self.where}@{self.release.digest}"
+        signing.verify(folder, policy, attest=attest, called=called)
+        shutil.rmtree(attest)
+
     def _give(self, blob: Blob, target: Path) -> None:
         """A blob under another name: the same bytes on the disk, for its first name."""
         whole = self._whole(blob)
@@ -294,7 +260,7 @@ def _digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _writable(out: Path) -> Iterator[None]:
+def writable(out: Path) -> Iterator[None]:
     """What the disk below `out` says, as an OutputPathError; a full one stays what it is."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -309,16 +275,18 @@ def _writable(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _room(out: Path, digest: str) -> Iterator[Path]:
+def own_room(out: Path, digest: str) -> Iterator[Path]:
     """A release's folder below .pull/, locked: two pulls of one release take turns."""
     above = out / ROOM
     path = above / digest.replace(":", "-")
     lock = _locked(path.with_name(f"{path.name}.lock"))
     try:
-        _sweep(above, path)
+        sweep(above, but=path.name)
         path.mkdir(exist_ok=True)
         yield path
     finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only when nothing is in it
         if not path.exists():  # nothing was left to go on with
             Path(lock.name).unlink(missing_ok=True)
         lock.close()
@@ -339,13 +307,13 @@ def _locked(path: Path) -> IO[str]:
             lock.close()
 
 
-def _sweep(above: Path, own: Path) -> None:
-    """Remove what pulls that nobody took up again left."""
+def sweep(above: Path, *, but: str = "", stale_s: float = STALE_S) -> None:
+    """Remove what pulls that nobody took up again left below a .pull folder, but for one name."""
     for path in above.iterdir():
-        if path.stem == own.name or path.suffix == ".lock":
+        if path.stem == but or path.suffix == ".lock":
             continue
         with contextlib.suppress(OSError), open(above / f"{path.name}.lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - path.stat().st_mtime > STALE_S:
+            if time.time() - path.stat().st_mtime >= stale_s:
                 shutil.rmtree(path, ignore_errors=True)
                 Path(lock.name).unlink(missing_ok=True)

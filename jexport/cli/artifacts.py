@@ -8,46 +8,25 @@ from typing import Any
 
 import click
 
+from jexport.cli.sign import policy, policy_options
+
 MIB = 1 << 20
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--key", type=FILE, metavar="PUB", help="Its signature, too: by this public key.")
-@click.option("--identity", metavar="ID", help="Its signature, too: by this e-mail, URI or name.")
-@click.option("--issuer", metavar="URL", help="Who must have vouched for the identity.")
-@click.option(
-    "--certificate-chain",
-    type=FILE,
-    metavar="FILE",
-    help="The root certificate the identity's must lead to; without it Sigstore's.",
-)
+@policy_options
 @click.option("--quiet", is_flag=True, help="Only the exit code.")
-def verify(
-    artifact: Path,
-    key: Path | None,
-    identity: str | None,
-    issuer: str | None,
-    certificate_chain: Path | None,
-    quiet: bool,
-) -> None:
+def verify(artifact: Path, quiet: bool, **who: Any) -> None:
     """Check every file of an artifact against its manifest, and whose signature it has."""
     from jexport import manifest, signing
 
-    policy = None
-    if key or identity or issuer or certificate_chain:
-        policy = signing.Policy(
-            key=key,
-            identity=identity or "",
-            issuer=issuer or "",
-            chain=(certificate_chain,) if certificate_chain else (),
-        )
-    found = signing.verify(artifact, policy) if policy else manifest.verify(artifact)
+    asked = policy(**who)
+    found = signing.verify(artifact, asked) if asked else manifest.verify(artifact)
     files = found.content["files"]
     if not quiet:
         size = sum(entry["size_bytes"] for entry in files) / MIB
-        whose = f", signed by {identity or key}" if policy else ""
+        whose = f", signed by {asked.identity or asked.key}" if asked else ""
         click.echo(f"{artifact}: {len(files)} files, {size:,.1f} MiB, all as built{whose}")
 
 

@@ -190,13 +190,14 @@ def _build_all(
     if plan:
         board.show_plan(many.plan(chosen, jobs, many.Means(**means)), as_json=json_lines)
         return
-    listen = board.Board(jobs, quiet=quiet, json_lines=json_lines)
-    if address:
-        from jexport import cluster
+    with board.Board(jobs, quiet=quiet, json_lines=json_lines) as listen:
+        if address:
+            from jexport import cluster
 
-        found = cluster.build_all(chosen, jobs, out=means["out"], address=address, listen=listen)
-    else:
-        found = many.build_all(chosen, jobs, many.Means(**means), listen=listen)
+            out = means["out"]
+            found = cluster.build_all(chosen, jobs, out=out, address=address, listen=listen)
+        else:
+            found = many.build_all(chosen, jobs, many.Means(**means), listen=listen)
     code = board.report(found)
     if code:
         raise click.exceptions.Exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,31 +21,53 @@ HOUR_S = 3600
 
 @click.group(cls=Nearest)
 def cache() -> None:
-    """What finished stages left, so that later builds need not do them again."""
+    """What is kept so that it need not be made or fetched again.
+
+    Two caches: the results of finished stages, in the folder of artifacts (--out DIR), and, with
+    --pulled, the releases that open_artifact("oci://...") pulled, in the user's cache folder
+    ($JEXPORT_CACHE) up to $JEXPORT_CACHE_GIB (32). Both stay below their limit by themselves: what
+    was used least recently goes, and never what is in use.
+    """
 
 
-def _where(command: click.Command) -> click.Command:
-    """The options that say which cache is meant."""
-    command.params[:0] = [
-        click.Option(["--out"], type=click.Path(path_type=Path), default=Path("artifacts"),
-                     metavar="DIR", help="Where artifacts are; the cache is DIR/.cache."),
-        click.Option(["--cache", "folder"], type=click.Path(path_type=Path), metavar="DIR",
-                     help="The cache itself, where it is elsewhere."),
-    ]  # fmt: skip
+def _which(command: Any) -> Any:
+    """The options that say which cache is meant; `_chosen` takes what they gave."""
+    for option in reversed(
+        (
+            click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
+                         help="Where artifacts are; the cache is DIR/.cache. Default: artifacts"),
+            click.option("--cache", "folder", type=click.Path(path_type=Path), metavar="DIR",
+                         help="The cache itself, where it is elsewhere."),
+            click.option("--pulled", is_flag=True,
+                         help="The pulled releases in the user's cache folder instead."),
+        )
+    ):  # fmt: skip
+        command = option(command)
     return command
 
 
-@_where
-@cache.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
-def list_(out: Path, folder: Path | None, as_json: bool) -> None:
-    """List what is kept, the least recently used first."""
-    from jexport import entries
+def _chosen(out: Path | None, folder: Path | None, is_pulled: bool) -> tuple[Any, Path]:
+    """The module that knows a cache (entries or pulled: the same words), and where it is."""
+    from jexport import entries, pulled
+    from jexport.cache import FOLDER
 
-    found = entries.listed(_root(out, folder))
+    if is_pulled:
+        if out is not None or folder is not None:
+            raise click.UsageError("--pulled is the user's cache folder; $JEXPORT_CACHE moves it")
+        return pulled, pulled.root()
+    return entries, folder if folder is not None else (out or Path("artifacts")) / FOLDER
+
+
+@cache.command("ls")
+@_which
+@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
+def list_(out: Path | None, folder: Path | None, pulled: bool, as_json: bool) -> None:
+    """List what is kept, the least recently used first."""
+    keeper, root = _chosen(out, folder, pulled)
+    found: list[Entry] = keeper.listed(root)
     if as_json:
         rows = [
-            {"name": one.name, "stage": _stage(one), "about": one.about,
+            {"name": one.name, "stage": _stage(one, pulled), "about": one.about,
              "size_bytes": one.size_bytes, "used": round(one.used_s)}
             for one in found
         ]  # fmt: skip
@@ -55,26 +77,34 @@ def list_(out: Path, folder: Path | None, as_json: bool) -> None:
         hours = (time.time() - one.used_s) / HOUR_S
         digits = one.name.rpartition("-")[2][:12]
         click.echo(
-            f"{_stage(one):<9} {digits}  {one.size_bytes / MIB:>9,.1f} MiB  "
+            f"{_stage(one, pulled):<9} {digits}  {one.size_bytes / MIB:>9,.1f} MiB  "
             f"used {hours:,.1f} h ago  {one.about}"
         )
     total = sum(one.size_bytes for one in found) / MIB
-    console.say(f"{len(found)} entries, {total:,.1f} MiB, in {_root(out, folder)}")
+    console.say(f"{len(found)} entries, {total:,.1f} MiB, in {root}")
 
 
-@_where
 @cache.command()
+@_which
 @click.option("--limit", "limit_gib", type=click.FloatRange(min=0), metavar="GIB",
-              help="How much may stay. Default: 32; 0 removes all that is not in use.")  # fmt: skip
-def gc(out: Path, folder: Path | None, limit_gib: float | None) -> None:
-    """Remove what was used least recently until the rest fits, and what killed builds left."""
-    from jexport import entries
+              help="How much may stay. Default: 32, or $JEXPORT_CACHE_GIB with --pulled; 0 removes "
+                   "all that is not in use.")  # fmt: skip
+def gc(out: Path | None, folder: Path | None, pulled: bool, limit_gib: float | None) -> None:
+    """Remove what was used least recently until the rest fits, and what killed builds left.
+
+    With --pulled also what was fetched of releases whose pull was stopped.
+    """
     from jexport.cache import LIMIT_GIB
 
-    limit = LIMIT_GIB if limit_gib is None else limit_gib
-    root = _root(out, folder)
+    keeper, root = _chosen(out, folder, pulled)
+    if limit_gib is not None:
+        limit_bytes = int(limit_gib * (1 << 30))
+    else:
+        limit_bytes = keeper.limit_bytes() if pulled else LIMIT_GIB << 30
     try:
-        removed = entries.shrink(root, int(limit * (1 << 30)))
+        removed: list[Entry] = keeper.shrink(root, limit_bytes)
+        if pulled:
+            keeper.clean(root)
     except OSError as error:
         raise CacheError(
             f"cannot remove entries of the cache {root}",
@@ -85,38 +115,32 @@ def gc(out: Path, folder: Path | None, limit_gib: float | None) -> None:
     click.echo(f"{len(removed)} entries removed, {size:,.1f} MiB")
 
 
-@_where
 @cache.command()
+@_which
 @click.option("--remove", is_flag=True, help="Remove damaged entries.")
-def verify(out: Path, folder: Path | None, remove: bool) -> None:
+def verify(out: Path | None, folder: Path | None, pulled: bool, remove: bool) -> None:
     """Read every entry and compare each file with its digest."""
-    from jexport import entries
-
-    root = _root(out, folder)
+    keeper, root = _chosen(out, folder, pulled)
     damaged, count = [], 0
-    for name, problem in entries.verify(root):
+    for name, problem in keeper.verify(root):
         count += 1
-        if problem and not (remove and entries.remove_damaged(root, name)):
+        if problem and not (remove and keeper.remove_damaged(root, name)):
             damaged.append(f"{name}: {problem}")
         elif problem:
             console.say(f"removed {name}: {problem}")
     if damaged:
+        again = "opening it pulls it" if pulled else "a build makes them"
+        words = "--pulled --remove" if pulled else "--remove"
         raise CacheError(
             f"{len(damaged)} of {count} entries of the cache are damaged",
             evidence="\n".join(damaged),
-            fix="jexport cache verify --remove; a build makes them again by itself",
+            fix=f"jexport cache verify {words}; {again} again by itself",
         )
     click.echo(f"{count} entries, all as they were kept")
 
 
-def _root(out: Path, folder: Path | None) -> Path:
-    from jexport.cache import FOLDER
-
-    return folder if folder is not None else out / FOLDER
-
-
-def _stage(one: Entry) -> str:
-    return one.name.partition("-")[0]
+def _stage(one: Entry, pulled: bool) -> str:
+    return "pulled" if pulled else one.name.partition("-")[0]
 
 
 COMMANDS = {"cache": cache}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -143,6 +144,15 @@ def bar(done: int, total: int) -> str:
     return f"[{'#' * filled}{'-' * (BAR - filled)}] {100 * done // total:>3} %"
 
 
+def columns() -> int:
+    """Of the terminal that stderr is: stdout may be a file, whose size would be a guess."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = os.get_terminal_size(sys.stderr.fileno()).columns
+        if found > 0:
+            return found
+    return shutil.get_terminal_size().columns
+
+
 class _Progress:
     """One line a stage; on a terminal a bar while a stage can say how far it is."""
 
@@ -170,7 +180,7 @@ class _Progress:
             far = bar(event.done, event.total)
             line = f"  {event.stage:<9}{far}  {now - self._begin:,.0f} s  {event.text}".rstrip()
             # A line that wraps is not overwritten by the next one.
-            self._write(line[: shutil.get_terminal_size().columns - 1], end="")
+            self._write(line[: columns() - 1], end="")
 
     def _write(self, text: str, *, end: str) -> None:
         start = "\r\x1b[K" if self._live else ""

@@ -6,17 +6,17 @@ stdout gets one path a built artifact; the table, the plan's notes and failures 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, table
+from jexport.cli.table import Table
 from jexport.errors import JexportError
 
 if TYPE_CHECKING:
@@ -27,21 +27,39 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 REDRAW_S = 0.1
 BUG = 1
+WAITING, FAILED = "waiting", "failed: "
+CLOCK, STATE, NARROWEST, GAP = 9, 18, 9, ".."
+"""Columns: of the seconds (left out where there is no room), of what a job is at (at least, with
+two blanks before it), of a key at least."""
+
+BELOW = 2
+"""Rows that the table leaves free: the cursor's, and one that shows what was before."""
 
 
 class Board:
-    """What every job is at. Call it with each job's events."""
+    """What every job is at. Call it with each job's events, inside a `with` block."""
 
     def __init__(self, jobs: Sequence[Job], *, quiet: bool, json_lines: bool) -> None:
         self._quiet, self._json = quiet, json_lines
-        self._live = sys.stderr.isatty() and not quiet and not json_lines
-        self._said = dict.fromkeys(jobs, "waiting")
+        self._said = dict.fromkeys(jobs, WAITING)
         self._begin: dict[Job, float] = {}
         self._took: dict[Job, float] = {}
+        self._failed: set[Job] = set()
         self._width = max((len(job.key) for job in jobs), default=0)
-        self._drawn, self._last = 0, 0.0
-        if self._live:
-            self._draw()
+        self._last = 0.0
+        self._table: Table | None = None
+
+    def __enter__(self) -> Board:
+        if not self._quiet and not self._json and table.can_be_shown():
+            self._table = Table(self._lines)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._table is None:
+            return
+        for job in self._running():  # of a build that was interrupted
+            self._said[job] = f"stopped at: {self._said[job]}"
+        self._table.close()
 
     def __call__(self, job: Job, event: Event) -> None:
         """Show what happened to a job."""
@@ -50,11 +68,11 @@ class Board:
             line = {"time": round(time.time(), 3), "job": job.key, **asdict(event)}
             click.echo(json.dumps(line, ensure_ascii=False), err=True)
         news = self._words(job, event)
-        if news:
-            self._said[job] = news
-        if self._live:
+        if self._table is not None:
+            self._said[job] = self._now(event) or news or self._said[job]
             if event.kind != "progress" or time.monotonic() - self._last > REDRAW_S:
-                self._draw()
+                self._last = time.monotonic()
+                self._table.refresh()
         elif news and event.kind != "progress" and not (self._quiet or self._json):
             click.echo(f"{job.key:<{self._width}}  {news}", err=True)
 
@@ -64,6 +82,8 @@ class Board:
             return "begun"
         if event.kind == "end":
             self._took[job] = event.seconds
+            if event.text.startswith(FAILED):
+                self._failed.add(job)
             return event.text
         if event.kind == "progress" and event.total:
             return f"{event.stage} {console.bar(event.done, event.total)}"
@@ -71,26 +91,60 @@ class Board:
             return f"{event.stage} {event.seconds:.1f} s  {event.text}".rstrip()
         return f"{event.stage} {event.text}".rstrip() if event.kind == "note" else ""
 
-    def _draw(self) -> None:
-        columns, rows = shutil.get_terminal_size()
-        lines = []
-        for job, said in self._said.items():
-            took = self._took.get(job)
-            if took is None and job in self._begin:
-                took = time.monotonic() - self._begin[job]
-            clock = f"{took:7,.0f} s" if took is not None else " " * 9
-            lines.append(f"{job.key:<{self._width}} {clock}  {said}"[: columns - 1])
-        over = len(lines) - (rows - 2)
-        if over > 0:  # a table taller than the terminal cannot be drawn over: the rest is counted
-            ended = [one for one, job in zip(lines, self._said, strict=True) if job in self._took]
-            kept = [one for one in lines if one not in ended[: over + 1]]
-            lines = [f"({len(lines) - len(kept)} more are done)", *kept][: rows - 2]
-        up = f"\x1b[{self._drawn}A" if self._drawn else ""
-        text = up + "".join(f"\r\x1b[K{line}\n" for line in lines)
-        if len(lines) < self._drawn:
-            text += "\x1b[J"
-        click.echo(text, nl=False, err=True)
-        self._drawn, self._last = len(lines), time.monotonic()
+    def _now(self, event: Event) -> str:
+        """What stands in the table where that is not what goes into a log."""
+        if event.kind == "start":
+            return f"{event.stage} ..."
+        if event.kind == "end" and not event.text.startswith(FAILED):
+            return f"built {Path(event.text).name}"  # its path is on stdout at the end
+        return ""
+
+    def _running(self) -> list[Job]:
+        return [job for job in self._begin if job not in self._took]
+
+    def _lines(self, columns: int, rows: int) -> list[str]:
+        """A line a job; where there are more than rows, those that matter now and a count."""
+        shown = list(self._said)
+        hidden: list[Job] = []
+        room = max(rows - BELOW, min(rows - 1, 1)) if rows else len(shown)
+        if not room:
+            return []
+        if len(shown) > room:
+            kept = set(sorted(shown, key=self._rank)[: room - 1])
+            hidden = [job for job in shown if job not in kept]
+            shown = [job for job in shown if job in kept]
+        clock = CLOCK if self._width + CLOCK + STATE <= columns else 0
+        width = min(self._width, max(columns - clock - STATE, NARROWEST))
+        lines = [self._line(job, width, clock) for job in shown]
+        if hidden:
+            built = sum(job in self._took and job not in self._failed for job in hidden)
+            counts = {"built": built, "failed": len(self._failed.intersection(hidden)),
+                      "running": len(set(self._running()).intersection(hidden)),
+                      WAITING: sum(job not in self._begin for job in hidden)}  # fmt: skip
+            told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            lines.append(f"and {told}")
+        return lines
+
+    def _rank(self, job: Job) -> int:
+        """What matters first: running, failed, next to run, built."""
+        if job in self._took:
+            return 1 if job in self._failed else 3
+        return 0 if job in self._begin else 2
+
+    def _line(self, job: Job, width: int, clock: int) -> str:
+        took = self._took.get(job)
+        if took is None and job in self._begin:
+            took = time.monotonic() - self._begin[job]
+        seconds = f"{took:,.0f} s" if took is not None and clock else ""
+        return f"{_short(job.key, width):<{width}}{seconds:>{clock}}  {self._said[job]}"
+
+
+def _short(key: str, width: int) -> str:
+    """A key without its middle, where it is too long: more of its begin, which is the task."""
+    if len(key) <= width:
+        return key
+    head = (width - len(GAP)) * 3 // 5
+    return f"{key[:head]}{GAP}{key[len(key) - (width - len(GAP) - head) :]}"
 
 
 def show_plan(found: Sequence[Planned], *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from jexport.cli import console
-from jexport.cli.sign import signer, signer_options
+from jexport.cli.sign import policy, policy_options, signer, signer_options
 
 THREADS = click.IntRange(min=1, max=64)
 PLAIN = "An OCI registry without TLS that is not on this machine."
@@ -74,15 +74,19 @@ def publish(
 @click.command()
 @click.argument("ref")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@policy_options
 @click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
 @click.option("--plain-http", is_flag=True, help=PLAIN)
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
-def pull(ref: str, folder: Path, threads: int, plain_http: bool, quiet: bool) -> None:
+def pull(ref: str, folder: Path, threads: int, plain_http: bool, quiet: bool, **who: Any) -> None:
     """Fetch a published artifact into DIR, as a build with --out DIR would lay it down.
 
     REF is DEST@sha256:..., as `jexport list DEST` shows it, DEST:TAG, or DEST for the tag latest.
-    Every file is checked. The artifact's path is the last line on stdout.
+    Every file is checked, and with --key or --identity also whose signature the release has, as
+    `jexport verify` does: one that is refused leaves nothing in DIR. The artifact's path is the
+    last line on stdout.
     """
+    asked = policy(**who)
     listen = console.listener(quiet=quiet, json_lines=False)
     from jexport import pull as puller
     from jexport import registries
@@ -91,7 +95,8 @@ def pull(ref: str, folder: Path, threads: int, plain_http: bool, quiet: bool) ->
     if not quiet:
         console.say(f"jexport pull: {ref if wanted.digest else wanted.address}")
     access = registries.Access(plain_http=plain_http)
-    click.echo(puller.run(wanted, folder, access=access, threads=threads, listen=listen).path)
+    found = puller.run(wanted, folder, access=access, threads=threads, policy=asked, listen=listen)
+    click.echo(found.path)
 
 
 COMMANDS: Mapping[str, Any] = {"publish": publish, "pull": pull}

@@ -1,4 +1,4 @@
-"""`jexport sign`."""
+"""`jexport sign`, and the options of all commands that sign or ask whose signature it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from jexport.signing import Signer
+    from jexport.signing import Policy, Signer
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 PASSWORD = "JEXPORT_KEY_PASSWORD"
@@ -45,6 +45,37 @@ def signer(
         raise click.UsageError("--certificate-chain belongs to a --certificate")
     password = os.environ.get(PASSWORD, "") if key is not None else ""
     return Signer(key=key, password=password, certificate=certificate, chain=chain)
+
+
+def policy_options(command: Any) -> Any:
+    """The options that say whose signature is asked for; `policy` takes what they gave."""
+    for option in reversed(
+        (
+            click.option("--key", type=FILE, metavar="PUB",
+                         help="Its signature, too: by this public key."),
+            click.option("--identity", metavar="ID",
+                         help="Its signature, too: by this e-mail, URI or name."),
+            click.option("--issuer", metavar="URL", help="Who must have vouched for the identity."),
+            click.option("--certificate-chain", "chain", type=FILE, metavar="FILE",
+                         help="The root certificate the identity's must lead to; without it "
+                              "Sigstore's."),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def policy(
+    key: Path | None, identity: str | None, issuer: str | None, chain: Path | None
+) -> Policy | None:
+    """Whose signature is asked for; None where nobody's is. Raises SignatureError."""
+    from jexport.signing import Policy
+
+    if not (key or identity or issuer or chain):
+        return None
+    return Policy(
+        key=key, identity=identity or "", issuer=issuer or "", chain=(chain,) if chain else ()
+    )
 
 
 @click.command()

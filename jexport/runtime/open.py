@@ -28,18 +28,27 @@ def open_artifact(
     """Open an artifact's folder for embedding; close it, or use it in a `with` block.
 
     path: a folder, or the ref of a published artifact ("oci://...@sha256:..."), which is pulled
-    into the user's cache first; a digest that is there already needs no network.
+    into the user's cache first; a digest that is there already needs no network. That cache keeps
+    JEXPORT_CACHE_GIB (32) of what was opened last, and whatever is open in any process.
     task: refuse an artifact of another task; '' takes any. device: 'auto' (a GPU when the engine
     sees one), 'cpu' or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first
     (about a second a GB); without it only the manifest is read. With a signing.Policy the signature
     and provenance beside the artifact are checked as well, all before any engine is imported.
     Raises UnknownTaskError, ArtifactError, SignatureError, DependencyError, TokenizerError, and
-    ValueError for another device.
+    ValueError for another device; for a ref also what pull.run() raises, and CacheError.
     """
-    folder = _local(path)
-    if isinstance(verify, signing.Policy):
-        folder = folder.resolve()  # what is opened is what was checked, wherever `latest` moves
-    content = _manifest(folder, verify).content
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_local(path))
+        if isinstance(verify, signing.Policy):
+            folder = folder.resolve()  # what is opened is what was checked, whatever `latest` does
+        content = _manifest(folder, verify).content
+        return _opened(folder, content, task, device, threads, stack)
+
+
+def _opened(
+    folder: Path, content: Any, task: str, device: str, threads: int, held: contextlib.ExitStack
+) -> Embedder:
+    """held: what is to be released when the Embedder is closed; taken over at the end."""
     _check_task(task, content, folder)
     target = _target(content["target"], folder)
     if content["engine"]["facts"].get("portable") is True:
@@ -59,20 +68,20 @@ def open_artifact(
         )
     embedding = embedding_of(content)
     tokenizer = TextTokenizer.open(folder, max_tokens=embedding.max_tokens)
-    stack = contextlib.ExitStack()
     try:
-        runner = stack.enter_context(target.runner(compiled, device, threads))
+        runner = held.enter_context(target.runner(compiled, device, threads))
     except Exception as error:
         if not isinstance(error, JexportError):
             error.add_note(f"jexport: opening {folder}; `jexport verify` checks its files")
         raise
+    stack = contextlib.ExitStack()
 
     def lanes() -> Sequence[Runner]:
         if target.lanes is None:
             return ()
         return stack.enter_context(target.lanes(compiled, device, threads))
 
-    return Embedder(
+    embedder = Embedder(
         tokenizer=tokenizer,
         runner=runner,
         embedding=embedding,
@@ -81,6 +90,8 @@ def open_artifact(
         lanes=lanes,
         batch_tokens=target.batch_tokens,
     )
+    stack.callback(held.pop_all().close)
+    return embedder
 
 
 def _manifest(folder: Path, verify: bool | signing.Policy) -> Manifest:
@@ -91,12 +102,12 @@ def _manifest(folder: Path, verify: bool | signing.Policy) -> Manifest:
     return manifest.verify(folder) if verify else manifest.read(folder)
 
 
-def _local(path: str | Path) -> Path:
+def _local(path: str | Path) -> contextlib.AbstractContextManager[Path]:
     if isinstance(path, str) and "://" in path:
-        from jexport import pull
+        from jexport import pulled
 
-        return pull.cached(path)
-    return Path(path)
+        return pulled.opened(path)
+    return contextlib.nullcontext(Path(path))
 
 
 def _check_task(task: str, content: Any, folder: Path) -> None:

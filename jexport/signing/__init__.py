@@ -112,10 +112,13 @@ def sign(folder: Path, signer: Signer) -> Path:
     return _placed(attest_folder(folder), {PROVENANCE: line + b"\n", SIGNATURE: signature})
 
 
-def verify(folder: Path, policy: Policy) -> Manifest:
+def verify(
+    folder: Path, policy: Policy, *, attest: Path | None = None, called: str = ""
+) -> Manifest:
     """Check an artifact's files, its signature and its provenance; returns the manifest.
 
-    Imports no engine, and nothing of the artifact is run or parsed but its manifest. Raises
+    attest: where those two lie, if not beside the folder. called: what errors name, if not the
+    folder. Imports no engine, and nothing of the artifact is run or parsed but its manifest. Raises
     ArtifactError for changed files, SignatureError for a signature that is missing, broken, of
     somebody else or of something else, and DependencyError.
     """
@@ -124,14 +127,26 @@ def verify(folder: Path, policy: Policy) -> Manifest:
 
     folder = folder.resolve()  # once: `latest` may move meanwhile
     found = manifest.verify(folder)
-    place = attest_folder(folder)
+    place = attest if attest is not None else attest_folder(folder)
+    called = called or f"artifact {folder}"
     files = _digests(folder, found.content)
-    _read(place / SIGNATURE, folder)
-    line = _read(place / PROVENANCE, folder)
-    key = openssf.check(folder, place / SIGNATURE, policy, files)
+    _read(place / SIGNATURE, called)
+    line = _read(place / PROVENANCE, called)
+    key = openssf.check(folder, place / SIGNATURE, policy, files, called=called)
     said = keyless.opened(line, policy) if key is None else envelope.opened(line, key)
     provenance.check(said, files)
     return found
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise DependencyError or SignatureError where nothing could be checked by this policy.
+
+    For whoever has much to do before there is something to check.
+    """
+    check_installed("checking a signature")
+    from jexport.signing import openssf
+
+    openssf.check_policy(policy)
 
 
 def check_installed(purpose: str) -> None:
@@ -151,22 +166,27 @@ def _digests(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
     return {own.path: own.sha256} | {one["path"]: one["sha256"] for one in content["files"]}
 
 
-def _read(path: Path, folder: Path) -> bytes:
+def unsigned(called: str, evidence: str) -> SignatureError:
+    """The error for something that lacks its signature or its provenance."""
+    return SignatureError(
+        f"{called} is not signed",
+        evidence=evidence,
+        fix="fetch it with its .attest folder, sign it (`jexport sign`), or open it without a "
+        "policy if you trust where it came from",
+    )
+
+
+def _read(path: Path, called: str) -> bytes:
     try:
         if path.stat().st_size > LARGEST_BYTES:
             raise SignatureError(
-                f"{path.name} of {folder} is not a signature",
+                f"{path.name} of {called} is not a signature",
                 evidence=f"it has {path.stat().st_size:,} bytes",
                 fix="fetch the artifact again, with its .attest folder",
             )
         return path.read_bytes()
     except OSError as error:
-        raise SignatureError(
-            f"artifact {folder} is not signed",
-            evidence=f"{path}: {error.strerror}",
-            fix="fetch it with its .attest folder, sign it (`jexport sign`), or open it without a "
-            "policy if you trust where it came from",
-        ) from error
+        raise unsigned(called, f"{path}: {error.strerror}") from error
 
 
 def _placed(place: Path, files: Mapping[str, bytes]) -> Path:

@@ -71,11 +71,13 @@ def private_key(signer: Signer) -> Any:
     return key
 
 
-def check(folder: Path, place: Path, policy: Policy, files: Mapping[str, str]) -> Any:
+def check(
+    folder: Path, place: Path, policy: Policy, files: Mapping[str, str], *, called: str = ""
+) -> Any:
     """Refuse a folder whose signature is not what the policy asks for. Raises SignatureError.
 
-    place: where the signature lies. files: SHA-256 by name of all that must be signed. Returns the
-    public key that has signed, None where Sigstore vouches for it.
+    place: where the signature lies. files: SHA-256 by name of all that must be signed. called: what
+    errors name. Returns the public key that has signed, None where Sigstore vouches for it.
     """
     signature = place.read_bytes()
     bundle = _bundle(signature, policy)
@@ -89,11 +91,16 @@ def check(folder: Path, place: Path, policy: Policy, files: Mapping[str, str]) -
     except SignatureError:
         raise
     except Exception as error:  # a file that anybody may have written: whatever it leads to
-        raise _refused(folder, f"{type(error).__name__}: {error}") from error
+        raise _refused(called, f"{type(error).__name__}: {error}") from error
     if listed != dict(files):
         strange = sorted({name for name, _ in set(listed.items()) ^ set(files.items())})
-        raise _refused(folder, f"it is not about: {', '.join(strange)}")
+        raise _refused(called, f"it is not about: {', '.join(strange)}")
     return key
+
+
+def check_policy(policy: Policy) -> None:
+    """Raise SignatureError for a key or root that nothing can be checked with."""
+    _verifier(policy)
 
 
 def _verifier(policy: Policy) -> Any:
@@ -124,12 +131,12 @@ def _bundle(signature: bytes, policy: Policy) -> dict[str, Any]:
         sound &= set(envelope) == {"payload", "payloadType", "signatures"}
         sound &= isinstance(material, dict) and len(envelope["signatures"]) == 1
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _refused(None, f"it is no Sigstore bundle: {error!r:.120}") from error
+        raise _refused("", f"it is no Sigstore bundle: {error!r:.120}") from error
     if not sound:
-        raise _refused(None, "it is no Sigstore bundle with one signature")
+        raise _refused("", "it is no Sigstore bundle with one signature")
     made_by, wanted = _kind(material), "key" if policy.key else "certificate"
     if made_by != wanted:
-        raise _refused(None, f"it was made with a {made_by or 'nothing known'}, not a {wanted}")
+        raise _refused("", f"it was made with a {made_by or 'nothing known'}, not a {wanted}")
     return bundle
 
 
@@ -171,10 +178,10 @@ def _public_key(bundle: Mapping[str, Any], policy: Policy) -> Any:
     certificate = x509.load_der_x509_certificate(base64.b64decode(raw))
     names, issuers = _names(certificate), _issuers(certificate)
     if policy.identity not in names:
-        raise _refused(None, f"it is by {', '.join(names) or 'nobody'}, not by {policy.identity}")
+        raise _refused("", f"it is by {', '.join(names) or 'nobody'}, not by {policy.identity}")
     if policy.issuer and policy.issuer not in issuers:
         vouched = ", ".join(issuers) or "nobody"
-        raise _refused(None, f"{vouched} vouched for its identity, not {policy.issuer}")
+        raise _refused("", f"{vouched} vouched for its identity, not {policy.issuer}")
     return certificate.public_key()
 
 
@@ -210,8 +217,8 @@ def _issuers(certificate: Any) -> list[str]:
     return found
 
 
-def _refused(folder: Path | None, evidence: str) -> SignatureError:
-    what = f"the signature of {folder}" if folder else "its signature"
+def _refused(called: str, evidence: str) -> SignatureError:
+    what = f"the signature of {called}" if called else "its signature"
     return SignatureError(
         f"{what} is not one that is asked for",
         evidence=next(iter(evidence.splitlines()), "")[:300],

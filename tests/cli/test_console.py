@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
+import termios
+
 import pytest
 
 from jexport.cli import console
@@ -47,3 +52,15 @@ def test_other_words_are_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, 60, at(2, "trying " + "very " * 40))
     assert [len(line) for line in lines] == [59]
+
+
+def test_a_bar_is_as_long_as_the_terminal_that_stderr_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 33, 0, 0))
+    monkeypatch.setenv("COLUMNS", "200")  # what stdout, a file, would be taken for
+    with open(theirs, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(console.sys, "stderr", stream)
+        assert console.columns() == 33
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+        assert console.columns() == 200  # a terminal that does not say
+    os.close(ours)

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from jexport import matrix, recipe, schedulers
+from jexport import matrix, recipe, schedulers, signing
+from jexport.cli.publish import publish as publishing
+from jexport.cli.publish import pull as pulling
+from jexport.cli.sign import policy, signer
 from jexport.errors import MatrixError
 from jexport.matrix import Job
 from jexport.schedulers import Origin, Step, Wishes
@@ -107,7 +110,8 @@ def test_the_build_grants_little_and_puts_no_input_into_a_script() -> None:
     content = workflow("build.yml")
     assert content["permissions"] == {"contents": "read"}
     for job in content["jobs"].values():
-        assert job.get("permissions", {}) in ({}, {"contents": "read", "packages": "write"})
+        publishes = {"contents": "read", "packages": "write", "id-token": "write"}
+        assert job.get("permissions", {}) in ({}, publishes)
         assert job["timeout-minutes"] <= 360  # of a hosted runner
         for step in job["steps"]:
             assert "${{" not in step.get("run", ""), step["name"]
@@ -125,7 +129,7 @@ def test_the_build_reads_only_what_the_matrix_says() -> None:
         assert used <= set(written(phases=[phase])["include"][0]), phase
     listing = content["jobs"]["matrix"]["steps"][-1]
     inputs = content["on"]["workflow_dispatch"]["inputs"]
-    assert set(listing["env"]) == {name.upper() for name in inputs}
+    assert set(listing["env"]) == {name.upper() for name in inputs} - {"SIGN"}
 
 
 def script_of(job: str, step: str) -> str:
@@ -177,14 +181,51 @@ def test_the_workflow_runs_the_command_of_an_entry(phase: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("phase", schedulers.PHASES)
-def test_the_workflow_publishes_and_tells_the_ref(phase: str, tmp_path: Path) -> None:
+def test_the_workflow_signs_by_its_own_identity(phase: str) -> None:
+    """Not run: it needs GitHub and Sigstore. What it says is what `jexport publish` takes."""
+    content = workflow("build.yml")
+    job = content["jobs"][phase]
+    assert job["permissions"]["id-token"] == "write"
+    step = next(one for one in job["steps"] if one.get("name") == "Publish")
+    found = re.fullmatch(r"\$\{\{ inputs\.sign && '(.+)' \|\| '' \}\}", step["env"]["SIGN"])
+    assert found is not None
+    words = ["artifact", "oci://h/n", "--quiet", *found[1].split()]
+    said = publishing.make_context("publish", words).params
+    assert said["sign"]
+    who = signer(key=said["key"], certificate=said["certificate"], chain=said["chain"],
+                 sigstore=said["sigstore"])  # fmt: skip
+    assert who == signing.Signer()  # no key: the machine's own identity
+    assert content["on"]["workflow_dispatch"]["inputs"]["sign"]["default"] is True
+    install = [one["run"] for one in job["steps"] if one.get("name", "").startswith("Install")]
+    assert "requirements.lock" in install[0]
+    assert ("[trt,sign]" in install[0]) == (phase == "compile")
+
+
+def test_the_identity_that_the_workflow_names_can_be_asked_for() -> None:
+    """The words in its comment are those of `jexport pull`, and make a policy."""
+    text = (FOLDER / "build.yml").read_text(encoding="utf-8")
+    told = re.search(r"jexport (pull REF DIR(?: \\\n#)? .+?)\n# \(", text, re.DOTALL)
+    assert told is not None
+    words = shlex.split(told[1].replace("\\\n#", " "))
+    said = pulling.make_context("pull", words[1:]).params
+    asked = policy(**{key: said[key] for key in ("key", "identity", "issuer", "chain")})
+    assert asked is not None
+    assert asked.identity.endswith("/.github/workflows/build.yml@refs/heads/main")
+    assert asked.issuer == "https://token.actions.githubusercontent.com"
+    named = "https://github.com/OWNER/REPO/.github/workflows/"
+    assert asked.identity.startswith(named + Path(FOLDER / "build.yml").name)
+
+
+@pytest.mark.parametrize("sign", ["", "--sign --sigstore"])
+@pytest.mark.parametrize("phase", schedulers.PHASES)
+def test_the_workflow_publishes_and_tells_the_ref(phase: str, sign: str, tmp_path: Path) -> None:
     (tmp_path / "output").touch()
     run_script(
         script_of(phase, "Publish"), tmp_path,
         f'echo "$@" > "{tmp_path}/asked"; echo a/ref@sha256:1',
         MADE="a folder/it", PUBLISH="oci://h/n", FLAGS="--accept-licence",
-        GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
+        SIGN=sign, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
     )  # fmt: skip
     asked = (tmp_path / "asked").read_text()
-    assert asked == "publish a folder/it oci://h/n --quiet --accept-licence\n"
+    assert asked == f"publish a folder/it oci://h/n --quiet --accept-licence {sign}".strip() + "\n"
     assert (tmp_path / "summary").read_text() == "a/ref@sha256:1\n"
