@@ -7,6 +7,7 @@ into a reader: broken ones are found at its door by `junk`.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -466,6 +467,77 @@ def provenances() -> Bytes:
     return changed(json.loads(good)).map(as_json) | damaged([good])
 
 
+# Releases: a registry's document says which files a pull unpacks, and where
+
+
+@functools.cache
+def published() -> tuple[Path, bytes]:
+    """A registry with one release of small files, and the release's document."""
+    from jexport import manifest, release
+    from jexport.flow import Artifact
+    from jexport.stages import publish
+
+    room = Path(tempfile.mkdtemp(prefix="jexport-fuzz-"))
+    atexit.register(shutil.rmtree, room, ignore_errors=True)
+    content = good_manifest()
+    folder = room / "built" / content["version"]
+    places = [folder / listed["path"] for listed in content["files"]]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(place.name)
+    files = [manifest.file_digest(place, root=folder) for place in places]
+    content["files"] = manifest.listed(files)
+    content["sha256"] = manifest.seal(content)
+    manifest.write_json(folder / manifest.NAME, content)
+    artifact = Artifact(path=folder, manifest=manifest.verify(folder))
+    done = publish.run(artifact, f"folder://{room / 'registry'}", publish.PublishSpec())
+    with tempfile.TemporaryDirectory() as scratch:
+        made, _ = release.of(artifact, Path(scratch))
+    assert made.digest == done.digest
+    return room / "registry", made.document
+
+
+def read_release(content: bytes, folder: Path) -> None:
+    """Pull whatever it says, from a registry that has it under its right digest."""
+    from jexport import manifest, pull, registries
+
+    registry, _ = published()
+    document = registry / "releases" / "sha256" / hashlib.sha256(content).hexdigest()
+    was_there = document.exists()
+    document.write_bytes(content)
+    out = folder / "a" / "b" / "out"
+    try:
+        ref = registries.parse(f"folder://{registry}@sha256:{document.name}")
+        found = pull.run(ref, out)
+        manifest.verify(found.path)
+        assert found.path.resolve().is_relative_to(out.resolve())
+    finally:
+        if not was_there:
+            document.unlink()
+        outside = [path for path in folder.rglob("*") if not path.is_relative_to(out)]
+        assert {path.name for path in outside} <= {"a", "b"}, outside
+        assert not any(path.is_symlink() and path.name != "latest" for path in out.rglob("*"))
+
+
+@st.composite
+def releases(draw: st.DrawFn) -> bytes:
+    """The good document with one place changed; most often a file's name, digest or size."""
+    good = json.loads(published()[1])
+    if draw(st.booleans()):
+        layer = draw(st.sampled_from(good["layers"]))
+        title = "org.cncf.model.filepath"
+        how = draw(st.sampled_from(("path", "size", "digest", "again")))
+        if how == "path":
+            nasty = st.sampled_from((*NASTY_TEXTS, "x.attest/../../y", "1.0.0.attest/a", "/x"))
+            layer["annotations"][title] = draw(nasty | st.text(max_size=12))
+        elif how == "again":
+            good["layers"].append(json.loads(json.dumps(layer)))
+        else:
+            layer[how] = draw(numbers if how == "size" else texts)
+        return as_json(good)
+    return draw(changed(good).map(as_json) | damaged([published()[1]]))
+
+
 def seeds(name: str) -> list[bytes]:
     """The kept files of a reader."""
     return [path.read_bytes() for path in sorted((CORPUS / name).glob("*")) if path.is_file()]
@@ -483,6 +555,7 @@ def readers() -> dict[str, Reader]:
         "set": Reader(run=read_set, near=sets()),
         "signature": Reader(run=read_signature, near=signatures()),
         "provenance": Reader(run=read_provenance, near=provenances()),
+        "release": Reader(run=read_release, near=releases()),
     }
 
 

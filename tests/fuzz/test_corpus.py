@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 
 HERE = Path(__file__).parent
 KEPT = [path for path in sorted((HERE / "corpus").glob("*/*")) if path.is_file()]
-NAMES = ("calibration", "index", "manifest", "onnx", "provenance", "recipe", "safetensors", "set",
-         "signature")  # fmt: skip
+NAMES = ("calibration", "index", "manifest", "onnx", "provenance", "recipe", "release",
+         "safetensors", "set", "signature")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
