@@ -10,14 +10,14 @@ The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
     siblings     the members of a folder that is its own registry
-    tasks, tables, servers, parity, gates, manifest, run, selection, calibration
+    tasks, tables, servers, memory, parity, gates, manifest, run, selection, calibration
     recipe, store, report
     release      what is published of an artifact
     registries   one file per kind of place that artifacts are published to
     signing      signatures and provenance beside an artifact
     pull         from a ref to an artifact's folder  catalogue  what is published in a place
     pulled       those that open_artifact fetched, in the user's cache folder
-    cache        what stages made, kept by what decided it   memory  what is left for a build
+    cache        what stages made, kept by what decided it
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
