@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from jexport import targets
+from jexport import checkpoints, targets
 from jexport.errors import PrecisionError, UnknownTargetError, UnknownTaskError, nearest
 from jexport.recipe import Recipe
 from jexport.tasks import NONE
@@ -68,6 +69,23 @@ def jobs(
     )
 
 
+def every_task(recipe: Recipe) -> tuple[str, ...]:
+    """The recipe's tasks; where it names none, those of the checkpoint's adapters, else `none`.
+
+    Raises UnknownTaskError for a checkpoint that is not here to be asked.
+    """
+    if recipe.tasks:
+        return recipe.tasks
+    folder = Path(recipe.load.model).expanduser()
+    if not folder.is_dir():
+        raise UnknownTaskError(
+            f"the recipe {recipe.name} does not say which tasks there are",
+            evidence=f"it has no key 'tasks', and {recipe.load.model} is no folder to look into",
+            fix="name the tasks, or list them in the recipe",
+        )
+    return tuple(task for task in checkpoints.known_tasks(folder) if task != NONE) or (NONE,)
+
+
 def asked(
     recipe: Recipe,
     *,
@@ -82,13 +100,7 @@ def asked(
     """
     wanted = tuple(dict.fromkeys(tasks)) or (ALL,)
     if ALL in wanted:
-        if not recipe.tasks:
-            raise UnknownTaskError(
-                f"the recipe {recipe.name} does not say which tasks there are",
-                evidence="it has no key 'tasks', so the checkpoint would decide",
-                fix="name the tasks, or list them in the recipe",
-            )
-        wanted = recipe.tasks
+        wanted = every_task(recipe)
     known = (*recipe.tasks, NONE)
     for task in wanted:
         if recipe.tasks and task not in known:

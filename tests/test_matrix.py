@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +72,12 @@ def test_what_the_recipe_does_not_ship() -> None:
 def test_all_tasks_of_a_recipe_that_lists_none() -> None:
     with pytest.raises(UnknownTaskError, match="does not say which tasks there are"):
         matrix.asked(dataclasses.replace(RECIPE, tasks=()))
+
+
+def test_all_tasks_of_a_folder_are_those_of_its_adapters(small: Path, minilm: Path) -> None:
+    assert matrix.every_task(recipe.for_model(str(small))) == (
+        "retrieval.query", "retrieval.passage", "separation", "classification", "text-matching",
+    )  # fmt: skip
+    assert matrix.every_task(recipe.for_model(str(minilm))) == ("none",)
+    only = dataclasses.replace(recipe.for_model(str(small)), tasks=("separation",))
+    assert matrix.every_task(only) == ("separation",)

@@ -166,15 +166,16 @@ def _jobs(
     tasks, targets, precisions = asked
     if _is_one(*asked) and not precisions:  # the same one as without --plan and the like
         precisions = (_usual(chosen, engines.load(targets[0])),)
-    shipped = {"--task": chosen.tasks if named or tasks == (ALL,) else (),
-               "--target": chosen.targets if named else ()}  # fmt: skip
-    tasks = shipped["--task"] if tasks in ((), (ALL,)) else tasks
-    targets = targets or shipped["--target"]
+    if tasks == (ALL,):
+        tasks = matrix.every_task(chosen)
+    elif named:
+        tasks = tasks or chosen.tasks
+    targets = targets or (chosen.targets if named else ())
     for option, values in (("--task", tasks), ("--target", targets)):
         if not values:
             raise click.UsageError(
                 f"Missing option '{option}'; the recipe {chosen.name} lists none to take them all"
-                if named or asked[0] == (ALL,)
+                if named
                 else f"Missing option '{option}'."
             )
     return matrix.jobs(chosen, tasks=tasks, chosen=targets, precisions=precisions, gpus=gpus)

@@ -346,3 +346,15 @@ def test_what_is_cut() -> None:
     assert list(wrapped(b"\r 5 %\r100 %\r", 10)) == ["100 %"]
     assert list(wrapped("語".encode(), 1)) == [""]  # never for ever
     assert list(wrapped(b"\xff\x1b]0;title\x07x\x1b[1;31my", 9)) == ["\ufffdxy"]
+
+
+def test_a_plan_of_all_tasks_of_a_folder(
+    cli: Callable[..., Any], small: Path, tmp_path: Path
+) -> None:
+    words = ("build", "--model", small, "--task", "all", "--target", "hf", "--plan", "--json")
+    answer = cli(*words, "--precision", "fp32", "--out", tmp_path)
+    assert answer.code == 0, answer.err
+    tasks = [row["task"] for row in json.loads(answer.out)]
+    assert tasks[0] == "retrieval.query"
+    assert len(tasks) == 5
+    assert "none" not in tasks
