@@ -23,6 +23,7 @@ from jexport.checkpoints.native_class import listed_tasks
 from jexport.checkpoints.sentence_transformer import check_report
 from jexport.checkpoints.transformer_files import (
     auto_tokenizer,
+    is_there,
     optional_json,
     quiet_transformers,
     read_json,
@@ -135,7 +136,7 @@ def _digests(root: Path, names: list[str], *, home: str = "") -> tuple[FileDiges
     """Digest of every .py file below root, in which the named ones have to be."""
     needed = {f"{name.split('--')[-1].split('.')[0]}.py" for name in names
               if name.startswith(f"{home}--") or not home}  # fmt: skip
-    absent = sorted(name for name in needed if not (root / name).is_file())
+    absent = sorted(name for name in needed if not is_there(root / name))
     if absent:
         raise RemoteCodeError(
             "there is no code to run",

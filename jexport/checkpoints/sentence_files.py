@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jexport.checkpoints.transformer_files import count, optional_json
+from jexport.checkpoints.transformer_files import count, is_there, optional_json
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
 
 MODULES = "modules.json"
@@ -96,7 +96,7 @@ def pooling(folder: Path, *, own_transformer: bool = False) -> Pooling | None:
         return found
     last = folder / homes[2] / "config.json"
     _check_normalize(last)
-    files = (*found.files, last) if last.is_file() else found.files
+    files = (*found.files, last) if is_there(last) else found.files
     return dataclasses.replace(found, normalize=True, files=files)
 
 
@@ -117,7 +117,7 @@ def _check_normalize(path: Path) -> None:
 
 def _pooling(folder: Path, home: str) -> Pooling:
     path = folder / home / "config.json"
-    if not path.is_file():
+    if not is_there(path):
         raise CheckpointError(
             "the Pooling module has no config.json",
             evidence=f"{path} is missing",

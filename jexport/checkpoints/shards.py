@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jexport.checkpoints.transformer_files import is_there
 from jexport.errors import CheckpointError, NotFiniteError
 from jexport.flow import WeightReader
 
@@ -75,9 +76,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Tensor name -> file name, as the index says. A name that leaves the folder is refused."""
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        listed = dict(content["weight_map"])
-        if not listed:
-            raise ValueError("its weight_map is empty")
+        listed = content["weight_map"]
+        if not isinstance(listed, dict) or not listed:
+            raise ValueError("its weight_map is empty, or no table")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{INDEX} cannot be read", evidence=repr(error), fix="download the checkpoint again"
@@ -115,9 +116,9 @@ def _header(path: Path) -> dict[str, Entry]:
     """A file's tensors; opening it checks header, dtypes, shapes and offsets against its size."""
     import safetensors
 
-    if not path.is_file():
+    if not is_there(path):
         raise CheckpointError(
-            f"weight file {path.name} is missing",
+            f"weight file {path.name:.200} is missing",
             evidence=f"the checkpoint in {path.parent} needs it",
             fix="download the checkpoint again",
         )

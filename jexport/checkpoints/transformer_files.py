@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -63,7 +64,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def optional_json(path: Path) -> dict[str, Any]:
     """The same, empty when there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there that a checkpoint names: a name that no file can have is not."""
+    return os.path.isfile(path)  # Path.is_file raises for one that is too long
 
 
 def count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -234,6 +234,26 @@ def read_index(content: bytes, folder: Path) -> None:
     assert all(entry.path.parent == folder for entry in shards.tensors(folder).values())
 
 
+def read_modules(content: bytes, folder: Path) -> None:
+    from jexport.checkpoints import sentence_files
+
+    (folder / sentence_files.MODULES).write_bytes(content)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    found = sentence_files.pooling(folder)
+    assert found is not None
+    assert all(path.resolve().is_relative_to(folder.resolve()) for path in found.files)
+
+
+def modules() -> Bytes:
+    kinds = (("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize"))
+    good = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (kind, path) in enumerate(kinds)
+    ]
+    return changed(good).map(as_json) | damaged([as_json(good)])
+
+
 def _tensor(dtype: Any, shape: Any, offsets: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
@@ -550,6 +570,7 @@ def readers() -> dict[str, Reader]:
         "manifest": Reader(run=read_manifest, near=manifests()),
         "safetensors": Reader(run=read_safetensors, near=tensor_files()),
         "index": Reader(run=read_index, near=indexes()),
+        "modules": Reader(run=read_modules, near=modules()),
         "onnx": Reader(run=read_onnx, near=graphs()),
         "calibration": Reader(run=read_calibration, near=text_files()),
         "set": Reader(run=read_set, near=sets()),

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 HERE = Path(__file__).parent
 KEPT = [path for path in sorted((HERE / "corpus").glob("*/*")) if path.is_file()]
-NAMES = ("calibration", "index", "manifest", "onnx", "provenance", "recipe", "release",
+NAMES = ("calibration", "index", "manifest", "modules", "onnx", "provenance", "recipe", "release",
          "safetensors", "set", "signature")  # fmt: skip
 
 
