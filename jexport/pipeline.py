@@ -158,7 +158,7 @@ def build(
             note(_fused(compiled))
         case = verdict.Case(
             recipe=recipe, loaded=loaded, engine=engine, compiled=compiled, texts=texts,
-            tokenizer=tokenizer, slot=slot,
+            candidate_ids=candidate_ids, pad_id=tokenizer.pad_id, slot=slot,
             small=None if plain is None else verdict.Small(
                 plain=plain, texts=own, pair=_pair(cache, recipe, engine, precision, task, out)
             ),

@@ -25,7 +25,6 @@ from jexport.flow import (
 )
 from jexport.recipe import Recipe
 from jexport.run import cores
-from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import validate
 from jexport.targets import Target
 
@@ -43,8 +42,9 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Small:
-    """What only int8 has. plain: the float graph that it was made of. pair: or why there is none,
-    '' where the task has none.
+    """What only int8 has. plain: the float graph that it was made of.
+
+    pair: or why it is not compared with one; '' where the task has none.
     """
 
     plain: OnnxModel
@@ -54,20 +54,20 @@ class Small:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A compiled model and all that it is judged by. slot: where it would be placed."""
+    """A compiled model and all that it is judged by.
+
+    candidate_ids: token ids as the runtime makes them. slot: where it would be placed.
+    """
 
     recipe: Recipe
     loaded: LoadedModel
     engine: Target
     compiled: CompiledModel
     texts: CalibrationSet
-    tokenizer: TextTokenizer
+    candidate_ids: Callable[[list[str]], list[list[int]]]
+    pad_id: int
     slot: store.Slot
     small: Small | None
-
-    def candidate_ids(self, texts: list[str]) -> list[list[int]]:
-        """As the runtime makes them: tokenizer.json, prompt, truncation."""
-        return self.tokenizer.model_ids(texts, prefix=self.loaded.embedding.prompt)
 
     def wanted(self) -> Wanted:
         """What decides the verdict: the very bytes of the engine, and the processor it ran on."""
@@ -134,7 +134,7 @@ def run(
             ),
             embedding=loaded.embedding,
             signature=compiled.signature,
-            pad_id=case.tokenizer.pad_id,
+            pad_id=case.pad_id,
             texts=case.texts,
             spec=case.recipe.validate,
             precision=compiled.precision,

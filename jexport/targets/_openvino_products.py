@@ -3,8 +3,8 @@
 The standard graph asks one product for query, key and value, hands the keys over as columns, and
 divides by SmoothQuant's factors behind the LayerNorm. OpenVINO then copies: a split of the product,
 keys that are turned for its kernel once more, a pass in bfloat16 before the rounding. Each change
-here leaves a place of another form as it is. Together 1.06 to 1.09 times as fast (MiniLM, int8 and
-bf16; DECISIONS.md).
+here leaves a place of another form as it is. Together 1.08 times as fast for int8, 1.09 for bf16
+(MiniLM, one thread; DECISIONS.md).
 """
 
 from __future__ import annotations
