@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from jexport.run import give_back_memory
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS, plan_batches
 from jexport.runtime.pool import finish, pool
 from jexport.targets import Target
+
+if TYPE_CHECKING:
+    from jexport.int8.outliers import Copied
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 BATCH_TOKENS = 1024
@@ -89,7 +92,8 @@ class Bench:
     """Writes quantized graphs and measures them.
 
     judge: the target that runs graphs here. gates: by key, held on every group of the held-out
-    texts (see gates.GATES). room: for graphs on trial. tables: whether tables become int8.
+    texts (see gates.GATES). room: for graphs on trial. tables: whether tables become int8. copied:
+    activations whose outliers are there several times.
     """
 
     model: OnnxModel
@@ -99,16 +103,19 @@ class Bench:
     room: Path
     journal: Journal
     tables: bool = True
+    copied: Sequence[Copied] = ()
 
     def write(self, treatments: Mapping[str, Treatment], folder: Path, precision: str) -> OnnxModel:
         """The float model with these treatments, written to `folder`."""
         import onnx_ir as ir
 
         from jexport.graph import storage
+        from jexport.int8 import outliers
         from jexport.int8.graph import rewrite
 
         folder.mkdir(parents=True, exist_ok=True)
         graph = ir.load(self.model.path)
+        outliers.copy(graph, self.copied, {})
         rewrite(graph, treatments, tables=self.tables)
         storage.save(graph, folder / GRAPH)
         digests = {

@@ -93,6 +93,8 @@ def run(
     """
     import onnx_ir as ir
 
+    from jexport.int8 import outliers
+
     _check(aim, material)
     ways = ways or Ways()
     cut = material.about["calibration"]["cut"]
@@ -112,11 +114,16 @@ def run(
         gates={key: bound for key, bound in aim.gates.items() if key in TEXT_GATES},
         tables=aim.tables,
     )  # fmt: skip
-    job = _Job(
-        items=items, weight=weight, bench=bench, spec=spec, aim=aim, ways=ways,
-        truth=bench.truth(ways.step("held-out texts in float")), room=out_dir / "weights",
-    )  # fmt: skip
+    truth = bench.truth(ways.step("held-out texts in float"))
     sites = _statistics(model, items, material, judge, out_dir / "statistics", ways)
+    if aim.precision == INT8:
+        copied = outliers.find(source, sites, weight)
+        outliers.copy(source, copied, sites)
+        bench, items = replace(bench, copied=copied), products.find(source)
+    job = _Job(
+        items=items, weight=weight, bench=bench, spec=spec, aim=aim, ways=ways, truth=truth,
+        room=out_dir / "weights",
+    )  # fmt: skip
     give_back_memory()
     own = job.prepare(sites, job.own_setting)
     prepared, techniques = _best_setting(job, sites, own) if job.full else (own, [])

@@ -25,6 +25,7 @@ def settle(graph: Any) -> dict[str, int]:
         "products_split": sum(_split(node) for node in nodes if _is(node, "VariadicSplit")),
         "keys_as_rows": sum(_rows(node) for node in nodes if _is(node, "MatMul")),
         "divisors_in_norm": sum(_into_norm(node) for node in nodes if _is(node, "Multiply")),
+        "biases_joined": sum(_join(node) for node in nodes if _is(node, "Add")),
     }
     graph.validate_nodes_and_infer_types()
     return counts
@@ -155,6 +156,27 @@ def _into_norm(divide: Any) -> bool:
     made.set_friendly_name(divide.get_friendly_name())
     divide.output(0).replace(made.output(0))
     return True
+
+
+def _join(total: Any) -> bool:
+    """(N g + b) + (X W + c) -> N g + (X W + (b + c)): the product adds its bias for nothing."""
+    from openvino import opset13 as ops
+
+    for port in (0, 1):
+        residual, product = total.input_value(port).get_node(), total.input_value(1 - port)
+        if not _is(residual, "Add") or not _is(product.get_node(), "Add"):
+            continue
+        scaled, summed = _with_constant(residual), _with_constant(product.get_node())
+        if scaled is None or summed is None or len(product.get_target_inputs()) != 1:
+            continue
+        if not _is(scaled[0].get_node(), "Multiply") or not _is(summed[0].get_node(), "MatMul"):
+            continue
+        both = ops.add(summed[0], ops.constant(summed[1] + scaled[1]))
+        both.set_friendly_name(product.get_node().get_friendly_name())
+        total.input(port).replace_source_output(scaled[0])
+        total.input(1 - port).replace_source_output(both.output(0))
+        return True
+    return False
 
 
 def _with_constant(node: Any) -> tuple[Any, Any] | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jexport.errors import DependencyError, UnsupportedGraphError
 from jexport.flow import CompiledModel, OnnxModel, Runner, Tensors
@@ -184,7 +185,7 @@ def _opened(
     wanted: dict[str, Any] = {**properties(compiled.precision), **hints}
     if threads:
         wanted["INFERENCE_NUM_THREADS"] = threads
-    graph = core.compile_model(str(compiled.folder / compiled.files[0]), "CPU", wanted)
+    graph = core.compile_model(_prepared(core, compiled), "CPU", wanted)
     given = {name for port in graph.outputs for name in port.names}
     outputs = [spec.name for spec in compiled.signature.outputs if spec.name in given]
     names = [spec.name for spec in compiled.signature.inputs]
@@ -196,12 +197,43 @@ def _opened(
         request = requests[number]
         request.infer({name: feed[name] for name in names}, share_inputs=True)
         # The engine writes the next answer over this one.
-        return {name: np.array(request.get_tensor(name).data) for name in outputs}
+        return {name: _float32(request.get_tensor(name)) for name in outputs}
 
     try:
         yield [functools.partial(run, number) for number in range(count)]
     finally:
         requests.clear()
+
+
+def _prepared(core: Any, compiled: CompiledModel) -> Any:
+    """The graph as `compile_model` takes it: a path, or read and with token vectors in bfloat16.
+
+    What lies between the last product and a float32 output stays float32; with residual sums that
+    is every sum and LayerNormalization, each turned into bfloat16 for the product behind it. In an
+    int8 graph that takes 6 % and brings nothing that rounding leaves.
+    """
+    path = str(compiled.folder / compiled.files[0])
+    half = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if compiled.precision not in ROUNDED or not half:
+        return path
+    from openvino import Type, preprocess
+
+    graph = core.read_model(path)
+    changed = preprocess.PrePostProcessor(graph)
+    for number, port in enumerate(graph.outputs):
+        if len(port.get_partial_shape()) == 3:
+            changed.output(number).tensor().set_element_type(Type.bf16)
+    return changed.build()
+
+
+def _float32(tensor: Any) -> NDArray[np.float32]:
+    """A copy of a tensor that is float32, or bfloat16: its bits are the upper half of float32's."""
+    if tensor.element_type.get_type_name() != "bf16":
+        return np.array(tensor.data, np.float32)
+    upper = tensor.data.view(np.uint16)  # numpy has no bfloat16
+    bits = np.empty(upper.shape, np.uint32)
+    np.left_shift(upper, np.uint32(16), out=bits, dtype=np.uint32)
+    return bits.view(np.float32)
 
 
 def version() -> str:

@@ -15,7 +15,7 @@ from jexport.targets import _openvino_products
 RNG = np.random.default_rng(7)
 WIDTH, HEADS = 24, 3
 ROWS = RNG.standard_normal((2, 5, WIDTH)).astype(np.float32)
-UNTOUCHED = {"products_split": 0, "keys_as_rows": 0, "divisors_in_norm": 0}
+UNTOUCHED = {"products_split": 0, "keys_as_rows": 0, "divisors_in_norm": 0, "biases_joined": 0}
 
 
 def floats(*shape: int) -> Any:
@@ -156,3 +156,27 @@ def test_divisors_of_anything_else_stay() -> None:
     rows = given()
     summed = ops.add(ops.multiply(rows, ops.constant(floats(WIDTH))), ops.constant(floats(WIDTH)))
     settled(graph_of(rows, ops.multiply(summed, ops.constant(floats(WIDTH)))), {})
+
+
+@pytest.mark.parametrize("port", [0, 1])
+def test_the_bias_of_a_residual_joins_the_products(port: int) -> None:
+    rows = given()
+    residual = ops.add(ops.multiply(rows, ops.constant(floats(WIDTH))), ops.constant(floats(WIDTH)))
+    product = ops.matmul(rows, ops.constant(floats(WIDTH, WIDTH)), False, False)
+    sides = [residual, ops.add(product, ops.constant(floats(WIDTH)))]
+    # The residual's own sum is read elsewhere, too.
+    graph = settled(
+        graph_of(rows, ops.add(sides[port], sides[1 - port]), residual), {"biases_joined": 1}
+    )
+    assert kinds(graph).count("Add") == 3
+
+
+def test_sums_of_anything_else_stay() -> None:
+    rows = given()
+    scaled = ops.multiply(rows, ops.constant(floats(WIDTH)))
+    product = ops.matmul(rows, ops.constant(floats(WIDTH, WIDTH)), False, False)
+    biased = ops.add(product, ops.constant(floats(WIDTH)))
+    shifted = ops.add(scaled, ops.constant(floats(WIDTH)))
+    settled(graph_of(rows, ops.add(scaled, biased)), {})  # no bias to take
+    settled(graph_of(rows, ops.add(shifted, product)), {})  # none to give it to
+    settled(graph_of(rows, ops.add(shifted, biased), biased), {})  # read as it is
