@@ -39,76 +39,61 @@ LIMIT = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
 COMMAND = (f"ONEDNN_MAX_CPU_ISA={LIMIT} " if LIMIT else "") + "make bench-openvino"
 PRECISIONS = ("fp32", "bf16", "int8")
 ENGINE = targets.load("openvino")
-THEIRS = Path(__file__).with_name("openvino_backend.py")
+# -P: beside that script lies this file, and its name is the engine's.
+THEIRS = ("-P", str(Path(__file__).with_name("sentence_transformers_side.py")))
 Side = Callable[[], float]
 """One pass over everything; returns its seconds."""
 
 
 def embedding() -> None:
     """MiniLM on docstrings."""
-    from sentence_transformers import SentenceTransformer
-
-    sentences = texts.docstrings(TEXTS)
-    folder_of_weights = str(weights.minilm())
-    torch_side = SentenceTransformer(folder_of_weights, device="cpu")
-    vectors: dict[str, np.ndarray] = {}
-
-    def timed(name: str, encode: Callable[[list[str]], np.ndarray]) -> Side:
-        def run() -> float:
-            begin = time.perf_counter()
-            vectors[name] = encode(sentences)
-            return time.perf_counter() - begin
-
-        return run
-
-    base = "sentence-transformers, torch fp32"
+    model = str(weights.minilm())
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        sides: dict[str, Side] = {
-            base: timed(base, lambda many: torch_side.encode(many, normalize_embeddings=True))
-        }
+        room = Path(folder)
+        asked = room / "texts.json"
+        asked.write_text(json.dumps(texts.docstrings(TEXTS)), encoding="utf-8")
+        theirs = {"sentence-transformers, torch fp32": [sys.executable, *THEIRS, "torch", model]}
         if os.environ.get("OPENVINO_ENV"):
-            name = "sentence-transformers, its openvino backend"
-            sides[name] = stack.enter_context(_theirs(folder_of_weights, sentences, Path(folder)))
+            theirs["sentence-transformers, its openvino backend"] = [
+                *shlex.split(os.environ["OPENVINO_ENV"]), *THEIRS, "openvino", model
+            ]  # fmt: skip
+        commands = dict(theirs)
         for precision in PRECISIONS:
             # What is slower is a number to read here, no reason to stop.
             chosen = int8.minilm().replace_quantize(allow_slower=True)
             built = jexport.build(
-                chosen, task="none", target="openvino", precision=precision, out=Path(folder)
+                chosen, task="none", target="openvino", precision=precision, out=room
             )
-            opened = stack.enter_context(jexport.open_artifact(built.path, device="cpu"))
-            sides[f"jexport, openvino {precision}"] = timed(
-                f"jexport, openvino {precision}", opened.encode
-            )
+            command = [sys.executable, "-m", "benchmarks.openvino", "side", str(built.path)]
+            commands[f"jexport, openvino {precision}"] = command
+        made = {name: room / f"{number}.npy" for number, name in enumerate(commands)}
+        sides = {
+            name: stack.enter_context(_side([*command, str(asked), str(made[name])]))
+            for name, command in commands.items()
+        }
         seconds = in_turn(sides)
-        with contextlib.suppress(FileNotFoundError):
-            vectors[name] = np.load(Path(folder) / "theirs.npy")
+        vectors = {name: np.load(path) for name, path in made.items()}
+    base = next(iter(theirs))
     rows = []
     for name, own in seconds.items():
         worst = float((vectors[name] * vectors[base]).sum(axis=1).min())
         rate = f"{TEXTS / statistics.median(own):,.0f}/s"
-        others = [spread(seconds[other], own) for other in list(seconds)[: len(sides) - 3]]
+        others = [spread(seconds[other], own) for other in theirs]
         rows.append([name, rate, *others, f"{worst:.5f}"])
-    compared = [f"times {name}" for name in list(sides)[: len(sides) - 3]]
     table.write(
         f"OpenVINO: embedding with all-MiniLM-L6-v2{LIMIT and ', ' + LIMIT}", COMMAND,
-        f"{TEXTS:,} docstrings, mean 50 tokens; {ROUNDS} rounds, all in turn. Texts a second are "
-        "those of the median round; a ratio is one round's: lowest / **median** / highest. "
+        f"{TEXTS:,} docstrings, mean 50 tokens; {ROUNDS} rounds, all in turn, each in a process "
+        "of its own. Texts a second are those of the median round; a ratio is one round's: lowest "
+        "/ **median** / highest. "
         "sentence-transformers' backend runs in the precision that it chooses by itself.",
-        ["", "", *compared, "lowest cosine to torch"], rows,
+        ["", "", *(f"times {name}" for name in theirs), "lowest cosine to torch"], rows,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _theirs(model: str, sentences: Sequence[str], folder: Path) -> Iterator[Side]:
-    """sentence-transformers with its openvino backend, in its own environment."""
-    asked = folder / "texts.json"
-    asked.write_text(json.dumps(list(sentences)), encoding="utf-8")
-    # -P: beside that script lies this file, and its name is the engine's.
-    command = [*shlex.split(os.environ["OPENVINO_ENV"]), "-P", str(THEIRS), model, str(asked)]
-    process = subprocess.Popen(
-        [*command, str(folder / "theirs.npy")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def _side(command: Sequence[str]) -> Iterator[Side]:
+    """A process that embeds everything once for each line that it is given, and prints seconds."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     requests, answers = process.stdin, process.stdout
@@ -119,13 +104,24 @@ def _theirs(model: str, sentences: Sequence[str], folder: Path) -> Iterator[Side
         for line in answers:
             if line.startswith("seconds "):
                 return float(line.split()[1])
-        raise SystemExit("sentence-transformers' openvino backend stopped")
+        raise SystemExit(f"it stopped: {shlex.join(command)}")
 
     try:
         yield run
     finally:
         requests.close()
         process.wait()
+
+
+def side(path: str, asked: str, vectors: str) -> None:
+    """What a process of jexport's own does: answer until stdin ends."""
+    sentences = json.loads(Path(asked).read_text(encoding="utf-8"))
+    with jexport.open_artifact(Path(path), device="cpu") as opened:
+        for _ in sys.stdin:
+            begin = time.perf_counter()
+            made = opened.encode(sentences)
+            print(f"seconds {time.perf_counter() - begin}", flush=True)
+            np.save(vectors, made)
 
 
 def in_turn(sides: Mapping[str, Side]) -> dict[str, list[float]]:
@@ -193,5 +189,8 @@ def _passes(run: Callable[..., Any], feed: Mapping[str, Any]) -> Side:
 PARTS: dict[str, Callable[[], None]] = {"embedding": embedding, "wide": wide}
 
 if __name__ == "__main__":
-    for part in sys.argv[1:] or PARTS:
-        PARTS[part]()
+    if sys.argv[1:2] == ["side"]:
+        side(*sys.argv[2:])
+    else:
+        for part in sys.argv[1:] or PARTS:
+            PARTS[part]()

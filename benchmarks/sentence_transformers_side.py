@@ -1,9 +1,9 @@
-"""The other side of `make bench-openvino`, run where sentence-transformers[openvino] is installed.
+"""The other sides of `make bench-openvino`, each in a process of its own.
 
-    python openvino_backend.py MODEL TEXTS.json VECTORS.npy
+    python sentence_transformers_side.py BACKEND MODEL TEXTS.json VECTORS.npy
 
-Opens MODEL with sentence-transformers' own openvino backend; for each line on stdin it embeds all
-texts once and prints `seconds N`. Imports nothing of jexport.
+Opens MODEL with sentence-transformers' backend 'torch' or 'openvino'; for each line on stdin it
+embeds all texts once and prints `seconds N`. Imports nothing of jexport.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 
-def main(model: str, asked: str, vectors: str) -> None:
+def main(backend: str, model: str, asked: str, vectors: str) -> None:
     """Answer until stdin ends."""
     sentences = json.loads(Path(asked).read_text(encoding="utf-8"))
-    opened = SentenceTransformer(model, backend="openvino", device="cpu")
+    opened = SentenceTransformer(model, backend=backend, device="cpu")
     for _ in sys.stdin:
         begin = time.perf_counter()
         made = opened.encode(sentences, normalize_embeddings=True, show_progress_bar=False)
