@@ -173,8 +173,10 @@ def _join(total: Any) -> bool:
             continue
         both = ops.add(summed[0], ops.constant(summed[1] + scaled[1]))
         both.set_friendly_name(product.get_node().get_friendly_name())
-        total.input(port).replace_source_output(scaled[0])
-        total.input(1 - port).replace_source_output(both.output(0))
+        # In bfloat16 the sum melts into the product by g only where that is its first input.
+        made = ops.add(scaled[0], both)
+        made.set_friendly_name(total.get_friendly_name())
+        total.output(0).replace(made.output(0))
         return True
     return False
 
