@@ -16,10 +16,11 @@ import numpy as np
 import onnx
 import openvino
 import pytest
+from openvino import opset13 as ops
 
 from jexport import calibration, targets
 from jexport.errors import DependencyError, UnsupportedGraphError
-from jexport.flow import CompiledModel, OnnxModel
+from jexport.flow import CompiledModel, OnnxModel, Signature
 from jexport.recipe import CompileSpec
 from jexport.runtime.lanes import in_order
 from jexport.runtime.tokenise import TextTokenizer
@@ -184,6 +185,55 @@ def test_only_outputs_that_the_graph_has_are_given(built: CompiledModel) -> None
 two_cores = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="one core has no two streams"
 )
+
+
+has_bfloat16 = pytest.mark.skipif(
+    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="no bfloat16 here",
+)
+
+
+@has_bfloat16
+def test_int8_gives_token_vectors_in_bfloat16_as_float32(built: CompiledModel) -> None:
+    with target.runner(built, "cpu", 1) as run:
+        exact = run(FEED)["last_hidden_state"]
+    with target.runner(dataclasses.replace(built, precision="int8"), "cpu", 1) as run:
+        made = run(FEED)["last_hidden_state"]
+    assert made.dtype == np.float32
+    assert made.shape == exact.shape
+    assert not (made.view(np.uint32) & 0xFFFF).any()  # the lower half of the bits
+    assert (exact.view(np.uint32) & 0xFFFF).any()
+    real = FEED["attention_mask"].astype(bool)
+    assert np.abs(made - exact)[real].max() < 0.02 * np.abs(exact[real]).max()
+
+
+@has_bfloat16
+def test_only_token_vectors_do(tmp_path: Path) -> None:
+    rows = ops.parameter([-1, -1, 8], np.float32, name="rows")
+    text = ops.reduce_mean(rows, ops.constant(np.array([1])))
+    graph = openvino.Model([ops.result(ops.relu(rows)), ops.result(text)], [rows], "two")
+    openvino.save_model(graph, str(tmp_path / target.GRAPH), compress_to_fp16=False)
+    compiled = CompiledModel(
+        target="openvino", precision="int8", folder=tmp_path, files=(target.GRAPH, target.WEIGHTS),
+        signature=Signature(inputs=(), outputs=()), facts={},
+    )  # fmt: skip
+    made = target._prepared(openvino.Core(), compiled)
+    assert [port.get_element_type().get_type_name() for port in made.outputs] == ["bf16", "f32"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "known"), [("int8", ["FP32", "INT8"]), ("bf16", ["BF16"]), ("fp32", ["BF16"])]
+)
+def test_elsewhere_the_file_is_opened_as_it_is(
+    precision: str, known: list[str], built: CompiledModel
+) -> None:
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return known
+
+    compiled = dataclasses.replace(built, precision=precision)
+    assert target._prepared(Core(), compiled) == str(built.folder / target.GRAPH)
 
 
 @two_cores
