@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -42,6 +42,14 @@ class Copied:
 
     activation: str
     copies: NDArray[np.int64]
+
+    def report(self) -> dict[str, Any]:
+        """JSON-ready, as quantization.json has it: which channels are there how often."""
+        several = np.flatnonzero(self.copies > 1)
+        return {
+            "activation": self.activation,
+            "channels": {str(number): int(self.copies[number]) for number in several},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

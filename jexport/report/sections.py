@@ -230,11 +230,27 @@ def matrices(quantization: Facts) -> str:
         "smoothing. Where one outlier holds most of the energy, smoothing may raise it and still "
         "help. Largest error left first."
     )
+    note += _copied(quantization)
     shown = markup.table(note, heads, lines[:FIRST_MATRICES])
     rest = lines[FIRST_MATRICES:]
     if rest:
         shown += markup.folded(f"the other {len(rest)}", markup.table("", heads, rest))
     return shown
+
+
+def _copied(quantization: Facts) -> str:
+    """What to say of outlier channels that are there several times; '' where none is."""
+    places = rows(quantization, "copied")
+    extra = sum(
+        int(number(many) or 1) - 1 for one in places for many in mapping(one, "channels").values()
+    )
+    if not extra:
+        return ""
+    where = "one activation" if len(places) == 1 else f"{len(places)} activations"
+    return (
+        f" In {where}, channels far beyond the rest are there several times, each with a part of "
+        f"its row of the next matrix: {extra} copies in all."
+    )
 
 
 def _matrix(matrix: Facts, scale: tuple[float, float]) -> tuple[str, ...]:

@@ -116,6 +116,7 @@ def run(
     )  # fmt: skip
     truth = bench.truth(ways.step("held-out texts in float"))
     sites = _statistics(model, items, material, judge, out_dir / "statistics", ways)
+    copied: tuple[outliers.Copied, ...] = ()
     if aim.precision == INT8:
         copied = outliers.find(source, sites, weight)
         outliers.copy(source, copied, sites)
@@ -152,6 +153,7 @@ def run(
         {
             **_report(prepared, treatments, chosen, trials, goals, spec),
             **material.about,
+            "copied": [one.report() for one in copied],
             "techniques": techniques,
             "held_out_quality": bench.outcome(treatments, job.truth),
             "bytes": {"fp32": _bytes(model.path.parent), aim.precision: _bytes(out_dir)},

@@ -130,6 +130,10 @@ def test_found_is_what_is_far_and_only_that(tmp_path: Path) -> None:
     assert found.copies.argmax() == FAR
     assert found.copies.max() >= outliers.FAR
     assert found.copies.sum() - HIDDEN == outliers.MULTIPLE
+    said = found.report()
+    assert said["activation"] == "mlp/act"
+    assert said["channels"][str(FAR)] == found.copies.max()
+    assert sum(many - 1 for many in said["channels"].values()) == outliers.MULTIPLE
     even = {"up": UP, "down": DOWN, "bias": BIAS, "shift": SHIFT}
     graph = model(weights=even)
     known = sites(tmp_path / "even", model(weights=even))

@@ -97,6 +97,21 @@ def test_what_quantize_says_it_chose_goes_before_all(
     assert "0.99990 >= 0.996" in in_terminal(quantization, parity, manifest)
 
 
+def test_copies_of_outliers_are_counted(quantization: Any, parity: Any, manifest: Any) -> None:
+    def told() -> str:
+        return words(parts(parsed(render(quantization, parity, manifest)))["Matrix by matrix"])
+
+    assert "copies" not in told()
+    quantization["copied"] = []
+    assert "copies" not in told()
+    quantization["copied"] = [{"activation": "layer/0/Gelu", "channels": {"17": 12, "3": 2}}]
+    assert "In one activation, channels far beyond the rest are there several times" in told()
+    assert "its row of the next matrix: 12 copies in all." in told()
+    quantization["copied"] *= 2
+    assert "In 2 activations" in told()
+    assert "24 copies in all." in told()
+
+
 def test_neighbours_go_by_either_name(quantization: Any, parity: Any, manifest: Any) -> None:
     before = render(quantization, parity, manifest)
     for found in (quantization["gates"], *quantization["tried"], *quantization["curve"]):
