@@ -198,3 +198,26 @@ def test_minilm_is_sentence_transformers(minilm: Path, texts: list[str], tmp_pat
     assert np.abs(vectors - reference).max() <= 1e-6
     facts = made.manifest.content["engine"]["facts"]["tokenizer_graph"]
     assert facts == {"written": True, "texts_compared": 302, "differs_on": []}
+
+
+def test_minilm_in_int8_needs_no_wide_product(minilm: Path, tmp_path: Path) -> None:
+    """By the shipped recipe: outliers are copied, and a text keeps its vector in any batch."""
+    shipped = recipe.read("all-MiniLM-L6-v2").replace_load(model=str(minilm))
+    brief = dataclasses.replace(
+        shipped.replace_quantize(allow_slower=True),
+        validate=dataclasses.replace(shipped.validate, budget_tokens=1000),
+    )
+    made = jexport.build(brief, task="none", target="openvino", precision="int8", out=tmp_path)
+    report = json.loads((made.path / "quantization.json").read_text(encoding="utf-8"))
+    assert report["chosen"]["wide"] == []
+    assert report["chosen"]["cosine_mean"] >= 0.9988
+    assert report["chosen"]["cosine_p1"] >= 0.995
+    assert report["chosen"]["cosine_min"] >= 0.985
+    assert report["chosen"]["top10_overlap"] >= 0.95
+    layers = [one["activation"].split("/")[2] for one in report["copied"]]
+    assert layers == ["0", "1", "2", "3"]
+    assert all(max(one["channels"].values()) >= 8 for one in report["copied"])
+    with jexport.open_artifact(made.path) as model:
+        together = model.encode(["one text", LONG, "", "and another one"])
+        alone = np.stack([model.encode(text) for text in ("one text", LONG, "", "and another one")])
+    assert (together * alone).sum(axis=1).min() >= 0.999999
