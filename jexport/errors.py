@@ -257,6 +257,12 @@ class DiskError(JexportError):
     exit_code = 39
 
 
+class DeviceMemoryError(JexportError):
+    """The device's memory is full: one batch needs more than there is."""
+
+    exit_code = 40
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
     choices = list(known)

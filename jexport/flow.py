@@ -17,7 +17,27 @@ if TYPE_CHECKING:
 
 Tensors: TypeAlias = "Mapping[str, np.ndarray]"
 Runner: TypeAlias = Callable[[Tensors], Tensors]
-"""One forward pass. Takes `input_ids` and `attention_mask` (int64 [batch, sequence])."""
+"""One forward pass. Takes `input_ids` and `attention_mask` (int64 [batch, sequence]).
+
+It may have a method `only(names)` that gives a Runner of these outputs alone: what is not asked for
+is not copied from the device. May be called from several threads at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How an opened engine wants its batches.
+
+    tokens: padded tokens of one forward pass when many texts are embedded. length_multiple: lengths
+    are rounded up to it, so that shapes repeat. in_flight: batches that may run or wait at once;
+    tokenising and copying overlap with running. pooled: whether the engine's own
+    `sentence_embedding` is asked for, where the graph has one.
+    """
+
+    tokens: int = 1024
+    length_multiple: int = 1
+    in_flight: int = 1
+    pooled: bool = False
+
 
 WeightReader: TypeAlias = Callable[[], Any]
 """Reads one weight, when called, as a float32 torch tensor."""

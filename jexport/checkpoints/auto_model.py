@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import shards
-from jexport.checkpoints.eager import torch_threads
+from jexport.checkpoints.eager import memory_errors, torch_threads
 from jexport.checkpoints.sentence_transformer import check_report
 from jexport.checkpoints.shard_writer import DTYPES
 from jexport.checkpoints.transformer_files import quiet_transformers, read_json
@@ -43,7 +43,7 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
     del model
 
     def run(feed: Tensors) -> Tensors:
-        with torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             out = opened[0](
                 input_ids=torch.from_numpy(feed["input_ids"]).to(place),
                 attention_mask=torch.from_numpy(feed["attention_mask"]).to(place),

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from jexport.errors import DeviceMemoryError
 from jexport.flow import Runner, Tensors
 
 
@@ -33,6 +34,21 @@ def opened(model: Any) -> Iterator[Runner]:
             yield run
         finally:
             model.to("meta")
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's own error for a device without memory into DeviceMemoryError."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            "torch: the device's memory is full",
+            evidence=next(iter(str(error).splitlines()), repr(error)),
+            fix="use smaller batches (max_batch_tokens, --batch-tokens), or free memory there",
+        ) from error
 
 
 @contextlib.contextmanager

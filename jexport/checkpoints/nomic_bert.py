@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import shards
 from jexport.checkpoints.auto_model import torch_device
-from jexport.checkpoints.eager import torch_threads
+from jexport.checkpoints.eager import memory_errors, torch_threads
 from jexport.checkpoints.native_class import mismatch
 from jexport.checkpoints.native_config import native_config
 from jexport.checkpoints.shard_writer import DTYPES
@@ -142,7 +142,7 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
     }
 
     def run(feed: Tensors) -> Tensors:
-        with torch.inference_mode():
+        with memory_errors(), torch.inference_mode():
             hidden = _forward(
                 weights,
                 config,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import cast
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from jexport.errors import (
     TextTooLongError,
     UnsupportedGraphError,
 )
-from jexport.flow import Embedding, Runner
+from jexport.flow import Batching, Embedding, Runner
 from jexport.runtime.lanes import in_order
 from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool
 from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
@@ -50,15 +51,17 @@ class Embedder:
         outputs: Sequence[str],
         release: Callable[[], None] | None = None,
         lanes: Callable[[], Sequence[Runner]] | None = None,
-        batch_tokens: int = 1024,
+        batching: Batching | None = None,
     ) -> None:
         """Join a tokenizer and an engine.
 
         outputs: names of the graph's outputs. `last_hidden_state` is used where there is one, else
-        `sentence_embedding`; with neither, UnsupportedGraphError. release: called once by `close`.
+        `sentence_embedding`, or the other way round where batching.pooled; with neither,
+        UnsupportedGraphError. release: called once by `close`.
         lanes: opens runners that take a batch each at the same time, or none; called at most once,
         by the first `encode` of many batches. A batch gives the same vectors in each of them.
-        batch_tokens: padded tokens of one forward pass where `encode` is told none.
+        batching: how the engine wants its batches, where `encode` is given no other number of
+        tokens; None for the defaults.
         """
         self.embedding = embedding
         self.truncated = 0
@@ -66,10 +69,10 @@ class Embedder:
         self._runner: Runner | None = runner
         self._release = release
         self._open_lanes = lanes
-        self._batch_tokens = batch_tokens
+        self._batching = batching or Batching()
         self._lanes: Sequence[Runner] = ()
-        self._output = next((name for name in (TOKEN_VECTORS, TEXT_VECTORS) if name in outputs), "")
-        if not self._output:
+        self._outputs = [name for name in (TOKEN_VECTORS, TEXT_VECTORS) if name in outputs]
+        if not self._outputs:
             raise UnsupportedGraphError(
                 "embedder: the graph gives no embedding",
                 evidence=f"outputs: {', '.join(outputs) or 'none'}",
@@ -120,19 +123,18 @@ class Embedder:
         UnsupportedGraphError (normalize=False on a graph that normalises), NotFiniteError.
         """
         size = self._size(dimensions)
-        if not normalize and self._output == TEXT_VECTORS:
-            raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
+        output = self._output(normalize=normalize)
         many = [texts] if isinstance(texts, str) else list(texts)
         check_texts(many, first_index=first_index)
         prefix = self._prefix(prompt)
         prompted = [prefix + text for text in many] if prefix else many
         ids = self._limited(prompted, truncate=truncate, first_index=first_index)
         vectors = np.empty((len(ids), size), dtype=np.float32)
-        most = self._batch_tokens if max_batch_tokens is None else max_batch_tokens
+        most = self._batching.tokens if max_batch_tokens is None else max_batch_tokens
         batches = plan_batches([len(one) for one in ids], most)
 
         def forward(lane: Runner, rows: list[int]) -> Floats:
-            return self._forward(lane, [ids[row] for row in rows])
+            return self._forward(lane, [ids[row] for row in rows], output)
 
         # Closed at once whatever is raised here: a traceback would keep it, and its lanes, going.
         with contextlib.closing(in_order(batches, self._runners(len(batches)), forward)) as done:
@@ -182,7 +184,7 @@ class Embedder:
                 evidence=f"chunk {empty[0]} is {chunks[empty[0]]!r:.80}; no token begins in it",
                 fix="join it with a neighbour, or leave it out",
             )
-        hidden = self._run(self._runners(1)[0], [tokens.ids])[1]
+        hidden = self._run(self._runners(1)[0], [tokens.ids], TOKEN_VECTORS)[1]
         vectors = mean_by_group(hidden[0], owner, len(chunks))
         _check_finite(vectors, "chunk", range(len(chunks)))
         return finish(vectors, dimensions=dimensions, normalize=normalize)
@@ -199,6 +201,13 @@ class Embedder:
             evidence=f"its vectors have {full} dimensions, {offered}",
             fix=f"ask for 1 to {full}" if trained else f"ask for {full}, or leave dimensions out",
         )
+
+    def _output(self, *, normalize: bool) -> str:
+        """The output to ask the engine for. Raises UnsupportedGraphError."""
+        if not normalize and TOKEN_VECTORS not in self._outputs:
+            raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
+        pooled = self._batching.pooled and normalize and TEXT_VECTORS in self._outputs
+        return TEXT_VECTORS if pooled else self._outputs[0]
 
     def _prefix(self, prompt: bool | str) -> str:
         if isinstance(prompt, str):
@@ -230,34 +239,36 @@ class Embedder:
         # One batch goes through the runner that gives it every core.
         return self._lanes if batches > 1 and self._lanes else (self._runner,)
 
-    def _forward(self, runner: Runner, batch: Sequence[Sequence[int]]) -> Floats:
+    def _forward(self, runner: Runner, batch: Sequence[Sequence[int]], output: str) -> Floats:
         """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim]."""
-        mask, output = self._run(runner, batch)
-        if self._output == TEXT_VECTORS:
-            return output
-        return pool(output, mask, self.embedding.pooling)
+        mask, vectors = self._run(runner, batch, output)
+        if output == TEXT_VECTORS:
+            return vectors
+        return pool(vectors, mask, self.embedding.pooling)
 
-    def _run(self, runner: Runner, batch: Sequence[Sequence[int]]) -> tuple[Ints, Floats]:
-        """The mask of a padded batch and the graph's output for it, its shape checked."""
+    def _run(
+        self, runner: Runner, batch: Sequence[Sequence[int]], output: str
+    ) -> tuple[Ints, Floats]:
+        """The mask of a padded batch and one of the graph's outputs for it, its shape checked."""
         if self._runner is None:
             raise RuntimeError("this Embedder is closed")
         feeds = self._tokenizer.pad(batch)
         mask = feeds["attention_mask"]
-        output = np.asarray(runner(feeds)[self._output], dtype=np.float32)
-        lead = mask.shape if self._output == TOKEN_VECTORS else mask.shape[:1]
+        values = np.asarray(only(runner, output)(feeds)[output], dtype=np.float32)
+        lead = mask.shape if output == TOKEN_VECTORS else mask.shape[:1]
         expected = (*lead, self.embedding.dimension)
-        if output.shape != expected:
+        if values.shape != expected:
             raise UnsupportedGraphError(
                 "embedder: the graph's output has another shape than the manifest says",
-                evidence=f"{self._output} is {list(output.shape)}, expected {list(expected)}",
+                evidence=f"{output} is {list(values.shape)}, expected {list(expected)}",
                 fix="build the artifact again",
             )
-        return mask, output
+        return mask, values
 
     def _check_late_chunking(self, chunks: Sequence[str]) -> None:
         """Refuse what has no token vectors to average, and chunks that are not a list of str."""
-        if self._output != TOKEN_VECTORS:
-            raise _needs_token_vectors("late chunking", f"the graph gives only {self._output}")
+        if TOKEN_VECTORS not in self._outputs:
+            raise _needs_token_vectors("late chunking", f"the graph gives only {TEXT_VECTORS}")
         if self.embedding.pooling != "mean":
             raise UnsupportedGraphError(
                 "late chunking: the model does not pool with the mean",
@@ -271,6 +282,12 @@ class Embedder:
                 fix="split the text first, or use encode",
             )
         check_texts(chunks)
+
+
+def only(runner: Runner, output: str) -> Runner:
+    """The runner asked for one output alone, where it can be."""
+    ask = getattr(runner, "only", None)
+    return runner if ask is None else cast(Runner, ask((output,)))
 
 
 def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:

@@ -88,7 +88,7 @@ def _opened(
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
         lanes=lanes,
-        batch_tokens=target.batch_tokens,
+        batching=target.batching(compiled, device),
     )
     stack.callback(held.pop_all().close)
     return embedder

@@ -22,7 +22,7 @@ from jexport.errors import (
     nearest,
 )
 from jexport.findings import Finding
-from jexport.flow import CompiledModel, Runner
+from jexport.flow import Batching, CompiledModel, Runner
 from jexport.recipe import CompileSpec
 
 JUDGE = "onnx"
@@ -50,6 +50,11 @@ class Furnishing:
     cut: str
 
 
+def default_batching(compiled: CompiledModel, device: str) -> Batching:
+    """What suits a CPU: 1,024 tokens a pass, one batch after another."""
+    return Batching()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """One engine.
@@ -63,7 +68,7 @@ class Target:
     engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
     opens. lanes(compiled, device, threads): opens runners that take a batch each at the same time,
     where that is faster for many batches; their vectors are those of `runner`, bit for bit.
-    batch_tokens: padded tokens of one forward pass when many texts are embedded.
+    batching(compiled, device): how it wants its batches on that device.
     lint(path, max_tokens): everything in a graph that the engine would not take, when the target
     can tell without the engine. float_rest: what an int8 graph's other operators compute in.
     int8_tables: whether tables that ids look up become int8, too. profiled(spec, lengths,
@@ -92,7 +97,7 @@ class Target:
     build: Callable[[Any, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lanes: OpensLanes | None = None
-    batch_tokens: int = 1024
+    batching: Callable[[CompiledModel, str], Batching] = default_batching
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
     float_rest: str = "fp32"
     int8_tables: bool = True

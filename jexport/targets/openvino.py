@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jexport.errors import DependencyError, UnsupportedGraphError
-from jexport.flow import CompiledModel, OnnxModel, Runner, Tensors
+from jexport.flow import Batching, CompiledModel, OnnxModel, Runner, Tensors
 from jexport.recipe import CompileSpec
 from jexport.targets import Furnishing, Target, check_installed
 
@@ -236,6 +236,11 @@ def _float32(tensor: Any) -> NDArray[np.float32]:
     return bits.view(np.float32)
 
 
+def batching(compiled: CompiledModel, device: str) -> Batching:
+    """2,048 tokens a pass: 1.06 times as fast as 1,024 here; onnxruntime is 4 % slower with it."""
+    return Batching(tokens=2048)
+
+
 def version() -> str:
     """The installed OpenVINO, else ''."""
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -260,7 +265,7 @@ TARGET = Target(
     build=build,
     runner=runner,
     lanes=lanes,
-    batch_tokens=2048,  # 1.06 times as fast as 1,024 here; onnxruntime is 4 % slower with it
+    batching=batching,
     graphs={"bf16": "fp32"},
     furnish=furnish,
 )

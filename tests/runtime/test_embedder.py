@@ -20,7 +20,7 @@ from jexport.errors import (
     TextTooLongError,
     UnsupportedGraphError,
 )
-from jexport.flow import Embedding, Tensors
+from jexport.flow import Batching, Embedding, Runner, Tensors
 from jexport.runtime import Embedder, TextTokenizer
 from jexport.runtime.embedder import MANY, plan_batches
 
@@ -548,3 +548,50 @@ def test_late_chunking_refusals() -> None:
         embedder.late_chunking(["a"], dimensions=99)
     with pytest.raises(UnsupportedGraphError, match="does not pool with the mean"):
         make(pooling="cls")[0].late_chunking(["a"])
+
+
+# one output only
+
+
+class Choosing(SmallModel):
+    """A model that can be asked for some of its outputs, and remembers which were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, ...]] = []
+
+    def only(self, names: tuple[str, ...]) -> Runner:
+        def run(feeds: Tensors) -> Tensors:
+            self.asked.append(names)
+            answer = self(feeds)
+            return {name: answer[name] for name in names}
+
+        return run
+
+
+def choosing(*outputs: str, pooled: bool) -> tuple[Embedder, Choosing]:
+    model = Choosing()
+    made = Embedder(
+        tokenizer=TextTokenizer.open(REFERENCE, max_tokens=64), runner=model, embedding=EMBEDDING,
+        outputs=outputs, batching=Batching(pooled=pooled),
+    )  # fmt: skip
+    return made, model
+
+
+def test_pooled_asks_for_the_engines_own_vectors_alone() -> None:
+    both = ("last_hidden_state", "sentence_embedding")
+    embedder, model = choosing(*both, pooled=True)
+    ours, _ = make()
+    pooled = embedder.encode(SEVERAL[:5])
+    assert set(model.asked) == {("sentence_embedding",)}
+    assert not np.array_equal(pooled, ours.encode(SEVERAL[:5]))  # the small model pools otherwise
+    model.asked.clear()
+    embedder.encode(SEVERAL[:5], normalize=False)  # those have lost their length
+    embedder.late_chunking(["a", " b"])
+    assert set(model.asked) == {("last_hidden_state",)}
+    embedder, model = choosing(*both, pooled=False)
+    np.testing.assert_array_equal(embedder.encode(SEVERAL[:5]), ours.encode(SEVERAL[:5]))
+    assert set(model.asked) == {("last_hidden_state",)}
+    embedder, model = choosing("last_hidden_state", pooled=True)
+    embedder.encode("a")
+    assert set(model.asked) == {("last_hidden_state",)}

@@ -16,7 +16,7 @@ import pytest
 import jexport
 from jexport import targets
 from jexport.errors import ArtifactError, DependencyError, UnknownTaskError
-from jexport.flow import CompiledModel, Runner
+from jexport.flow import Batching, CompiledModel, Runner
 from jexport.runtime import open as opening
 
 
@@ -106,12 +106,14 @@ def test_the_engine_says_how_many_tokens_one_pass_takes(
     onnx = opening.targets.load("onnx")
     texts = ["word " * 6] * 10
     passes: dict[int, list[int]] = {}
-    for tokens in (onnx.batch_tokens, 64):
-        small = dataclasses.replace(onnx, batch_tokens=tokens)
+    for tokens in (Batching().tokens, 64):
+        small = dataclasses.replace(
+            onnx, batching=lambda compiled, device, most=tokens: Batching(tokens=most)
+        )
         monkeypatch.setattr(opening.targets, "load", lambda name, chosen=small: chosen)
         with jexport.open_artifact(artifact, device="cpu") as model:
             model.encode(texts, on_batch=passes.setdefault(tokens, []).append)
-    assert passes[onnx.batch_tokens] == [10]
+    assert passes[Batching().tokens] == [10]
     assert len(passes[64]) > 1
     assert sum(passes[64]) == 10
 

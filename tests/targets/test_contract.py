@@ -40,6 +40,7 @@ PARAMETERS = {
     "build": ["model", "spec", "out_dir"],
     "runner": ["compiled", "device", "threads"],
     "lanes": ["compiled", "device", "threads"],
+    "batching": ["compiled", "device"],
 }
 
 
