@@ -159,7 +159,8 @@ class MergedModel:
 class OnnxModel:
     """An ONNX graph on disk: `path` and, beside it, one external-data file.
 
-    max_tokens: the longest text that it will be given, special tokens included.
+    max_tokens: the longest text that it will be given, special tokens included. pooling, normalize:
+    how its token vectors become a text's, as in Embedding; '' where a target may not pool.
     """
 
     path: Path
@@ -168,6 +169,8 @@ class OnnxModel:
     opset: int
     sha256: str
     max_tokens: int
+    pooling: str = ""
+    normalize: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,7 +182,8 @@ def _mask_inputs(work: edit.Edit) -> tuple[ir.Value, ir.Value]:
         first, "Cast", [mask], {"to": int(ir.DataType.INT32)}, name="padding", like=mask
     ).outputs[0]
     padding.type = ir.TensorType(ir.DataType.INT32)
-    lowest = work.insert(first, "ReduceMin", [padding], {"keepdims": 0}, name="padding/lowest")
+    # The product of zeros and ones: onnxruntime has no CUDA kernel of ReduceMin at opset 20.
+    lowest = work.insert(first, "ReduceProd", [padding], {"keepdims": 0}, name="padding/lowest")
     lowest.outputs[0].type, lowest.outputs[0].shape = padding.type, ir.Shape([])
     whole = work.insert(
         first, "Cast", [lowest.outputs[0]], {"to": int(ir.DataType.BOOL)}, name="whole"

@@ -166,7 +166,7 @@ class Encoder(torch.nn.Module):
             if name == "last_hidden_state":
                 made.append(hidden)
             else:
-                made.append(_sentence(hidden, mask, self.embedding.pooling, self.dimension))
+                made.append(_sentence(hidden, mask, self.embedding, self.dimension))
         return tuple(made)
 
     def _additive(self, mask: torch.Tensor) -> Any:
@@ -185,13 +185,15 @@ class Encoder(torch.nn.Module):
 
 
 def _sentence(
-    hidden: torch.Tensor, mask: torch.Tensor, pooling: str, dimension: int
+    hidden: torch.Tensor, mask: torch.Tensor, embedding: Embedding, dimension: int
 ) -> torch.Tensor:
     """Pool in float32, cut to `dimension`, L2-normalise: the order of the authors' encode().
 
+    The last where the checkpoint normalises.
+
     The same numbers as runtime/pool.py gives: padding on either side, zeros for an empty row.
     """
-    weights = mask[:, :, None]
+    weights, pooling = mask[:, :, None], embedding.pooling
     if pooling in ("cls", "last"):
         count = mask.cumsum(1)
         wanted = 1.0 if pooling == "cls" else mask.sum(1, keepdim=True)
@@ -211,6 +213,8 @@ def _sentence(
         )
     if dimension:
         pooled = pooled[:, :dimension]
+    if not embedding.normalize:
+        return pooled
     unit: torch.Tensor = pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return unit
 

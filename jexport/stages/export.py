@@ -75,6 +75,8 @@ def run(
         opset=spec.opset,
         sha256=sha256_of(digests),
         max_tokens=model.embedding.max_tokens,
+        pooling=model.embedding.pooling,
+        normalize=model.embedding.normalize,
     )
 
 

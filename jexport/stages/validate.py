@@ -38,7 +38,7 @@ from jexport.stages import _validate_runs as runs
 REPORT = "parity.json"
 HIDDEN = "last_hidden_state"
 UNIT_LENGTH = 1e-3
-"""How far a vector of sentence_embedding may be from length 1; its own output promises that."""
+"""How far a vector of sentence_embedding may be from length 1, where the checkpoint normalises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def run(
         )
         write(stored, out_dir / STORED)
         metrics = _measure(truth, stored.vectors, candidate, chosen, job, count)
-        return metrics, chosen.failures()
+        return metrics, [*chosen.failures(), *_length_failures(metrics, job)]
 
     gates = _gates(spec, precision)
     return _judged(measured, gates, signature, precision, about, out_dir)
@@ -115,7 +115,8 @@ def against(
         chosen = _Texts(samples=samples, reference=ids, candidate=ids)
         job = _Job(embedding=embedding, outputs=signature.outputs, pad_id=pad_id)
         count = runs.Counter(sum(map(len, ids)), progress)
-        return _measure([], stored.vectors, candidate, chosen, job, count), []
+        metrics = _measure([], stored.vectors, candidate, chosen, job, count)
+        return metrics, _length_failures(metrics, job)
 
     gates = _gates(spec, precision)
     kept = {key: bound for key, bound in gates.items() if not key.startswith("token_")}
@@ -269,7 +270,8 @@ def _measure(
     for name in made:
         vectors, wanted = _vectors(made[name], job.embedding), whole
         if name != HIDDEN:
-            wanted = finish(whole, dimensions=vectors.shape[1], normalize=True)
+            normalize = job.embedding.normalize
+            wanted = finish(whole, dimensions=vectors.shape[1], normalize=normalize)
         pairs = bool(truth) and name == HIDDEN and not texts.differing()
         results[name] = parity.compare(
             parity.Outputs(embeddings=wanted, tokens=tuple(truth) if pairs else ()),
@@ -310,8 +312,16 @@ def _failures(
         if kept or len(outputs) == 1:  # no gate at all is an error there
             failures = gate(place, kept)
             found += failures if first else [f"{spec.name}, {text}" for text in failures]
+    return found
+
+
+def _length_failures(metrics: Mapping[str, Any], job: _Job) -> list[str]:
+    """Pooled outputs that are not of length 1, where the checkpoint's own vectors are."""
+    found = []
+    for number, spec in enumerate(job.outputs):
+        place = metrics[spec.name] if number else metrics
         error = place["norms"]["largest_error"]
-        if spec.name != HIDDEN and not error <= UNIT_LENGTH:
+        if job.embedding.normalize and spec.name != HIDDEN and not error <= UNIT_LENGTH:
             found.append(f"{spec.name}: lengths are off from 1 by {error:.3g}: not L2-normalised")
     return found
 

@@ -7,6 +7,7 @@ The standard graph comes from `export`; here it gets flash attention, rotary and
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from jexport.errors import DependencyError, UnsupportedGraphError
 from jexport.findings import merged, refuse
-from jexport.flow import CompiledModel, OnnxModel, Runner, Tensors
+from jexport.flow import CompiledModel, OnnxModel, Runner, Signature, Tensors, TensorSpec
 from jexport.recipe import CompileSpec
 from jexport.targets import Target
 
@@ -78,9 +79,13 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """Fuse (unless spec.fuse is false), write out_dir/model.onnx and model.onnx_data."""
     import onnx_ir as ir
 
-    from jexport.graph import ort_fusion, storage, tidy
+    from jexport.graph import cuda_ready, ort_fusion, pooled_output, storage, tidy
 
     graph = ir.load(model.path)
+    signature = model.signature
+    if model.pooling and pooled_output.append(graph, model.pooling, normalize=model.normalize):
+        signature = _with_pooled(signature)
+    cuda_ready.rewrite(graph)
     fused = {}
     if spec.fuse:
         fused = ort_fusion.fuse(
@@ -93,9 +98,17 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         precision=model.precision,
         folder=out_dir,
         files=(GRAPH, WEIGHTS),
-        signature=model.signature,
+        signature=signature,
         facts={"opset": model.opset, "fused": fused, "operators": operators},
     )
+
+
+def _with_pooled(signature: Signature) -> Signature:
+    """The signature with one vector a text behind the token vectors: the first output stays."""
+    hidden = next(spec for spec in signature.outputs if spec.name == "last_hidden_state")
+    shape = (hidden.shape[0], hidden.shape[2])
+    pooled = TensorSpec(name="sentence_embedding", dtype=hidden.dtype, shape=shape)
+    return dataclasses.replace(signature, outputs=(*signature.outputs, pooled))
 
 
 @contextlib.contextmanager
