@@ -30,7 +30,7 @@ NAME_RULE = f"up to {NAME_CHARACTERS} letters, digits, '.', '-' and '_', and no 
 COMMIT_RULE = "a commit of 40 hex digits, or '' for the newest"
 
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-weights")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "int8-weights")
 """Those that a recipe may have gates for; which of them an engine takes, its target says."""
 
 EFFORTS = ("fast", "full")
@@ -48,6 +48,9 @@ DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "fp32": MappingProxyType(
             {"cosine_min": 0.99999, "batch_cosine_min": 0.99999, "largest_difference": 1e-4}
         ),
+        # float32 but for the products' factors, which a GPU rounds to TF32's 10 bits, as many as
+        # float16 has: 0.999997 was the lowest cosine on an H200. A CPU computes it as fp32.
+        "tf32": MappingProxyType({"cosine_min": 0.9999, "batch_cosine_min": 0.9999}),
         "fp16": MappingProxyType({"cosine_min": 0.999, "batch_cosine_min": 0.999}),
         # Arithmetic in bfloat16, not the weights: DECISIONS.md has the numbers.
         "bf16": MappingProxyType(

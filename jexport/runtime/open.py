@@ -6,12 +6,18 @@ Needs numpy, tokenizers and the target's engine only.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jexport import manifest, signing, targets
-from jexport.errors import ArtifactError, JexportError, UnknownTargetError, UnknownTaskError
+from jexport.errors import (
+    ArtifactError,
+    JexportError,
+    UnknownTargetError,
+    UnknownTaskError,
+    UnsupportedGraphError,
+)
 from jexport.flow import CompiledModel, Embedding, Manifest, Runner, Signature, TensorSpec
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
@@ -24,6 +30,7 @@ def open_artifact(
     device: str = "auto",
     threads: int = 0,
     verify: bool | signing.Policy = True,
+    cuda_graphs: bool = False,
 ) -> Embedder:
     """Open an artifact's folder for embedding; close it, or use it in a `with` block.
 
@@ -31,9 +38,12 @@ def open_artifact(
     into the user's cache first; a digest that is there already needs no network. That cache keeps
     JEXPORT_CACHE_GIB (32) of what was opened last, and whatever is open in any process.
     task: refuse an artifact of another task; '' takes any. device: 'auto' (a GPU when the engine
-    sees one), 'cpu' or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first
-    (about a second a GB); without it only the manifest is read. With a signing.Policy the signature
-    and provenance beside the artifact are checked as well, all before any engine is imported.
+    sees one that starts), 'cpu', 'cuda' or, for onnx, 'cuda:1' and so on. threads: 0 for all cores.
+    verify: check every file's SHA-256 first (about a second a GB); without it only the manifest is
+    read. With a signing.Policy the signature and provenance beside the artifact are checked as
+    well, all before any engine is imported.
+    cuda_graphs: on a GPU, replay small batches of the same shape as CUDA graphs, for the shortest
+    wait of one text; each shape keeps its memory, and batches take turns.
     Raises UnknownTaskError, ArtifactError, SignatureError, DependencyError, TokenizerError, and
     ValueError for another device; for a ref also what pull.run() raises, and CacheError.
     """
@@ -42,14 +52,20 @@ def open_artifact(
         if isinstance(verify, signing.Policy):
             folder = folder.resolve()  # what is opened is what was checked, whatever `latest` does
         content = _manifest(folder, verify).content
-        return _opened(folder, content, task, device, threads, stack)
+        _check_task(task, content, folder)
+        return _opened(folder, content, _Wish(device, threads, cuda_graphs), stack)
 
 
-def _opened(
-    folder: Path, content: Any, task: str, device: str, threads: int, held: contextlib.ExitStack
-) -> Embedder:
+class _Wish(NamedTuple):
+    """How an engine is to be opened, as `open_artifact` was asked."""
+
+    device: str
+    threads: int
+    cuda_graphs: bool
+
+
+def _opened(folder: Path, content: Any, wish: _Wish, held: contextlib.ExitStack) -> Embedder:
     """held: what is to be released when the Embedder is closed; taken over at the end."""
-    _check_task(task, content, folder)
     target = _target(content["target"], folder)
     if content["engine"]["facts"].get("portable") is True:
         raise ArtifactError(
@@ -69,7 +85,7 @@ def _opened(
     embedding = embedding_of(content)
     tokenizer = TextTokenizer.open(folder, max_tokens=embedding.max_tokens)
     try:
-        runner = held.enter_context(target.runner(compiled, device, threads))
+        runner = held.enter_context(_opener(target, wish)(compiled, wish.device, wish.threads))
     except Exception as error:
         if not isinstance(error, JexportError):
             error.add_note(f"jexport: opening {folder}; `jexport verify` checks its files")
@@ -79,7 +95,7 @@ def _opened(
     def lanes() -> Sequence[Runner]:
         if target.lanes is None:
             return ()
-        return stack.enter_context(target.lanes(compiled, device, threads))
+        return stack.enter_context(target.lanes(compiled, wish.device, wish.threads))
 
     embedder = Embedder(
         tokenizer=tokenizer,
@@ -88,10 +104,24 @@ def _opened(
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
         lanes=lanes,
-        batching=target.batching(compiled, device),
+        # A runner may say where it really runs: 'auto' is no device.
+        batching=target.batching(compiled, getattr(runner, "device", wish.device)),
     )
     stack.callback(held.pop_all().close)
     return embedder
+
+
+def _opener(target: targets.Target, wish: _Wish) -> Callable[..., Any]:
+    """What opens the target's engine. Raises UnsupportedGraphError where it has no CUDA graphs."""
+    if not wish.cuda_graphs:
+        return target.runner
+    if target.graph_runner is None:
+        raise UnsupportedGraphError(
+            f"the target '{target.name}' has no CUDA graphs to ask for",
+            evidence="cuda_graphs=True",
+            fix="leave cuda_graphs away, or use an artifact of the target onnx",
+        )
+    return target.graph_runner
 
 
 def _manifest(folder: Path, verify: bool | signing.Policy) -> Manifest:

@@ -68,6 +68,7 @@ class Target:
     engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
     opens. lanes(compiled, device, threads): opens runners that take a batch each at the same time,
     where that is faster for many batches; their vectors are those of `runner`, bit for bit.
+    graph_runner(compiled, device, threads): opens it to replay small batches as CUDA graphs.
     batching(compiled, device): how it wants its batches on that device.
     lint(path, max_tokens): everything in a graph that the engine would not take, when the target
     can tell without the engine. float_rest: what an int8 graph's other operators compute in.
@@ -97,6 +98,7 @@ class Target:
     build: Callable[[Any, CompileSpec, Path], CompiledModel]
     runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
     lanes: OpensLanes | None = None
+    graph_runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]] | None = None
     batching: Callable[[CompiledModel, str], Batching] = default_batching
     lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
     float_rest: str = "fp32"

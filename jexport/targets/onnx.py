@@ -1,27 +1,26 @@
 """onnx: a graph for ONNX Runtime on CPU and CUDA, with onnxruntime's own fused operators.
 
 The standard graph comes from `export`; here it gets flash attention, rotary and bias-gelu nodes
-(graph/ort_fusion.py), is checked and can be run. Knows no other engine.
+(graph/ort_fusion.py), pools (graph/pooled_output.py), is checked and can be run
+(_onnx_session.py). Knows no other engine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jexport.errors import DependencyError, UnsupportedGraphError
+from jexport.errors import UnsupportedGraphError
 from jexport.findings import merged, refuse
-from jexport.flow import CompiledModel, OnnxModel, Runner, Signature, Tensors, TensorSpec
+from jexport.flow import CompiledModel, OnnxModel, Runner, Signature, TensorSpec
 from jexport.recipe import CompileSpec
-from jexport.targets import Target
+from jexport.targets import Target, _onnx_devices, _onnx_session
 
 MAX_OPSET = 23
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
-DEVICES = ("auto", "cpu", "cuda")
 
 
 def ready() -> None:
@@ -99,7 +98,12 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         folder=out_dir,
         files=(GRAPH, WEIGHTS),
         signature=signature,
-        facts={"opset": model.opset, "fused": fused, "operators": operators},
+        facts={
+            "opset": model.opset,
+            "max_tokens": model.max_tokens,
+            "fused": fused,
+            "operators": operators,
+        },
     )
 
 
@@ -111,62 +115,23 @@ def _with_pooled(signature: Signature) -> Signature:
     return dataclasses.replace(signature, outputs=(*signature.outputs, pooled))
 
 
-@contextlib.contextmanager
-def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
-    """Open a session. device: 'auto' (CUDA when there), 'cpu' or 'cuda'. threads: 0 for all cores.
+def runner(
+    compiled: CompiledModel, device: str, threads: int
+) -> contextlib.AbstractContextManager[Runner]:
+    """Open a session. device: 'auto' (CUDA when it starts), 'cpu', 'cuda' or 'cuda:1'.
 
-    The runner gives those outputs of the signature that the graph has.
+    threads: 0 for all cores. The runner gives those outputs of the signature that the graph has.
     Raises DependencyError when 'cuda' is asked for and this onnxruntime has no CUDA provider, or
-    one that cannot start here.
+    one that cannot start here; UnsupportedGraphError for a graph that it cannot run there.
     """
-    if device not in DEVICES:
-        raise ValueError(f"device is {device!r}; onnx knows {', '.join(DEVICES)}")
-    import onnxruntime
+    return _onnx_session.opened(compiled, device, threads)
 
-    available = onnxruntime.get_available_providers()
-    cuda = "CUDAExecutionProvider"
-    if device == "cuda" and cuda not in available:
-        raise DependencyError(
-            "this onnxruntime has no CUDA provider",
-            evidence=f"onnxruntime {onnxruntime.__version__} has: {', '.join(available)}",
-            fix='pip uninstall onnxruntime; pip install "jexport[gpu]"',
-        )
-    providers = ["CPUExecutionProvider"]
-    if cuda in available and device in ("auto", "cuda"):
-        providers.insert(0, cuda)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Lengths vary from batch to batch: a pattern planned for one shape only holds memory.
-    options.enable_mem_pattern = False
-    # On the CPU onnxruntime would fuse residual sums into a slower kernel by itself (CompileSpec).
-    slower = ["SkipLayerNormFusion"] if providers == ["CPUExecutionProvider"] else []
-    session = onnxruntime.InferenceSession(
-        str(compiled.folder / compiled.files[0]),
-        options,
-        providers=providers,
-        disabled_optimizers=slower,
-    )
-    if device == "cuda" and cuda not in session.get_providers():
-        raise DependencyError(
-            "onnxruntime's CUDA provider does not start here",
-            evidence=f"it runs on: {', '.join(session.get_providers())}",
-            fix="install the CUDA and cuDNN that this onnxruntime-gpu names, or use the CPU",
-        )
-    given = {value.name for value in session.get_outputs()}
-    outputs = [spec.name for spec in compiled.signature.outputs if spec.name in given]
-    names = [spec.name for spec in compiled.signature.inputs]
-    opened = [session]
-    del session
 
-    def run(feed: Tensors) -> Tensors:
-        values = opened[0].run(outputs, {name: feed[name] for name in names})
-        return dict(zip(outputs, values, strict=True))
-
-    try:
-        yield run
-    finally:
-        opened.clear()
+def graph_runner(
+    compiled: CompiledModel, device: str, threads: int
+) -> contextlib.AbstractContextManager[Runner]:
+    """The same on a GPU, with small batches replayed as CUDA graphs."""
+    return _onnx_session.opened(compiled, device, threads, cuda_graphs=True)
 
 
 def version() -> str:
@@ -180,7 +145,7 @@ def version() -> str:
 TARGET = Target(
     name="onnx",
     summary="ONNX Runtime on CPU and CUDA; also what sentence-transformers, TEI, Infinity load",
-    precisions=("fp32", "fp16", "int8", "int8-weights"),
+    precisions=("fp32", "fp16", "tf32", "int8", "int8-weights"),
     scheme="uint8",
     wide="int8x2",  # float products cost eight times int8's, two int8 terms twice (DECISIONS.md)
     needs_onnx=True,
@@ -193,4 +158,7 @@ TARGET = Target(
     check=check,
     build=build,
     runner=runner,
+    graph_runner=graph_runner,
+    batching=_onnx_devices.batching,
+    graphs={"tf32": "fp32"},
 )
