@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from jexport import ranking
 from jexport.errors import ParityError
 from jexport.ranking import Floats, Integers
+from jexport.threads import one_blas_thread
 
 NEIGHBOURS = 10
 
@@ -179,7 +180,8 @@ def _measure(
     ours = _normalised(reference.embeddings[:, :dimension], f"{what} of the reference", names)
     theirs = _normalised(candidate.embeddings[:, :dimension], f"{what} of the candidate", names)
     first, second = np.triu_indices(texts, k=1)
-    our_similarities, their_similarities = ours @ ours.T, theirs @ theirs.T
+    with one_blas_thread():
+        our_similarities, their_similarities = ours @ ours.T, theirs @ theirs.T
     our_levels = ranking.levels(our_similarities[first, second])
     their_levels = ranking.levels(their_similarities[first, second])
     count = min(NEIGHBOURS, texts - 1)

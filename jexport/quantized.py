@@ -27,6 +27,7 @@ from jexport.runtime.open import compiled_model
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, quantize
 from jexport.targets import Target
+from jexport.threads import one_blas_thread
 
 INT8, INT8_WEIGHTS = "int8", "int8-weights"
 FLOATS = ("fp32", "fp16", "bf16")
@@ -270,7 +271,8 @@ def ranking_kept(own: Beside, other: Counterpart, *, own_are_queries: bool) -> d
 
 
 def _similarities(queries: Vectors, passages: Vectors) -> NDArray[np.float64]:
-    made: NDArray[np.float64] = queries.astype(np.float64) @ passages.astype(np.float64).T
+    with one_blas_thread():
+        made: NDArray[np.float64] = queries.astype(np.float64) @ passages.astype(np.float64).T
     return made
 
 

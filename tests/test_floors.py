@@ -16,7 +16,7 @@ FLOORS = (
     {"errors"},
     {"flow", "findings", "siblings"},
     {"tasks", "ranking", "tables", "toy_tokenizer", "servers"},
-    {"patience", "transfer", "memory"},
+    {"patience", "transfer", "memory", "threads"},
     {"parity", "gates", "manifest", "run", "reference", "selection", "toy_weights"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"release"},

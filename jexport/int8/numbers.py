@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from jexport.threads import one_blas_thread
+
 Array = NDArray[np.float32]
 
 UINT8, SYMMETRIC = "uint8", "symmetric"
@@ -91,8 +93,17 @@ def compensated(weight: Array, gram: Array, scales: Array) -> NDArray[np.int8]:
 
     weight: float32 [rows, columns]. gram: [rows, rows], sum of x^T x of the inputs. Returns int8
     [rows, columns]. GPTQ (Frantar et al. 2022, arXiv 2210.17323), rows in order of falling energy.
-    A row that no input ever reached is rounded to nearest.
+    A row that no input ever reached is rounded to nearest. On one thread: last bits of LAPACK's
+    Cholesky, and on AVX2 of products, depend on their number, and now and then a weight would be
+    rounded the other way.
     """
+    import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401  # its BLAS is limited only once it is loaded
+
+    with one_blas_thread():
+        return _compensated(weight, gram, scales)
+
+
+def _compensated(weight: Array, gram: Array, scales: Array) -> NDArray[np.int8]:
     energy = np.diag(gram).astype(np.float64)
     order = np.argsort(-energy, kind="stable")
     hessian = gram[np.ix_(order, order)].astype(np.float64)
@@ -118,21 +129,15 @@ def compensated(weight: Array, gram: Array, scales: Array) -> NDArray[np.int8]:
 
 
 def _inverse_factor(hessian: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Upper U with U^T U = hessian^-1.
+    """Upper U with U^T U = hessian^-1."""
+    from scipy.linalg import lapack
 
-    On one thread: on several LAPACK's last bits are others, and now and then a weight would be
-    rounded the other way. Products of matrices gave the same bits on 1 to 4 threads.
-    """
-    from scipy.linalg import lapack  # type: ignore[import-untyped]
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1, user_api="blas"):
-        lower, failed = lapack.dpotrf(hessian, lower=1, clean=1)
-        assert not failed, "the damped Gram matrix is positive definite"
-        inverse, failed = lapack.dpotri(lower, lower=1)
-        assert not failed
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        upper, failed = lapack.dpotrf(inverse, lower=0, clean=1)
-        assert not failed
+    lower, failed = lapack.dpotrf(hessian, lower=1, clean=1)
+    assert not failed, "the damped Gram matrix is positive definite"
+    inverse, failed = lapack.dpotri(lower, lower=1)
+    assert not failed
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    upper, failed = lapack.dpotrf(inverse, lower=0, clean=1)
+    assert not failed
     factor: NDArray[np.float64] = upper
     return factor

@@ -18,6 +18,7 @@ from jexport.int8.products import Product
 from jexport.int8.settings import Setting
 from jexport.int8.statistics import Site
 from jexport.int8.treatment import TREATMENTS, TWICE, WEIGHTS, Treatment
+from jexport.threads import one_blas_thread
 
 Array = NDArray[np.float32]
 
@@ -42,6 +43,7 @@ class Prepared:
         return self.errors[kind or self.treatment.kind]
 
 
+@one_blas_thread()
 def run(
     items: Sequence[Product],
     weights: Callable[[str], Array],

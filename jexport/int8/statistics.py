@@ -1,13 +1,16 @@
 """What goes into each product: range per channel, Gram matrix, and a few rows, over real tokens.
 
 Every batch is folded in and forgotten, so memory does not grow with the number of texts. Padding
-never enters: its rows are dropped before anything is counted.
+never enters: its rows are dropped before anything is counted. Sites are independent: each is added
+up on one thread, in the order of the batches, and several are at the same time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from jexport.errors import CalibrationError
 from jexport.flow import Runner
 from jexport.runtime.embedder import plan_batches
+from jexport.threads import one_blas_thread
 
 Array = NDArray[np.float32]
 
@@ -77,18 +81,39 @@ def collect(
     batches = plan_batches([len(one) for one in ids], BATCH_TOKENS)
     # An even spread of KEPT_ROWS over the batches, whatever their number.
     kept = np.diff(np.linspace(0, KEPT_ROWS, num=len(batches) + 1).round().astype(int))
-    for number, rows in enumerate(batches):
-        feeds = pad([ids[row] for row in rows])
-        real = feeds["attention_mask"].astype(bool).reshape(-1)
-        given = runner(feeds)
-        for name, site in sites.items():
-            values = np.asarray(given[name], np.float32).reshape(-1, widths[name])[real]
-            if not np.isfinite(values).all():
-                raise CalibrationError(
-                    f"an activation is not finite: {name}",
-                    evidence=f"in a batch of {len(rows)} calibration texts",
-                    fix="look at the checkpoint, or leave out the text that does it",
-                )
-            site.add(values, int(kept[number]))
-        progress(number + 1, len(batches))
+    with one_blas_thread() as threads, ThreadPoolExecutor(threads) as pool:
+        for number, rows in enumerate(batches):
+            feeds = pad([ids[row] for row in rows])
+            real = feeds["attention_mask"].astype(bool).reshape(-1)
+            values = runner(feeds)
+            adding = [
+                pool.submit(_add, site, name, values[name], real, int(kept[number]))
+                for name, site in sites.items()
+            ]
+            for one in adding:
+                one.result()
+            progress(number + 1, len(batches))
     return sites
+
+
+def _add(site: Site, name: str, values: NDArray[Any], real: NDArray[np.bool_], keep: int) -> None:
+    """Fold one batch into a site.
+
+    Args:
+        site: what is known so far.
+        name: its name, for errors.
+        values: [batch, sequence, channels], padding included.
+        real: bool [batch * sequence], false for padding.
+        keep: rows of it to keep.
+
+    Raises:
+        CalibrationError: a real token's activation is not finite.
+    """
+    tokens = np.asarray(values, np.float32).reshape(len(real), -1)[real]
+    if not np.isfinite(tokens).all():
+        raise CalibrationError(
+            f"an activation is not finite: {name}",
+            evidence=f"in a batch of {len(values)} calibration texts",
+            fix="look at the checkpoint, or leave out the text that does it",
+        )
+    site.add(tokens, keep)

@@ -18,6 +18,9 @@ Ints: TypeAlias = NDArray[np.int64]
 
 MODES = ("mean", "cls", "max", "mean_sqrt_len", "last")
 
+BLOCK = 128
+"""Tokens whose vectors are added up in float32."""
+
 _MIN_TOKENS = 1e-9  # the clamp of the authors and of sentence-transformers
 _MIN_NORM = 1e-12  # torch.nn.functional.normalize's eps
 
@@ -56,14 +59,18 @@ def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
 
 
 def _masked_sum(hidden: Floats, mask: Ints) -> Floats:
-    """Sum of the real tokens' vectors: float32 [batch, dim].
+    """Sum of the real tokens' vectors: float32 [batch, dim], in an order of its own.
 
-    One matrix product: at 8,192 x 1,024 it took 1.3 ms against 12 ms for `(hidden * mask).sum(1)`,
-    and was twice as close to the float64 sum, because BLAS adds in blocks.
+    Token after token in float32, BLOCK of them, the blocks in float64: padding to the right, other
+    texts of the batch, threads and processors change no bit. A BLAS product did (OpenBLAS on AVX2:
+    the same texts in other batches, 15 of 200 values) and was no closer to the float64 sum.
     """
-    weights = mask[:, None, :].astype(np.float32)
-    summed: Floats = (weights @ hidden)[:, 0, :]
-    return summed
+    weights = mask.astype(np.float32)
+    summed = np.zeros((hidden.shape[0], hidden.shape[2]), np.float64)
+    for begin in range(0, hidden.shape[1], BLOCK):
+        block = slice(begin, begin + BLOCK)
+        summed += np.einsum("bs,bsd->bd", weights[:, block], hidden[:, block])
+    return summed.astype(np.float32)
 
 
 def mean_by_group(hidden: Floats, group: Ints, groups: int) -> Floats:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.shards import is_finite
 from jexport.errors import AdapterError, NotFiniteError
 from jexport.flow import LoadedModel, LowRank, WeightReader
@@ -51,7 +52,8 @@ def _merged(name: str, base: WeightReader, delta: LowRank) -> WeightReader:
         up, down = delta.up(), delta.down()
         for start in range(0, weight.shape[0], ROW_BLOCK):
             rows = slice(start, start + ROW_BLOCK)
-            weight[rows] += (up[rows] @ down) * delta.scaling
+            with torch_threads(1):  # with two, last bits of a rank of 16 are others on AVX2
+                weight[rows] += (up[rows] @ down) * delta.scaling
         if not is_finite(weight):
             raise NotFiniteError(
                 f"merging the adapter into '{name}' gives a NaN or an infinity",

@@ -159,7 +159,11 @@ def test_statistics_are_those_of_the_copies(tmp_path: Path) -> None:
     again = sites(tmp_path / "again", graph)["act"]
     for name in ("low", "high", "rows"):
         np.testing.assert_array_equal(getattr(known["act"], name), getattr(again, name))
-    np.testing.assert_allclose(known["act"].gram, again.gram, rtol=1e-5)
+    # float32 rounds a sum of products by a share of both channels' energies, however small the sum:
+    # some kernels add up a column at a block's edge in another order.
+    energy = np.sqrt(np.diag(again.gram))
+    apart = np.abs(known["act"].gram - again.gram) / np.outer(energy, energy)
+    assert apart.max() < 1e-5
     assert known["act"].tokens == again.tokens
 
 
