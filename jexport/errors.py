@@ -251,6 +251,12 @@ class MemoryNeedError(JexportError):
     exit_code = 38
 
 
+class PromptError(JexportError):
+    """A prompt that the artifact does not have."""
+
+    exit_code = 41
+
+
 class DiskError(JexportError):
     """A disk that cannot be written or read: an I/O error, or it is mounted read-only."""
 

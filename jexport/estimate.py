@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jexport.checkpoints import shards
+from jexport.checkpoints.sentence_files import transformer_home
 from jexport.errors import JexportError, MemoryNeedError
 from jexport.memory import available_bytes
 from jexport.run import resident_mib
@@ -53,7 +54,9 @@ def weights(model: str) -> int | None:
     if not folder.is_dir():
         return None
     try:
-        return sum(math.prod(entry.shape) for entry in shards.tensors(folder).values())
+        return sum(
+            math.prod(entry.shape) for entry in shards.tensors(transformer_home(folder)).values()
+        )
     except (JexportError, OSError):
         return None  # whoever opens it says what is wrong with it
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -72,6 +72,10 @@ class Embedding:
     normalize: whether the model's own vectors have length 1. dimension: full size of a vector.
     matryoshka: smaller sizes it was trained for (vectors are cut, then normalised again).
     max_tokens: length limit, special tokens included.
+    prompts: every prompt by its name; default_prompt_name: the name of `prompt`, '' for none.
+    similarity: how two vectors are compared: 'cosine', 'dot', 'euclidean' or 'manhattan'.
+    truncate_dim: the size that vectors are cut to after normalisation, 0 for the full size.
+    include_prompt: False leaves the prompt's tokens out of the pooling.
     """
 
     task: str
@@ -81,6 +85,11 @@ class Embedding:
     dimension: int
     matryoshka: tuple[int, ...]
     max_tokens: int
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str = ""
+    similarity: str = "cosine"
+    truncate_dim: int = 0
+    include_prompt: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,17 @@ from jexport.errors import ArtifactError
 from jexport.flow import Embedding, FileDigest, Manifest
 
 NAME = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the manifest's own layout; raised when a reader of the old one would go wrong."""
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
-SCHEMAS: Mapping[int, Path] = {1: SCHEMA.with_name("manifest.schema.1.json"), FORMAT: SCHEMA}
-"""Of every format that is still read. 1 held seconds, memory and speeds of the run as well."""
+SCHEMAS: Mapping[int, Path] = {
+    1: SCHEMA.with_name("manifest.schema.1.json"),
+    2: SCHEMA.with_name("manifest.schema.2.json"),
+    FORMAT: SCHEMA,
+}
+"""Of every format that is still read. 1 held seconds, memory and speeds of the run as well; 2 knew
+one prompt, and neither the similarity nor a size that vectors are cut to."""
 
 CHUNK_BYTES = 1 << 22
 
@@ -70,6 +75,9 @@ def embedding_space(weights: str, embedding: Embedding) -> str:
     weights: a digest of the weights that were run (checkpoint files and adapter). The precision is
     left out: within its gate an fp16 artifact searches an fp32 index.
     """
+    others = {
+        name: text for name, text in embedding.prompts.items() if text not in ("", embedding.prompt)
+    }
     return sha256_of(
         {
             "weights": weights,
@@ -78,6 +86,10 @@ def embedding_space(weights: str, embedding: Embedding) -> str:
             "pooling": embedding.pooling,
             "normalize": embedding.normalize,
             "dimension": embedding.dimension,
+            # Only where there are any: artifacts of before keep their space.
+            **({"prompts": others} if others else {}),
+            **({"truncate_dim": embedding.truncate_dim} if embedding.truncate_dim else {}),
+            **({} if embedding.include_prompt else {"include_prompt": False}),
         }
     )
 

@@ -32,6 +32,16 @@ COUNTERPART: Mapping[str, str] = MappingProxyType(
 
 QUERIES = "retrieval.query"
 
+PROMPT_ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"retrieval.query": ("query",), "retrieval.passage": ("document", "passage")}
+)
+"""Names that sentence-transformers' encode_query and encode_document look for."""
+
+
+def named_prompts(task: str, prompt: str) -> dict[str, str]:
+    """A task's prompt under its own name and those that sentence-transformers looks for."""
+    return dict.fromkeys((task, *PROMPT_ALIASES.get(task, ())), prompt)
+
 
 def check_task(task: str, known: Sequence[str]) -> None:
     """Raise UnknownTaskError, naming the nearest task, unless `task` is in `known`."""

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jexport import tasks
 from jexport.checkpoints import (
+    embedding,
     hub,
     jina_v3_native,
     jina_v3_original,
     native_class,
+    peft_adapter,
     remote_code,
     sentence_files,
     sentence_transformer,
+    tokenizer_backend,
     transformer_files,
 )
-from jexport.checkpoints.embedding import read as how_embedded
 from jexport.errors import (
     CheckpointError,
     PrecisionError,
@@ -70,9 +72,15 @@ def locate(spec: LoadSpec) -> tuple[Path, str]:
     return hub.fetch(spec.model, spec.revision, wanted)
 
 
-def detect(folder: Path, config: Mapping[str, Any]) -> str:
-    """The name of the layout a folder holds. Raises UnsupportedCheckpointError."""
+def detect(folder: Path, config: Mapping[str, Any], *, trust_code: bool = False) -> str:
+    """The name of the layout a folder holds. Raises UnsupportedCheckpointError.
+
+    Code that auto_map names is left aside, as transformers does, where it is not trusted and the
+    architecture is one of transformers' own.
+    """
     for name, layout in LAYOUTS.items():
+        if name == "remote_code" and not trust_code and sentence_transformer.is_native(config):
+            continue
         if layout.matches(folder, config):
             return name
     raise UnsupportedCheckpointError(
@@ -85,19 +93,33 @@ def detect(folder: Path, config: Mapping[str, Any]) -> str:
 
 def known_tasks(folder: Path) -> tuple[str, ...]:
     """The tasks a checkpoint folder offers; `none` is always one."""
-    config = transformer_files.read_json(folder / "config.json")
+    home = sentence_files.transformer_home(folder)
+    adapter = peft_adapter.find(home)
+    config = transformer_files.read_json((adapter.base if adapter else home) / "config.json")
     layout = LAYOUTS[detect(folder, config)]
-    return (*layout.known_tasks(folder, config), tasks.NONE)
+    return (*layout.known_tasks(home, config), tasks.NONE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """A checkpoint whose layout is known, and what [load] says of it."""
+    """A checkpoint whose layout is known, and what [load] says of it.
+
+    Attributes:
+        folder: the checkpoint's own.
+        home: that of its tokenizer and the Transformer module's file.
+        base: that of config.json and weights: another one only where an adapter's base is.
+        peft: the adapter at its root, if there is one.
+        transformer: what the Transformer module's file says.
+    """
 
     folder: Path
+    home: Path
+    base: Path
     config: Mapping[str, Any]
     layout: str
     spec: LoadSpec
+    peft: peft_adapter.PeftAdapter | None
+    transformer: sentence_files.TransformerSettings
 
 
 def _check_float(config: Mapping[str, Any], folder: Path) -> None:
@@ -118,51 +140,111 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     Raises every error that `load` documents.
     """
     folder, revision = locate(spec)
-    config = transformer_files.read_json(folder / "config.json")
-    _check_float(config, folder)
-    layout = detect(folder, config)
-    opened = _Opened(folder=folder, config=config, layout=layout, spec=spec)
-    offered = (*LAYOUTS[layout].known_tasks(folder, config), tasks.NONE)
+    opened = _open(folder, spec)
+    layout, config = opened.layout, opened.config
+    offered = (*LAYOUTS[layout].known_tasks(opened.base, config), tasks.NONE)
     tasks.check_task(task, offered)
     _check_prompts(spec, offered)
     code: tuple[FileDigest, ...] = ()
     code_revision = ""
     if layout == "remote_code" or spec.trust_remote_code:
-        code, code_revision = remote_code.code_files(folder, config, spec)
+        code, code_revision = remote_code.code_files(opened.base, config, spec)
         _check_authors_code(layout, task)
-    weights, adapter, weight_files = LAYOUTS[layout].read(folder, config, task)
-    width, rows = _sizes(opened)
-    tokenizer_files = transformer_files.tokenizer_files(folder, rows=rows)
-    embedding, said = how_embedded(folder, config, spec, task, width=width, jina=layout in JINA)
+    weights, adapter, weight_files = LAYOUTS[layout].read(opened.base, config, task)
+    if opened.peft is not None:
+        adapter = peft_adapter.matrices(opened.peft, weights)
+    width, rows, positions = _sizes(opened)
+    tokenizing = tokenizer_backend.take(
+        opened.home,
+        _tokenizer(opened),
+        rows=rows,
+        do_lower_case=opened.transformer.do_lower_case,
+    )
+    encoder = embedding.Encoder(
+        config=config,
+        width=width,
+        positions=positions,
+        table=0 if layout in JINA else sentence_transformer.positions(opened.base, config),
+        tokenizing=tokenizing,
+        transformer=opened.transformer,
+        jina=layout in JINA,
+    )
+    how, said = embedding.read(folder, encoder, spec, task)
     licence = transformer_files.licence(folder)
-    around = [
-        folder / name
-        for name in ("config.json", sentence_files.PROMPTS, sentence_files.transformer_file(folder),
-                     "README.md" if licence else "")
-        if (folder / name).is_file()
-    ]  # fmt: skip
-    files = sorted({*weight_files, *tokenizer_files, *around, *said})
+    files = {*weight_files, *tokenizing.read, *_around(opened, licence), *said}
     return LoadedModel(
         config=config,
         weights=weights,
         adapter=adapter,
         assemble=_assemble(opened),
         tokenize_reference=transformer_files.reference_tokenizer(
-            _tokenizer(opened), prompt=embedding.prompt, max_tokens=embedding.max_tokens
+            tokenizing.open, prompt=how.prompt, max_tokens=how.max_tokens
         ),
         reference=_reference(opened, weights, adapter, task),
-        tokenizer_files=tokenizer_files,
-        embedding=embedding,
+        tokenizer_files=tokenizing.files,
+        embedding=how,
         source=Source(
             name=spec.model if revision else folder.resolve().name,
             layout=layout,
             revision=revision,
             code_revision=code_revision,
             licence=spec.licence or licence or (JINA_LICENCE if layout in JINA else ""),
-            files=tuple(file_digest(path, root=folder) for path in files),
+            files=tuple(_digest(path, opened) for path in sorted(files)),
             code=code,
         ),
     )
+
+
+def _open(folder: Path, spec: LoadSpec) -> _Opened:
+    """Where its parts are, its layout, and what its Transformer module's file says."""
+    home = sentence_files.transformer_home(folder)
+    peft = peft_adapter.find(home)
+    base = peft.base if peft else home
+    config = transformer_files.read_json(base / "config.json")
+    _check_float(config, base)
+    layout = detect(folder, config, trust_code=spec.trust_remote_code)
+    if peft and layout != "sentence_transformer":
+        raise UnsupportedCheckpointError(
+            "an adapter at the root of a checkpoint of this layout is not merged",
+            evidence=f"{home / peft_adapter.CONFIG}; the layout is {layout}",
+            fix="merge it with peft (merge_and_unload), and save the model whole",
+        )
+    transformer = sentence_files.TransformerSettings()
+    if (folder / sentence_files.MODULES).is_file():
+        # Without modules.json sentence-transformers does not read it.
+        transformer = sentence_files.transformer(home)
+    if layout == "sentence_transformer":
+        config = sentence_transformer.given_config(base, config, transformer.config)
+    elif transformer.config or transformer.tokenizer:
+        raise UnsupportedCheckpointError(
+            "arguments for a model that its own code opens are not passed on",
+            evidence=f"{transformer.file}: {[*transformer.config, *transformer.tokenizer]}",
+            fix="put them into config.json and tokenizer_config.json",
+        )
+    return _Opened(
+        folder=folder, home=home, base=base, config=config, layout=layout, spec=spec, peft=peft,
+        transformer=transformer,
+    )  # fmt: skip
+
+
+def _around(opened: _Opened, licence: str) -> list[Path]:
+    """The files around weights, tokenizer and pooling that decide something, or say the licence."""
+    named = [
+        opened.base / "config.json",
+        opened.folder / sentence_files.PROMPTS,
+        *([opened.transformer.file] if opened.transformer.file else []),
+        *(opened.peft.files if opened.peft else ()),
+        *([opened.folder / "README.md"] if licence else []),
+    ]
+    return [path for path in named if path.is_file()]
+
+
+def _digest(path: Path, opened: _Opened) -> FileDigest:
+    """A file's digest, named relative to the checkpoint; below `base/` where it is elsewhere."""
+    if path.is_relative_to(opened.folder):
+        return file_digest(path, root=opened.folder)
+    found = file_digest(path, root=opened.base)
+    return replace(found, path=f"base/{found.path}")
 
 
 def _check_prompts(spec: LoadSpec, offered: Sequence[str]) -> None:
@@ -185,28 +267,40 @@ def _check_authors_code(layout: str, task: str) -> None:
         )
 
 
-def _sizes(opened: _Opened) -> tuple[int, int]:
-    """Width of the hidden states and rows of the embedding table. Raises CheckpointError."""
+def _sizes(opened: _Opened) -> tuple[int, int, int]:
+    """Width of the hidden states, rows of the embedding table, positions that the config states.
+
+    Raises CheckpointError.
+    """
     config = opened.config
-    literal = "hidden_size" in config and "vocab_size" in config
-    if opened.layout == "remote_code" and not literal:
-        config = {**config, **remote_code.sizes(opened.folder, opened.spec)}
-    return transformer_files.width_and_rows(config)
+    stated = config.get("max_position_embeddings")
+    if opened.layout == "remote_code":
+        known = ("hidden_size", "vocab_size", "max_position_embeddings")
+        if not all(key in config for key in known):
+            config = {**config, **remote_code.sizes(opened.base, opened.spec)}
+            stated = config.get("max_position_embeddings")
+    elif opened.layout == "sentence_transformer":
+        stated = sentence_transformer.stated_positions(opened.base, opened.transformer.config)
+    width, rows = transformer_files.width_and_rows(config)
+    return width, rows, stated if isinstance(stated, int) and stated > 0 else 0
 
 
 def _tokenizer(opened: _Opened) -> Callable[[], Any]:
     """Opens the tokenizer; that of a known layout needs no code, also when code is trusted."""
     if opened.layout == "remote_code":
-        return partial(remote_code.open_tokenizer, opened.folder, opened.spec)
-    return partial(transformer_files.auto_tokenizer, opened.folder)
+        return partial(remote_code.open_tokenizer, opened.home, opened.spec)
+    return partial(
+        transformer_files.auto_tokenizer, opened.home, arguments=opened.transformer.tokenizer
+    )
 
 
 def _assemble(opened: _Opened) -> Callable[[Mapping[str, WeightReader]], Any]:
     if opened.layout in JINA:
         return partial(native_class.assemble, opened.config)
     if opened.layout == "remote_code":
-        return lambda weights: remote_code.assemble(opened.folder, opened.spec)
-    return partial(sentence_transformer.assemble, opened.folder)
+        return lambda weights: remote_code.assemble(opened.base, opened.spec)
+    arguments = opened.transformer.config
+    return lambda weights: sentence_transformer.assemble(opened.base, weights, arguments)
 
 
 def _reference(
@@ -216,7 +310,9 @@ def _reference(
     task: str,
 ) -> Callable[[], AbstractContextManager[Runner]]:
     if opened.spec.trust_remote_code:
-        return partial(remote_code.reference, opened.folder, opened.config, opened.spec, task)
+        return partial(remote_code.reference, opened.base, opened.config, opened.spec, task)
     if opened.layout in JINA:
         return partial(native_class.reference, opened.config, weights, adapter)
-    return partial(sentence_transformer.reference, opened.folder, weights)
+    return partial(
+        sentence_transformer.reference, opened.base, weights, adapter, opened.transformer.config
+    )

@@ -1,4 +1,4 @@
-"""How a checkpoint turns a text into an embedding: prompt, pooling, sizes, length limit.
+"""How a checkpoint turns a text into an embedding: prompts, pooling, sizes, length limit.
 
 Knows no weight; what [load] of a recipe says is put over what the checkpoint's own files say.
 """
@@ -6,70 +6,94 @@ Knows no weight; what [load] of a recipe says is put over what the checkpoint's 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jexport import tasks
 from jexport.checkpoints import sentence_files
+from jexport.checkpoints.tokenizer_backend import Tokenizing
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
 from jexport.flow import Embedding
 from jexport.recipe import LoadSpec
 
+ENDLESS = 32_768
+"""Length limit of a model that has none: no table of positions, and no file states one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """What is known of the model itself.
+
+    Attributes:
+        config: of the model.
+        width: of its hidden states.
+        positions: how many its config states, 0 for none.
+        table: rows of its learned table of positions that a text can use, 0 for none.
+        tokenizing: its tokenizer.
+        transformer: what the Transformer module's own file says.
+        jina: whether the checkpoint is of a jina-embeddings-v3 layout.
+    """
+
+    config: Mapping[str, Any]
+    width: int
+    positions: int
+    table: int
+    tokenizing: Tokenizing
+    transformer: sentence_files.TransformerSettings
+    jina: bool
+
 
 def read(
-    folder: Path, config: Mapping[str, Any], spec: LoadSpec, task: str, *, width: int, jina: bool
+    folder: Path, encoder: Encoder, spec: LoadSpec, task: str
 ) -> tuple[Embedding, tuple[Path, ...]]:
-    """The Embedding, and the files that say so. width: of the model's hidden states.
+    """The Embedding, and the files that say so.
 
-    jina: the checkpoint is of a jina-embeddings-v3 layout. Raises CheckpointError and
-    UnsupportedCheckpointError.
+    Raises:
+        CheckpointError: its files contradict each other.
+        UnsupportedCheckpointError: they ask for something that jexport does not have.
     """
-    pooling = _pooling(folder, config, jina=jina)
-    if pooling.width not in (0, width):
+    pooling = _pooling(folder, encoder)
+    if pooling.width not in (0, encoder.width):
         raise CheckpointError(
             "the Pooling module is of another model",
-            evidence=f"it pools vectors of {pooling.width}, the model gives vectors of {width}",
+            evidence=f"it pools vectors of {pooling.width}, the model gives vectors of "
+            f"{encoder.width}",
             fix="give the 1_Pooling/config.json that belongs to these weights",
         )
-    limit = sentence_files.length_limit(folder, config, jina=jina)
+    limit = _limit(encoder)
     if spec.max_tokens > limit:
         raise UnsupportedCheckpointError(
             f"load.max_tokens = {spec.max_tokens} is more than the checkpoint takes",
             evidence=f"its own files allow {limit}",
             fix=f"set load.max_tokens to {limit} or less",
         )
-    prompt = spec.prompts.get(task, _own_prompt(folder, config, task, jina=jina))
-    if prompt and not pooling.include_prompt:
-        raise UnsupportedCheckpointError(
-            "this model leaves its prompt out of the pooling, which jexport cannot do",
-            evidence=f"its Pooling has include_prompt = false, its prompt is {prompt!r}",
-            fix=f'build it without one: [load.prompts] "{task}" = "" in the recipe',
-        )
+    own = sentence_files.Settings() if encoder.jina else sentence_files.settings(folder)
+    prompts, default = _prompts(encoder, own, spec, task)
     embedding = Embedding(
         task=task,
-        prompt=prompt,
+        prompt=prompts[default] if default else "",
         pooling=pooling.mode,
         normalize=pooling.normalize,
-        dimension=width,
-        matryoshka=_matryoshka(config),
+        dimension=encoder.width,
+        matryoshka=_matryoshka(encoder.config),
         max_tokens=spec.max_tokens or limit,
+        prompts=prompts,
+        default_prompt_name=default,
+        similarity=own.similarity,
+        truncate_dim=own.truncate_dim if own.truncate_dim < encoder.width else 0,
+        include_prompt=pooling.include_prompt,
     )
     return embedding, pooling.files
 
 
-def _pooling(folder: Path, config: Mapping[str, Any], *, jina: bool) -> sentence_files.Pooling:
+def _pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
     """What modules.json says; for jina-embeddings-v3 what its own encode() does, if they agree."""
-    stated = sentence_files.pooling(folder, own_transformer=jina)
-    if not jina:
-        if stated is None:
-            raise UnsupportedCheckpointError(
-                "the checkpoint does not say how its vectors are pooled",
-                evidence=f"{folder} has no {sentence_files.MODULES}",
-                fix="add modules.json and 1_Pooling/config.json, as sentence-transformers does",
-            )
-        return stated
+    stated = sentence_files.pooling(folder, own_transformer=encoder.jina)
+    if not encoder.jina:
+        return _plain_pooling(folder, encoder) if stated is None else stated
     # The authors' encode() pools over the mask unless emb_pooler says cls, and normalises.
-    named = config.get("emb_pooler")
+    named = encoder.config.get("emb_pooler")
     authors = sentence_files.Pooling(mode="cls" if named == "cls" else "mean", normalize=True)
     if stated is not None and named is not None and stated.mode != authors.mode:
         raise UnsupportedCheckpointError(
@@ -80,9 +104,59 @@ def _pooling(folder: Path, config: Mapping[str, Any], *, jina: bool) -> sentence
     return stated or authors
 
 
-def _own_prompt(folder: Path, config: Mapping[str, Any], task: str, *, jina: bool) -> str:
-    if not jina:
-        return sentence_files.default_prompt(folder)
+def _plain_pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
+    """What sentence-transformers does without modules.json: no normalisation, no prompt.
+
+    Source: `SentenceTransformer._load_default_modules` of version 6.2.
+    """
+    if encoder.tokenizing.chat_template:
+        raise UnsupportedCheckpointError(
+            "sentence-transformers would send every text through this checkpoint's chat template",
+            evidence=f"{folder} has no {sentence_files.MODULES}, its tokenizer has a chat_template",
+            fix="add modules.json and 1_Pooling/config.json, as sentence-transformers does, or "
+            "remove the chat template",
+        )
+    named = encoder.config.get("architectures") or [""]
+    is_causal = str(named[0]).endswith("ForCausalLM") and encoder.config.get("is_causal", True)
+    return sentence_files.Pooling(mode="last" if is_causal else "mean", normalize=False)
+
+
+def _limit(encoder: Encoder) -> int:
+    """Tokens a text may have: as sentence-transformers cuts, within what the table holds.
+
+    It does not look at the table where a limit is stated, and breaks on longer texts.
+    """
+    if encoder.jina:
+        return _jina_limit(encoder)
+    own = [size for size in (encoder.tokenizing.max_length, encoder.positions) if size]
+    stated = encoder.transformer.max_length or (min(own) if own else 0)
+    limits = [size for size in (stated, encoder.table) if size]
+    return min(limits) if limits else ENDLESS
+
+
+def _jina_limit(encoder: Encoder) -> int:
+    """jina-embeddings-v3 counts 8194 positions from pad_token_id + 1; its window is 8192."""
+    pad = encoder.config.get("pad_token_id")
+    table = (encoder.positions or 512) - (pad if isinstance(pad, int) else 1) - 1
+    return min(table, encoder.transformer.max_length or encoder.tokenizing.max_length or table)
+
+
+def _prompts(
+    encoder: Encoder, own: sentence_files.Settings, spec: LoadSpec, task: str
+) -> tuple[dict[str, str], str]:
+    """Every prompt by its name, and the name of the default one, '' for none."""
+    if encoder.jina:
+        prompt = spec.prompts.get(task, _jina_prompt(encoder.config, task))
+        return tasks.named_prompts(task, prompt), task if prompt else ""
+    if task in spec.prompts:
+        prompt = spec.prompts[task]
+        return {**own.prompts, task: prompt}, task if prompt else ""
+    named = {"query": "", "document": "", **own.prompts}
+    default = own.default_prompt_name if named.get(own.default_prompt_name) else ""
+    return dict(own.prompts), default
+
+
+def _jina_prompt(config: Mapping[str, Any], task: str) -> str:
     instructions = config.get("task_instructions") or {}
     if not isinstance(instructions, dict):
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """From a hub id to a local folder and the 40-hex commit that it holds.
 
-Fetches safetensors, JSON and tokenizer files only: no pickle, no code (that is asked for apart).
+Fetches safetensors, JSON and tokenizer files; pytorch_model.bin only where there is no safetensors,
+and no code (that is asked for apart).
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from pathlib import Path
 from jexport.errors import DependencyError, HubError, RemoteCodeError
 
 WEIGHTS_AND_CONFIG = ("*.safetensors", "*.json", "*.txt", "*.model", "README.md")
+PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
+"""Fetched only where a repository has no safetensors."""
+
 CODE = ("*.py",)
 NEVER = ("onnx/*", "openvino/*", "*.bin", "*.pt")
 HEX = frozenset("0123456789abcdef")
@@ -47,14 +51,23 @@ def fetch(model_id: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path
             evidence=str(error),
             fix='pip install "jexport[build]", or give --model FOLDER',
         ) from error
+
+    def download(commit: str, wanted: tuple[str, ...]) -> str:
+        return str(
+            huggingface_hub.snapshot_download(
+                model_id,
+                revision=commit or None,
+                allow_patterns=list(wanted),
+                ignore_patterns=[one for one in NEVER if one != "*.bin" or wanted != PICKLED],
+            )
+        )
+
     try:
         with _no_bars():
-            folder = huggingface_hub.snapshot_download(
-                model_id,
-                revision=revision or None,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(NEVER),
-            )
+            folder = download(revision, patterns)
+            weights = "*.safetensors" in patterns
+            if weights and not any(Path(folder).rglob("*.safetensors")):
+                download(Path(folder).name, PICKLED)
     except Exception as error:  # httpx, requests and hub errors share no base class
         first_line = next(iter(str(error).splitlines()), "")
         raise HubError(

@@ -269,13 +269,13 @@ def reference(
     for name, delta in adapter.items():
         module = name.removesuffix(".weight")
         if module != POOLER:
-            model.get_submodule(module).register_forward_hook(_beside(delta))
+            model.get_submodule(module).register_forward_hook(beside(delta))
 
     with eager.opened(model) as run:
         yield run
 
 
-def _beside(delta: LowRank) -> Any:
+def beside(delta: LowRank) -> Any:
     """A forward hook that adds the low-rank path to a Linear's or an Embedding's output."""
     import torch
 

@@ -149,7 +149,7 @@ def _digests(root: Path, names: list[str], *, home: str = "") -> tuple[FileDiges
 
 
 def sizes(folder: Path, spec: LoadSpec) -> dict[str, Any]:
-    """hidden_size and vocab_size as the checkpoint's own config class understands config.json."""
+    """Width, rows and positions as the checkpoint's own config class understands config.json."""
     with (
         quiet_transformers(),
         _import_repair(),
@@ -161,7 +161,8 @@ def sizes(folder: Path, spec: LoadSpec) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=True, code_revision=spec.code_revision or None
         )
-    return {key: getattr(config, key, None) for key in ("hidden_size", "vocab_size")}
+    names = ("hidden_size", "vocab_size", "max_position_embeddings")
+    return {key: getattr(config, key, None) for key in names}
 
 
 @contextlib.contextmanager
@@ -246,7 +247,7 @@ def assemble(folder: Path, spec: LoadSpec) -> torch.nn.Module:
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                use_safetensors=True,
+                use_safetensors=any(one.path.suffix != ".bin" for one in names.values()),
                 trust_remote_code=True,
                 code_revision=spec.code_revision or None,
             )

@@ -1,7 +1,7 @@
 """The files that sentence-transformers adds: modules, pooling, prompts, length limit.
 
-As versions 2 to 6.2 write them. An option that would change a vector and that jexport does not have
-is refused, never left out. Knows no weight.
+As versions 2 to 6.2 write them. What becomes of each key is in keys.py: a key that would change a
+vector and that jexport does not have is refused, never left out. Knows no weight.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jexport.checkpoints import keys
 from jexport.checkpoints.transformer_files import count, is_there, optional_json
-from jexport.errors import CheckpointError, UnsupportedCheckpointError
+from jexport.errors import CheckpointError, DependencyError, UnsupportedCheckpointError
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 TRANSFORMER = tuple(f"sentence_{kind}_config.json" for kind in KINDS)
-"""Names that the Transformer module's own file has had; the first that is there is read."""
+"""Names that the Transformer module's own file has had; the first that is not empty is read."""
 
-MODULE_KINDS = ["Transformer", "Pooling", "Normalize"]
 POOLING_MODES = {
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "last",
@@ -35,9 +35,16 @@ NEW_POOLING_NAMES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len
 """Version 6 writes `pooling_mode` with these names instead of the flags above."""
 
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "last")
-ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm",
-           "xmod", "longformer", "luke", "ibert", "data2vec-text", "markuplm", "lilt")  # fmt: skip
-"""Architectures whose learned positions begin at pad_token_id + 1 (transformers 5.23)."""
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+ARGUMENTS = (
+    ("model_kwargs", "model_args", keys.MODEL_KWARGS),
+    ("processor_kwargs", "tokenizer_args", keys.PROCESSOR_KWARGS),
+    ("config_kwargs", "config_args", keys.CONFIG_KWARGS),
+)
+"""New name, old name and known keys of the arguments in sentence_bert_config.json."""
+
+FETCHING = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
+"""Arguments that sentence-transformers puts its own value over, or strips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,65 +61,136 @@ class Pooling:
     files: tuple[Path, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """One entry of modules.json. kind: the class, without its package. home: its folder."""
+
+    type: str
+    kind: str
+    home: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSettings:
+    """What the Transformer module's own file says.
+
+    Attributes:
+        max_length: the length limit that it states over the tokenizer's own, 0 for none.
+        do_lower_case: whether the tokenizer is to lower every text first.
+        tokenizer: arguments for AutoTokenizer.
+        config: arguments for AutoConfig.
+        file: where it was read, None where there is no such file.
+    """
+
+    max_length: int = 0
+    do_lower_case: bool = False
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What config_sentence_transformers.json says."""
+
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str = ""
+    similarity: str = "cosine"
+    truncate_dim: int = 0
+
+
+def modules(folder: Path) -> tuple[Module, ...] | None:
+    """The entries of modules.json, None without the file.
+
+    Raises:
+        CheckpointError: it cannot be read, or leaves the folder.
+        UnsupportedCheckpointError: an entry has a key that nobody knows.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return None
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        listed = [Module(type=str(m["type"]), kind=str(m["type"]).rsplit(".", 1)[-1],
+                         home=str(m["path"])) for m in entries]  # fmt: skip
+        names = [str(m["name"]) for m in entries]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot read {MODULES}", evidence=repr(error), fix="download the checkpoint again"
+        ) from error
+    for entry in entries:
+        keys.check(keys.MODULES, entry, where=MODULES)
+    if len(set(names)) < len(names):
+        raise _unsupported(
+            "has modules of one name, which replace each other",
+            evidence=f"{MODULES} names: {', '.join(names)}",
+            fix="number them",
+        )
+    if any(Path(one.home).is_absolute() or ".." in Path(one.home).parts for one in listed):
+        raise CheckpointError(
+            f"{MODULES} names a folder outside the checkpoint",
+            evidence=", ".join(one.home for one in listed),
+            fix="use a checkpoint from a source that you trust",
+        )
+    return tuple(listed)
+
+
+def transformer_home(folder: Path) -> Path:
+    """The folder of config.json, weights and tokenizer: the checkpoint's, or one inside of it.
+
+    Raises:
+        UnsupportedCheckpointError: the modules are others than jexport exports. This is said before
+            a config.json is looked for that such a checkpoint may not have.
+    """
+    listed = modules(folder)
+    if listed is None:
+        return folder
+    # A class of the checkpoint's own keeps its files where its own code looks for them.
+    if listed and not listed[0].type.startswith("sentence_transformers."):
+        return folder
+    _check_kinds(listed, own_transformer=False)
+    return folder / listed[0].home
+
+
+def _check_kinds(listed: tuple[Module, ...], *, own_transformer: bool) -> None:
+    """Raise UnsupportedCheckpointError for a module that jexport would have to leave out."""
+    strange = [one.type for one in listed[own_transformer:]
+               if not one.type.startswith("sentence_transformers.")]  # fmt: skip
+    kinds = [one.kind for one in listed if one.kind != "Dropout"]
+    if strange or kinds not in (
+        ["Transformer", "Pooling"],
+        ["Transformer", "Pooling", "Normalize"],
+    ):
+        raise _unsupported(
+            "has modules that jexport does not export",
+            evidence=f"{MODULES} lists: {', '.join(one.type for one in listed) or 'none'}",
+            fix="supported: Transformer, Pooling and, last, Normalize",
+        )
+
+
 def pooling(folder: Path, *, own_transformer: bool = False) -> Pooling | None:
     """What modules.json and its modules' files say; None without modules.json.
 
     own_transformer: takes a Transformer class that is the checkpoint's own. Raises CheckpointError,
     and UnsupportedCheckpointError for a module that jexport would have to leave out.
     """
-    path = folder / MODULES
-    if not path.is_file():
+    listed = modules(folder)
+    if listed is None:
         return None
-    try:
-        listed = [(str(m["type"]), str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"cannot read {MODULES}", evidence=repr(error), fix="download the checkpoint again"
-        ) from error
-    kinds = [kind.rsplit(".", 1)[-1] for kind, _ in listed]
-    strange = [kind for kind, _ in listed[own_transformer:]
-               if not kind.startswith("sentence_transformers.")]  # fmt: skip
-    if strange or kinds not in (MODULE_KINDS, MODULE_KINDS[:2]):
-        raise _unsupported(
-            "has modules that jexport does not export",
-            evidence=f"{MODULES} lists: {', '.join(kind for kind, _ in listed) or 'none'}",
-            fix="supported: Transformer, Pooling and, last, Normalize",
-        )
-    homes = [home for _, home in listed]
-    if homes[0] not in ("", "."):
-        raise _unsupported(
-            "keeps its transformer in a folder of its own",
-            evidence=f"{MODULES}: the Transformer is in '{homes[0]}'",
-            fix="save it again with sentence-transformers 3 or newer",
-        )
-    if any(Path(home).is_absolute() or ".." in Path(home).parts for home in homes):
-        raise CheckpointError(
-            f"{MODULES} names a folder outside the checkpoint",
-            evidence=", ".join(homes),
-            fix="use a checkpoint from a source that you trust",
-        )
-    found = _pooling(folder, homes[1])
-    if len(homes) == 2:
-        return found
-    last = folder / homes[2] / "config.json"
-    _check_normalize(last)
-    files = (*found.files, last) if is_there(last) else found.files
-    return dataclasses.replace(found, normalize=True, files=files)
-
-
-def _check_normalize(path: Path) -> None:
-    """Raise UnsupportedCheckpointError unless it works on the sentence's vector.
-
-    Version 6 can name another; a folder of an older one has no file.
-    """
-    settings = optional_json(path)
-    names = {settings.get(f"module_{side}_name") for side in ("input", "output")}
-    if names - {None, "sentence_embedding"}:
-        raise _unsupported(
-            "normalises something else than the sentence's vector",
-            evidence=f"{path.parent.name}/{path.name}: {settings}",
-            fix="use a Normalize module with its default names",
-        )
+    _check_kinds(listed, own_transformer=own_transformer)
+    found, normalize, files = None, False, [folder / MODULES]
+    for one in listed[1:]:
+        path = folder / one.home / "config.json"
+        if one.kind == "Pooling":
+            found = _pooling(folder, one.home)
+        else:
+            known = keys.NORMALIZE if one.kind == "Normalize" else keys.DROPOUT
+            keys.check(known, optional_json(path), where=f"{one.home}/{path.name}")
+            normalize |= one.kind == "Normalize"
+        if is_there(path):
+            files.append(path)
+    assert found is not None, "_check_kinds asks for a Pooling"
+    return dataclasses.replace(found, normalize=normalize, files=tuple(files))
 
 
 def _pooling(folder: Path, home: str) -> Pooling:
@@ -124,8 +202,10 @@ def _pooling(folder: Path, home: str) -> Pooling:
             fix="download the checkpoint again",
         )
     settings = optional_json(path)
+    where = f"{home}/{path.name}"
+    keys.check(keys.POOLING, settings, where=where)
     named = settings.get("pooling_mode")
-    if named is None:
+    if "pooling_mode" not in settings:
         # Without any flag sentence-transformers takes the mean, too.
         modes = [mode for key, mode in POOLING_MODES.items() if settings.get(key)] or ["mean"]
     else:
@@ -134,111 +214,188 @@ def _pooling(folder: Path, home: str) -> Pooling:
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise _unsupported(
             "pools in a way that jexport does not have",
-            evidence=f"{home}/{path.name} asks for: {', '.join(modes) or 'nothing'}",
+            evidence=f"{where} asks for: {', '.join(modes) or 'nothing'}",
             fix=f"supported, one at a time: {', '.join(POOLINGS)}",
         )
-    widths = [key for key in ("word_embedding_dimension", "embedding_dimension") if key in settings]
+    widths = [key for key in ("embedding_dimension", "word_embedding_dimension") if key in settings]
+    if not widths:
+        raise CheckpointError(
+            "the Pooling module does not say its width",
+            evidence=f"{where} has no embedding_dimension; sentence-transformers does not open it",
+            fix="add it: the model's hidden_size",
+        )
     return Pooling(
         mode=modes[0],
         normalize=False,
-        width=count(settings, widths[0]) if widths else 0,
-        include_prompt=settings.get("include_prompt") is not False,
-        files=(folder / MODULES, path),
+        width=count(settings, widths[0]),
+        include_prompt=bool(settings.get("include_prompt", True)),
     )
 
 
-def check_transformer(folder: Path) -> None:
-    """Raise UnsupportedCheckpointError for a Transformer module that does more than run a model."""
-    settings = _transformer_settings(folder)
-    text = _table(_table(settings, "modality_config"), "text")
-    plain = {
-        "transformer_task": (settings.get("transformer_task"), "feature-extraction"),
-        "module_output_name": (settings.get("module_output_name"), "token_embeddings"),
-        "modality_config.text.method": (text.get("method"), "forward"),
-        "modality_config.text.method_output_name": (
-            text.get("method_output_name"),
-            "last_hidden_state",
-        ),
-        "processing_kwargs": (settings.get("processing_kwargs") or None, None),
-        "query_expansion": (settings.get("query_expansion"), None),
-    }
-    odd = [f"{key} = {said!r}" for key, (said, usual) in plain.items() if said not in (None, usual)]
-    if settings.get("do_lower_case") and not _lowercases(folder):
-        odd.append("do_lower_case = true, which tokenizer.json does not do by itself")
-    if odd:
+def transformer(home: Path) -> TransformerSettings:
+    """What the Transformer module's own file says.
+
+    Args:
+        home: the module's folder.
+
+    Raises:
+        CheckpointError: a value of the wrong type.
+        UnsupportedCheckpointError: a key that would change a vector and is not honoured.
+    """
+    path = next((home / name for name in TRANSFORMER if optional_json(home / name)), None)
+    if path is None:
+        return TransformerSettings()
+    settings, where = optional_json(path), path.name
+    keys.check(keys.TRANSFORMER, settings, where=where)
+    _check_modalities(settings, where)
+    given: dict[str, dict[str, Any]] = {}
+    for new, old, known in ARGUMENTS:
+        content = _table(settings, old if old in settings else new, where)
+        keys.check(known, content, where=f"{where}: {new}")
+        given[new] = {key: value for key, value in content.items() if key not in FETCHING}
+    processing = _table(settings, "processing_kwargs", where)
+    keys.check(keys.PROCESSING, processing, where=f"{where}: processing_kwargs")
+    text = _table(processing, "text", where)
+    keys.check(keys.PROCESSING_TEXT, text, where=f"{where}: processing_kwargs.text")
+    limit = settings.get("max_seq_length")
+    processor = given["processor_kwargs"]
+    stated = text.get("max_length") or processor.pop("model_max_length", limit)
+    if stated is not None and (isinstance(stated, bool) or not isinstance(stated, (int, float))):
+        raise CheckpointError(
+            f"{where} does not say a length limit",
+            evidence=f"it says {stated!r}",
+            fix="make it a whole number",
+        )
+    return TransformerSettings(
+        max_length=int(stated) if stated is not None and 0 < stated < 1e9 else 0,
+        do_lower_case=bool(settings.get("do_lower_case")),
+        tokenizer=processor,
+        config=given["config_kwargs"],
+        file=path,
+    )
+
+
+def _check_modalities(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UnsupportedCheckpointError for another way of a text into the model, and out of it."""
+    modalities = _table(settings, "modality_config", where)
+    if "message" in modalities:
         raise _unsupported(
-            "prepares its texts or states in a way that jexport does not have",
-            evidence=f"{transformer_file(folder)}: {', '.join(odd)}",
+            "sends every text through its tokenizer's chat template",
+            evidence=f"{where}: modality_config has 'message'",
+            fix="save it with modality_config of 'text' alone, if texts without the template are "
+            "what you want",
+        )
+    text = _table(modalities, "text", where)
+    plain = {"method": "forward", "method_output_name": "last_hidden_state"}
+    odd = [
+        f"modality_config.text.{key} = {value!r}"
+        for key, value in text.items()
+        if key != "format" and value != plain.get(key)
+    ]
+    if odd or (modalities and "text" not in modalities):
+        raise _unsupported(
+            "takes its token vectors from elsewhere than the last hidden state",
+            evidence=f"{where}: {', '.join(odd) or 'modality_config has no text'}",
             fix="save the model without these options",
         )
-
-
-def transformer_file(folder: Path) -> str:
-    """The name of the Transformer module's own file in this folder."""
-    return next((name for name in TRANSFORMER if (folder / name).is_file()), TRANSFORMER[0])
-
-
-def _transformer_settings(folder: Path) -> dict[str, Any]:
-    return optional_json(folder / transformer_file(folder))
-
-
-def _lowercases(folder: Path) -> bool:
-    """Whether tokenizer.json lowers every text, so that asking for it once more changes nothing."""
-    normalizer = _table(optional_json(folder / "tokenizer.json"), "normalizer")
-    steps = normalizer.get("normalizers") or [normalizer]
-    return any(
-        step.get("type") == "Lowercase" or step.get("lowercase") is True
-        for step in steps
-        if isinstance(step, dict)
-    )
-
-
-def _table(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = settings.get(key)
-    if value is not None and not isinstance(value, dict):
+    if modalities and settings.get("module_output_name") is None:
         raise CheckpointError(
-            f"'{key}' in a file of the checkpoint is no table",
-            evidence=f"{key} = {value!r}",
-            fix="download the checkpoint again",
+            f"{where} has modality_config and no module_output_name",
+            evidence="sentence-transformers does not open it",
+            fix='add "module_output_name": "token_embeddings"',
         )
-    return value or {}
 
 
-def length_limit(folder: Path, config: Mapping[str, Any], *, jina: bool) -> int:
-    """Tokens a text may have: what sentence-transformers would take, within what the table holds.
+def settings(folder: Path) -> Settings:
+    """What config_sentence_transformers.json says; nothing without modules.json, as there.
 
-    Models of the RoBERTa family with learned positions use up pad_token_id + 1 of them.
-    jina: jina-embeddings-v3 counts 8194 positions in the same way, and its usable window is 8192.
+    Raises:
+        CheckpointError: a value of the wrong type, or a default prompt that is not there.
+        UnsupportedCheckpointError: a key that would change a vector and is not honoured.
+        DependencyError: a requirement that is not met.
     """
-    positions = config.get("max_position_embeddings")
-    table = positions if isinstance(positions, int) and positions > 0 else 512
-    if jina or config.get("model_type") in ROBERTA:
-        pad = config.get("pad_token_id")
-        table -= (pad if isinstance(pad, int) else 1) + 1
-    stated = (
-        _transformer_settings(folder).get("max_seq_length"),
-        optional_json(folder / "tokenizer_config.json").get("model_max_length"),
-    )
-    for limit in stated:
-        if isinstance(limit, (int, float)) and 0 < limit < 1e9:
-            return min(table, int(limit))
-    return table
-
-
-def default_prompt(folder: Path) -> str:
-    """The prompt that sentence-transformers puts before every text by default, else ''."""
-    settings = optional_json(folder / PROMPTS)
-    name = settings.get("default_prompt_name")
-    if name is None:
-        return ""
-    known = {"query": "", "document": "", **_table(settings, "prompts")}
-    if name not in known:
+    if not (folder / MODULES).is_file():
+        return Settings()
+    content = optional_json(folder / PROMPTS)
+    keys.check(keys.SENTENCE_TRANSFORMER, content, where=PROMPTS)
+    _check_requirements(content.get("requirements") or {})
+    prompts = {
+        str(name): "" if text is None else text
+        for name, text in _table(content, "prompts", PROMPTS).items()
+    }
+    odd = [f"{name} = {text!r}" for name, text in prompts.items() if not isinstance(text, str)]
+    if odd:
+        raise CheckpointError(
+            "a prompt of the checkpoint is no text",
+            evidence=f"{PROMPTS}: {', '.join(odd)}",
+            fix="make it a string",
+        )
+    name = content.get("default_prompt_name")
+    known = {"query": "", "document": "", **prompts}
+    if name is not None and name not in known:
         raise CheckpointError(
             f"the checkpoint's default prompt '{name}' is not among its prompts",
             evidence=f"{PROMPTS} has: {', '.join(known) or 'none'}",
             fix="add it there, or set default_prompt_name to null",
         )
-    return str(known[name])
+    size = content.get("truncate_dim")
+    if size is not None and (type(size) is not int or size < 1):
+        raise CheckpointError(
+            "truncate_dim of the checkpoint is no size",
+            evidence=f"{PROMPTS}: truncate_dim = {size!r}",
+            fix="make it a whole number of at least 1, or null",
+        )
+    similarity = content.get("similarity_fn_name")
+    return Settings(
+        prompts=prompts,
+        default_prompt_name=name or "",
+        similarity=similarity if similarity in SIMILARITIES else "cosine",
+        truncate_dim=size or 0,
+    )
+
+
+def _check_requirements(needs: Any) -> None:
+    """Raise DependencyError where sentence-transformers would raise ImportError."""
+    from importlib import metadata
+
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    if not isinstance(needs, dict):
+        raise _no_table("requirements", needs, PROMPTS)
+    for name, said in needs.items():
+        wanted = said.get("specifier", "") if isinstance(said, dict) else said
+        try:
+            version = metadata.version(str(name))
+            met = SpecifierSet(str(wanted or "")).contains(version, prereleases=True)
+        except metadata.PackageNotFoundError:
+            version, met = "not installed", False
+        except InvalidSpecifier as error:
+            raise CheckpointError(
+                "a requirement of the checkpoint cannot be read",
+                evidence=f"{PROMPTS}: {error}",
+                fix="write it as pip does, such as '>=5.0'",
+            ) from error
+        if not met:
+            raise DependencyError(
+                f"the checkpoint's authors ask for {name} {wanted}",
+                evidence=f"{PROMPTS}: requirements; here: {version}",
+                fix=f'pip install "{name}{wanted or ""}"',
+            )
+
+
+def _table(settings: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise _no_table(key, value, where)
+    return dict(value or {})
+
+
+def _no_table(key: str, value: Any, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"'{key}' in a file of the checkpoint is no table",
+        evidence=f"{where}: {key} = {value!r}",
+        fix="download the checkpoint again",
+    )
 
 
 def _unsupported(what: str, *, evidence: str, fix: str) -> UnsupportedCheckpointError:

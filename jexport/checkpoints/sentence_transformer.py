@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import eager, sentence_files, shards
-from jexport.checkpoints.native_class import mismatch
+from jexport.checkpoints.native_class import beside, mismatch
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
 from jexport.flow import LowRank, Runner, WeightReader
@@ -25,13 +25,30 @@ POOLER = ("pooler.",)
 HEADS = ("pooler.dense.", "cls.", "lm_head.")
 """What a last hidden state does not depend on: a pooler may be missing, these may be left over."""
 
+POSITIONS = ("position_embeddings.weight", "wpe.weight", "embed_positions.weight")
+"""Learned tables of absolute positions."""
+
+ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm",
+           "xmod", "longformer", "luke", "ibert", "data2vec-text", "markuplm", "lilt")  # fmt: skip
+"""Architectures whose learned positions begin at pad_token_id + 1 (transformers 5.23)."""
+
+BART = ("bart", "mbart", "plbart", "opt", "biogpt", "blenderbot")
+"""Architectures whose table has two rows before the first position (transformers 5.23)."""
+
 COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Buffers that transformers 4 wrote into the file and version 5 makes itself: 0, 1, 2 ..."""
 
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether a folder holds this layout; one with code of its own is asked for first."""
-    return (folder / sentence_files.MODULES).is_file()
+    return (folder / sentence_files.MODULES).is_file() or is_native(config)
+
+
+def is_native(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a class of its own for the model, whatever auto_map names."""
+    from transformers import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -43,7 +60,6 @@ def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
     """Weights under the names in the file; the files that hold them. Raises CheckpointError."""
-    sentence_files.check_transformer(folder)
     found = shards.tensors(folder)
     weights = {
         name: shards.reader(name, entry)
@@ -53,15 +69,63 @@ def read(
     return weights, {}, shards.files(folder, found)
 
 
-def assemble(folder: Path, weights: Mapping[str, WeightReader]) -> torch.nn.Module:
+def positions(folder: Path, config: Mapping[str, Any]) -> int:
+    """Tokens that the model's learned table of positions has rows for, 0 where it has none.
+
+    Models of the RoBERTa family count from pad_token_id + 1, those of the BART family from 2.
+    """
+    rows = [
+        entry.shape[0]
+        for name, entry in shards.tensors(folder).items()
+        if name.endswith(POSITIONS) and len(entry.shape) == 2
+    ]
+    if not rows:
+        return 0
+    kind, pad = config.get("model_type"), config.get("pad_token_id")
+    if kind in ROBERTA:
+        return min(rows) - (pad if isinstance(pad, int) else 1) - 1
+    return min(rows) - 2 if kind in BART else min(rows)
+
+
+def stated_positions(folder: Path, arguments: Mapping[str, Any]) -> int:
+    """max_position_embeddings of the config, also under its architecture's own name; 0 for none.
+
+    Raises:
+        UnsupportedCheckpointError: an architecture that transformers lacks.
+        CheckpointError: a config.json that its class does not take.
+    """
+    with quiet_transformers():
+        config = _config(folder, arguments)
+    size = getattr(config, "max_position_embeddings", None)
+    return size if isinstance(size, int) and size > 0 else 0
+
+
+def given_config(
+    folder: Path, config: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json with the arguments that take effect: those that its class knows."""
+    if not arguments:
+        return dict(config)
+    with quiet_transformers():
+        made = _config(folder, arguments)
+    known = {key: value for key, value in arguments.items() if hasattr(made, key)}
+    return {**config, **known}
+
+
+def assemble(
+    folder: Path,
+    weights: Mapping[str, WeightReader],
+    arguments: Mapping[str, Any] | None = None,
+) -> torch.nn.Module:
     """A float32 model of transformers' class for this config, with exactly these weights.
 
+    arguments: for AutoConfig, over what config.json says.
     Raises StateDictError, UnsupportedCheckpointError (an architecture transformers lacks).
     """
     import torch
 
     with quiet_transformers():
-        config, architecture = _architecture(folder)
+        config, architecture = _architecture(folder, arguments or {})
         model, report = architecture.from_pretrained(
             None,
             config=config,
@@ -99,25 +163,15 @@ def plain_names(weights: Mapping[str, WeightReader]) -> dict[str, WeightReader]:
     return plain
 
 
-def _architecture(folder: Path) -> tuple[Any, Any]:
+def _architecture(folder: Path, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
     """The checkpoint's config and transformers' class for it, never the checkpoint's own code."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
+    config = _config(folder, arguments)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         architecture = AutoModel._model_mapping[type(config)]
-    except (ValueError, KeyError) as error:
-        raise UnsupportedCheckpointError(
-            "transformers does not know this model",
-            evidence=next(iter(str(error).splitlines()), repr(error)),
-            fix="upgrade transformers, or --trust-remote-code if the checkpoint brings its code",
-        ) from error
-    except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
-        raise CheckpointError(
-            "config.json has a value that the model cannot take",
-            evidence=" ".join(str(error).split()),
-            fix="give the config.json that belongs to these weights",
-        ) from error
+    except KeyError as error:
+        raise _unknown(error) from error
     if config.is_encoder_decoder:
         raise UnsupportedCheckpointError(
             "jexport does not export encoder-decoder models",
@@ -125,6 +179,29 @@ def _architecture(folder: Path) -> tuple[Any, Any]:
             fix="give an encoder (BERT, XLM-R, MiniLM ...)",
         )
     return config, architecture
+
+
+def _config(folder: Path, arguments: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **arguments)
+    except (ValueError, KeyError) as error:
+        raise _unknown(error) from error
+    except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
+        raise CheckpointError(
+            "config.json has a value that the model cannot take",
+            evidence=" ".join(str(error).split()),
+            fix="give the config.json that belongs to these weights",
+        ) from error
+
+
+def _unknown(error: Exception) -> UnsupportedCheckpointError:
+    return UnsupportedCheckpointError(
+        "transformers does not know this model",
+        evidence=next(iter(str(error).splitlines()), repr(error)),
+        fix="upgrade transformers, or --trust-remote-code if the checkpoint brings its code",
+    )
 
 
 def check_report(report: Mapping[str, Any], names: Iterable[str], *, prefix: str) -> None:
@@ -147,9 +224,18 @@ def check_report(report: Mapping[str, Any], names: Iterable[str], *, prefix: str
 
 
 @contextlib.contextmanager
-def reference(folder: Path, weights: Mapping[str, WeightReader]) -> Iterator[Runner]:
-    """The forward pass of transformers, with sdpa attention."""
-    model: Any = assemble(folder, weights)
+def reference(
+    folder: Path,
+    weights: Mapping[str, WeightReader],
+    adapter: Mapping[str, LowRank],
+    arguments: Mapping[str, Any],
+) -> Iterator[Runner]:
+    """The forward pass of transformers, with sdpa attention, the adapter beside its matrices."""
+    model: Any = assemble(folder, weights, arguments)
+    prefix = f"{model.base_model_prefix}."
+    for name, delta in adapter.items():
+        module = model.get_submodule(name.removeprefix(prefix).removesuffix(".weight"))
+        module.register_forward_hook(beside(delta))
 
     with eager.opened(model) as run:
         yield run

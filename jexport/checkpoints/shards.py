@@ -1,4 +1,7 @@
-"""Reading safetensors: names and shapes first, one tensor at a time when it is needed.
+"""Reading weight files: names and shapes first, one tensor at a time when it is needed.
+
+safetensors, and pytorch_model.bin where there is nothing else: torch reads it with weights_only,
+which builds tensors and runs no code.
 
 Knows no layout. A file is opened for each read and closed again, so that mapped pages do not add up
 to the whole checkpoint in resident memory.
@@ -6,11 +9,14 @@ to the whole checkpoint in resident memory.
 
 from __future__ import annotations
 
+import functools
 import json
+import pickle
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints.transformer_files import is_there
 from jexport.errors import CheckpointError, NotFiniteError
@@ -23,6 +29,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PIECES = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +45,51 @@ class Entry:
 def tensors(folder: Path) -> dict[str, Entry]:
     """Every tensor of a checkpoint folder: of its one file, else of the shards in its index.
 
-    A folder with both is read as transformers reads it: the one file. Raises CheckpointError when
-    there is no safetensors file, one is broken, or the index and its shards say different things.
+    A folder with several is read as transformers reads it: model.safetensors, its shards,
+    pytorch_model.bin, its shards. Raises CheckpointError when there is none of them, one is
+    broken, or the index and its shards say different things.
     """
-    if (folder / SINGLE).is_file():
-        return entries([folder / SINGLE])
-    if not (folder / INDEX).is_file():
-        pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
-        raise CheckpointError(
-            f"no {SINGLE} in {folder}",
-            evidence=f"found {describe(pickles)}: pickle, which jexport does not read"
-            if pickles
-            else "found no weight file at all",
-            fix="give a checkpoint with safetensors weights",
+    for single, index in ((SINGLE, INDEX), (PICKLED, PICKLED_INDEX)):
+        if (folder / single).is_file():
+            return entries([folder / single])
+        if (folder / index).is_file():
+            return _indexed(folder, index)
+    raise _nothing(folder)
+
+
+def _nothing(folder: Path) -> CheckpointError:
+    """What is there instead of weights that can be read."""
+    pieces = sorted(path.name for path in folder.glob("*-of-*") if PIECES.fullmatch(path.name))
+    if pieces:
+        index = INDEX if pieces[0].endswith(".safetensors") else PICKLED_INDEX
+        return CheckpointError(
+            f"the weights are in pieces, and {index} is missing",
+            evidence=f"{folder}: {describe(pieces)}; transformers does not open them either",
+            fix="download the checkpoint again, or save it with save_pretrained",
         )
-    listed = _weight_map(folder)
+    pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
+    return CheckpointError(
+        f"no {SINGLE} in {folder}",
+        evidence=f"found {describe(pickles)}: of these names jexport reads {PICKLED} only"
+        if pickles
+        else "found no weight file at all",
+        fix="give a checkpoint with safetensors weights: "
+        "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)"
+        if pickles
+        else "give a checkpoint with safetensors weights",
+    )
+
+
+def _indexed(folder: Path, index: str) -> dict[str, Entry]:
+    """The tensors of the shards that an index names."""
+    listed = _weight_map(folder / index)
     found = entries(folder / name for name in sorted(set(listed.values())))
     lacking = [f"{name} in {file}" for name, file in listed.items()
                if name not in found or found[name].path.name != file]  # fmt: skip
     unlisted = [f"{name} in {found[name].path.name}" for name in set(found) - set(listed)]
     if lacking or unlisted:
         raise CheckpointError(
-            f"{INDEX} and its shards do not belong together",
+            f"{index} and its shards do not belong together",
             evidence=f"listed, but not there: {describe(lacking) or 'none'}\n"
             f"there, but not listed: {describe(unlisted) or 'none'}",
             fix="download the checkpoint again",
@@ -69,24 +100,28 @@ def tensors(folder: Path) -> dict[str, Entry]:
 def files(folder: Path, found: Mapping[str, Entry]) -> list[Path]:
     """The files that `found` came from, the index included when there was need of it."""
     paths = sorted({entry.path for entry in found.values()})
-    return paths if folder / SINGLE in paths else [*paths, folder / INDEX]
+    if {folder / SINGLE, folder / PICKLED} & set(paths):
+        return paths
+    return [*paths, folder / (INDEX if (folder / INDEX).is_file() else PICKLED_INDEX)]
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name, as the index says. A name that leaves the folder is refused."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        content = json.loads(index.read_text(encoding="utf-8"))
         listed = content["weight_map"]
         if not isinstance(listed, dict) or not listed:
             raise ValueError("its weight_map is empty, or no table")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{INDEX} cannot be read", evidence=repr(error), fix="download the checkpoint again"
+            f"{index.name} cannot be read",
+            evidence=repr(error),
+            fix="download the checkpoint again",
         ) from error
     outside = [str(name) for name in listed.values() if not _is_plain_name(name)]
     if outside:
         raise CheckpointError(
-            f"{INDEX} names a file outside the checkpoint",
+            f"{index.name} names a file outside the checkpoint",
             evidence=describe(set(outside)),
             fix="use a checkpoint from a source that you trust",
         )
@@ -122,6 +157,8 @@ def _header(path: Path) -> dict[str, Entry]:
             evidence=f"the checkpoint in {path.parent} needs it",
             fix="download the checkpoint again",
         )
+    if path.suffix == ".bin":
+        return _pickled_header(path)
     found = {}
     try:
         with safetensors.safe_open(path, framework="np") as stream:
@@ -136,6 +173,49 @@ def _header(path: Path) -> dict[str, Entry]:
             fix="download the checkpoint again",
         ) from error
     return found
+
+
+def _pickled_header(path: Path) -> dict[str, Entry]:
+    """A pickled file's tensors, under the names of safetensors' dtypes."""
+    return {
+        name: Entry(path=path, dtype=_DTYPES.get(str(one.dtype), str(one.dtype)),
+                    shape=tuple(one.shape))
+        for name, one in _unpickled(path, path.stat().st_mtime_ns).items()
+    }  # fmt: skip
+
+
+_DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
+           "torch.bfloat16": "BF16"}  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4)
+def _unpickled(path: Path, changed: int) -> dict[str, torch.Tensor]:
+    """The tensors of a pickled file, mapped into memory where its format allows.
+
+    changed: when the file was, so that another file of the same name is another entry. Raises
+    CheckpointError for anything but named tensors.
+    """
+    import torch
+
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file of before torch 1.6 cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}, not tensors by name")
+        odd = [str(name) for name, one in content.items() if not isinstance(one, torch.Tensor)]
+        if odd:
+            raise ValueError(f"these are no tensors: {describe(odd)}")
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        first = next(iter(str(error).splitlines()), repr(error))
+        raise CheckpointError(
+            f"weight file {path.name} is truncated, or holds more than weights",
+            evidence=f"{first:.300} ({path.stat().st_size} bytes)",
+            fix="download the checkpoint again, or save it as safetensors: "
+            "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)",
+        ) from error
+    return content
 
 
 def reader(
@@ -163,15 +243,18 @@ def reader(
         import safetensors
         import torch
 
+        def of(part: Any) -> Any:
+            if index is not None:
+                return part[index] if rows is None else part[index, rows[0] : rows[1]]
+            return part[:] if rows is None else part[rows[0] : rows[1]]
+
         try:
-            with safetensors.safe_open(entry.path, framework="pt") as stream:
-                part = stream.get_slice(name)
-                if not entry.shape:
-                    raw = stream.get_tensor(name)
-                elif index is not None:
-                    raw = part[index] if rows is None else part[index, rows[0] : rows[1]]
-                else:
-                    raw = part[:] if rows is None else part[rows[0] : rows[1]]
+            if entry.path.suffix == ".bin":
+                whole = _unpickled(entry.path, entry.path.stat().st_mtime_ns)[name]
+                raw = of(whole) if entry.shape else whole
+            else:
+                with safetensors.safe_open(entry.path, framework="pt") as stream:
+                    raw = of(stream.get_slice(name)) if entry.shape else stream.get_tensor(name)
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"cannot read tensor '{name}'",

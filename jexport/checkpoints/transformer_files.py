@@ -147,13 +147,20 @@ def reference_tokenizer(
     return tokenize
 
 
-def auto_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """What AutoTokenizer makes of a folder. Raises TokenizerError."""
+def auto_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False, arguments: Mapping[str, Any] | None = None
+) -> Any:
+    """What AutoTokenizer makes of a folder. Raises TokenizerError.
+
+    arguments: of its own, such as `add_prefix_space`.
+    """
     from transformers import AutoTokenizer
 
     try:
         # Never left to its default: that asks on the terminal whether to run the code it found.
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, **(arguments or {})
+        )
     except JexportError:
         raise
     except Exception as error:  # tokenizers and transformers share no error of their own

@@ -67,14 +67,28 @@ def _facts(content: Any) -> list[tuple[str, str]]:
         ("checkpoint", origin.strip()),
         ("licence", content["licence"] or "not stated"),
         ("prompt", repr(embedding["prompt"])),
+        *_prompts(embedding),
         ("pooling", embedding["pooling"] + (", normalised" if embedding["normalize"] else "")),
         ("dimension", f"{embedding['dimension']} (Matryoshka: {sizes})"),
+        *([("cut to", f"{embedding['truncate_dim']} dimensions, after normalising")]
+          if embedding.get("truncate_dim") else []),
+        ("similarity", embedding.get("similarity", "cosine")),
         ("length limit", f"{embedding['max_tokens']} tokens"),
         ("embedding space", embedding["space"][:16]),
         ("outputs", ", ".join(spec["name"] for spec in content["engine"]["outputs"])),
         ("parity", f"lowest cosine {parity['cosine_min']:.8f}, mean {parity['cosine_mean']:.8f}, "
                    f"top-10 overlap {parity['top10_overlap']:.4f} on {parity['texts']} texts"),
     ]  # fmt: skip
+
+
+def _prompts(embedding: Any) -> list[tuple[str, str]]:
+    """A line for each named prompt that differs from the default one."""
+    default = embedding.get("default_prompt_name", "")
+    return [
+        (f"prompt {name}"[:18], repr(text))
+        for name, text in embedding.get("prompts", {}).items()
+        if name != default and text
+    ]
 
 
 @click.command("list")

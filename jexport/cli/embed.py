@@ -24,8 +24,11 @@ CHUNK_BYTES = 1 << 20
               help="Of the input; default: by its name, txt for stdin.")  # fmt: skip
 @click.option("--task", default="", help="Refuse an artifact of another task.")
 @click.option("--dimensions", type=int, metavar="N", help="Matryoshka size; default: full.")
-@click.option("--no-normalize", is_flag=True, help="Leave vectors at their own length.")
-@click.option("--no-prompt", is_flag=True, help="Do not put the task's prompt before each text.")
+@click.option("--normalize/--no-normalize", default=None,
+              help="To length 1, or not; default: as the checkpoint does.")  # fmt: skip
+@click.option("--prompt-name", metavar="NAME",
+              help="The prompt before each text (inspect lists them).")  # fmt: skip
+@click.option("--no-prompt", is_flag=True, help="Put no prompt before the texts.")
 @click.option("--no-truncate", is_flag=True, help="Refuse over-long texts instead of cutting them.")
 @click.option("--batch-tokens", type=click.IntRange(min=1), metavar="N",
               help="Tokens of one forward pass, with padding; default: the engine's.")  # fmt: skip
@@ -40,7 +43,8 @@ def embed(
     kind: Any,
     task: str,
     dimensions: int | None,
-    no_normalize: bool,
+    normalize: bool | None,
+    prompt_name: str | None,
     no_prompt: bool,
     no_truncate: bool,
     batch_tokens: int | None,
@@ -67,8 +71,9 @@ def embed(
             output,
             on_progress=bar.add,
             dimensions=dimensions,
-            normalize=not no_normalize,
+            normalize=normalize,
             prompt=not no_prompt,
+            prompt_name=prompt_name,
             truncate=not no_truncate,
             max_batch_tokens=batch_tokens,
         )

@@ -43,7 +43,7 @@ class JexportEmbeddings(Embeddings):
         documents: str | Path | None = None,
         *,
         dimensions: int | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         truncate: bool = True,
         batch_tokens: int | None = None,
         device: str = "auto",
@@ -52,7 +52,8 @@ class JexportEmbeddings(Embeddings):
     ) -> None:
         """Open both artifacts. queries, documents: folders; documents None for the same artifact.
 
-        dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length 1.
+        dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length
+        1, None as the checkpoint does.
         truncate: cut texts over the length limit, else TextTooLongError. batch_tokens: tokens of
         one forward pass, padding included; None for what suits the engine. device: 'auto', 'cpu'
         or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first.

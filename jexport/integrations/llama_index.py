@@ -56,7 +56,9 @@ class JexportEmbedding(BaseEmbedding):
     dimensions: int | None = Field(
         default=None, description="Size of the vectors (Matryoshka); None for the full one."
     )
-    normalize: bool = Field(default=True, description="Vectors have length 1.")
+    normalize: bool | None = Field(
+        default=None, description="Vectors have length 1; None: as the checkpoint does."
+    )
     truncate: bool = Field(
         default=True, description="Cut texts over the length limit instead of refusing them."
     )

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from jexport import manifest
 from jexport.errors import PairError
+from jexport.runtime import prompts
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.open import open_artifact
 from jexport.tasks import COUNTERPART, QUERIES
@@ -30,14 +31,15 @@ Vectors = list[list[float]]
 class Options:
     """How both artifacts are opened, and how they embed.
 
-    dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length 1.
+    dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length
+    1, None as the checkpoint does.
     truncate: cut texts over the length limit instead of refusing them. batch_tokens: tokens of one
     forward pass, padding included; None for what suits the engine. device, threads, verify: as
     `jexport.open_artifact` takes them.
     """
 
     dimensions: int | None = None
-    normalize: bool = True
+    normalize: bool | None = None
     truncate: bool = True
     batch_tokens: int | None = None
     device: str = "auto"
@@ -108,11 +110,11 @@ class Pair:
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
         """Embed search queries: a list of floats each."""
-        return self._embed(self._engines()[0], texts)
+        return self._embed(self._engines()[0], texts, prompts.QUERY_NAMES)
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         """Embed what is searched: a list of floats each."""
-        return self._embed(self._engines()[1], texts)
+        return self._embed(self._engines()[1], texts, prompts.DOCUMENT_NAMES)
 
     def close(self) -> None:
         """Free the engines, after calls that are under way. Twice is harmless.
@@ -125,9 +127,9 @@ class Pair:
             self._closed, self._opened = True, None
             self._release.close()
 
-    def _embed(self, engine: _Opened, texts: Sequence[str]) -> Vectors:
+    def _embed(self, engine: _Opened, texts: Sequence[str], side: tuple[str, ...]) -> Vectors:
         with engine.lock:
-            return _encode(engine.model, texts, self._options)
+            return _encode(engine.model, texts, self._options, side)
 
     def _engines(self) -> tuple[_Opened, _Opened]:
         """Both engines, opened now if they are not: one and the same where one artifact does."""
@@ -179,9 +181,14 @@ class Pair:
         self._spaces = spaces
 
 
-def _encode(model: Embedder, texts: Sequence[str], options: Options) -> Vectors:
+def _encode(
+    model: Embedder, texts: Sequence[str], options: Options, side: tuple[str, ...] = ()
+) -> Vectors:
+    """Embed with the prompt of one side of retrieval, where the checkpoint has prompts for both."""
+    sided = side and prompts.has_sides(model.embedding)
     vectors: Vectors = model.encode(
         list(texts),
+        prompt_name=prompts.name_for(model.embedding, side) if sided else None,
         dimensions=options.dimensions,
         normalize=options.normalize,
         truncate=options.truncate,
@@ -254,7 +261,7 @@ def _first_difference(one: Content, other: Content) -> str:
     changed = sorted(path for path in common if left[path] != right[path])
     if changed:
         return f"the checkpoint's {', '.join(changed[:3])}"
-    if not any(path.endswith(".safetensors") for path in common):
+    if not any(path.endswith((".safetensors", ".bin")) for path in common):
         return f"the checkpoint ({ours['name']} and {theirs['name']} share no weights)"
     return ""
 

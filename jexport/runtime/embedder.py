@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import cast
+from typing import TypedDict, Unpack, cast
 
 import numpy as np
 
@@ -20,8 +21,9 @@ from jexport.errors import (
     UnsupportedGraphError,
 )
 from jexport.flow import Batching, Embedding, Runner
+from jexport.runtime import prompts
 from jexport.runtime.lanes import in_order
-from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool
+from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool, without_prompt
 from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
 
 TOKEN_VECTORS = "last_hidden_state"
@@ -33,6 +35,37 @@ TEXT_VECTORS = "sentence_embedding"
 MANY = 32
 """Batches in one call from which opening lanes pays: OpenVINO took 13 batches' time to open MiniLM
 again, and saved about a quarter of each batch from then on."""
+
+
+class EncodeOptions(TypedDict, total=False):
+    """The options of `Embedder.encode` that others pass on; its defaults hold."""
+
+    dimensions: int | None
+    normalize: bool | None
+    prompt: bool | str
+    prompt_name: str | None
+    truncate: bool
+    max_batch_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """What becomes of a pooled vector.
+
+    normalize: to length 1. cut: columns to keep, None for all; cut_last: after normalising.
+    again: normalise once more after that. columns: of the result.
+    """
+
+    normalize: bool
+    cut: int | None
+    cut_last: bool
+    again: bool
+    columns: int
+
+    def of(self, pooled: Floats) -> Floats:
+        """Vectors [n, dim] as they are returned: float32 [n, columns]."""
+        made = finish(pooled, dimensions=self.cut, normalize=self.normalize, cut_last=self.cut_last)
+        return finish(made, dimensions=None, normalize=True) if self.again else made
 
 
 class Embedder:
@@ -102,8 +135,9 @@ class Embedder:
         texts: str | Sequence[str],
         *,
         dimensions: int | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         prompt: bool | str = True,
+        prompt_name: str | None = None,
         truncate: bool = True,
         max_batch_tokens: int | None = None,
         on_batch: Callable[[int], None] | None = None,
@@ -112,46 +146,84 @@ class Embedder:
         """Embed texts: float32 [n, d] in the order given, or [d] for a single str.
 
         dimensions: keep the first d of the vector, 1 to the full size; only the full size when the
-        model was not trained for smaller ones. normalize: to length 1, after the cut. prompt: True
-        puts the task's prompt before each text, False nothing, a str that instead. truncate: cut
+        model was not trained for smaller ones. None: the size that the checkpoint states, else the
+        full one. normalize: None does what the checkpoint does, True brings every vector to length
+        1 after the cut, False leaves the pooled vector at its own length. Where the checkpoint
+        normalises, a cut vector is normalised again, unless the checkpoint has a truncate_dim:
+        sentence-transformers cuts after normalising, and so is it done here then. prompt: True
+        puts the artifact's default prompt before each text, False nothing, a str that instead.
+        prompt_name: takes that prompt of the artifact (`embedding.prompts`). truncate: cut
         texts over the length limit (and count them in `truncated`), else refuse them.
         max_batch_tokens: padded tokens of one forward pass (a longer text is run alone), None for
         what suits the engine. on_batch: called after each forward pass with how many texts it held.
         first_index: the number of the first text in error messages, for a part of something longer.
 
-        Raises TextInputError, TextTooLongError (both name the text), DimensionError,
+        Raises TextInputError, TextTooLongError (both name the text), DimensionError, PromptError,
         UnsupportedGraphError (normalize=False on a graph that normalises), NotFiniteError.
         """
-        size = self._size(dimensions)
-        output = self._output(normalize=normalize)
+        shape = self._shape(dimensions, normalize)
+        output = self._output(normalize=shape.normalize)
         many = [texts] if isinstance(texts, str) else list(texts)
         check_texts(many, first_index=first_index)
-        prefix = self._prefix(prompt)
+        prefix = prompts.text(self.embedding, prompt, prompt_name)
+        skip = self._tokens_to_skip(prefix)
         prompted = [prefix + text for text in many] if prefix else many
         ids = self._limited(prompted, truncate=truncate, first_index=first_index)
-        vectors = np.empty((len(ids), size), dtype=np.float32)
+        vectors = np.empty((len(ids), shape.columns), dtype=np.float32)
         most = self._batching.tokens if max_batch_tokens is None else max_batch_tokens
         batches = plan_batches([len(one) for one in ids], most)
 
         def forward(lane: Runner, rows: list[int]) -> Floats:
-            return self._forward(lane, [ids[row] for row in rows], output)
+            return self._forward(lane, [ids[row] for row in rows], output, skip)
 
         # Closed at once whatever is raised here: a traceback would keep it, and its lanes, going.
         with contextlib.closing(in_order(batches, self._runners(len(batches)), forward)) as done:
             for rows, pooled in zip(batches, done, strict=True):
                 _check_finite(pooled, "text", [first_index + row for row in rows])
-                vectors[rows] = finish(pooled, dimensions=dimensions, normalize=normalize)
+                vectors[rows] = shape.of(pooled)
                 if on_batch is not None:
                     on_batch(len(rows))
         return vectors[0] if isinstance(texts, str) else vectors
+
+    def encode_query(self, texts: str | Sequence[str], **options: Unpack[EncodeOptions]) -> Floats:
+        """Embed queries: `encode` with the checkpoint's prompt for them.
+
+        As sentence-transformers' encode_query: without `prompt` or `prompt_name`, the prompt named
+        'query', and none where there is no such prompt, whatever the default prompt is.
+
+        Raises:
+            UnknownTaskError: the artifact is of a task that embeds documents only.
+        """
+        return self.encode(texts, **self._sided(options, prompts.QUERY_NAMES))
+
+    def encode_document(
+        self, texts: str | Sequence[str], **options: Unpack[EncodeOptions]
+    ) -> Floats:
+        """Embed documents: `encode` with the checkpoint's prompt for them.
+
+        As sentence-transformers' encode_document: without `prompt` or `prompt_name`, the prompt
+        named 'document', and none where there is no such prompt, whatever the default prompt is.
+
+        Raises:
+            UnknownTaskError: the artifact is of a task that embeds queries only.
+        """
+        return self.encode(texts, **self._sided(options, prompts.DOCUMENT_NAMES))
+
+    def _sided(self, options: EncodeOptions, names: tuple[str, ...]) -> EncodeOptions:
+        """The options with the prompt of one side of retrieval, unless they choose one."""
+        name = prompts.name_for(self.embedding, names)
+        if options.get("prompt", True) is not True or options.get("prompt_name") is not None:
+            return options
+        return {**options, "prompt_name": name}
 
     def late_chunking(
         self,
         chunks: Sequence[str],
         *,
         dimensions: int | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         prompt: bool | str = True,
+        prompt_name: str | None = None,
     ) -> Floats:
         """Embed the chunks of one long text, each in the context of all: float32 [len(chunks), d].
 
@@ -168,11 +240,11 @@ class Embedder:
         DimensionError, UnsupportedGraphError (no token vectors, or another pooling than the mean),
         NotFiniteError.
         """
-        size = self._size(dimensions)
+        shape = self._shape(dimensions, normalize)
         self._check_late_chunking(chunks)
         if not chunks:
-            return np.empty((0, size), dtype=np.float32)
-        prefix = self._prefix(prompt)
+            return np.empty((0, shape.columns), dtype=np.float32)
+        prefix = prompts.text(self.embedding, prompt, prompt_name)
         tokens = self._tokenizer.offsets(prefix + "".join(chunks))
         if len(tokens.ids) > self._tokenizer.max_tokens:
             raise _too_long("the joined text", len(tokens.ids), self._tokenizer.max_tokens)
@@ -187,12 +259,31 @@ class Embedder:
         hidden = self._run(self._runners(1)[0], [tokens.ids], TOKEN_VECTORS)[1]
         vectors = mean_by_group(hidden[0], owner, len(chunks))
         _check_finite(vectors, "chunk", range(len(chunks)))
-        return finish(vectors, dimensions=dimensions, normalize=normalize)
+        return shape.of(vectors)
+
+    def _shape(self, dimensions: int | None, normalize: bool | None) -> _Shape:
+        """What becomes of pooled vectors. Raises DimensionError."""
+        stated = self.embedding.truncate_dim
+        columns = self._size(dimensions)
+        return _Shape(
+            normalize=self.embedding.normalize if normalize is None else normalize,
+            cut=None if columns == self.embedding.dimension else columns,
+            cut_last=stated > 0,
+            again=stated > 0 and normalize is True,
+            columns=columns,
+        )
+
+    def _tokens_to_skip(self, prefix: str) -> int:
+        """Tokens of the prompt that the pooling leaves out."""
+        if self.embedding.include_prompt or not prefix:
+            return 0
+        return self._tokenizer.prompt_tokens(prefix)
 
     def _size(self, dimensions: int | None) -> int:
         """Columns of the vectors to return; DimensionError when the model does not offer them."""
-        full, trained = self.embedding.dimension, self.embedding.matryoshka
-        size = full if dimensions is None else dimensions
+        full, stated = self.embedding.dimension, self.embedding.truncate_dim
+        trained = self.embedding.matryoshka or ((stated,) if stated else ())
+        size = (stated or full) if dimensions is None else dimensions
         if size == full or (trained and type(size) is int and 1 <= size <= full):
             return size
         offered = f"trained for {', '.join(map(str, trained))}" if trained else "no smaller size"
@@ -204,15 +295,11 @@ class Embedder:
 
     def _output(self, *, normalize: bool) -> str:
         """The output to ask the engine for. Raises UnsupportedGraphError."""
-        if not normalize and TOKEN_VECTORS not in self._outputs:
+        whole = normalize and self.embedding.include_prompt
+        if not whole and TOKEN_VECTORS not in self._outputs:
             raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
-        pooled = self._batching.pooled and normalize and TEXT_VECTORS in self._outputs
+        pooled = self._batching.pooled and whole and TEXT_VECTORS in self._outputs
         return TEXT_VECTORS if pooled else self._outputs[0]
-
-    def _prefix(self, prompt: bool | str) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        return self.embedding.prompt if prompt else ""
 
     def _limited(
         self, texts: Sequence[str], *, truncate: bool, first_index: int
@@ -239,12 +326,17 @@ class Embedder:
         # One batch goes through the runner that gives it every core.
         return self._lanes if batches > 1 and self._lanes else (self._runner,)
 
-    def _forward(self, runner: Runner, batch: Sequence[Sequence[int]], output: str) -> Floats:
-        """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim]."""
+    def _forward(
+        self, runner: Runner, batch: Sequence[Sequence[int]], output: str, skip: int = 0
+    ) -> Floats:
+        """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim].
+
+        skip: tokens at the start of each row that the pooling leaves out.
+        """
         mask, vectors = self._run(runner, batch, output)
         if output == TEXT_VECTORS:
             return vectors
-        return pool(vectors, mask, self.embedding.pooling)
+        return pool(vectors, without_prompt(mask, skip), self.embedding.pooling)
 
     def _run(
         self, runner: Runner, batch: Sequence[Sequence[int]], output: str

@@ -21,6 +21,7 @@ from jexport.errors import (
 from jexport.flow import CompiledModel, Embedding, Manifest, Runner, Signature, TensorSpec
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
+from jexport.tasks import named_prompts
 
 
 def open_artifact(
@@ -172,7 +173,27 @@ def embedding_of(content: Any) -> Embedding:
         dimension=said["dimension"],
         matryoshka=tuple(said["matryoshka"]),
         max_tokens=said["max_tokens"],
+        **(_since_format_3(said) if content["format"] >= 3 else _of_one_prompt(said)),
     )
+
+
+def _since_format_3(said: Any) -> dict[str, Any]:
+    return {
+        "prompts": dict(said["prompts"]),
+        "default_prompt_name": said["default_prompt_name"],
+        "similarity": said["similarity"],
+        "truncate_dim": said["truncate_dim"],
+        "include_prompt": said["include_prompt"],
+    }
+
+
+def _of_one_prompt(said: Any) -> dict[str, Any]:
+    """What older manifests say: the task's prompt, under the names that its servers read."""
+    task, prompt = said["task"], said["prompt"]
+    return {
+        "prompts": named_prompts(task, prompt),
+        "default_prompt_name": task if prompt else "",
+    }
 
 
 def compiled_model(folder: Path, content: Any) -> CompiledModel:

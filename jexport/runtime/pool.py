@@ -58,6 +58,19 @@ def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
     return vectors
 
 
+def without_prompt(mask: Ints, tokens: int) -> Ints:
+    """The mask with its first `tokens` columns at 0: what sentence-transformers pools over.
+
+    mask: int64 [batch, sequence], padding on the right. Source: `include_prompt=False` of
+    sentence-transformers' `Pooling`.
+    """
+    if tokens == 0:
+        return mask
+    kept = mask.copy()
+    kept[:, :tokens] = 0
+    return kept
+
+
 def _masked_sum(hidden: Floats, mask: Ints) -> Floats:
     """Sum of the real tokens' vectors: float32 [batch, dim], in an order of its own.
 
@@ -88,13 +101,18 @@ def mean_by_group(hidden: Floats, group: Ints, groups: int) -> Floats:
     return means
 
 
-def finish(vectors: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
+def finish(
+    vectors: Floats, *, dimensions: int | None, normalize: bool, cut_last: bool = False
+) -> Floats:
     """Cut vectors to their first `dimensions` columns (None: all), then L2-normalise if asked.
 
     vectors: float32 [n, dim]. Returns float32 [n, min(dim, dimensions)]. Norms are clamped at
     1e-12, so a zero vector stays zero. Cutting comes first: a cut unit vector is shorter than 1.
+    cut_last: cut after normalising, as sentence-transformers' `truncate_dim` does.
     """
-    cut = vectors if dimensions is None else vectors[:, :dimensions]
+    made = vectors if dimensions is None or cut_last else vectors[:, :dimensions]
     if normalize:
-        cut = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), _MIN_NORM)
-    return cut.astype(np.float32, copy=False)
+        made = made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), _MIN_NORM)
+    if cut_last and dimensions is not None:
+        made = made[:, :dimensions]
+    return made.astype(np.float32, copy=False)

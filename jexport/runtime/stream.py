@@ -17,26 +17,16 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import IO, Literal, TypeAlias, TypedDict, Unpack
+from typing import IO, Literal, TypeAlias, Unpack
 
 from jexport.errors import DiskFullError, OutputPathError, TextInputError
-from jexport.runtime.embedder import Embedder
+from jexport.runtime.embedder import Embedder, EncodeOptions
 from jexport.runtime.pool import Floats
 
 Kind: TypeAlias = Literal["txt", "jsonl"]
 
 _BOM = b"\xef\xbb\xbf"
 _NPY_HEADER_BYTES = 128  # magic and version 8, length 2, then text: room for rows up to 10^40
-
-
-class EncodeOptions(TypedDict, total=False):
-    """The options of `Embedder.encode` that a stream passes on; its defaults hold."""
-
-    dimensions: int | None
-    normalize: bool
-    prompt: bool | str
-    truncate: bool
-    max_batch_tokens: int | None
 
 
 def read_texts(source: Path | IO[bytes], kind: Kind) -> Iterator[str]:

@@ -118,6 +118,17 @@ class TextTokenizer:
         check_texts(texts)
         return [self.truncate(ids) for ids in self.token_ids([prefix + text for text in texts])]
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens a prompt takes at the start of a text, the leading special ones included.
+
+        Source: `_get_prompt_length` of sentence-transformers' Transformer: the tokens of the prompt
+        alone, less one where the last of them is special.
+        """
+        ids = self.model_ids([prompt])[0]
+        added = self._backend.get_added_tokens_decoder()
+        closed = bool(ids) and ids[-1] in added and added[ids[-1]].special
+        return len(ids) - closed
+
     def offsets(self, text: str) -> TokenOffsets:
         """Token ids of one text and where each token begins; not truncated.
 

@@ -26,10 +26,6 @@ POOLING_KEYS = {
     "mean_sqrt_len": "pooling_mode_mean_sqrt_len_tokens",
     "last": "pooling_mode_lasttoken",
 }
-PROMPT_ALIASES = {"retrieval.query": ("query",), "retrieval.passage": ("document", "passage")}
-"""Names that sentence-transformers' encode_query and encode_document look for."""
-
-
 QUANTIZATION = "quantization.json"
 """The extra file that the model card quotes."""
 
@@ -195,20 +191,21 @@ def _server_files(model: LoadedModel, out_dir: Path) -> None:
     (out_dir / "1_Pooling").mkdir()
     pooling: dict[str, Any] = {"word_embedding_dimension": embedding.dimension}
     pooling |= {key: mode == embedding.pooling for mode, key in POOLING_KEYS.items()}
+    if not embedding.include_prompt:
+        pooling["include_prompt"] = False
     write_json(out_dir / "1_Pooling" / "config.json", pooling)
     write_json(
         out_dir / "sentence_bert_config.json",
         {"max_seq_length": embedding.max_tokens, "do_lower_case": False},
     )
-    aliases = PROMPT_ALIASES.get(embedding.task, ())
-    write_json(
-        out_dir / "config_sentence_transformers.json",
-        {
-            "prompts": {name: embedding.prompt for name in (embedding.task, *aliases)},
-            "default_prompt_name": embedding.task if embedding.prompt else None,
-            "similarity_fn_name": "cosine",
-        },
-    )
+    settings: dict[str, Any] = {
+        "prompts": dict(embedding.prompts),
+        "default_prompt_name": embedding.default_prompt_name or None,
+        "similarity_fn_name": embedding.similarity,
+    }
+    if embedding.truncate_dim:
+        settings["truncate_dim"] = embedding.truncate_dim
+    write_json(out_dir / "config_sentence_transformers.json", settings)
 
 
 def server_config(model: LoadedModel) -> dict[str, Any]:
@@ -258,6 +255,7 @@ def _content(
         "embedding": {
             **dataclasses.asdict(embedding),
             "matryoshka": list(embedding.matryoshka),
+            "prompts": dict(embedding.prompts),
             "space": manifest.embedding_space(weights_digest(model), embedding),
         },
         "engine": _engine(compiled, facts.runs_on),
@@ -304,5 +302,5 @@ def _tensor(spec: Any) -> dict[str, Any]:
 
 def weights_digest(model: LoadedModel) -> str:
     """SHA-256 over the weight files that were read and the code that ran them."""
-    weights = [f.sha256 for f in model.source.files if f.path.endswith(".safetensors")]
+    weights = [f.sha256 for f in model.source.files if f.path.endswith((".safetensors", ".bin"))]
     return manifest.sha256_of([*weights, *(f.sha256 for f in model.source.code)])

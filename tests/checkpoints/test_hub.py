@@ -47,7 +47,9 @@ def put(cache: Path, model_id: str, commit: str, *sources: Path, newest: bool = 
             if path.is_file() and "__pycache__" not in path.parts:
                 target = snapshot / path.relative_to(source if source.is_dir() else source.parent)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                blob = home / "blobs" / f"{commit[:8]}{path.name}"
+                blob = (
+                    home / "blobs" / f"{commit[:8]}{target.relative_to(snapshot)}".replace("/", "-")
+                )
                 shutil.copy(path, blob)
                 target.symlink_to(blob)
     if newest:

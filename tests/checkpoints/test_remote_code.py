@@ -351,7 +351,7 @@ def test_code_beside_native_weights_cannot_be_an_adapters_reference(
         opened(folder, "separation", trust_remote_code=True)
 
 
-@pytest.mark.parametrize("said", [None, {}, [], {"AutoModel": None}, {"AutoModel": []}])
+@pytest.mark.parametrize("said", [{}, [], {"AutoModel": None}, {"AutoModel": []}])
 def test_an_empty_auto_map_is_none(
     said: Any, unknown: Path, minilm: Path, tmp_path: Path, opened: Open, edit_json: Edit
 ) -> None:
@@ -372,12 +372,16 @@ def test_an_auto_map_that_names_no_class_is_refused(
         opened(unknown, trust_remote_code=True)
 
 
-def test_a_pickle_beside_trusted_code_is_not_read(unknown: Path, opened: Open) -> None:
+def test_a_pickle_of_tensors_beside_trusted_code_is_read(
+    unknown: Path, opened: Open, texts: list[str], reference_vectors: Vectors
+) -> None:
+    wanted = reference_vectors(opened(unknown, trust_remote_code=True), texts[:3])
     tensors = load_file(unknown / "model.safetensors")
     (unknown / "model.safetensors").unlink()
     torch.save(tensors, unknown / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
-        opened(unknown, trust_remote_code=True)
+    model = opened(unknown, trust_remote_code=True)
+    assert "pytorch_model.bin" in [file.path for file in model.source.files]
+    assert np.array_equal(reference_vectors(model, texts[:3]), wanted)
 
 
 def test_the_config_says_which_code_runs(original: Path) -> None:

@@ -192,15 +192,6 @@ def test_a_pooling_of_another_model_is_refused(saved: Path, opened: Open) -> Non
         opened(saved)
 
 
-def test_a_prompt_outside_of_the_pooling_is_refused(
-    saved: Path, opened: Open, edit_json: Edit
-) -> None:
-    edit_json(saved / "1_Pooling" / "config.json", include_prompt=False)
-    assert opened(saved).embedding.prompt == ""
-    with pytest.raises(UnsupportedCheckpointError, match="leaves its prompt out"):
-        opened(saved, prompts={"none": "query: "})
-
-
 def test_dense_and_other_modules_are_refused(tmp_path: Path, opened: Open) -> None:
     write_sentence(tmp_path, Pooling(32, "mean"), Dense(32, 16), Normalize())
     with pytest.raises(UnsupportedCheckpointError, match="modules that jexport does not") as caught:
@@ -254,14 +245,6 @@ def test_a_module_outside_the_checkpoint_is_refused(home: str, saved: Path, open
     modules[1]["path"] = home
     (saved / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(CheckpointError, match="outside the checkpoint"):
-        opened(saved)
-
-
-def test_a_transformer_in_a_folder_of_its_own_is_refused(saved: Path, opened: Open) -> None:
-    modules = json.loads((saved / "modules.json").read_text())
-    modules[0]["path"] = "0_Transformer"
-    (saved / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UnsupportedCheckpointError, match="folder of its own"):
         opened(saved)
 
 
@@ -347,7 +330,6 @@ def test_old_names_of_the_transformers_file_are_read(saved: Path, opened: Open) 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"do_lower_case": True}, "do_lower_case"),
         ({"transformer_task": "fill-mask"}, "transformer_task"),
         ({"module_output_name": "sentence_embedding"}, "module_output_name"),
         ({"modality_config": {"text": {"method": "get_text_features"}}}, "method"),
@@ -362,7 +344,8 @@ def test_what_would_change_a_vector_is_refused(
     edit_json(saved / "sentence_bert_config.json", **change)
     with pytest.raises(UnsupportedCheckpointError) as caught:
         opened(saved)
-    assert said in caught.value.evidence
+    assert said in str(caught.value)
+    edit_json(saved / "sentence_bert_config.json", **dict.fromkeys(change, ...))
     edit_json(saved / "sentence_bert_config.json", modality_config="text")
     with pytest.raises(CheckpointError, match="is no table"):
         opened(saved)
@@ -370,7 +353,9 @@ def test_what_would_change_a_vector_is_refused(
 
 @pytest.mark.parametrize(
     "normalizer",
-    [{"type": "Lowercase"}, {"type": "BertNormalizer", "lowercase": True},
+    [{"type": "Lowercase"},
+     {"type": "BertNormalizer", "lowercase": True, "clean_text": True,
+      "handle_chinese_chars": True, "strip_accents": None},
      {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}],
 )  # fmt: skip
 def test_lower_case_that_the_tokenizer_makes_anyway_is_taken(
@@ -385,7 +370,7 @@ def test_a_normalize_of_something_else_is_refused(
     saved: Path, opened: Open, edit_json: Edit
 ) -> None:
     edit_json(saved / "2_Normalize" / "config.json", module_input_name="token_embeddings")
-    with pytest.raises(UnsupportedCheckpointError, match="normalises something else"):
+    with pytest.raises(UnsupportedCheckpointError, match="module_input_name"):
         opened(saved)
     edit_json(saved / "2_Normalize" / "config.json", module_input_name="sentence_embedding")
     assert "2_Normalize/config.json" in [file.path for file in opened(saved).source.files]
@@ -516,8 +501,16 @@ def test_an_encoder_decoder_is_refused(saved: Path, opened: Open) -> None:
         assembled(opened(saved))
 
 
-def test_without_modules_the_layout_is_not_known(saved: Path, opened: Open) -> None:
+def test_without_modules_it_is_the_mean_and_nothing_else(
+    saved: Path, opened: Open, edit_json: Edit, texts: list[str], reference_vectors: Vectors
+) -> None:
     (saved / "modules.json").unlink()
+    wanted = SentenceTransformer(str(saved), device="cpu").encode([*texts, LONG])
+    model = opened(saved)
+    assert (model.embedding.normalize, model.embedding.prompts) == (False, {})
+    found = reference_vectors(model, [*texts, LONG])
+    assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()
+    edit_json(saved / "config.json", model_type="no_such_model")
     with pytest.raises(UnsupportedCheckpointError, match="layout is not known"):
         opened(saved)
 

@@ -71,13 +71,15 @@ def test_garbage_is_refused(content: bytes, tmp_path: Path) -> None:
         shards.tensors(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt", "model.pth"])
-def test_pickle_is_named_and_not_read(name: str, small_copy: Path, opened: Open) -> None:
+@pytest.mark.parametrize("name", ["other.bin", "model.pt", "weights.ckpt", "model.pth"])
+def test_pickle_of_another_name_is_named_and_not_read(
+    name: str, small_copy: Path, opened: Open
+) -> None:
     (small_copy / "model.safetensors").rename(small_copy / name)
     with pytest.raises(CheckpointError, match=r"no model\.safetensors") as caught:
         opened(small_copy)
     assert name in caught.value.evidence
-    assert "pickle" in caught.value.evidence
+    assert "save_pretrained" in caught.value.fix
     (small_copy / name).unlink()
     with pytest.raises(CheckpointError) as caught:
         opened(small_copy)

@@ -1,0 +1,72 @@
+"""Which prompt goes before a text: sentence-transformers' rules over an artifact's own prompts.
+
+Knows no tokenizer and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jexport.errors import PromptError, UnknownTaskError, nearest
+from jexport.flow import Embedding
+from jexport.tasks import COUNTERPART, QUERIES
+
+QUERY_NAMES = ("query",)
+DOCUMENT_NAMES = ("document", "passage", "corpus")
+"""Names that `encode_query` and `encode_document` look for; the first that is there is taken."""
+
+ALWAYS: Mapping[str, str] = {"query": "", "document": ""}
+"""Prompts that every SentenceTransformer has, empty unless the checkpoint says otherwise."""
+
+
+def text(embedding: Embedding, prompt: bool | str, name: str | None) -> str:
+    """The prompt to put before each text, '' for none.
+
+    Args:
+        embedding: of the artifact.
+        prompt: True takes the prompt of that name, or the default one; False none; a str that text.
+        name: of a prompt of the artifact, None for its default.
+
+    Raises:
+        PromptError: the artifact has no prompt of that name, or `prompt` says otherwise.
+    """
+    if name is None:
+        if isinstance(prompt, str):
+            return prompt
+        return embedding.prompt if prompt else ""
+    if prompt is not True:
+        raise PromptError(
+            "a prompt and the name of a prompt were given",
+            evidence=f"prompt = {prompt!r:.80}, prompt_name = {name!r:.80}",
+            fix="give one of them",
+        )
+    named = {**ALWAYS, **embedding.prompts}
+    if name not in named:
+        raise PromptError(
+            f"this artifact has no prompt named {name!r:.80}",
+            evidence=f"it has: {', '.join(map(repr, named))}",
+            fix=nearest(name, named),
+        )
+    return named[name]
+
+
+def name_for(embedding: Embedding, names: tuple[str, ...]) -> str:
+    """The prompt name that `encode_query` (QUERY_NAMES) or `encode_document` takes.
+
+    Raises:
+        UnknownTaskError: the artifact's weights are those of the other side of retrieval.
+    """
+    is_query = names is QUERY_NAMES
+    if embedding.task in COUNTERPART and (embedding.task == QUERIES) is not is_query:
+        raise UnknownTaskError(
+            f"this artifact does not embed {'queries' if is_query else 'documents'}",
+            evidence=f"it is of the task '{embedding.task}'",
+            fix=f"open the artifact of the task '{COUNTERPART[embedding.task]}'",
+        )
+    named = {**ALWAYS, **embedding.prompts}
+    return next(name for name in names if name in named)
+
+
+def has_sides(embedding: Embedding) -> bool:
+    """Whether queries and documents get prompts of their own."""
+    return any(embedding.prompts.get(name) for name in (*QUERY_NAMES, *DOCUMENT_NAMES))
