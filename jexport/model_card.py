@@ -31,9 +31,15 @@ def text(content: Mapping[str, Any], quantization: Mapping[str, Any] | None = No
     title = f"{content['name']} · {content['task']} · {content['target']} {content['precision']}"
     sizes = ", ".join(str(size) for size in embedding["matryoshka"]) or "full size only"
     prompt = _code(embedding["prompt"]) if embedding["prompt"] else "none"
+    others = {
+        name: text
+        for name, text in embedding.get("prompts", {}).items()
+        if text and name != embedding.get("default_prompt_name")
+    }
     rows = [
         ("task", _plain(content["task"])),
         ("prompt put before each text", prompt),
+        *((f"prompt {_code(name)}", _code(text)) for name, text in others.items()),
         ("pooling", embedding["pooling"] + (", L2-normalised" if embedding["normalize"] else "")),
         ("dimension", embedding["dimension"]),
         ("Matryoshka sizes", sizes),

@@ -72,7 +72,7 @@ def test_the_same_content_in_other_bytes(artifact_copy: Path) -> None:
         text.replace("  ", "\t", 1),
         text.replace("\n", "\r\n"),
         text + "\n",
-        text.replace('"format": 2,', '"format": 2, "format": 2,'),
+        text.replace('"format": 3,', '"format": 3, "format": 3,'),
         text.replace('"task"', '"\\u0074ask"', 1),
     ):
         path.write_bytes(other.encode())
@@ -261,8 +261,8 @@ def test_a_manifest_that_is_not_one(text: bytes, artifact_copy: Path) -> None:
 
 
 def test_a_newer_format_is_told_from_damage(artifact_copy: Path) -> None:
-    rewritten(artifact_copy, lambda c: c.update(format=3), seal=True)
-    with pytest.raises(ArtifactError, match="written in manifest format 3") as caught:
+    rewritten(artifact_copy, lambda c: c.update(format=4), seal=True)
+    with pytest.raises(ArtifactError, match="written in manifest format 4") as caught:
         manifest.read(artifact_copy)
     assert "build it again" in caught.value.fix
 
