@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jexport import checkpoints, targets
+from jexport import targets
 from jexport.errors import PrecisionError, UnknownTargetError, UnknownTaskError, nearest
 from jexport.recipe import Recipe
 from jexport.tasks import NONE
@@ -83,6 +83,8 @@ def every_task(recipe: Recipe) -> tuple[str, ...]:
             evidence=f"it has no key 'tasks', and {recipe.load.model} is no folder to look into",
             fix="name the tasks, or list them in the recipe",
         )
+    from jexport import checkpoints  # `jexport --help` needs none of it
+
     return tuple(task for task in checkpoints.known_tasks(folder) if task != NONE) or (NONE,)
 
 

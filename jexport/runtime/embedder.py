@@ -295,7 +295,9 @@ class Embedder:
 
     def _output(self, *, normalize: bool) -> str:
         """The output to ask the engine for. Raises UnsupportedGraphError."""
-        whole = normalize and self.embedding.include_prompt
+        # What the graph pools is what the checkpoint does, and nothing less.
+        as_stated = normalize or not self.embedding.normalize
+        whole = as_stated and self.embedding.include_prompt
         if not whole and TOKEN_VECTORS not in self._outputs:
             raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
         pooled = self._batching.pooled and whole and TEXT_VECTORS in self._outputs

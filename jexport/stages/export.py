@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jexport.errors import DimensionError, RecipeError
+from jexport.errors import DimensionError, RecipeError, UnsupportedCheckpointError
 from jexport.flow import LoadedModel, OnnxModel, Signature, TensorSpec
 from jexport.manifest import file_digest, sha256_of
 from jexport.recipe import ExportSpec
@@ -75,7 +75,8 @@ def run(
         opset=spec.opset,
         sha256=sha256_of(digests),
         max_tokens=model.embedding.max_tokens,
-        pooling=model.embedding.pooling,
+        # A graph does not know where a prompt ends.
+        pooling=model.embedding.pooling if model.embedding.include_prompt else "",
         normalize=model.embedding.normalize,
     )
 
@@ -97,7 +98,18 @@ def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
 
 
 def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
-    """Raise DimensionError unless the model was trained to be cut to spec.dimension."""
+    """Raise DimensionError unless the model was trained to be cut to spec.dimension.
+
+    Raises UnsupportedCheckpointError where the graph is to pool and cannot: it does not know where
+    a prompt ends.
+    """
+    if "sentence_embedding" in spec.outputs and not model.embedding.include_prompt:
+        raise UnsupportedCheckpointError(
+            "this model leaves its prompt out of the pooling, which a graph cannot do",
+            evidence="its Pooling has include_prompt = false; export.outputs has "
+            "sentence_embedding",
+            fix='set export.outputs = ["last_hidden_state"] in the recipe',
+        )
     sizes = (*model.embedding.matryoshka, model.embedding.dimension)
     if spec.dimension and spec.dimension not in sizes:
         raise DimensionError(
