@@ -118,7 +118,7 @@ def test_the_engine_says_how_many_tokens_one_pass_takes(
     assert sum(passes[64]) == 10
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "CUDA", "cuda:0"])
+@pytest.mark.parametrize("device", ["gpu", "", "CUDA", "cuda:"])
 def test_an_unknown_device(device: str, artifact: Path) -> None:
     with pytest.raises(ValueError, match="device is"):
         jexport.open_artifact(artifact, device=device)
