@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,13 @@ import click
 from jexport.cli import console
 
 CHUNK_BYTES = 1 << 20
+
+
+def _device(context: click.Context, option: click.Parameter, text: str) -> str:
+    """One of the names that an engine may know: which GPUs there are, only it can say."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise click.BadParameter(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
 
 
 @click.command()
@@ -32,8 +40,8 @@ CHUNK_BYTES = 1 << 20
 @click.option("--no-truncate", is_flag=True, help="Refuse over-long texts instead of cutting them.")
 @click.option("--batch-tokens", type=click.IntRange(min=1), metavar="N",
               help="Tokens of one forward pass, with padding; default: the engine's.")  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
-              show_default=True, help="auto: a GPU where the engine sees one.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, callback=_device, metavar="NAME",
+              help="auto (a GPU where the engine sees one), cpu, cuda, cuda:1 ...")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="0: all cores.")
 @click.option("--quiet", is_flag=True, help="Only the output's path, on stdout.")
 def embed(

@@ -27,7 +27,9 @@ from jexport.errors import (
     DeviceMemoryError,
     UnsupportedGraphError,
 )
-from jexport.flow import Batching, CompiledModel
+from jexport.flow import Batching, CompiledModel, Embedding
+from jexport.runtime.embedder import Embedder
+from jexport.runtime.tokenise import TextTokenizer
 from jexport.targets import _onnx_capture, _onnx_devices, _onnx_session
 from jexport.targets import onnx as target
 from jexport.targets._onnx_devices import CPU, CUDA, Device
@@ -92,6 +94,70 @@ def test_several_threads_share_one_session(compiled: CompiledModel, plain: Any) 
             found = list(pool.map(pooled, FEEDS * 8))
         for number, one in enumerate(found):
             np.testing.assert_array_equal(one[POOLED], wanted[number % len(FEEDS)])
+
+
+def embedder(compiled: CompiledModel, folder: Path, runner: Any, batching: Batching) -> Embedder:
+    """The small checkpoint's tokenizer with a runner of its graph."""
+    return Embedder(
+        tokenizer=TextTokenizer.open(folder, max_tokens=8192),
+        runner=runner,
+        embedding=Embedding(task="none", prompt="", pooling="mean", normalize=True, dimension=64,
+                            matryoshka=(16, 32, 64), max_tokens=8192),
+        outputs=[spec.name for spec in compiled.signature.outputs],
+        batching=batching,
+    )  # fmt: skip
+
+
+ON_GPU = Batching(tokens=4096, length_multiple=1, in_flight=2, pooled=True)
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_an_embedder_on_the_way_of_a_gpu_gives_the_vectors_of_the_cpu(
+    multiple: int, compiled: CompiledModel, plain: Any, small: Path
+) -> None:
+    """Pooled in the graph, bound, two batches in flight, lengths in buckets."""
+    asked: list[tuple[str, ...]] = []
+    runner = bound(compiled)
+    run = runner._run
+
+    def noting(outputs: tuple[str, ...], feed: Any) -> Any:
+        asked.append(outputs)
+        return run(outputs, feed)
+
+    runner._run = noting  # type: ignore[method-assign]
+    wishes = dataclasses.replace(ON_GPU, length_multiple=multiple)
+    ours = embedder(compiled, small, runner, wishes)
+    theirs = embedder(compiled, small, plain, Batching())
+    texts = [
+        "",
+        "a",
+        *(f"the {word} of {word}s " * (n % 40) for n, word in enumerate("abcdef" * 9)),
+    ]
+    for dimensions in (None, 16, 32):
+        np.testing.assert_allclose(
+            ours.encode(texts, dimensions=dimensions), theirs.encode(texts, dimensions=dimensions),
+            rtol=1e-4, atol=2e-6,
+        )  # fmt: skip
+    assert set(asked) == {(POOLED,)}  # no token vector leaves the device
+    asked.clear()
+    chunks = ["First comes this. ", "Then that. ", "And an end."]
+    np.testing.assert_allclose(
+        ours.late_chunking(chunks), theirs.late_chunking(chunks), rtol=1e-4, atol=2e-6
+    )
+    np.testing.assert_allclose(
+        ours.encode(texts[:3], normalize=False), theirs.encode(texts[:3], normalize=False),
+        rtol=1e-4, atol=2e-6,
+    )  # fmt: skip
+    assert set(asked) == {(HIDDEN,)}
+
+
+def test_a_text_of_8192_tokens(compiled: CompiledModel, plain: Any, small: Path) -> None:
+    text = "word " * 9000
+    ours = embedder(compiled, small, bound(compiled), ON_GPU)
+    found = ours.encode([text, "a short one"])
+    assert ours.truncated == 1
+    wanted = embedder(compiled, small, plain, Batching()).encode([text, "a short one"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-6)
 
 
 # --- CUDA graphs: the bookkeeping, without a capture --------------------------------------------

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
-from asked import Job, answer, batches, pooled, prompted, started
+from asked import Job, answer, batches, prompted, started
 from tei import loader
 from tokenizers import Tokenizer
 
@@ -43,15 +43,16 @@ def embed(job: Job) -> np.ndarray:
     outputs = [one.name for one in session.get_outputs()]
     chosen = next(name for name in ("sentence_embedding", "last_hidden_state", "token_embeddings")
                   if name in outputs)  # fmt: skip
-    assert chosen == "last_hidden_state"
+    assert chosen == "sentence_embedding"  # it is given away as it is: nothing is pooled there
     pad = loader.read(folder, "config.json")["pad_token_id"]
     rows = []
     for some in batches(prompted(job), BATCH):
         ids = [one.ids for one in tokenizer.encode_batch(some)]
         batch = padded(ids, pad)
         feed = {"input_ids": batch.ids, "attention_mask": batch.mask}
-        rows.append(pooled(session.run([chosen], feed)[0], batch.mask, job))
-    return np.concatenate(rows)
+        rows.append(session.run([chosen], feed)[0])
+    found = np.concatenate(rows)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)  # a request's default
 
 
 def padded(ids: list[list[int]], pad: int) -> SimpleNamespace:
