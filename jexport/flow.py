@@ -139,8 +139,10 @@ class LoadedModel:
     tokenize_reference(texts) returns the checkpoint's own token ids, prompt included, a list each.
     reference() opens the checkpoint's own forward pass, the adapter applied but never merged.
     config: the checkpoint's config.json. tokenizer_files: copied as they are into the artifact.
+    folder: where the checkpoint lies.
     """
 
+    folder: Path
     config: Mapping[str, Any]
     weights: Mapping[str, WeightReader]
     adapter: Mapping[str, LowRank]

@@ -173,6 +173,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     licence = transformer_files.licence(folder)
     files = {*weight_files, *tokenizing.read, *_around(opened, licence), *said}
     return LoadedModel(
+        folder=folder,
         config=config,
         weights=weights,
         adapter=adapter,

@@ -209,6 +209,13 @@ def _homes(names: list[str]) -> list[str]:
     return sorted({name.split("--")[0] for name in names if "--" in name})
 
 
+@contextlib.contextmanager
+def allowed(folder: Path, spec: LoadSpec) -> Iterator[None]:
+    """Meanwhile the checkpoint's code may be loaded, from where it is pinned and nowhere else."""
+    with _import_repair(), _pinned_only(folder, spec), _own_code("open the model"):
+        yield
+
+
 def open_tokenizer(folder: Path, spec: LoadSpec) -> Any:
     """The tokenizer as the checkpoint's own code makes it. Raises TokenizerError."""
     with _import_repair(), _pinned_only(folder, spec):
@@ -253,7 +260,7 @@ def assemble(folder: Path, spec: LoadSpec) -> torch.nn.Module:
             )
         check_report(report, names, prefix=getattr(model, "base_model_prefix", ""))
         with _own_code("build the model again from its config"):
-            _repair_buffers(model)
+            repair_buffers(model)
     saved = model.state_dict()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         # A buffer that is not saved may hold -inf on purpose: a mask.
@@ -299,7 +306,7 @@ def _position_ids(input_ids: Any, padding_idx: int, past_key_values_length: int 
     return (steps * mask).long() + padding_idx
 
 
-def _repair_buffers(model: Any) -> None:
+def repair_buffers(model: Any) -> None:
     """Non-persistent buffers are not in the file, and transformers 5 leaves them uninitialised.
 
     Seen in the original code: inv_freq = [1.2e-38, 0, ...] and silently wrong vectors. Each such

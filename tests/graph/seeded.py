@@ -89,6 +89,7 @@ def as_loaded(
     """A LoadedModel whose module `make` gives, as far as export looks at one."""
     unused: Any = None
     return LoadedModel(
+        folder=Path(),
         config={},
         weights={},
         adapter={},

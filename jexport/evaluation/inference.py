@@ -1,4 +1,4 @@
-"""validate's runs: token ids through a runner, in batches and alone -> one array a text.
+"""Token ids through a runner, in batches and alone -> one array a text.
 
 Knows no text, no reference and no gate.
 """
@@ -32,14 +32,14 @@ class Counter:
         self.progress(self.done, self.total)
 
 
-def _spread(lengths: Sequence[int], count: int) -> list[int]:
+def spread(lengths: Sequence[int], count: int) -> list[int]:
     """Places from the shortest to the longest, evenly: the longest cost most of the time."""
     order = sorted(range(len(lengths)), key=lambda place: lengths[place])
     steps = np.linspace(0, len(order) - 1, num=min(count, len(order)))
     return sorted({order[int(step)] for step in steps})
 
 
-def _batches(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+def batches_of(ids: Sequence[Sequence[int]]) -> list[list[int]]:
     """Rows in batches of neighbours in length, padded to the longest: at most BATCH_TOKENS."""
     order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
     batches: list[list[int]] = []
@@ -69,9 +69,9 @@ def outputs(
     def answer(rows: list[int]) -> dict[str, list[np.ndarray]]:
         return _forward(forward, [ids[row] for row in rows], specs, pad_id)
 
-    batches = _batches(ids)
+    batches = batches_of(ids)
     with ThreadPoolExecutor(at_once) as pool:
-        for rows, answers in zip(batches, _mapped(pool, answer, batches, at_once), strict=True):
+        for rows, answers in zip(batches, mapped(pool, answer, batches, at_once), strict=True):
             for name, values in answers.items():
                 for row, value in zip(rows, values, strict=True):
                     found[name][row] = value
@@ -79,7 +79,7 @@ def outputs(
     return found
 
 
-def _mapped(
+def mapped(
     pool: ThreadPoolExecutor, answer: Callable[[Any], Any], batches: Sequence[Any], at_once: int
 ) -> Iterator[Any]:
     """The answers in order, at most `at_once` batches begun beyond the one that is waited for."""
@@ -106,9 +106,9 @@ def alone_and_batched(
 
     Only texts that had neighbours count; when none had, the two shortest are batched for this.
     """
-    rows = [row for batch in _batches(ids) if len(batch) > 1 for row in batch]
+    rows = [row for batch in batches_of(ids) if len(batch) > 1 for row in batch]
     if rows:
-        rows = [rows[place] for place in _spread([len(ids[row]) for row in rows], ALONE_TEXTS)]
+        rows = [rows[place] for place in spread([len(ids[row]) for row in rows], ALONE_TEXTS)]
         batched = {name: [values[row] for row in rows] for name, values in made.items()}
     else:
         rows = sorted(range(len(ids)), key=lambda row: len(ids[row]))[:2]

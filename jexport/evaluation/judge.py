@@ -1,0 +1,280 @@
+"""The judge: sentence-transformers itself, text to vector, in float32 on the CPU.
+
+It opens the checkpoint's folder with its own tokenizer, prompts, modules, truncation and
+normalisation; jexport's reading of the checkpoint is held against it and has no part in it. What a
+recipe changes on purpose (a prompt, a smaller length limit) is passed as the library's own argument.
+For jina-embeddings-v3, whose modules.json names the authors' code, judge_jina.py builds the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport.checkpoints import remote_code
+from jexport.checkpoints.eager import torch_threads
+from jexport.checkpoints.transformer_files import quiet_transformers
+from jexport.errors import JexportError, UnsupportedCheckpointError
+from jexport.evaluation import judge_jina
+from jexport.evaluation.inference import batches_of, mapped
+from jexport.flow import LoadedModel
+from jexport.recipe import LoadSpec
+from jexport.run import cores
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LIBRARY = "sentence-transformers"
+ENCODE, QUERY, DOCUMENT = "encode", "encode_query", "encode_document"
+USES = (ENCODE, QUERY, DOCUMENT)
+"""The library's methods that give a text's vector; each may put another prompt before it."""
+
+FILLERS = (" a", " 1", " the", "a", "1", ".")
+"""Texts to repeat: one of them adds exactly one token a time in most tokenizers."""
+
+NOT_STATED = 1 << 20
+"""A limit of so many tokens is none: tokenizers without one say 1e30."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the library gives for one text.
+
+    vector: float32 [dimension], as `encode` returns it. tokens: float32 [tokens, hidden], without
+    padding, or None where the model has no token vectors.
+    """
+
+    vector: NDArray[np.float32]
+    tokens: NDArray[np.float32] | None
+
+
+class Judge:
+    """An opened SentenceTransformer. Use through `opened`."""
+
+    def __init__(
+        self, model: SentenceTransformer, *, prompt: str | None = None, at_once: int = 1
+    ) -> None:
+        """Take a model.
+
+        Args:
+            model: in float32 and eval mode.
+            prompt: put before each text by `encode`; None leaves it to the checkpoint.
+            at_once: forward passes at the same time, each on one thread.
+        """
+        self._model = model
+        self._prompt = prompt
+        self._at_once = at_once
+        preprocess, lock = model.preprocess, threading.Lock()
+
+        def one_at_a_time(*words: Any, **named: Any) -> Any:
+            # A fast tokenizer that is told to pad while it is in use raises "Already borrowed".
+            with lock:
+                return preprocess(*words, **named)
+
+        model.preprocess = one_at_a_time
+
+    @property
+    def max_tokens(self) -> int:
+        """The library's length limit in tokens, special tokens included; 0 for none."""
+        limit = self._model.max_seq_length
+        return int(limit) if limit is not None and limit < NOT_STATED else 0
+
+    def added_tokens(self) -> list[str]:
+        """The tokens that the tokenizer finds in a text before its model sees it."""
+        added = getattr(self._model.tokenizer, "get_added_vocab", dict)()
+        return sorted(added, key=added.__getitem__)
+
+    def tokenize(self, texts: Sequence[str], use: str = ENCODE) -> list[list[int]]:
+        """Token ids of each text, prompt and special tokens included, truncated.
+
+        They are taken from a call of `use` whose forward pass is left out.
+        """
+        import torch
+
+        def no_pass(features: Any, **_: Any) -> Any:
+            return {**features, "sentence_embedding": torch.zeros(len(features["input_ids"]), 1)}
+
+        forward, self._model.forward = self._model.forward, no_pass
+        try:
+            answers = self._call(list(texts), use, batch_size=64)
+        finally:
+            self._model.forward = forward
+        return [_real(one, "input_ids").to(torch.int64).tolist() for one in answers]
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        use: str = ENCODE,
+        progress: Callable[[int], None] = lambda tokens: None,
+    ) -> list[Answer]:
+        """Embed texts, batches of neighbours in length, each on one thread: the same bits always.
+
+        Args:
+            texts: each with at least one token.
+            ids: what `tokenize` gave for them; only their lengths matter.
+            use: the library's method, one of USES.
+            progress: called after each batch with how many tokens it had.
+        """
+        found: list[Answer | None] = [None] * len(texts)
+        batches = batches_of(ids)
+
+        def answer(rows: list[int]) -> list[Answer]:
+            return [
+                _answer(one)
+                for one in self._call([texts[row] for row in rows], use, batch_size=len(rows))
+            ]
+
+        with torch_threads(1), ThreadPoolExecutor(self._at_once) as pool:
+            done = mapped(pool, answer, batches, self._at_once)
+            for rows, answers in zip(batches, done, strict=True):
+                for row, one in zip(rows, answers, strict=True):
+                    found[row] = one
+                progress(sum(len(ids[row]) for row in rows))
+        return [one for one in found if one is not None]
+
+    def limit(self, max_tokens: int) -> None:
+        """Cut texts to so many tokens: the library's own argument."""
+        self._model.max_seq_length = max_tokens
+
+    def can_embed(self, text: str) -> bool:
+        """Whether the model has a vector for a text of this length: a position table may end."""
+        try:
+            self._call([text], ENCODE, batch_size=1)
+        except (IndexError, RuntimeError):
+            return False
+        return True
+
+    def text_of(self, tokens: int) -> str:
+        """A text of exactly so many tokens, were it not truncated; '' where none is known."""
+        for unit in FILLERS:
+            one, two, nine = map(len, self.tokenize([unit.strip() + unit * n for n in (0, 1, 8)]))
+            if (two - one, nine - one) == (1, 8) and tokens >= one:
+                return unit.strip() + unit * (tokens - one)
+        return ""
+
+    def free(self) -> None:
+        """Give the weights' memory back, whoever still holds the model."""
+        self._model.to("meta")
+
+    def _call(self, texts: list[str], use: str, *, batch_size: int) -> list[Any]:
+        """Every feature of each text; padding is still in them."""
+        named: dict[str, Any] = {} if use != ENCODE else {"prompt": self._prompt}
+        method = getattr(self._model, use)
+        with quiet():
+            return list(
+                method(
+                    texts, batch_size=batch_size, show_progress_bar=False, output_value=None, **named
+                )
+            )
+
+
+def _real(features: Any, name: str) -> Any:
+    """The rows of a feature that are no padding, on whichever side it is."""
+    if name not in features or "attention_mask" not in features:
+        raise UnsupportedCheckpointError(
+            f"{LIBRARY} gives no {name} for this checkpoint",
+            evidence=f"its features: {', '.join(sorted(features))}",
+            fix="give a text encoder (BERT, XLM-R, MiniLM ...)",
+        )
+    return features[name][features["attention_mask"].bool()]
+
+
+def _answer(features: Any) -> Answer:
+    tokens = None
+    if "token_embeddings" in features:
+        tokens = _real(features, "token_embeddings").float().numpy()
+    vector = features["sentence_embedding"].float().numpy().copy()
+    return Answer(vector=vector, tokens=tokens)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Neither transformers nor sentence-transformers talks: what they load is compared."""
+    logger = logging.getLogger("sentence_transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[Judge]:
+    """Open the library on the checkpoint that `loaded` was read from.
+
+    Args:
+        loaded: says where the checkpoint is, its layout and task; nothing else of it is used.
+        spec: [load] of the recipe: what it changes, and whether the checkpoint's code may run.
+
+    Raises:
+        UnsupportedCheckpointError: the library cannot open the checkpoint.
+    """
+    task = loaded.embedding.task
+    with _explained(), quiet(), torch_threads(1):
+        if loaded.source.layout in judge_jina.LAYOUTS:
+            model, prompt = judge_jina.assemble(loaded.folder, loaded.config, spec, task)
+        else:
+            model, prompt = _assemble(loaded.folder, spec), None
+    judge = Judge(
+        model,
+        prompt=spec.prompts.get(task, prompt),
+        at_once=1 if spec.trust_remote_code else cores(),
+    )
+    if spec.max_tokens:
+        judge.limit(spec.max_tokens)
+    try:
+        with _explained():
+            yield judge
+    finally:
+        judge.free()
+
+
+def _assemble(folder: Path, spec: LoadSpec) -> SentenceTransformer:
+    """What a user of the library opens: no network, and no code but where it is trusted."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    def open_model(**model_kwargs: Any) -> SentenceTransformer:
+        return SentenceTransformer(
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=spec.trust_remote_code,
+            model_kwargs={"dtype": torch.float32, **model_kwargs},
+        )
+
+    if not spec.trust_remote_code:
+        return open_model().eval()
+    with remote_code.allowed(folder, spec):
+        model = open_model(**({"code_revision": spec.code_revision} if spec.code_revision else {}))
+        remote_code.repair_buffers(model.transformers_model)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Whatever the library raises says that it cannot use this checkpoint, and so do we."""
+    try:
+        yield
+    except (JexportError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise UnsupportedCheckpointError(
+            f"{LIBRARY} cannot use this checkpoint, so nothing says what its vectors are",
+            evidence=f"{type(error).__name__}: {first}",
+            fix=f"mend the checkpoint until SentenceTransformer(folder).encode(...) of {LIBRARY} "
+            "works with it",
+        ) from error

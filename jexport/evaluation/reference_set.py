@@ -1,0 +1,235 @@
+"""What the judge gives for the validation texts, and the file in which the stage cache keeps it.
+
+One set serves every target and precision of a task: the texts are chosen, and tokenised, by the
+library that judges. Knows no artifact.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport import selection
+from jexport.errors import ParityError
+from jexport.evaluation import edge_texts, judge
+from jexport.evaluation.edge_texts import EDGE
+from jexport.flow import CalibrationSet, LoadedModel, ReferenceFiles, Sample
+from jexport.recipe import LoadSpec, ValidateSpec
+
+FILE = "judge.safetensors"
+USE_TEXTS = 24
+"""Texts that are embedded again by encode_query and encode_document, where they differ."""
+
+EDGE_EVERY = 4
+"""Of the edge texts, which all have their ids compared, every fourth is embedded as well."""
+
+ADDED_EMBEDDED = 8
+LONGEST_EDGE_TOKENS = 512
+"""Edge texts of more tokens have their ids compared only: those cost nothing."""
+
+ATTEMPTED_TOKENS = 16_384
+"""Longest text that is tried to see whether a limit that the library does not state is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSet:
+    """Texts and what the library gives for them; those that were embedded come first.
+
+    Attributes:
+        samples: every text with its language; EDGE for edge texts.
+        uses: the library's method by which each was tokenised and embedded, see judge.USES.
+        ids: its token ids, prompt and special tokens included.
+        vectors: float32 [embedded texts, dimension], as the library returns them.
+        tokens: float32 [tokens, hidden] of each embedded text, () where the model has none.
+        max_tokens: the library's length limit, 0 for none.
+        texts: name and SHA-256 of the set that they were chosen from.
+    """
+
+    samples: tuple[Sample, ...]
+    uses: tuple[str, ...]
+    ids: tuple[list[int], ...]
+    vectors: NDArray[np.float32]
+    tokens: tuple[NDArray[np.float32], ...]
+    max_tokens: int
+    texts: Mapping[str, str]
+
+    def rows(self, *, edge: bool, use: str = judge.ENCODE) -> list[int]:
+        """The embedded texts of one use that are edge texts, or that are not."""
+        return [
+            row
+            for row in range(len(self.vectors))
+            if self.uses[row] == use and (self.samples[row].language == EDGE) is edge
+        ]
+
+
+def run(
+    loaded: LoadedModel,
+    spec: LoadSpec,
+    texts: CalibrationSet,
+    validate: ValidateSpec,
+    *,
+    out_dir: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ReferenceFiles:
+    """Let the judge embed texts of every language and length, and edge texts; write out_dir/FILE.
+
+    Raises:
+        ParityError: there is no text to compare.
+        UnsupportedCheckpointError: the library cannot use the checkpoint.
+    """
+    with judge.opened(loaded, spec) as library:
+        if not spec.max_tokens:
+            _settle_limit(library, loaded.embedding.max_tokens)
+        found = _embedded(library, texts, validate, loaded.embedding.max_tokens, progress)
+    write(found, out_dir / FILE)
+    return ReferenceFiles(
+        folder=out_dir,
+        texts=len(found.vectors),
+        library=f"{judge.LIBRARY} {metadata.version(judge.LIBRARY)}",
+    )
+
+
+def _settle_limit(library: judge.Judge, ours: int) -> None:
+    """Where the library would let a text through that its own model cannot take, cut as we do.
+
+    It cuts at max_position_embeddings of RoBERTa's, of which two hold no text, and fails there; and
+    where nothing states a limit, not at all. A model that does take the longer text keeps its limit.
+    """
+    stated = library.max_tokens
+    if (not stated or stated > ours) and ours < ATTEMPTED_TOKENS:
+        longer = library.text_of(ours + 1)
+        if longer and not library.can_embed(longer):
+            library.limit(ours)
+
+
+def _embedded(
+    library: judge.Judge,
+    texts: CalibrationSet,
+    validate: ValidateSpec,
+    ours: int,
+    progress: Callable[[int, int], None],
+) -> ReferenceSet:
+    limit = min(validate.max_tokens, library.max_tokens or ours)
+    usual = selection.within_budget(
+        texts, library.tokenize, budget_tokens=validate.budget_tokens, max_tokens=limit
+    )
+    if not usual:
+        raise ParityError(
+            "validate: there is no text to compare",
+            evidence=f"set '{texts.name}' has {len(texts.samples)} texts; the limit is {limit} "
+            "tokens, prompt included",
+            fix="give validate.texts a set with texts, or raise validate.max_tokens",
+        )
+    chosen, others = _edge(library, library.max_tokens or ours, limit)
+    rows = [(one, judge.ENCODE) for one in (*usual, *chosen)]
+    again = [usual[place] for place in _evenly(len(usual), USE_TEXTS)]
+    for use in (judge.QUERY, judge.DOCUMENT):
+        if library.tokenize([again[0].text], use) != library.tokenize([again[0].text]):
+            rows += [(one, use) for one in again]
+    embedded = len(rows)
+    rows += [(one, judge.ENCODE) for one in others]
+    ids = _tokenized(library, rows)
+    total, done = sum(map(len, ids[:embedded])), 0
+
+    def count(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        progress(done, total)
+
+    answers: list[judge.Answer] = []
+    for use in judge.USES:
+        mine = [row for row in range(embedded) if rows[row][1] == use]
+        answers += library.encode(
+            [rows[row][0].text for row in mine], [ids[row] for row in mine], use, count
+        )
+    tokens = tuple(one.tokens for one in answers if one.tokens is not None)
+    return ReferenceSet(
+        samples=tuple(one for one, _ in rows),
+        uses=tuple(use for _, use in rows),
+        ids=tuple(ids),
+        vectors=np.stack([one.vector for one in answers]),
+        tokens=tokens if len(tokens) == len(answers) else (),
+        max_tokens=library.max_tokens,
+        texts={"set": texts.name, "sha256": texts.sha256},
+    )
+
+
+def _edge(library: judge.Judge, longest: int, limit: int) -> tuple[list[Sample], list[Sample]]:
+    """The edge texts that are embedded, and those whose ids alone are compared."""
+    added = edge_texts.with_tokens(library.added_tokens())
+    short, long = edge_texts.short(), edge_texts.long(library.text_of, longest)
+    wanted = {*short[::EDGE_EVERY], *added[:ADDED_EMBEDDED], *long[:2]}
+    every = tuple(dict.fromkeys((*short, *added, *long)))
+    sizes = map(len, library.tokenize(every))
+    chosen: list[Sample] = []
+    others: list[Sample] = []
+    for text, size in zip(every, sizes, strict=True):
+        fits = 0 < size <= min(limit, LONGEST_EDGE_TOKENS)
+        (chosen if fits and text in wanted else others).append(Sample(text=text, language=EDGE))
+    return chosen, others
+
+
+def _evenly(count: int, wanted: int) -> list[int]:
+    return sorted({int(place) for place in np.linspace(0, count - 1, num=min(wanted, count))})
+
+
+def _tokenized(library: judge.Judge, rows: Sequence[tuple[Sample, str]]) -> list[list[int]]:
+    ids: list[list[int]] = [[] for _ in rows]
+    for use in judge.USES:
+        mine = [row for row, (_, own) in enumerate(rows) if own == use]
+        if mine:
+            made = library.tokenize([rows[row][0].text for row in mine], use)
+            for row, one in zip(mine, made, strict=True):
+                ids[row] = one
+    return ids
+
+
+def write(found: ReferenceSet, path: Path) -> None:
+    """Write the file. The same values give the same bytes."""
+    from safetensors.numpy import save_file
+
+    flat = [one for ids in found.ids for one in ids]
+    arrays = {
+        "vectors": np.ascontiguousarray(found.vectors, dtype=np.float32),
+        "ids": np.array(flat, dtype=np.int64),
+        "lengths": np.array([len(ids) for ids in found.ids], dtype=np.int64),
+    }
+    if found.tokens:
+        arrays["tokens"] = np.concatenate(found.tokens)
+    about = {
+        "samples": [[one.text, one.language] for one in found.samples],
+        "uses": found.uses,
+        "max_tokens": found.max_tokens,
+        "texts": dict(found.texts),
+    }
+    save_file(arrays, str(path), metadata={"about": json.dumps(about, sort_keys=True)})
+
+
+def read(path: Path) -> ReferenceSet:
+    """Read it back; whoever hands out the folder has verified that it is as it was written."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="np") as stream:
+        about = json.loads(stream.metadata()["about"])
+        ends = np.cumsum(stream.get_tensor("lengths"))[:-1]
+        ids = tuple(part.tolist() for part in np.split(stream.get_tensor("ids"), ends))
+        vectors = stream.get_tensor("vectors")
+        tokens: tuple[NDArray[np.float32], ...] = ()
+        if "tokens" in stream.keys():  # noqa: SIM118 (not a mapping)
+            borders = np.cumsum([len(one) for one in ids[: len(vectors)]])[:-1]
+            tokens = tuple(np.split(stream.get_tensor("tokens"), borders))
+    return ReferenceSet(
+        samples=tuple(Sample(text=text, language=language) for text, language in about["samples"]),
+        uses=tuple(about["uses"]),
+        ids=ids,
+        vectors=vectors,
+        tokens=tokens,
+        max_tokens=about["max_tokens"],
+        texts=about["texts"],
+    )
