@@ -21,6 +21,7 @@ The house, from the ground up; a line imports only downward:
     graph        steps on ONNX graphs                 trt      what TensorRT engines need
     checkpoints  one file per checkpoint layout
     targets      one file per engine                  runtime  open an artifact, embed text
+    evaluation   the judge: sentence-transformers' own vectors of the validation texts
     stages       load, merge, export, quantize, compile, validate, package, publish
     layouts      one file per server that artifacts are laid out for
     integrations  one file per framework that embeds through jexport

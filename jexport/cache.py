@@ -24,6 +24,7 @@ from jexport.flow import (
     CompiledModel,
     OnnxModel,
     ParityReport,
+    ReferenceFiles,
     Signature,
     TensorSpec,
     Verdict,
@@ -39,8 +40,8 @@ LIMIT_GIB = 32
 SPARE_BYTES = 64 << 20
 NO_KERNEL_COPY = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
-Kept: TypeAlias = OnnxModel | CompiledModel | Verdict
-Noun = TypeVar("Noun", OnnxModel, CompiledModel, Verdict)
+Kept: TypeAlias = OnnxModel | CompiledModel | ReferenceFiles | Verdict
+Noun = TypeVar("Noun", OnnxModel, CompiledModel, ReferenceFiles, Verdict)
 Tell = Callable[[str], None]
 
 
@@ -244,6 +245,8 @@ def _packed(noun: Kept, folder: Path) -> dict[str, Any]:
 def _unpacked(said: Mapping[str, Any], folder: Path) -> Kept:
     value = dict(said)
     noun = value.pop("noun")
+    if noun == ReferenceFiles.__name__:
+        return ReferenceFiles(**value, folder=folder)
     if noun == Verdict.__name__:
         report = {**value["report"], "failures": tuple(value["report"]["failures"])}
         notes = tuple(value["notes"])

@@ -16,6 +16,7 @@ from typing import Any
 from jexport import entries, inputs, manifest, quantized, recipe, reference, speed, store, targets
 from jexport.cache import FOLDER, Cache, Wanted
 from jexport.errors import ArtifactError, EngineError, ParityError
+from jexport.evaluation.candidate import Candidate
 from jexport.flow import Artifact, CompiledModel, OnnxModel, ParityReport
 from jexport.recipe import Recipe
 from jexport.run import Event, Listener, Run, open_run, silent
@@ -131,13 +132,12 @@ def _judged(given: Portable, compiled: CompiledModel, run: Run, room: Path) -> P
     engine, tokenizer = given.engine, given.tokenizer
     return validate.against(
         given.stored,
-        validate.Side(
-            tokenize=tokenizer.token_ids,
+        Candidate(
+            tokenizer=tokenizer,
             open=lambda: engine.runner(compiled, engine.devices[0], 0),
+            embedding=embedding_of(given.content),
+            outputs=compiled.signature.outputs,
         ),
-        embedding=embedding_of(given.content),
-        signature=compiled.signature,
-        pad_id=tokenizer.pad_id,
         spec=given.chosen.validate,
         precision=given.content["precision"],
         out_dir=room,

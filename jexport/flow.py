@@ -218,6 +218,18 @@ class CalibrationSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceFiles:
+    """What the reference library gives for the validation texts, in a folder.
+
+    texts: how many were embedded. library: its name and version.
+    """
+
+    folder: Path
+    texts: int
+    library: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParityReport:
     """How far a candidate is from its reference, and which gates it failed (none: it passed).
 

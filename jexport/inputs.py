@@ -20,9 +20,11 @@ from jexport.recipe import Recipe
 from jexport.stages import quantize
 from jexport.targets import Target
 
-TOOLS = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "onnx", "onnx-ir",
-         "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "polygraphy",
-         "cuda-bindings", "openvino", "openvino-tokenizers")  # fmt: skip
+TOOLS = ("torch", "transformers", "sentence-transformers", "peft", "tokenizers", "safetensors",
+         "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
+         "polygraphy", "cuda-bindings", "openvino", "openvino-tokenizers")  # fmt: skip
+
+LARGE_BYTES = 64 << 20
 
 
 def of(
@@ -168,6 +170,27 @@ def of_weights(loaded: LoadedModel) -> dict[str, Any]:
         "tools": tools(),
         "jexport": code_digest(),
     }
+
+
+def of_folder(loaded: LoadedModel) -> list[list[Any]]:
+    """Every file of the checkpoint's folder: a library may read one that jexport does not.
+
+    By digest; a large one that jexport did not read by its size and time.
+    """
+    known = {one.path: one.sha256 for one in loaded.source.files}
+    found: list[list[Any]] = []
+    for path in sorted(loaded.folder.rglob("*")):
+        name = path.relative_to(loaded.folder).as_posix()
+        if not path.is_file() or any(part.startswith(".") for part in name.split("/")):
+            continue
+        about = path.stat()
+        if name in known:
+            found.append([name, known[name]])
+        elif about.st_size > LARGE_BYTES:
+            found.append([name, about.st_size, about.st_mtime_ns])
+        else:
+            found.append([name, manifest.file_digest(path, root=loaded.folder).sha256])
+    return found
 
 
 def tools() -> dict[str, str]:

@@ -29,7 +29,7 @@ from jexport import (
     tasks,
     verdict,
 )
-from jexport.cache import FOLDER, Cache
+from jexport.cache import FOLDER, Cache, Lease
 from jexport.errors import (
     ArtifactError,
     CalibrationError,
@@ -38,6 +38,7 @@ from jexport.errors import (
     UnknownTaskError,
     nearest,
 )
+from jexport.evaluation import reference_set
 from jexport.flow import (
     Artifact,
     CalibrationSet,
@@ -158,7 +159,7 @@ def build(
             note(_fused(compiled))
         case = verdict.Case(
             recipe=recipe, loaded=loaded, engine=engine, compiled=compiled, texts=texts,
-            candidate_ids=candidate_ids, pad_id=tokenizer.pad_id, slot=slot,
+            tokenizer=tokenizer, slot=slot,
             small=None if plain is None else verdict.Small(
                 plain=plain, texts=own, pair=_pair(cache, recipe, engine, precision, task, out)
             ),
@@ -167,7 +168,8 @@ def build(
             judged = kept.obtain(
                 case.wanted(),
                 lambda room: verdict.run(
-                    case, out_dir=room, beside=lambda: run.room("beside"),
+                    case, reference=partial(_reference, case, run, kept, note),
+                    out_dir=room, beside=lambda: run.room("beside"),
                     progress=lambda done, total: run.progress("validate", done, total),
                 ),
                 spare=lambda: run.room("validate"), tell=note,
@@ -205,6 +207,23 @@ def build(
             journal.forget()
         store.keep_measured(made, {**run.measured(), **judged.measured}, scratch=run.folder)
         return made
+
+
+def _reference(
+    case: verdict.Case, run: Run, kept: Lease, note: Callable[[str], None]
+) -> reference_set.ReferenceSet:
+    """What the judge gives for the validation texts, made once for a task."""
+    found = kept.obtain(
+        case.wanted_reference(),
+        lambda room: reference_set.run(
+            case.loaded, case.recipe.load, case.texts, case.recipe.validate, out_dir=room,
+            progress=lambda done, total: run.progress("validate", done, total),
+        ),
+        spare=lambda: run.room("reference"),
+        tell=lambda text: note(f"the judge's vectors: {text}"),
+    )  # fmt: skip
+    note(f"judged by {found.library}")
+    return reference_set.read(found.folder / reference_set.FILE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from typing import Any
 
 from jexport import inputs, manifest, quantized, store, tasks
 from jexport.cache import Wanted
+from jexport.evaluation.candidate import Candidate
+from jexport.evaluation.reference_set import ReferenceSet
 from jexport.flow import (
     Artifact,
     CalibrationSet,
@@ -25,10 +27,12 @@ from jexport.flow import (
 )
 from jexport.recipe import Recipe
 from jexport.run import cores
-from jexport.stages import validate
+from jexport.runtime.tokenise import TextTokenizer
+from jexport.stages import export, validate
 from jexport.targets import Target
 
 STAGE = "validate"
+REFERENCE = "reference"
 PROCESSOR = Path("/proc/cpuinfo")
 
 
@@ -56,7 +60,7 @@ class Small:
 class Case:
     """A compiled model and all that it is judged by.
 
-    candidate_ids: token ids as the runtime makes them. slot: where it would be placed.
+    tokenizer: the artifact's. slot: where it would be placed.
     """
 
     recipe: Recipe
@@ -64,10 +68,23 @@ class Case:
     engine: Target
     compiled: CompiledModel
     texts: CalibrationSet
-    candidate_ids: Callable[[list[str]], list[list[int]]]
-    pad_id: int
+    tokenizer: TextTokenizer
     slot: store.Slot
     small: Small | None
+
+    def wanted_reference(self) -> Wanted:
+        """What decides what the judge gives: the same for every target and precision of a task."""
+        validate_spec, load = self.recipe.validate, self.recipe.resolved()["load"]
+        decided = {
+            **inputs.of_weights(self.loaded),
+            "folder": inputs.of_folder(self.loaded),
+            "load": {key: load[key] for key in ("prompts", "max_tokens", "trust_remote_code")},
+            "texts": [self.texts.name, self.texts.sha256],
+            "spec": [validate_spec.budget_tokens, validate_spec.max_tokens],
+            "processor": _processor(),
+        }
+        about = inputs.about(self.recipe, self.loaded, "the judge's vectors")
+        return Wanted(stage=REFERENCE, decided_by=decided, about=about)
 
     def wanted(self) -> Wanted:
         """What decides the verdict: the very bytes of the engine, and the processor it ran on."""
@@ -84,6 +101,7 @@ class Case:
             "runs_on": self.engine.fingerprint(),
             "precision": self.compiled.precision,
             "texts": [self.texts.name, self.texts.sha256],
+            "reference": self.wanted_reference().name,
             "spec": said["validate"],
             "processor": _processor(),
         }
@@ -110,32 +128,29 @@ class Case:
 def run(
     case: Case,
     *,
+    reference: Callable[[], ReferenceSet],
     out_dir: Path,
     beside: Callable[[], Path],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
     """Judge. Writes out_dir/parity.json, which is kept beside the versions when a gate fails.
 
-    beside: an empty folder for float models. Raises what `validate.run` does; for int8
-    QuantizationError when it is slower than float, or does not keep the pair's ranking.
+    reference: gives what the judge gives. beside: an empty folder for float models. Raises what
+    `validate.run` does; for int8 QuantizationError when it is slower than float, or does not keep
+    the pair's ranking.
     """
     engine, compiled, loaded = case.engine, case.compiled, case.loaded
+    shown = export.as_shipped(loaded, case.recipe.export) if engine.needs_onnx else loaded
     with store.kept_report(out_dir / validate.REPORT, case.slot):
         report = validate.run(
-            validate.Side(
-                tokenize=loaded.tokenize_reference,
-                open=loaded.reference,
-                at_once=1 if loaded.source.code else cores(),
-            ),
-            validate.Side(
-                tokenize=case.candidate_ids,
+            reference,
+            Candidate(
+                tokenizer=case.tokenizer,
                 open=lambda: engine.runner(compiled, engine.devices[0], engine.steady_threads),
                 at_once=cores() if engine.steady_threads else 1,
+                embedding=shown.embedding,
+                outputs=compiled.signature.outputs,
             ),
-            embedding=loaded.embedding,
-            signature=compiled.signature,
-            pad_id=case.pad_id,
-            texts=case.texts,
             spec=case.recipe.validate,
             precision=compiled.precision,
             out_dir=out_dir,

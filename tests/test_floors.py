@@ -30,7 +30,7 @@ FLOORS = (
     {"checkpoints"},
     {"targets"},
     {"runtime"},
-    {"int8"},
+    {"int8", "evaluation"},
     {"stages"},
     {"quantized", "inputs", "estimate", "layouts", "integrations", "matrix"},
     {"verdict"},

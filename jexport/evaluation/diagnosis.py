@@ -15,6 +15,12 @@ from jexport.runtime.pool import MODES, finish, pool
 SAME = 0.9999
 """Cosine from which two vectors are taken for the same one, computed otherwise."""
 
+FAR = 0.99
+"""Cosine below which no precision explains a difference."""
+
+LENGTHS = 0.2
+"""Share by which no precision makes a vector longer or shorter."""
+
 SHOWN = 3
 SHOWN_CHARACTERS = 60
 CLOSED_CLASS = ("Cc", "Cf", "Co", "Cn", "Cs")
@@ -62,9 +68,10 @@ def of_ids(
         prompt: what the artifact puts before each text.
         limits: the length limits of both, in tokens; 0 for none.
     """
-    if len(library) != len(artifact) and (len(library), len(artifact))[
-        len(library) > len(artifact)
-    ] in limits:
+    if (
+        len(library) != len(artifact)
+        and (len(library), len(artifact))[len(library) > len(artifact)] in limits
+    ):
         return (
             f"max_seq_length: the checkpoint cuts at {limits[0] or 'no'} tokens, the artifact at "
             f"{limits[1]} (sentence_bert_config.json; model_max_length in tokenizer_config.json)"
@@ -76,8 +83,12 @@ def of_ids(
         if change(text) != text and tokenize(prompt + change(text)) == wanted:
             return reason
     start, end = _shared(library, artifact)
-    if start + end >= min(len(library), len(artifact)) and start <= 2 < len(library) - len(artifact):
+    if start + end >= min(len(library), len(artifact)) and start <= 2 < len(library) - len(
+        artifact
+    ):
         return "prompt: the checkpoint puts one there (config_sentence_transformers.json: prompts)"
+    if text.strip() and start and end >= len(tokenize(text)) - 2:
+        return f"prompt: the checkpoint puts another one there than {prompt!r}"
     if start == 0 or end == 0:
         return "special tokens around a text: post_processor in tokenizer.json"
     if text != text.strip():

@@ -47,10 +47,14 @@ CHARACTERS = (
     "\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f\U0001f680",
     "\u202eright to left\u202c \u200f\u200e \u2067isolate\u2069",
     "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd \u0645\u0631\u062d\u0628\u0627 "
-    "\u0627\u0644\u0639\u0640\u0640\u0627\u0644\u0645 \u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f",
-    "\u0e17\u0e35\u0e48\u0e19\u0e35\u0e48\u0e44\u0e21\u0e48\u0e21\u0e35\u0e0a\u0e48\u0e2d\u0e07\u0e27\u0e48\u0e32\u0e07",
-    "\u0915\u094d\u0937\u0924\u094d\u0930\u093f\u092f \u09a8\u09cd\u09a6\u09cd\u09b0 \u0baa\u0bc6\u0bbe\u0ba9\u0bcd",
-    "\u6771\u4eac\u306f\u65e5\u672c\u306e\u9996\u90fd\u3001\u4eba\u53e3\u306f1400\u4e07\u4eba\u3002",
+    "\u0627\u0644\u0639\u0640\u0640\u0627\u0644\u0645"
+    " \u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f",
+    "\u0e17\u0e35\u0e48\u0e19\u0e35\u0e48\u0e44\u0e21\u0e48"
+    "\u0e21\u0e35\u0e0a\u0e48\u0e2d\u0e07\u0e27\u0e48\u0e32\u0e07",
+    "\u0915\u094d\u0937\u0924\u094d\u0930\u093f\u092f \u09a8"
+    "\u09cd\u09a6\u09cd\u09b0 \u0baa\u0bc6\u0bbe\u0ba9\u0bcd",
+    "\u6771\u4eac\u306f\u65e5\u672c\u306e\u9996\u90fd\u3001"
+    "\u4eba\u53e3\u306f1400\u4e07\u4eba\u3002",
     "\U00020bb7\u91ce\u5bb6 \U0001d54f \U00010348 \u16a0\u16a2\u16a6",
     "\u2581under\u2581bar \u2581 ##piece \u0120byte",
     "ALL UPPER CASE And Title Case and lower",
@@ -70,7 +74,12 @@ def short() -> tuple[str, ...]:
     """The texts that are the same for every checkpoint: white space, characters, special tokens."""
     found: list[str] = []
     for space in SPACES:
-        found += [space, space + PHRASE, PHRASE + space, f"{space}{WORD}{space}{space}lights{space}"]
+        found += [
+            space,
+            space + PHRASE,
+            PHRASE + space,
+            f"{space}{WORD}{space}{space}lights{space}",
+        ]
     for text in CHARACTERS:
         found += [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
     for token in SPECIAL:

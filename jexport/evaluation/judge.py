@@ -1,9 +1,10 @@
 """The judge: sentence-transformers itself, text to vector, in float32 on the CPU.
 
 It opens the checkpoint's folder with its own tokenizer, prompts, modules, truncation and
-normalisation; jexport's reading of the checkpoint is held against it and has no part in it. What a
-recipe changes on purpose (a prompt, a smaller length limit) is passed as the library's own argument.
-For jina-embeddings-v3, whose modules.json names the authors' code, judge_jina.py builds the model.
+normalisation; jexport's reading of the checkpoint is held against it and has no part in it. What
+a recipe changes on purpose (a prompt, a smaller length limit) is passed as the library's own
+argument. For jina-embeddings-v3, whose modules.json names the authors' code, judge_jina.py puts the
+model together.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,15 +61,22 @@ class Judge:
     """An opened SentenceTransformer. Use through `opened`."""
 
     def __init__(
-        self, model: SentenceTransformer, *, prompt: str | None = None, at_once: int = 1
+        self,
+        model: SentenceTransformer,
+        *,
+        uses: Sequence[str] = USES,
+        prompt: str | None = None,
+        at_once: int = 1,
     ) -> None:
         """Take a model.
 
         Args:
             model: in float32 and eval mode.
+            uses: the methods that mean something for this checkpoint.
             prompt: put before each text by `encode`; None leaves it to the checkpoint.
             at_once: forward passes at the same time, each on one thread.
         """
+        self.uses = uses
         self._model = model
         self._prompt = prompt
         self._at_once = at_once
@@ -90,7 +97,7 @@ class Judge:
 
     def added_tokens(self) -> list[str]:
         """The tokens that the tokenizer finds in a text before its model sees it."""
-        added = getattr(self._model.tokenizer, "get_added_vocab", dict)()
+        added: dict[str, int] = getattr(self._model.tokenizer, "get_added_vocab", dict)()
         return sorted(added, key=added.__getitem__)
 
     def tokenize(self, texts: Sequence[str], use: str = ENCODE) -> list[list[int]]:
@@ -126,7 +133,7 @@ class Judge:
             progress: called after each batch with how many tokens it had.
         """
         found: list[Answer | None] = [None] * len(texts)
-        batches = batches_of(ids)
+        batches = batches_of(list(map(len, ids)))
 
         def answer(rows: list[int]) -> list[Answer]:
             return [
@@ -134,9 +141,8 @@ class Judge:
                 for one in self._call([texts[row] for row in rows], use, batch_size=len(rows))
             ]
 
-        with torch_threads(1), ThreadPoolExecutor(self._at_once) as pool:
-            done = mapped(pool, answer, batches, self._at_once)
-            for rows, answers in zip(batches, done, strict=True):
+        with torch_threads(1):
+            for rows, answers in zip(batches, mapped(answer, batches, self._at_once), strict=True):
                 for row, one in zip(rows, answers, strict=True):
                     found[row] = one
                 progress(sum(len(ids[row]) for row in rows))
@@ -168,14 +174,12 @@ class Judge:
 
     def _call(self, texts: list[str], use: str, *, batch_size: int) -> list[Any]:
         """Every feature of each text; padding is still in them."""
-        named: dict[str, Any] = {} if use != ENCODE else {"prompt": self._prompt}
+        named: dict[str, Any] = {"output_value": None, "show_progress_bar": False}
+        if use == ENCODE:
+            named["prompt"] = self._prompt
         method = getattr(self._model, use)
         with quiet():
-            return list(
-                method(
-                    texts, batch_size=batch_size, show_progress_bar=False, output_value=None, **named
-                )
-            )
+            return list(method(texts, batch_size=batch_size, **named))
 
 
 def _real(features: Any, name: str) -> Any:
@@ -229,6 +233,8 @@ def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[Judge]:
             model, prompt = _assemble(loaded.folder, spec), None
     judge = Judge(
         model,
+        # A jina-embeddings-v3 checkpoint has no prompts by name: its task decides.
+        uses=(ENCODE,) if loaded.source.layout in judge_jina.LAYOUTS else USES,
         prompt=spec.prompts.get(task, prompt),
         at_once=1 if spec.trust_remote_code else cores(),
     )

@@ -102,7 +102,10 @@ def _input_module(model: Any, folder: Path, more: Mapping[str, Any]) -> Any:
             out = self.model(
                 input_ids=features["input_ids"],
                 attention_mask=features["attention_mask"],
-                **{name: torch.full((rows,), value, dtype=torch.int32) for name, value in more.items()},
+                **{
+                    name: torch.full((rows,), value, dtype=torch.int32)
+                    for name, value in more.items()
+                },
             )
             hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
             return {**features, "token_embeddings": hidden}
@@ -193,7 +196,9 @@ def _activate(model: Any, stored: Mapping[str, Any], config: Mapping[str, Any], 
         if not found or module.startswith("pooler."):
             continue
         value = stack[index].float()
-        module = module.replace("encoder.layers.", "layers.").replace("mixer.out_proj", "self_attn.o_proj")
+        module = module.replace("encoder.layers.", "layers.").replace(
+            "mixer.out_proj", "self_attn.o_proj"
+        )
         if module.endswith("_embeddings"):
             factors[f"base_model.model.{module}.lora_embedding_{side}"] = value.T.contiguous()
         elif module.endswith("mixer.Wqkv"):
@@ -220,7 +225,7 @@ def _activate(model: Any, stored: Mapping[str, Any], config: Mapping[str, Any], 
 
 
 def _check(report: Mapping[str, Any]) -> None:
-    """Raise StateDictError unless each weight of the model was in the file; a pooler may be more."""
+    """Raise StateDictError unless the file had the model's weights; a pooler's may be more."""
     lacking = [str(name) for name in report["missing_keys"]]
     odd = [str(one[0]) for one in report.get("mismatched_keys") or ()]
     odd += [str(name) for name in report["unexpected_keys"] if "pooler." not in str(name)]

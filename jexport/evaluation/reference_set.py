@@ -23,6 +23,7 @@ from jexport.flow import CalibrationSet, LoadedModel, ReferenceFiles, Sample
 from jexport.recipe import LoadSpec, ValidateSpec
 
 FILE = "judge.safetensors"
+COMPARED_USES: tuple[str, ...] = ()
 USE_TEXTS = 24
 """Texts that are embedded again by encode_query and encode_document, where they differ."""
 
@@ -98,8 +99,8 @@ def run(
 def _settle_limit(library: judge.Judge, ours: int) -> None:
     """Where the library would let a text through that its own model cannot take, cut as we do.
 
-    It cuts at max_position_embeddings of RoBERTa's, of which two hold no text, and fails there; and
-    where nothing states a limit, not at all. A model that does take the longer text keeps its limit.
+    It cuts at RoBERTa's max_position_embeddings, of which two hold no text, and fails there; and
+    where nothing states a limit, not at all. A model that takes the longer text keeps its limit.
     """
     stated = library.max_tokens
     if (not stated or stated > ours) and ours < ATTEMPTED_TOKENS:
@@ -129,8 +130,10 @@ def _embedded(
     chosen, others = _edge(library, library.max_tokens or ours, limit)
     rows = [(one, judge.ENCODE) for one in (*usual, *chosen)]
     again = [usual[place] for place in _evenly(len(usual), USE_TEXTS)]
-    for use in (judge.QUERY, judge.DOCUMENT):
-        if library.tokenize([again[0].text], use) != library.tokenize([again[0].text]):
+    for use in COMPARED_USES:
+        if use in library.uses and library.tokenize([again[0].text], use) != library.tokenize(
+            [again[0].text]
+        ):
             rows += [(one, use) for one in again]
     embedded = len(rows)
     rows += [(one, judge.ENCODE) for one in others]

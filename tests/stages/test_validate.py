@@ -17,12 +17,14 @@ from onnx import numpy_helper
 
 from jexport import calibration
 from jexport.errors import ParityError, RecipeError
-from jexport.flow import CalibrationSet, CompiledModel, LoadedModel, Sample, Signature
+from jexport.evaluation import reference_set
+from jexport.evaluation.candidate import Candidate
+from jexport.evaluation.reference_set import ReferenceSet
+from jexport.flow import CalibrationSet, CompiledModel, LoadedModel, Signature
 from jexport.recipe import CompileSpec, ExportSpec, LoadSpec, ValidateSpec
 from jexport.runtime.pool import finish, pool
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, load, merge, validate
-from jexport.stages.validate import Side
 from jexport.targets import onnx as engine
 
 HIDDEN, POOLED = "last_hidden_state", "sentence_embedding"
@@ -41,21 +43,52 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+class Altered(TextTokenizer):
+    """A tokenizer that does something else to the ids that it made."""
+
+    change: Callable[[list[str], list[list[int]]], list[list[int]]]
+
+    @classmethod
+    def of(
+        cls, folder: Path, change: Callable[[list[str], list[list[int]]], list[list[int]]]
+    ) -> Altered:
+        made = cls.open(folder, max_tokens=8192)
+        assert isinstance(made, cls)
+        made.change = change
+        return made
+
+    def token_ids(self, texts: Any, *, first_index: int = 0) -> list[list[int]]:
+        return self.change(list(texts), super().token_ids(texts, first_index=first_index))
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ReferenceSet]:
+    """What the judge gives for a model and texts, made once."""
+    kept: dict[Any, ReferenceSet] = {}
+
+    def judge(loaded: LoadedModel, texts: CalibrationSet, spec: ValidateSpec) -> ReferenceSet:
+        length = loaded.embedding.max_tokens
+        key = (loaded.embedding.task, length, texts.sha256, spec.budget_tokens, spec.max_tokens)
+        if key not in kept:
+            folder = tmp_path_factory.mktemp("judged")
+            load_spec = LoadSpec(model=str(loaded.folder), max_tokens=length)
+            reference_set.run(loaded, load_spec, texts, spec, out_dir=folder)
+            kept[key] = reference_set.read(folder / reference_set.FILE)
+        return kept[key]
+
+    return judge
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
     """A comparison of the small checkpoint with its artifact, of which a test breaks a part."""
 
+    judged: Callable[..., ReferenceSet]
     loaded: LoadedModel
     compiled: CompiledModel
     tokenizer: TextTokenizer
     out: Path
     spec: ValidateSpec = SHORT
-
-    def ids(self, texts: list[str], prompt: str | None = None) -> list[list[int]]:
-        """Token ids as the runtime makes them."""
-        start = self.loaded.embedding.prompt if prompt is None else prompt
-        return [self.tokenizer.truncate(one) for one in
-                self.tokenizer.token_ids([start + text for text in texts])]  # fmt: skip
 
     def signature(self, names: tuple[str, ...]) -> Signature:
         """What an artifact with these outputs says of itself."""
@@ -69,11 +102,16 @@ class Trial:
         *,
         change: Change | None = None,
         folder: Path | None = None,
-        tokenize: Callable[[list[str]], list[list[int]]] | None = None,
+        tokenizer: TextTokenizer | None = None,
         texts: CalibrationSet | None = None,
+        reference: Callable[[ReferenceSet], ReferenceSet] = lambda found: found,
+        embedding: dict[str, Any] | None = None,
         **spec: Any,
     ) -> Any:
-        """Validate. change: what the candidate does to its outputs. folder: another graph."""
+        """Validate. change: what the candidate does to its outputs. folder: another graph.
+
+        embedding: what the runtime does otherwise. reference: what is done to the judge's answer.
+        """
         signature = self.signature(outputs)
         compiled = dataclasses.replace(
             self.compiled, folder=folder or self.compiled.folder, signature=signature
@@ -87,14 +125,17 @@ class Trial:
                 else:
                     yield lambda feed: change(dict(forward(feed)), feed)
 
+        wanted = dataclasses.replace(self.spec, **spec)
+        given = texts or calibration.read("parity", TASK)
         return validate.run(
-            Side(tokenize=self.loaded.tokenize_reference, open=self.loaded.reference),
-            Side(tokenize=tokenize or self.ids, open=opened),
-            embedding=self.loaded.embedding,
-            signature=signature,
-            pad_id=self.tokenizer.pad_id,
-            texts=texts or calibration.read("parity", TASK),
-            spec=dataclasses.replace(self.spec, **spec),
+            lambda: reference(self.judged(self.loaded, given, wanted)),
+            Candidate(
+                tokenizer=tokenizer or self.tokenizer,
+                open=opened,
+                embedding=dataclasses.replace(self.loaded.embedding, **(embedding or {})),
+                outputs=signature.outputs,
+            ),
+            spec=wanted,
             precision="fp32",
             out_dir=self.out,
         )
@@ -135,10 +176,15 @@ def made(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 
 @pytest.fixture
-def trial(made: Callable[[str], Any], small: Path, tmp_path: Path) -> Trial:
+def trial(
+    made: Callable[[str], Any],
+    judged: Callable[..., ReferenceSet],
+    small: Path,
+    tmp_path: Path,
+) -> Trial:
     loaded, compiled = made(TASK)
     tokenizer = TextTokenizer.open(small, max_tokens=loaded.embedding.max_tokens)
-    return Trial(loaded=loaded, compiled=compiled, tokenizer=tokenizer, out=tmp_path)
+    return Trial(judged=judged, loaded=loaded, compiled=compiled, tokenizer=tokenizer, out=tmp_path)
 
 
 # --- what is the same passes --------------------------------------------------------------------
@@ -204,11 +250,17 @@ def test_a_model_of_sixteen_tokens(trial: Trial, small: Path) -> None:
 def test_progress_ends_at_its_total(trial: Trial) -> None:
     told: list[tuple[int, int]] = []
     loaded = trial.loaded
-    side = Side(tokenize=loaded.tokenize_reference, open=loaded.reference)
+    texts = calibration.read("parity", TASK)
     validate.run(
-        side, side, embedding=loaded.embedding, signature=trial.signature((HIDDEN,)), pad_id=1,
-        texts=calibration.read("parity", TASK), spec=trial.spec, precision="fp32",
-        out_dir=trial.out, progress=lambda done, total: told.append((done, total)),
+        lambda: trial.judged(loaded, texts, trial.spec),
+        Candidate(
+            tokenizer=trial.tokenizer,
+            open=loaded.reference,
+            embedding=loaded.embedding,
+            outputs=trial.signature((HIDDEN,)).outputs,
+        ), spec=trial.spec,
+        precision="fp32", out_dir=trial.out,
+        progress=lambda done, total: told.append((done, total)),
     )  # fmt: skip
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1][0] == told[-1][1]
@@ -351,13 +403,15 @@ def test_a_pooled_output_that_is_not_normalised(outputs: tuple[str, ...], trial:
     assert place["norms"]["largest_error"] == pytest.approx(0.01, rel=0.01)
 
 
-def test_longer_token_vectors_can_be_gated(trial: Trial) -> None:
-    def longer(made: Any, feed: Any) -> Any:
-        return {name: value * 1.01 for name, value in made.items()}
+def test_a_checkpoint_that_does_not_normalise(trial: Trial) -> None:
+    def longer(found: ReferenceSet) -> ReferenceSet:
+        return dataclasses.replace(found, vectors=found.vectors * 3)
 
-    assert trial.run(change=longer).passed  # no cosine sees it
-    text, _ = trial.refused(change=longer, gates={"fp32": {"norm_error": 1e-4}})
-    assert "norms: largest_error" in text
+    text, report = trial.refused(reference=longer)  # no cosine sees it
+    assert "no Normalize module" in text
+    assert "set other gates" not in text
+    assert report["metrics"]["norms"]["largest_error"] == pytest.approx(2 / 3, rel=0.01)
+    assert report["metrics"]["overall"]["cosine_min"] > 0.99999
 
 
 def test_a_late_token_vector_that_is_wrong(trial: Trial) -> None:
@@ -400,40 +454,47 @@ def test_a_foreign_error_passes_through_with_a_note(trial: Trial) -> None:
 
 
 def test_wrong_prompt(trial: Trial) -> None:
-    text, report = trial.refused(tokenize=lambda texts: trial.ids(texts, "Represent: "))
+    text, report = trial.refused(embedding={"prompt": "Represent: "})
     assert "token ids differ in" in text
-    assert report["metrics"]["token_ids_differ"] == report["metrics"]["texts"]
+    assert report["metrics"]["token_ids_differ"] >= report["metrics"]["texts"]
+    assert "prompt" in text
+    assert "set other gates" not in text
 
 
 def test_no_prompt_where_there_is_one(trial: Trial) -> None:
-    text, _ = trial.refused((POOLED,), tokenize=lambda texts: trial.ids(texts, ""))
+    text, _ = trial.refused((POOLED,), embedding={"prompt": ""})
     assert "token ids differ in" in text
+    assert "likely prompt: the checkpoint puts one there" in text
 
 
 def test_a_tokenizer_that_cuts_earlier(trial: Trial, small: Path) -> None:
-    early = TextTokenizer.open(small, max_tokens=60)
-    text, report = trial.refused(
-        tokenize=lambda texts: [early.truncate(ids) for ids in trial.ids(texts)]
-    )
+    text, report = trial.refused(tokenizer=TextTokenizer.open(small, max_tokens=60))
     assert "token ids differ in" in text
     assert 0 < report["metrics"]["token_ids_differ"] < report["metrics"]["texts"]
+    assert "max_seq_length: the checkpoint cuts at 8192 tokens, the artifact at 60" in text
 
 
-def test_other_ids_fail_even_when_the_vectors_are_near(trial: Trial) -> None:
-    def one_other(texts: list[str]) -> list[list[int]]:
-        ids = trial.ids(texts)
-        if len(ids) > 1:
-            ids[1][3] += 1
+def test_other_ids_fail_even_when_the_vectors_are_near(trial: Trial, small: Path) -> None:
+    def one_other(texts: list[str], ids: list[list[int]]) -> list[list[int]]:
+        for text, one in zip(texts, ids, strict=True):
+            if text.endswith(changed) and len(text) > len(changed):
+                one[20] += 1
         return ids
 
-    text, report = trial.refused(tokenize=one_other, gates={"fp32": {"cosine_min": -1.0}})
+    changed = (
+        trial.judged(trial.loaded, calibration.read("parity", TASK), trial.spec).samples[1].text
+    )
+
+    text, report = trial.refused(
+        tokenizer=Altered.of(small, one_other), gates={"fp32": {"cosine_min": -1.0}}
+    )
     assert "token ids differ in 1 of" in text
-    assert "first in text 1 (language '" in text
-    assert "at token 3" in text
+    assert "text 1 (language '" in text
+    assert "at token 20: the checkpoint has" in text
     assert report["metrics"]["overall"]["cosine_min"] > 0
 
 
-def nothing(texts: list[str]) -> list[list[int]]:
+def nothing(texts: list[str], ids: list[list[int]]) -> list[list[int]]:
     return [[] for _ in texts]
 
 
@@ -444,25 +505,21 @@ def test_an_empty_set(trial: Trial) -> None:
     assert report["metrics"] == {}
 
 
-def test_texts_without_a_token(trial: Trial) -> None:
-    loaded = dataclasses.replace(trial.loaded, tokenize_reference=nothing)
-    mute = dataclasses.replace(trial, loaded=loaded)
-    text, report = mute.refused(tokenize=nothing)
-    assert "no text to compare" in text
+def test_texts_without_a_token(trial: Trial, small: Path) -> None:
+    text, report = trial.refused(tokenizer=Altered.of(small, nothing))
+    assert "gives no token" in text
     assert report["metrics"] == {}
-    trial.refused(tokenize=nothing)  # and one side alone
 
 
 def test_one_text_is_too_few(trial: Trial) -> None:
-    texts = CalibrationSet(
-        name="one", samples=(Sample(text="hello", language="en"),), sha256="0" * 64
-    )
+    def only_the_first(found: ReferenceSet) -> ReferenceSet:
+        return dataclasses.replace(
+            found, samples=found.samples[:1], uses=found.uses[:1], ids=found.ids[:1],
+            vectors=found.vectors[:1], tokens=found.tokens[:1],
+        )  # fmt: skip
 
-    def alone(words: list[str]) -> list[list[int]]:
-        return [ids if word else [] for word, ids in zip(words, trial.ids(words), strict=True)]
-
-    text, _ = trial.refused(texts=texts, tokenize=alone, budget_tokens=1, max_tokens=3)
-    assert "few texts" in text or "no text" in text
+    text, _ = trial.refused(reference=only_the_first)
+    assert "few texts" in text
 
 
 @pytest.mark.parametrize("gates", [{}, {"fp16": {"cosine_min": 0.5}}, {"fp32": {}}])
@@ -491,20 +548,22 @@ def test_every_failure_is_in_the_report_and_the_first_are_told(trial: Trial) -> 
 
 def test_batches_of_one_are_batched_for_the_batch_gate(trial: Trial) -> None:
     # Texts too long to share a batch: the gate still compares a padded pair.
-    words = tuple("word " * count for count in (1100, 1300, 1500))
-    samples = tuple(Sample(text=text, language="en") for text in words)
-    texts = CalibrationSet(name="long", samples=samples, sha256="0" * 64)
+    def only_long(found: ReferenceSet) -> ReferenceSet:
+        rows = [row for row, ids in enumerate(found.ids[: len(found.vectors)]) if len(ids) > 512]
+        return dataclasses.replace(
+            found,
+            samples=tuple(found.samples[row] for row in rows),
+            uses=tuple(found.uses[row] for row in rows),
+            ids=tuple(found.ids[row] for row in rows),
+            vectors=found.vectors[rows],
+            tokens=tuple(found.tokens[row] for row in rows),
+        )
 
     def mix(made: Any, feed: Any) -> Any:
         rows = feed["input_ids"].shape[0]
         return {name: value + (rows > 1) * 0.3 * value[::-1] for name, value in made.items()}
 
-    def long_only(words: list[str]) -> list[list[int]]:
-        return [ids * (600 // len(ids) + 1) for ids in trial.ids(words)]
-
-    loaded = dataclasses.replace(trial.loaded, tokenize_reference=long_only)
-    long = dataclasses.replace(trial, loaded=loaded)
-    common = {"texts": texts, "tokenize": long_only, "max_tokens": 4000, "budget_tokens": 5000}
-    assert long.run(**common).metrics["batch"]["texts"] == 2
-    text, _ = long.refused(change=mix, **common)
+    common = {"reference": only_long, "max_tokens": 2048, "budget_tokens": 5000}
+    assert trial.run(**common).metrics["batch"]["texts"] == 2
+    text, _ = trial.refused(change=mix, **common)
     assert "batch: cosine_min" in text

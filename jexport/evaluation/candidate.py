@@ -1,0 +1,196 @@
+"""An artifact before it is one: its engine behind the very Embedder that users open.
+
+What the Embedder returns is judged; what its engine gave meanwhile is kept beside it, for the
+comparison of token vectors and of other outputs. Knows no reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport.errors import NotFiniteError, ParityError
+from jexport.evaluation.inference import batches_of, mapped
+from jexport.flow import Embedding, Runner, Tensors, TensorSpec
+from jexport.runtime.embedder import Embedder
+from jexport.runtime.tokenise import TextTokenizer
+
+ONE_BATCH = 1 << 30
+"""Padded tokens of a call of the Embedder: its texts are one batch, which is chosen here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What is judged.
+
+    Attributes:
+        tokenizer: the artifact's.
+        open: opens its engine.
+        at_once: from how many threads that may be called.
+        embedding: how its runtime makes an embedding of token vectors.
+        outputs: what its engine gives.
+    """
+
+    tokenizer: TextTokenizer
+    open: Callable[[], AbstractContextManager[Runner]]
+    at_once: int = 1
+    embedding: Embedding
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """Texts embedded by the runtime.
+
+    vectors: float32 [texts, dimension]. outputs: per output name, one array a text: token vectors
+    [tokens, hidden] or a vector [dimension].
+    """
+
+    vectors: NDArray[np.float32]
+    outputs: Mapping[str, list[np.ndarray]]
+
+    def of(self, rows: Sequence[int]) -> Embedded:
+        """Some of the texts."""
+        kept = {name: [values[row] for row in rows] for name, values in self.outputs.items()}
+        return Embedded(vectors=self.vectors[list(rows)], outputs=kept)
+
+
+class Runtime:
+    """A candidate that is open. Use through `opened`."""
+
+    def __init__(self, candidate: Candidate, forward: Runner) -> None:
+        """Put an Embedder before the engine."""
+        self._candidate = candidate
+        self._recorder = _Recorder(forward, candidate.outputs)
+        self._embedder = Embedder(
+            tokenizer=candidate.tokenizer,
+            runner=self._recorder,
+            embedding=candidate.embedding,
+            outputs=[spec.name for spec in candidate.outputs],
+        )
+
+    def embed(
+        self,
+        words: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        use: str,
+        *,
+        batches: Sequence[Sequence[int]] | None = None,
+        progress: Callable[[int], None] = lambda tokens: None,
+    ) -> Embedded:
+        """Embed texts, a call of the Embedder for each batch.
+
+        Args:
+            words: the texts.
+            ids: their token ids, as the runtime makes them.
+            use: the Embedder's method.
+            batches: places in `words`; None for neighbours in length.
+            progress: called after each batch with how many tokens it had.
+
+        Raises:
+            ParityError: an output is missing or has another shape, or a vector is not finite.
+        """
+        lengths = list(map(len, ids))
+        chosen = batches_of(lengths) if batches is None else batches
+        method = getattr(self._embedder, use)
+        self._recorder.rows = {}
+
+        def answer(rows: Sequence[int]) -> Any:
+            return method([words[row] for row in rows], max_batch_tokens=ONE_BATCH)
+
+        vectors: list[Any] = [None] * len(words)
+        at_once = self._candidate.at_once if batches is None else 1
+        with _explained():
+            for rows, made in zip(chosen, mapped(answer, chosen, at_once), strict=True):
+                for row, vector in zip(rows, made, strict=True):
+                    vectors[row] = vector
+                progress(sum(lengths[row] for row in rows))
+        kept = [self._recorder.rows.get(tuple(one), {}) for one in ids]
+        if not all(kept):
+            place = kept.index({})
+            raise ParityError(
+                "validate: the Embedder runs other tokens than its tokenizer gives",
+                evidence=f"text {words[place]!a:.80} by {use}",
+                fix="this is a fault of jexport: report it, with this text",
+            )
+        outputs = {spec.name: [one[spec.name] for one in kept] for spec in self._candidate.outputs}
+        return Embedded(vectors=np.stack(vectors), outputs=outputs)
+
+
+@contextmanager
+def opened(candidate: Candidate) -> Iterator[Runtime]:
+    """Open the engine."""
+    with candidate.open() as forward:
+        yield Runtime(candidate, forward)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A NaN is no vector: the comparison says so, with the text that has it."""
+    try:
+        yield
+    except NotFiniteError as error:
+        what = f"{error.what}: a NaN or an infinity"
+        raise ParityError(what, evidence=error.evidence, fix=error.fix) from error
+
+
+class _Recorder:
+    """A runner that keeps each row of what it gave, by the row's token ids."""
+
+    def __init__(self, forward: Runner, specs: Sequence[TensorSpec]) -> None:
+        self._forward, self._specs = forward, specs
+        self.rows: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
+
+    def __call__(self, feed: Tensors) -> Tensors:
+        ids, mask = feed["input_ids"], feed["attention_mask"].astype(bool)
+        try:
+            answer = self._forward(feed)
+        except Exception as error:
+            error.add_note(f"validate: while running a batch of shape {list(ids.shape)}")
+            raise
+        values = {spec.name: _checked(answer, spec, ids.shape) for spec in self._specs}
+        for row, real in enumerate(mask):
+            self.rows[tuple(ids[row][real].tolist())] = {
+                name: (value[row][real] if value.ndim == 3 else value[row]).copy()
+                for name, value in values.items()
+            }
+        return answer
+
+
+def _checked(answer: Tensors, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An output that is there and has its shape; shape: of the batch, rows and columns."""
+    if spec.name not in answer:
+        raise ParityError(
+            f"validate: output '{spec.name}' is missing",
+            evidence=f"the runner gave: {', '.join(answer) or 'nothing'}",
+            fix="build again; if it stays, report this model",
+        )
+    value: NDArray[np.float32] = np.asarray(answer[spec.name], dtype=np.float32)
+    sizes: dict[int | str, int] = dict(zip(("batch", "sequence"), shape, strict=True))
+    wanted = tuple(sizes.get(size, size) for size in spec.shape)
+    if value.shape != wanted:
+        raise ParityError(
+            f"validate: output '{spec.name}' has another shape than it should",
+            evidence=f"{list(value.shape)} instead of {list(wanted)}",
+            fix="build again; if it stays, report this model",
+        )
+    return value
+
+
+class StoredIds(TextTokenizer):
+    """A tokenizer whose texts are the numbers of token ids that were stored."""
+
+    def __init__(self, tokenizer: TextTokenizer, ids: Sequence[Sequence[int]]) -> None:
+        """Take the tokenizer that the ids came from, for its padding and limit."""
+        self.__dict__.update(copy.copy(tokenizer.__dict__))
+        self._ids = ids
+
+    def token_ids(self, texts: Sequence[str], *, first_index: int = 0) -> list[list[int]]:
+        """The stored ids of each number."""
+        return [list(self._ids[int(text)]) for text in texts]

@@ -1,0 +1,277 @@
+"""The judge's ids and vectors beside those of an artifact's runtime, as numbers and words.
+
+Every text's token ids are compared; those that were embedded have their vectors compared as well,
+group by group. It holds nothing against a bound. Knows no framework and no engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport import parity
+from jexport.errors import ParityError
+from jexport.evaluation import candidate as candidates
+from jexport.evaluation import diagnosis
+from jexport.evaluation.candidate import Candidate, Embedded, StoredIds
+from jexport.evaluation.edge_texts import EDGE
+from jexport.evaluation.inference import batches_of, spread
+from jexport.evaluation.judge import ENCODE, USES
+from jexport.evaluation.reference_set import ReferenceSet
+from jexport.flow import Sample
+from jexport.reference import Stored
+from jexport.runtime.pool import finish
+
+HIDDEN = "last_hidden_state"
+UNIT_LENGTH = 1e-3
+"""How far from 1 the length of a normalised vector may be."""
+
+ALONE_TEXTS = 48
+"""Texts that are also run alone, to see whether a text's vector depends on its batch."""
+
+EMBEDDER = "embedder"
+"""Name of the group of all texts as the Embedder gives them."""
+
+SHOWN = 8
+"""Texts that are named, one of each likely key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Both sides: what the judge gave, and the artifact's token ids of the same texts.
+
+    limits: of both in tokens, 0 for none. prompts: what the artifact puts before each text.
+    """
+
+    reference: ReferenceSet
+    candidate: Candidate
+    ids: tuple[list[int], ...]
+    prompts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, reference: ReferenceSet, candidate: Candidate) -> Comparison:
+        """Tokenise as the runtime does. Raises ParityError where a text has no token there."""
+        prompts = tuple(_prompt(candidate, use) for use in reference.uses)
+        texts = [prompt + one.text for prompt, one in zip(prompts, reference.samples, strict=True)]
+        found = cls(
+            reference=reference,
+            candidate=candidate,
+            ids=tuple(candidate.tokenizer.model_ids(texts)),
+            prompts=prompts,
+        )
+        if not all(found.ids[: len(reference.vectors)]):
+            raise ParityError(
+                "validate: the artifact's tokenizer gives no token for a text",
+                evidence="\n".join(found.differences()),
+                fix="look at tokenizer.json: sentence-transformers has tokens for this text",
+            )
+        return found
+
+    @classmethod
+    def of_stored(cls, stored: Stored, candidate: Candidate) -> Comparison:
+        """Only vectors are compared: what is stored is the ids, not the texts."""
+        ids = tuple(list(one) for one in stored.ids)
+        reference = ReferenceSet(
+            samples=tuple(
+                Sample(text=str(row), language=language)
+                for row, language in enumerate(stored.languages)
+            ),
+            uses=(ENCODE,) * len(ids),
+            ids=ids,
+            vectors=stored.vectors,
+            tokens=(),
+            max_tokens=0,
+            texts=stored.texts,
+        )
+        plain = dataclasses.replace(
+            candidate,
+            tokenizer=StoredIds(candidate.tokenizer, ids),
+            embedding=dataclasses.replace(candidate.embedding, prompt=""),
+        )
+        return cls(reference=reference, candidate=plain, ids=ids, prompts=("",) * len(ids))
+
+    def differing(self) -> list[int]:
+        """The texts whose token ids are not the same on both sides."""
+        pairs = zip(self.reference.ids, self.ids, strict=True)
+        return [row for row, (theirs, ours) in enumerate(pairs) if theirs != ours]
+
+    def differences(self) -> list[str]:
+        """What to say of them: other tokens are another model, whatever their vectors are."""
+        rows, given = self.differing(), self.reference
+        if not rows:
+            return []
+        tokenizer = self.candidate.tokenizer
+        found = [f"token ids differ in {len(rows)} of {len(self.ids)} texts"]
+        seen: set[str] = set()
+        for row in rows:
+            likely = diagnosis.of_ids(
+                given.samples[row].text,
+                given.ids[row],
+                self.ids[row],
+                tokenize=lambda text: tokenizer.model_ids([text])[0],
+                prompt=self.prompts[row],
+                limits=(given.max_tokens, tokenizer.max_tokens),
+            )
+            if likely in seen or len(seen) == SHOWN:
+                continue
+            seen.add(likely)
+            sides = diagnosis.shown(given.ids[row], self.ids[row], given.samples[row].text)
+            about = f"text {row} (language '{given.samples[row].language}', {given.uses[row]})"
+            found.append(f"{about} {sides}; likely {likely}")
+        return found
+
+    def measure(self, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], list[str]]:
+        """Run the candidate and compare each of its outputs.
+
+        Returns:
+            The metrics, as `parity.compare` makes them, with groups for edge texts and each use;
+            and what a difference looks like, in words, where there is one.
+        """
+        given = self.reference
+        total, done = sum(map(len, self.ids[: len(given.vectors)])), 0
+
+        def count(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            progress(done, total)
+
+        with candidates.opened(self.candidate) as runtime:
+            parts: list[Embedded] = []
+            for use in USES:
+                rows = self._rows(use)
+                if rows:
+                    parts.append(runtime.embed(*self._texts(rows), use, progress=count))
+            made = _joined(parts)
+            rows, batched = self._batched(made, runtime)
+            singly = [[place] for place in range(len(rows))]
+            alone = runtime.embed(*self._texts(rows), ENCODE, batches=singly)
+        metrics: dict[str, Any] = {}
+        for spec in self.candidate.outputs:
+            found = self._compared(made, spec.name)
+            sides = [_vectors(one, spec.name) for one in (alone, batched)]
+            found["batch"] = parity.invariance(*sides)
+            metrics |= {spec.name: found} if metrics else found
+        metrics[EMBEDDER] = _apart(_cut(given.vectors, made.vectors), made.vectors)
+        metrics["token_ids_compared"] = len(self.ids)
+        metrics["token_ids_differ"] = len(self.differing())
+        return metrics, self._likely(made)
+
+    def _rows(self, use: str) -> list[int]:
+        """The embedded texts of one use."""
+        count = len(self.reference.vectors)
+        return [row for row in range(count) if self.reference.uses[row] == use]
+
+    def _texts(self, rows: Sequence[int]) -> tuple[list[str], list[list[int]]]:
+        """Texts, and the artifact's token ids of them."""
+        return [self.reference.samples[row].text for row in rows], [self.ids[row] for row in rows]
+
+    def _batched(self, made: Embedded, runtime: candidates.Runtime) -> tuple[list[int], Embedded]:
+        """Up to ALONE_TEXTS texts from the shortest to the longest, as they were in a batch.
+
+        Only texts that had neighbours count; when none had, the two shortest are batched for this.
+        """
+        rows = self._rows(ENCODE)
+        lengths = [len(self.ids[row]) for row in rows]
+        near = [rows[place] for batch in batches_of(lengths) if len(batch) > 1 for place in batch]
+        if near:
+            chosen = [near[p] for p in spread([len(self.ids[row]) for row in near], ALONE_TEXTS)]
+            return chosen, made.of(chosen)
+        chosen = sorted(rows, key=lambda row: len(self.ids[row]))[:2]
+        together = [list(range(len(chosen)))]
+        return chosen, runtime.embed(*self._texts(chosen), ENCODE, batches=together)
+
+    def _compared(self, made: Embedded, name: str) -> dict[str, Any]:
+        """One output of the candidate beside the judge's vectors, group by group."""
+        given, vectors = self.reference, _vectors(made, name)
+        wanted = _cut(given.vectors, vectors) if name != HIDDEN else given.vectors
+        if vectors.shape[1] != wanted.shape[1]:
+            raise ParityError(
+                "validate: the artifact's vectors have another size than the checkpoint's",
+                evidence=f"sentence-transformers gives {wanted.shape[1]} values, the artifact "
+                f"{vectors.shape[1]}; likely truncate_dim (config_sentence_transformers.json) or a "
+                "Dense module (modules.json)",
+                fix="look at these files; if they are as they should be, report this checkpoint",
+            )
+        rows = given.rows(edge=False)
+        pairs = bool(given.tokens) and name == HIDDEN and not self.differing()
+        ours = made.outputs.get(name, ())
+        found = parity.compare(
+            parity.Outputs(
+                embeddings=wanted[rows],
+                tokens=tuple(given.tokens[row] for row in rows) if pairs else (),
+            ),
+            parity.Outputs(
+                embeddings=vectors[rows], tokens=tuple(ours[row] for row in rows) if pairs else ()
+            ),
+            self._labels(rows, vectors.shape[1]),
+        )
+        found["norms"] = parity.norms(wanted[rows], vectors[rows])
+        lengths = np.linalg.norm(wanted, axis=1)
+        found["norms"]["unit"] = bool(abs(lengths - 1).max() < UNIT_LENGTH)
+        groups = {EDGE: given.rows(edge=True)}
+        groups |= {use: given.rows(edge=False, use=use) for use in USES if use != ENCODE}
+        return found | {
+            group: _apart(wanted[own], vectors[own]) for group, own in groups.items() if own
+        }
+
+    def _labels(self, rows: Sequence[int], width: int) -> parity.Labels:
+        sizes = {size for size in self.candidate.embedding.matryoshka if size < width} | {width}
+        return parity.Labels(
+            languages=tuple(self.reference.samples[row].language for row in rows),
+            lengths=tuple(len(self.ids[row]) for row in rows),
+            dimensions=tuple(sorted(sizes)),
+        )
+
+    def _likely(self, made: Embedded) -> list[str]:
+        """Where ids are the same and the vectors are not nearly so: what may be behind it."""
+        given = self.reference
+        if self.differing():
+            return []
+        wanted = _cut(given.vectors, made.vectors)
+        apart = _apart(wanted, made.vectors)
+        if apart["cosine_min"] < diagnosis.FAR:
+            ours = made.outputs.get(HIDDEN, ())
+            pooling = self.candidate.embedding.pooling
+            return [diagnosis.of_vectors(wanted, given.tokens, ours, pooling=pooling)]
+        if apart["largest_error"] > diagnosis.LENGTHS:
+            return [diagnosis.of_lengths(wanted, made.vectors)]
+        return []
+
+
+def _prompt(candidate: Candidate, use: str) -> str:
+    """What the artifact's runtime puts before a text, by the library's method of the same name."""
+    return candidate.embedding.prompt
+
+
+def _joined(parts: Sequence[Embedded]) -> Embedded:
+    return Embedded(
+        vectors=np.concatenate([one.vectors for one in parts]),
+        outputs={
+            name: [value for one in parts for value in one.outputs[name]]
+            for name in parts[0].outputs
+        },
+    )
+
+
+def _vectors(made: Embedded, name: str) -> NDArray[np.float32]:
+    """An output as vectors: token vectors as the Embedder makes one of them, others as they are."""
+    return made.vectors if name == HIDDEN else np.stack(made.outputs[name])
+
+
+def _cut(wanted: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The judge's vectors as a graph's own output shortens them: export.dimension, renormalised."""
+    if vectors.shape[1] >= wanted.shape[1]:
+        return wanted
+    return finish(wanted, dimensions=vectors.shape[1], normalize=True)
+
+
+def _apart(wanted: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
+    """How far vectors are from those wanted: direction, then length."""
+    found: dict[str, Any] = parity.invariance(wanted, vectors)
+    found["largest_error"] = parity.norms(wanted, vectors)["largest_error"]
+    return found
