@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ USES = (ENCODE, QUERY, DOCUMENT)
 
 FILLERS = (" a", " 1", " the", "a", "1", ".")
 """Texts to repeat: one of them adds exactly one token a time in most tokenizers."""
+
+TOGETHER = 16
+"""Texts of one call that only tokenises: they are padded to the longest."""
 
 NOT_STATED = 1 << 20
 """A limit of so many tokens is none: tokenizers without one say 1e30."""
@@ -112,7 +116,7 @@ class Judge:
 
         forward, self._model.forward = self._model.forward, no_pass
         try:
-            answers = self._call(list(texts), use, batch_size=64)
+            answers = self._call(list(texts), use, batch_size=TOGETHER)
         finally:
             self._model.forward = forward
         return [_real(one, "input_ids").to(torch.int64).tolist() for one in answers]
@@ -162,11 +166,17 @@ class Judge:
 
     def text_of(self, tokens: int) -> str:
         """A text of exactly so many tokens, were it not truncated; '' where none is known."""
+        unit, least = self._filler
+        return unit.strip() + unit * (tokens - least) if unit and tokens >= least else ""
+
+    @cached_property
+    def _filler(self) -> tuple[str, int]:
+        """A text to repeat that adds one token a time, and the tokens of the first; '' for none."""
         for unit in FILLERS:
             one, two, nine = map(len, self.tokenize([unit.strip() + unit * n for n in (0, 1, 8)]))
-            if (two - one, nine - one) == (1, 8) and tokens >= one:
-                return unit.strip() + unit * (tokens - one)
-        return ""
+            if (two - one, nine - one) == (1, 8):
+                return unit, one
+        return "", 0
 
     def free(self) -> None:
         """Give the weights' memory back, whoever still holds the model."""
