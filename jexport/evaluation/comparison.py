@@ -211,8 +211,7 @@ class Comparison:
             self._labels(rows, vectors.shape[1]),
         )
         found["norms"] = parity.norms(wanted[rows], vectors[rows])
-        lengths = np.linalg.norm(wanted, axis=1)
-        found["norms"]["unit"] = bool(abs(lengths - 1).max() < UNIT_LENGTH)
+        found["norms"]["unit"] = _unit(wanted)
         groups = {EDGE: given.rows(edge=True)}
         groups |= {use: given.rows(edge=False, use=use) for use in USES if use != ENCODE}
         return found | {
@@ -264,10 +263,17 @@ def _vectors(made: Embedded, name: str) -> NDArray[np.float32]:
 
 
 def _cut(wanted: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The judge's vectors as a graph's own output shortens them: export.dimension, renormalised."""
+    """The judge's vectors as a graph's own output shortens them (export.dimension).
+
+    They are normalised again where the library normalises.
+    """
     if vectors.shape[1] >= wanted.shape[1]:
         return wanted
-    return finish(wanted, dimensions=vectors.shape[1], normalize=True)
+    return finish(wanted, dimensions=vectors.shape[1], normalize=_unit(wanted))
+
+
+def _unit(vectors: NDArray[np.float32]) -> bool:
+    return bool(abs(np.linalg.norm(vectors, axis=1) - 1).max() < UNIT_LENGTH)
 
 
 def _apart(wanted: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:

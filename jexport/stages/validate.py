@@ -26,7 +26,7 @@ from jexport.reference import Stored, write
 from jexport.run import give_back_memory
 
 REPORT = "parity.json"
-OTHER_LENGTH = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2}
+OTHER_LENGTH = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 2e-2, "bf16": 5e-2}
 """How far a vector's length may be from the checkpoint's, as a share, where it does not normalise;
 by precision. int8 has INT8_LENGTH. Where it does, UNIT_LENGTH holds."""
 
