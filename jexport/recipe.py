@@ -37,6 +37,16 @@ EFFORTS = ("fast", "full")
 GOALS = ("cosine_mean", "cosine_p1", "top10_overlap", "max_share")
 """Keys of [quantize] that [quantize.symmetric] may set, too."""
 
+CUDA_STEPS = (
+    "half_rotary",
+    "half_residual",
+    "skip_layer_norm",
+    "fast_gelu",
+    "packed_attention",
+    "efficient_attention",
+)
+"""What compile.cuda may list: graph/cuda_steps.py has what each does. 'all' stands for every one."""
+
 HARDWARE_COMPATIBLE = ("", "same_compute_capability", "ampere_plus")
 """On which other GPUs a TensorRT engine must run: none, those of its own kind, Ampere and newer."""
 
@@ -150,6 +160,8 @@ class CompileSpec:
 
     skip_layer_norm: fuse residual sums into their LayerNormalization as well. onnxruntime's CPU
     kernel for it is slower than the two operators, so it is off; its CUDA kernel may not be.
+    cuda: graph steps for CUDA alone (CUDA_STEPS, or 'all'), for the target onnx; none for a graph
+    that runs anywhere. With any the artifact is built, validated and run on CUDA only.
 
     For TensorRT. profiles: none for those that fit the model's length limit. timing_cache: a folder
     that keeps kernel timings between builds, '' for none. hardware_compatible: see
@@ -161,6 +173,7 @@ class CompileSpec:
 
     fuse: bool = True
     skip_layer_norm: bool = False
+    cuda: tuple[str, ...] = ()
     profiles: tuple[ProfileSpec, ...] = ()
     timing_cache: str = ""
     hardware_compatible: str = ""
@@ -311,6 +324,9 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
         ("quantize.smoothing", quantize.smoothing, 0 <= quantize.smoothing <= 1, "0 to 1"),
         ("quantize.clip", quantize.clip, 0 < quantize.clip <= 1, "above 0, up to 1"),
         ("quantize.max_share", quantize.max_share, 0 <= quantize.max_share <= 1, "0 to 1"),
+        ("compile.cuda", compiling.cuda,
+         set(compiling.cuda) <= {*CUDA_STEPS, "all"} and _once(compiling.cuda),
+         f"'all', or some of {', '.join(CUDA_STEPS)}"),
         ("compile.hardware_compatible", compiling.hardware_compatible,
          compiling.hardware_compatible in HARDWARE_COMPATIBLE,
          " or ".join(repr(name) for name in HARDWARE_COMPATIBLE)),

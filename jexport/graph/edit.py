@@ -75,11 +75,7 @@ class Edit:
         The node is called `name`, or `name_2` and so on when that is taken (a module that runs
         twice); its first output has the node's name.
         """
-        number, unused = 1, name
-        while unused in self._names:
-            number += 1
-            unused = f"{name}_{number}"
-        self._names.add(unused)
+        unused = self.unused(name)
         node = ir.node(
             op, inputs, attributes or {}, domain=domain, num_outputs=num_outputs, name=unused
         )
@@ -88,6 +84,22 @@ class Edit:
             node.outputs[0].type, node.outputs[0].shape = like.type, like.shape
         self.graph.insert_before(before, node)
         return node
+
+    def unused(self, name: str) -> str:
+        """A name for a new node: `name`, or `name_2` and so on when that is taken."""
+        number, unused = 1, name
+        while unused in self._names:
+            number += 1
+            unused = f"{name}_{number}"
+        self._names.add(unused)
+        return unused
+
+    def take_over(self, old: ir.Node, new: ir.Node) -> None:
+        """Let `new` stand for `old`, under its name and that of its first output."""
+        name, output = str(old.name), str(old.outputs[0].name)
+        self.replace(old.outputs[0], new.outputs[0])
+        old.name, old.outputs[0].name = f"{name}/replaced", f"{output}/replaced"
+        new.name, new.outputs[0].name = name, output
 
     def cast(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """The value in another float type: itself when it has it, else through one Cast."""

@@ -82,17 +82,9 @@ def fuse_skip_layer_norm(work: edit.Edit) -> int:
             like=norm.outputs[0],
             domain=MS,
         )
-        _take_over(work, norm, node)
+        work.take_over(norm, node)
         count += 1
     return count
-
-
-def _take_over(work: edit.Edit, old: ir.Node, new: ir.Node) -> None:
-    """Let `new` stand for `old`, under its name."""
-    name, output = str(old.name), str(old.outputs[0].name)
-    work.replace(old.outputs[0], new.outputs[0])
-    old.name, old.outputs[0].name = f"{name}/replaced", f"{output}/replaced"
-    new.name, new.outputs[0].name = name, output
 
 
 def _skip_inputs(total: ir.Node) -> tuple[ir.Value, ir.Value | None, ir.Value] | None:
@@ -155,6 +147,6 @@ def fuse_bias_gelu(work: edit.Edit) -> int:
             gelu, "BiasGelu", [added.inputs[0], match[1]], {}, name=f"{gelu.name}/bias",
             like=gelu.outputs[0], domain=MS,
         )  # fmt: skip
-        _take_over(work, gelu, node)
+        work.take_over(gelu, node)
         count += 1
     return count
