@@ -45,6 +45,7 @@ def text(content: Mapping[str, Any], quantization: Mapping[str, Any] | None = No
         ("Matryoshka sizes", sizes),
         ("length limit", f"{embedding['max_tokens']} tokens, special tokens included"),
         ("precision", content["precision"]),
+        *_device(content),
         ("checkpoint", _plain(_checkpoint(content["checkpoint"]))),
         ("version", content["version"]),
         ("embedding space", f"`{embedding['space'][:16]}`"),
@@ -79,6 +80,15 @@ def text(content: Mapping[str, Any], quantization: Mapping[str, Any] | None = No
             *_licence(content),
         ]
     )
+
+
+def _device(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What it is made for, where that is not any machine."""
+    cuda = content["engine"]["facts"].get("cuda")
+    if not cuda:
+        return []
+    steps = ", ".join(_code(name) for name, count in cuda["steps"].items() if count)
+    return [("made for", f"CUDA alone, texts padded on the right; graph steps: {steps}")]
 
 
 def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[str]:

@@ -280,7 +280,7 @@ def foresee(
 def _engine(recipe: Recipe, task: str, target: str, precision: str, until: str) -> Target:
     """The target as it is built here. Raises what a recipe or target does not have."""
     _check_shipped(recipe, task, target, precision)
-    engine = targets.up_to(targets.load(target), until)
+    engine = targets.as_set(targets.up_to(targets.load(target), until), recipe.compile)
     targets.check_precision(engine, precision)
     return engine
 

@@ -45,7 +45,7 @@ CUDA_STEPS = (
     "packed_attention",
     "efficient_attention",
 )
-"""What compile.cuda may list: graph/cuda_steps.py has what each does. 'all' stands for every one."""
+"""What compile.cuda may list, with 'all' for every one; graph/cuda_steps.py does them."""
 
 HARDWARE_COMPATIBLE = ("", "same_compute_capability", "ampere_plus")
 """On which other GPUs a TensorRT engine must run: none, those of its own kind, Ampere and newer."""
@@ -327,6 +327,8 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
         ("compile.cuda", compiling.cuda,
          set(compiling.cuda) <= {*CUDA_STEPS, "all"} and _once(compiling.cuda),
          f"'all', or some of {', '.join(CUDA_STEPS)}"),
+        ("compile.cuda", compiling.cuda, compiling.fuse or not compiling.cuda,
+         "none with compile.fuse = false: they go on from there"),
         ("compile.hardware_compatible", compiling.hardware_compatible,
          compiling.hardware_compatible in HARDWARE_COMPATIBLE,
          " or ".join(repr(name) for name in HARDWARE_COMPATIBLE)),

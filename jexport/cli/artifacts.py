@@ -64,6 +64,7 @@ def _facts(content: Any) -> list[tuple[str, str]]:
         ("version", content["version"]),
         ("task", content["task"]),
         ("target", f"{content['target']} {content['precision']}"),
+        *_made_for(content),
         ("checkpoint", origin.strip()),
         ("licence", content["licence"] or "not stated"),
         ("prompt", repr(embedding["prompt"])),
@@ -89,6 +90,16 @@ def _prompts(embedding: Any) -> list[tuple[str, str]]:
         for name, text in embedding.get("prompts", {}).items()
         if name != default and text
     ]
+
+
+def _made_for(content: Any) -> list[tuple[str, str]]:
+    from jexport import servers
+
+    if not servers.made_for_cuda(content):
+        return []
+    steps = content["engine"]["facts"]["cuda"]["steps"]
+    changed = ", ".join(name for name, count in steps.items() if count)
+    return [("made for", f"CUDA alone ({changed})")]
 
 
 @click.command("list")

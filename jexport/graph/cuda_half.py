@@ -52,10 +52,7 @@ def _is_widened(value: ir.Value | None) -> bool:
     """Whether a float32 value was cast from float16."""
     source = edit.uncast(value)
     return (
-        value is not None
-        and source is not None
-        and value.dtype == FLOAT
-        and source.dtype == HALF
+        value is not None and source is not None and value.dtype == FLOAT and source.dtype == HALF
     )
 
 

@@ -11,7 +11,7 @@ such a graph cannot be captured as a CUDA graph. Texts must be padded on the rig
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,12 +61,17 @@ class _Packing:
             self.values[id(stands_for)] = value
 
     def node(
-        self, op: str, inputs: list[ir.Value | None], name: str, *, domain: str = "",
-        outputs: int = 1, **attributes: int | float,
-    ) -> ir.Node:  # fmt: skip
+        self,
+        op: str,
+        inputs: list[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, int | float] | None = None,
+        *,
+        domain: str = "",
+    ) -> ir.Node:
         """A new node; the graph is sorted after every step."""
         unused = self.work.unused(name)
-        made = ir.node(op, inputs, attributes, domain=domain, num_outputs=outputs, name=unused)
+        made = ir.node(op, inputs, dict(attributes or {}), domain=domain, name=unused)
         made.outputs[0].name = unused
         self.work.graph.append(made)
         return made
@@ -99,12 +104,10 @@ def _projected(value: ir.Value | None) -> ir.Value | None:
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "MatMul" and edit.weight(node.inputs[1]) is not None:
             return edit.uncast(node.inputs[0])
-        if node.op_type == "Add" and node.inputs[1] is not None and node.inputs[1].is_initializer():
-            value = node.inputs[0]
-        elif node.op_type in ("Cast", "Split", "RotaryEmbedding"):
-            value = node.inputs[0]
-        else:
+        biased = node.op_type == "Add" and _is_row(node.inputs[1])
+        if not biased and node.op_type not in ("Cast", "Split", "RotaryEmbedding"):
             return None
+        value = node.inputs[0]
     return None
 
 
@@ -171,8 +174,8 @@ def _attention(packing: _Packing, site: cuda_attention.Site) -> bool:
         "PackedMultiHeadAttention",
         [*inputs, None, packing.offset, packing.cumulative],
         f"{old.name}/packed",
+        site.attributes,
         domain=MS,
-        **site.attributes,
     )
     node.outputs[0].type = old.outputs[0].type
     packing.work.take_over(old, node)
@@ -215,12 +218,12 @@ def _positions(packing: _Packing) -> ir.Value:
                   for name, number in (("axis", 0), ("flat", -1)))  # fmt: skip
     last_axis = work.constant("packed_last_axis", np.array(1, np.int64))
     tokens = packing.values[id(packing.source)]
-    count = packing.node("Shape", [tokens], "packed/count", start=0, end=1).outputs[0]
+    count = packing.node("Shape", [tokens], "packed/count", {"start": 0, "end": 1}).outputs[0]
     places = packing.node("Reshape", [packing.offset, flat], "packed/places").outputs[0]
     real = packing.node("Slice", [places, zero, count, zero], "packed/real").outputs[0]
-    before = packing.node("CumSum", [mask, last_axis], "packed/before", exclusive=1).outputs[0]
+    before = packing.node("CumSum", [mask, last_axis], "packed/before", {"exclusive": 1}).outputs[0]
     listed = packing.node("Reshape", [before, flat], "packed/listed").outputs[0]
-    chosen = packing.node("Gather", [listed, real], "packed/chosen", axis=0).outputs[0]
+    chosen = packing.node("Gather", [listed, real], "packed/chosen", {"axis": 0}).outputs[0]
     row = packing.node("Unsqueeze", [chosen, zero], "packed/positions").outputs[0]
     for value in (count, before, listed, chosen, row):
         value.type = int64

@@ -85,7 +85,17 @@ def plan(content: Mapping[str, Any], wishes: Wishes) -> Plan:
 
 
 def _plan_onnx(content: Mapping[str, Any], wishes: Wishes) -> Plan:
-    device = "gpu" if wishes.device == "gpu" else "cpu"
+    for_cuda = content["engine"]["facts"].get("cuda")
+    told = for_cuda["provider_options"] if for_cuda else {}
+    if for_cuda and (told or wishes.device == "cpu"):
+        raise LayoutError(
+            "an artifact that is made for CUDA cannot be served so by Triton",
+            evidence=f"its backend has no place for: {', '.join(told)}"
+            if told
+            else "the CPU was asked for",
+            fix="leave --device out, or build it without compile.cuda",
+        )
+    device = "gpu" if for_cuda or wishes.device == "gpu" else "cpu"
     largest = wishes.max_batch or MAX_BATCH[device]
     limit = content["embedding"]["max_tokens"]
     # A padded batch and one without padding take two branches of the graph.

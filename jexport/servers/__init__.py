@@ -12,8 +12,16 @@ from typing import Any
 from jexport.errors import ServingError, nearest
 from jexport.servers.ways import ENGINES, Way
 
+FOR_CUDA = ("jexport", "onnxruntime", "triton")
+"""Engines whose line opens an onnx artifact that is made for CUDA alone; the others' open a CPU."""
+
 JINA_TYPES = ("jina_embeddings_v3", "nomic_bert")
 """What config.json of a merged jina-embeddings-v3 says that it is."""
+
+
+def made_for_cuda(content: Mapping[str, Any]) -> bool:
+    """Whether an onnx artifact with this manifest runs on CUDA and nowhere else."""
+    return content["target"] == "onnx" and "cuda" in content["engine"]["facts"]
 
 
 def way(name: str, content: Mapping[str, Any]) -> Way:
@@ -36,6 +44,12 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
             f"{engine.title} does not load artifacts of the target '{target}'",
             evidence=f"it loads: {', '.join(engine.ways)}; '{target}' is for: {', '.join(able)}",
             fix=f"build one that it loads: --target {next(iter(engine.ways))}",
+        )
+    if made_for_cuda(content) and name not in FOR_CUDA:
+        raise ServingError(
+            f"the line of {engine.title} opens an artifact on the CPU, and this one is for CUDA",
+            evidence=f"graph steps: {', '.join(content['engine']['facts']['cuda']['steps'])}",
+            fix=f"serve it with {' or '.join(FOR_CUDA)}, or build it without compile.cuda",
         )
     pooling = content["embedding"]["pooling"]
     if found.poolings and pooling not in found.poolings:

@@ -162,9 +162,12 @@ def _tokens(one: Served) -> str:
 
 def onnxruntime(one: Served) -> str:
     """The graph itself: token vectors."""
+    cuda = one.content["engine"]["facts"].get("cuda")
+    options = _literal(cuda["provider_options"]) if cuda else ""
+    where = f', providers=[("CUDAExecutionProvider", {options})]' if cuda else ""
     return _python(
         f"import numpy as n, onnxruntime as o; {_tokens(one)}"
-        f"print(o.InferenceSession({one.graph}).run(None, x))"
+        f"print(o.InferenceSession({one.graph}{where}).run(None, x))"
     )
 
 

@@ -78,6 +78,7 @@ class Target:
     `devices` says anything. portable: the target up to the engine, for a machine that has none.
     graphs: the precision of the graph that export writes, where it is not the artifact's own.
     furnish(room): adds what the engine's servers read beside the graph; returns facts of it.
+    variant(spec): the target as settings of [compile] make it, where they decide what it runs on.
     steady_threads: with so many threads a call gives the same bits on any number of cores, and its
     runner may be called from several threads; 0 where every number gives the same.
     """
@@ -109,6 +110,7 @@ class Target:
     portable: Target | None = None
     graphs: Mapping[str, str] = field(default_factory=dict)
     furnish: Callable[[Furnishing], Mapping[str, Any]] | None = None
+    variant: Callable[[CompileSpec], Target] | None = None
     steady_threads: int = 0
 
 
@@ -139,6 +141,11 @@ def up_to(target: Target, stage: str) -> Target:
             fix="leave --until away",
         )
     return target.portable
+
+
+def as_set(target: Target, spec: CompileSpec) -> Target:
+    """The target as settings of [compile] make it: another device to run and be judged on."""
+    return target.variant(spec) if target.variant is not None else target
 
 
 def check_precision(target: Target, precision: str) -> None:

@@ -64,9 +64,13 @@ def without_kernel(compiled: CompiledModel) -> list[str]:
 
 
 def capturable(compiled: CompiledModel) -> bool:
-    """Whether its graph can be captured as a CUDA graph: no branch, and no node on the CPU."""
+    """Whether its graph can be captured as a CUDA graph: no branch, and no node on the CPU.
+
+    RemovePadding waits for the host to learn how many tokens there are.
+    """
     operators = compiled.facts.get("operators", {"If": 1})
-    return "If" not in operators and not without_kernel(compiled)
+    waits = {"If", "com.microsoft.RemovePadding"} & set(operators)
+    return not waits and not without_kernel(compiled)
 
 
 def provider_options(
@@ -114,13 +118,15 @@ def batch_tokens(compiled: CompiledModel, free_bytes: int) -> int:
 
     A token's activations are about 12 rows of the model's width at once (the two MLP ones are four
     wide), and its row of attention's scores and weights in every head of 64, as long as the longest
-    text: the kernel that takes a padding mask writes them out.
+    text: the kernel that takes a padding mask writes them out; those that take lengths do not.
     """
     width = next(spec.shape[-1] for spec in compiled.signature.outputs)
     assert isinstance(width, int), width
     size = 2 if compiled.precision == "fp16" else 4
     longest = int(compiled.facts.get("max_tokens", 8192))
-    scores = 0 if "cuda" in compiled.facts else 2 * max(1, width // 64) * longest
+    steps = compiled.facts.get("cuda", {}).get("steps", {})
+    lengths = steps.get("packed_attention") or steps.get("efficient_attention")
+    scores = 0 if lengths else 2 * max(1, width // 64) * longest
     per_token = size * (12 * width + scores)
     weights = sum((compiled.folder / name).stat().st_size for name in compiled.files)
     fit = max(0.0, free_bytes * ARENA_SHARE - weights) / (2 * per_token)

@@ -222,7 +222,7 @@ def _session(compiled: CompiledModel, choice: Choice) -> Any:
             path, options, providers=[CPU], disabled_optimizers=["SkipLayerNormFusion"]
         )
     index = choice.device.index
-    _preload(onnxruntime)
+    preload(onnxruntime)
     told = devices.provider_options(
         compiled, index, devices.free_memory(index), cuda_graphs=choice.cuda_graphs
     )
@@ -241,7 +241,7 @@ def _is_of_cuda(error: Exception) -> bool:
     return any(word in str(error) for word in ("CUDA", "cuda", "cudnn", "CUDNN", "cublas"))
 
 
-def _preload(onnxruntime: Any) -> None:
+def preload(onnxruntime: Any) -> None:
     """Load CUDA and cuDNN from the wheels that pip installed, where there are any."""
     load = getattr(onnxruntime, "preload_dlls", None)
     if load is not None:

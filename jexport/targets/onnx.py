@@ -17,7 +17,7 @@ from jexport.errors import UnsupportedGraphError
 from jexport.findings import merged, refuse
 from jexport.flow import CompiledModel, OnnxModel, Runner, Signature, TensorSpec
 from jexport.recipe import CompileSpec
-from jexport.targets import Target, _onnx_devices, _onnx_session
+from jexport.targets import Target, _onnx_cuda, _onnx_devices, _onnx_session
 
 MAX_OPSET = 23
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
@@ -85,9 +85,11 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     if model.pooling and pooled_output.append(graph, model.pooling, normalize=model.normalize):
         signature = _with_pooled(signature)
     cuda_ready.rewrite(graph)
-    fused = {}
-    if spec.fuse:
-        fused = ort_fusion.fuse(
+    facts: dict[str, Any] = {"fused": {}}
+    if spec.cuda:
+        facts = _onnx_cuda.rewrite(graph, spec, model.max_tokens)
+    elif spec.fuse:
+        facts["fused"] = ort_fusion.fuse(
             graph, skip_layer_norm=spec.skip_layer_norm, max_tokens=model.max_tokens
         )
     storage.save(graph, out_dir / GRAPH)
@@ -101,7 +103,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         facts={
             "opset": model.opset,
             "max_tokens": model.max_tokens,
-            "fused": fused,
+            **facts,
             "operators": operators,
         },
     )
@@ -122,7 +124,8 @@ def runner(
 
     threads: 0 for all cores. The runner gives those outputs of the signature that the graph has.
     Raises DependencyError when 'cuda' is asked for and this onnxruntime has no CUDA provider, or
-    one that cannot start here; UnsupportedGraphError for a graph that it cannot run there.
+    one that cannot start here; UnsupportedGraphError for a graph that it cannot run there;
+    DeviceError for 'cpu' when the artifact is made for CUDA alone.
     """
     return _onnx_session.opened(compiled, device, threads)
 
@@ -140,6 +143,20 @@ def version() -> str:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return f"{name} {metadata.version(name)}"
     return ""
+
+
+def variant(spec: CompileSpec) -> Target:
+    """The target as [compile] wants it: with compile.cuda, for CUDA alone."""
+    if not spec.cuda:
+        return TARGET
+    return dataclasses.replace(
+        TARGET,
+        summary="ONNX Runtime on CUDA alone",
+        precisions=_onnx_cuda.PRECISIONS,
+        devices=("cuda",),
+        ready=_onnx_cuda.ready,
+        fingerprint=lambda: {**fingerprint(), "device": "cuda"},
+    )
 
 
 TARGET = Target(
@@ -161,4 +178,5 @@ TARGET = Target(
     graph_runner=graph_runner,
     batching=_onnx_devices.batching,
     graphs={"tf32": "fp32"},
+    variant=variant,
 )
