@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 
 from jexport.errors import UnsupportedGraphError
-from jexport.graph import cuda_steps, ort_fusion
+from jexport.graph import cuda_kernels, cuda_steps, ort_fusion
 from jexport.recipe import CUDA_STEPS, CompileSpec, ExportSpec
 from jexport.runtime.pool import pool
 from jexport.stages import export
@@ -336,3 +336,19 @@ def test_onnxruntime_would_have_seen_a_wrong_graph(
     with pytest.raises(Exception) as caught:  # noqa: PT011
         seeded.session(tmp_path / "model.onnx")
     assert "NOT_IMPLEMENTED" not in str(caught.value)
+
+
+# --- where its nodes run --------------------------------------------------------------------------
+
+ATTENTIONS = ("packed_attention", "efficient_attention")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_nothing_runs_on_the_cpu_and_nothing_is_copied(
+    name: str, attention: str, precision: str, rewritten: Callable[..., Any]
+) -> None:
+    others = [step for step in CUDA_STEPS if step not in ATTENTIONS]
+    found = cuda_kernels.place(graph_of(rewritten(name, precision, *others, attention)))
+    assert (found.cpu, found.copies, found.control_flow) == ((), (), ())
