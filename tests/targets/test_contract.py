@@ -70,7 +70,7 @@ def test_the_record_is_complete(target: Target) -> None:
         assert all(isinstance(name, str) and name.isidentifier() for name in modules)
     assert target.extra in EXTRAS
     for field in dataclasses.fields(Target):
-        unset = ("lanes", "lint", "profiled", "portable", "furnish", "variant")
+        unset = ("graph_runner", "lanes", "lint", "profiled", "portable", "furnish", "variant")
         optional = field.name in unset
         assert optional or getattr(target, field.name) is not None
     if target.portable is not None:  # the same target as far as an artifact says
