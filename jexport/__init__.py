@@ -10,8 +10,9 @@ The house, from the ground up; a line imports only downward:
     errors       every deliberate error, its exit code, its way out
     flow, findings                                   what flows between stages; what a lint found
     siblings     the members of a folder that is its own registry
-    tasks, tables, servers, memory, threads, parity, gates, manifest, run, selection, calibration
-    recipe, store, report
+    tasks, tables, servers, memory, threads, parity, gates, manifest, run, selection
+    identity     which checkpoint an artifact was made of
+    calibration, recipe, store, report
     release      what is published of an artifact
     registries   one file per kind of place that artifacts are published to
     signing      signatures and provenance beside an artifact

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jexport import entries, inputs, manifest, quantized, recipe, reference, speed, store, targets
+from jexport import (
+    entries,
+    identity,
+    inputs,
+    manifest,
+    quantized,
+    recipe,
+    reference,
+    speed,
+    store,
+    targets,
+)
 from jexport.cache import FOLDER, Cache, Wanted
 from jexport.errors import ArtifactError, EngineError, ParityError
 from jexport.evaluation.candidate import Candidate
@@ -48,6 +59,7 @@ def complete(
     out: Path | None = None,
     cache: Cache | None = None,
     allow_slower: bool = False,
+    replace: bool = False,
     listen: Listener = silent,
     **compile_changes: Any,
 ) -> Artifact:
@@ -55,8 +67,9 @@ def complete(
 
     out: the folder of all artifacts; None for the one that the portable artifact is in. cache:
     where the engine is kept, so that a run that was killed goes on from there; None for
-    `out`/.cache. allow_slower: keep int8 that is not faster than fp16. compile_changes: values of
-    [compile] that this machine wants otherwise (timing_cache, weight_stripped, refit_from). An
+    `out`/.cache. allow_slower: keep int8 that is not faster than fp16. replace: its name may
+    go from another checkpoint to this one. compile_changes: values of [compile] that this machine
+    wants otherwise (timing_cache, weight_stripped, refit_from). An
     artifact completed before on such a machine is verified and returned. Raises ArtifactError, what
     the target raises for a machine that does not fit, ParityError, QuantizationError.
     """
@@ -69,9 +82,10 @@ def complete(
         open_run(slot.out, listen) as run,
         cache.lease() as kept,
     ):
+        store.check_name(slot, identity.of_manifest(given.content), replace=replace)
         done = store.find(slot)
         if done is not None:
-            store.point_latest(slot, scratch=run.folder)
+            store.point_latest(slot, scratch=run.folder, replace=replace)
             listen(Event(kind="note", stage="package", text="already compiled for this machine"))
             return done
         with run.stage("compile") as note:
@@ -102,7 +116,7 @@ def complete(
                 package.Completed(version=slot.version, runs_on=given.engine.fingerprint()),
                 report_path=room / validate.REPORT, out_dir=run.room("package"),
             )  # fmt: skip
-            made = store.place(staged, slot)
+            made = store.place(staged, slot, replace=replace)
         measured = run.measured() | {"speed": quantized.listed(speeds)}
         store.keep_measured(made, measured, scratch=run.folder)
         return made

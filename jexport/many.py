@@ -62,12 +62,16 @@ Listen = Callable[[Job, Event], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """Where and with what jobs run. memory_bytes: None for BUDGET_SHARE of what is free."""
+    """Where and with what jobs run. memory_bytes: None for BUDGET_SHARE of what is free.
+
+    replace: as in `pipeline.build`.
+    """
 
     out: Path
     cache: Cache
     workers: int = 1
     memory_bytes: int | None = None
+    replace: bool = False
 
     @property
     def budget_bytes(self) -> int | None:
@@ -98,7 +102,7 @@ def plan(chosen: Recipe, jobs: Sequence[Job], means: Means) -> tuple[Planned, ..
     for job in jobs:
         seen = pipeline.foresee(
             chosen, task=job.task, target=job.target, precision=job.precision,
-            out=means.out, cache=means.cache,
+            out=means.out, cache=means.cache, replace=means.replace,
         )  # fmt: skip
         need = None
         if count is not None and seen.built is None:
@@ -115,7 +119,7 @@ def _built_here(chosen: Recipe, job: Job, means: Means, listen: Listen) -> Outco
     try:
         artifact = pipeline.build(
             chosen, task=job.task, target=job.target, precision=job.precision, out=means.out,
-            cache=means.cache, memory_bytes=means.memory_bytes,
+            cache=means.cache, memory_bytes=means.memory_bytes, replace=means.replace,
             listen=lambda event: listen(job, event),
         )  # fmt: skip
     except Exception as error:  # one job's bug must not stop the others; it is shown at the end
@@ -253,6 +257,7 @@ def _started(chosen: Recipe, means: Means, budget: int | None) -> _Worker:
         "cache": str(means.cache.root) if means.cache.root else "",
         "limit_bytes": means.cache.limit_bytes,
         "memory_bytes": budget,
+        "replace": means.replace,
         "threads": max(1, cores() // means.workers),
     }
     process = context.Process(target=_work, args=(theirs, said), daemon=True)
@@ -278,6 +283,7 @@ def _work(pipe: Connection, said: dict[str, Any]) -> None:
         out=Path(said["out"]),
         cache=Cache(root=root, limit_bytes=said["limit_bytes"]),
         memory_bytes=said["memory_bytes"],
+        replace=said["replace"],
     )
 
     def tell(job: Job, event: Event) -> None:

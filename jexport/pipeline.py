@@ -19,6 +19,7 @@ from typing import Any
 from jexport import (
     calibration,
     estimate,
+    identity,
     inputs,
     manifest,
     quantized,
@@ -71,6 +72,7 @@ def build(
     out: Path = Path("artifacts"),
     cache: Cache | None = None,
     memory_bytes: int | None = None,
+    replace: bool = False,
     listen: Listener = silent,
 ) -> Artifact:
     """Turn the recipe's checkpoint and one task into a verified artifact below `out`.
@@ -80,7 +82,8 @@ def build(
     portable artifact for `completion.complete`. lengths_of: texts like those to come, for engines
     that are tuned to lengths. cache: where finished stages are kept, so that a killed build
     goes on from there; None for `out`/.cache. memory_bytes: what may be used, None for
-    what there is. Raises a JexportError for all that is foreseen.
+    what there is. replace: the recipe's name may go from another checkpoint to this one.
+    Raises a JexportError for all that is foreseen.
     """
     engine = _engine(recipe, task, target, precision, until)
     is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
@@ -107,10 +110,11 @@ def build(
             engine.accept(recipe.compile, loaded.embedding.max_tokens)
         made_of = inputs.of(recipe, loaded, engine, precision, texts, parts)
         slot = inputs.slot(recipe, loaded, engine, precision, out, made_of)
+        store.check_name(slot, identity.of_loaded(loaded), replace=replace)
         with _explained(slot):
             done = store.find(slot)
         if done is not None:
-            store.point_latest(slot, scratch=run.folder)
+            store.point_latest(slot, scratch=run.folder, replace=replace)
             listen(Event(kind="note", stage="package", text="already built of the same inputs"))
             return done
 
@@ -203,7 +207,7 @@ def build(
                 report_path=judged.folder / validate.REPORT, out_dir=run.room("package"),
                 furnish=_furnish(engine, precision, tokenizer, texts), take=kept.take,
             )  # fmt: skip
-            made = store.place(staged, slot)
+            made = store.place(staged, slot, replace=replace)
             journal.forget()
         store.keep_measured(made, {**run.measured(), **judged.measured}, scratch=run.folder)
         return made
@@ -235,9 +239,13 @@ class Foreseen:
 
 
 def foresee(
-    recipe: Recipe, *, task: str, target: str, precision: str, out: Path, cache: Cache
-) -> Foreseen:
-    """What `build` would find done; the checkpoint is opened, and nothing is written."""
+    recipe: Recipe, *, task: str, target: str, precision: str, out: Path, cache: Cache,
+    replace: bool = False,
+) -> Foreseen:  # fmt: skip
+    """What `build` would find done; the checkpoint is opened, and nothing is written.
+
+    Raises what `build` would raise before it begins.
+    """
     engine = _engine(recipe, task, target, precision, "")
     is_int8 = precision in (quantized.INT8, quantized.INT8_WEIGHTS)
     texts = calibration.read(recipe.validate.texts, task)
@@ -247,6 +255,7 @@ def foresee(
         recipe, loaded, engine, precision, out,
         inputs.of(recipe, loaded, engine, precision, texts, parts),
     )  # fmt: skip
+    store.check_name(slot, identity.of_loaded(loaded), replace=replace)
     if slot.path.is_dir():
         return Foreseen(built=slot.path, cached=())
     found: list[str] = []

@@ -12,11 +12,11 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from jexport import manifest, registries, signing
+from jexport import identity, manifest, registries, signing
 from jexport import release as releases
 from jexport.errors import OutputPathError, SignatureError
 from jexport.flow import Artifact
@@ -24,7 +24,7 @@ from jexport.patience import Passing, patiently
 from jexport.registries import THREADS, Access, Ref, Store
 from jexport.release import Blob, Release, refused
 from jexport.run import NO_SPACE, Event, Listener, Run, silent
-from jexport.store import Slot, find, place, point_latest, sync
+from jexport.store import Slot, check_name, find, place, point_latest, sync
 from jexport.transfer import Job, Line, together
 
 STAGE = "pull"
@@ -41,6 +41,7 @@ def run(
     access: Access = Access(),  # noqa: B008 (frozen)
     threads: int = THREADS,
     policy: signing.Policy | None = None,
+    replace: bool = False,
     listen: Listener = silent,
 ) -> Artifact:
     """The release of a ref as an artifact below `out`, in the folders that a build would make.
@@ -50,6 +51,7 @@ def run(
     policy: whose signature the release must have, also where the artifact is there already; else
     SignatureError, and nothing of it is put below `out`. A release that has none is not fetched;
     whose it is, is known when every file is here, for it is about all of them.
+    replace: its name may go from another checkpoint below `out` to this one.
     """
     if policy is not None:
         signing.check_policy(policy)
@@ -68,6 +70,8 @@ def run(
             found = _same(slot, release)
             if policy is not None:
                 _check_signed(release, ref.address)
+            content = found.manifest.content if found is not None else fetching.manifest()
+            check_name(slot, identity.of_manifest(content), replace=replace)
             fetching.all(only_beside=found is not None)
             whole = slot.path if found is not None else fetching.assembled(room / "artifact")
             if policy is not None:
@@ -75,11 +79,12 @@ def run(
             # First what is beside: an artifact is never seen without its signatures.
             fetching.place_beside(releases.beside(slot.path))
             if found is None:
-                found = place(whole, slot)
+                found = place(whole, slot, replace=replace)
                 _same(slot, release)  # or that of another pull, which was faster
                 note(f"{len(release.layers)} files, {release.size_bytes / 2**20:,.1f} MiB")
             else:
-                point_latest(slot, scratch=room)  # a pull may have been killed before it
+                # A pull may have been killed before it.
+                point_latest(slot, scratch=room, replace=replace)
                 note("there already")
             shutil.rmtree(room, ignore_errors=True)
             return found
@@ -148,13 +153,18 @@ class Fetching:
         """Fetch what lacks: the manifest first, so that nothing large comes in vain."""
         wanted = [each for each in self.release.layers if each.beside or not only_beside]
         if not only_beside:
-            self._move([self.release.manifest.blob])
-            probe = self.room / "probe"
-            probe.mkdir(exist_ok=True)
-            shutil.copyfile(self._whole(self.release.manifest.blob), probe / manifest.NAME)
-            content = manifest.read(probe).content
-            releases.check_files(self.release, content, where=self.where)
+            self.manifest()
         self._move(list(dict.fromkeys(layer.blob for layer in wanted)))
+
+    def manifest(self) -> Mapping[str, Any]:
+        """Fetch the manifest alone, and see that it is of this release."""
+        self._move([self.release.manifest.blob])
+        probe = self.room / "probe"
+        probe.mkdir(exist_ok=True)
+        shutil.copyfile(self._whole(self.release.manifest.blob), probe / manifest.NAME)
+        content = manifest.read(probe).content
+        releases.check_files(self.release, content, where=self.where)
+        return content
 
     def _move(self, blobs: list[Blob]) -> None:
         def show(done: int, total: int) -> None:

@@ -337,6 +337,8 @@ def command(chosen: Recipe, slot: store.Slot, name: str, until: str = "") -> str
         words += ["--recipe", chosen.name]
     if not shipped or recipe.read(chosen.name).load.model != chosen.load.model:
         words += ["--model", name]
+        if not shipped and recipe.for_model(name).name != chosen.name:
+            words += ["--name", chosen.name]
     words += ["--task", slot.task, "--target", slot.target, "--precision", slot.precision]
     words += ["--effort", chosen.quantize.effort, "--calibration", chosen.quantize.calibration]
     if chosen.quantize.allow_slower:

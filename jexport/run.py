@@ -195,15 +195,32 @@ def own_folder(work: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def tidy(work: Path) -> None:
+    """Remove what killed runs left, and the folder itself when that was all."""
+    with contextlib.suppress(OSError):
+        sweep(work)
+        work.rmdir()
+
+
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
 @contextlib.contextmanager
-def _own_lock(work: Path) -> Iterator[Path]:
-    """Hold a lock file of a new name below `work`, which is made, and removed when it is empty."""
-    path, lock = _locked(work)
+def exclusive(work: Path, name: str) -> Iterator[None]:
+    """Hold the lock of that name below `work`, waiting for whoever holds it, and leave nothing."""
+    with _own_lock(work, name):
+        yield
+
+
+@contextlib.contextmanager
+def _own_lock(work: Path, name: str = "") -> Iterator[Path]:
+    """Hold a lock file below `work`, which is made, and removed when it is empty.
+
+    name: '' for a new one.
+    """
+    path, lock = _locked(work, name)
     try:
         yield path
     finally:
@@ -213,10 +230,10 @@ def _own_lock(work: Path) -> Iterator[Path]:
         _remove_empty(work)  # stays while another run is using it
 
 
-def _locked(work: Path) -> tuple[Path, IO[str]]:
+def _locked(work: Path, name: str) -> tuple[Path, IO[str]]:
     attempts = 0
     while True:
-        path = work / f"{os.getpid()}-{secrets.token_hex(4)}.lock"
+        path = work / f"{name or f'{os.getpid()}-{secrets.token_hex(4)}'}.lock"
         try:
             work.mkdir(parents=True, exist_ok=True)
             lock = open(path, "w")  # noqa: SIM115 (held open for the whole run)

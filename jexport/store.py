@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jexport import manifest
+from jexport import identity, manifest
 from jexport.errors import ArtifactError, JexportError, OutputPathError, ParityError
 from jexport.flow import Artifact
-from jexport.run import NO_SPACE
+from jexport.identity import Checkpoint
+from jexport.run import NO_SPACE, WORK, exclusive, tidy
 
 LATEST = "latest"
 RUN = "run.json"
+NAMES = "names"
+"""The lock under which `latest` is moved."""
+
+SHOWN_FILES = 4
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 """What rename says when another run's artifact has the name already."""
 
@@ -76,33 +81,85 @@ def find(slot: Slot) -> Artifact | None:
     return None
 
 
-def place(staged: Path, slot: Slot) -> Artifact:
+def check_name(slot: Slot, checkpoint: Checkpoint, *, replace: bool) -> None:
+    """Refuse to let a name go from one checkpoint to another, unless `replace` says it is meant.
+
+    Where the slot has a `latest`, its checkpoint counts; in a new slot the model's other slots do,
+    of which one must be of this checkpoint. By what is on the disk, so that two names that a file
+    system holds for one are one here as well. Raises OutputPathError.
+    """
+    if replace:
+        return
+    own = identity.of_folder(slot.parent / LATEST)
+    held = {slot.parent: own} if own is not None else _others(slot)
+    odd = {place: one for place, one in held.items() if checkpoint.differences(one)}
+    if not odd or len(odd) < len(held):
+        return
+    place, other = next(iter(odd.items()))
+    names = checkpoint.differences(other)
+    more = f" and {len(names) - SHOWN_FILES} more" if len(names) > SHOWN_FILES else ""
+    raise OutputPathError(
+        f"'{slot.model}' is the name of another checkpoint in {slot.out}",
+        evidence=f"{place / LATEST}: {other}\nthis one: {checkpoint}\n"
+        f"other files: {', '.join(names[:SHOWN_FILES])}{more}",
+        fix="give this one a name of its own (jexport build --name NAME, or name in the recipe), or"
+        " another folder with --out DIR; where it is the next state of the same model, say so with"
+        " --replace: `latest` then moves to it",
+    )
+
+
+def _others(slot: Slot) -> dict[Path, Checkpoint]:
+    """The checkpoints that `latest` names in all slots of the model, by slot."""
+    found = {}
+    for path in sorted((slot.out / slot.model).glob(f"*/*/{LATEST}/{manifest.NAME}")):
+        one = identity.of_folder(path.parent)
+        if one is not None:
+            found[path.parent.parent] = one
+    return found
+
+
+def place(staged: Path, slot: Slot, *, replace: bool = False) -> Artifact:
     """Move a finished and verified folder into its slot in one step and point `latest` at it.
 
     When another run placed the same version first, that one is kept and `staged` is dropped.
+    replace: as in `check_name`, which is asked again here: another run may have been faster.
     """
     sync_tree(staged)
-    try:
-        slot.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(staged, slot.path)
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise
-        if error.errno not in TAKEN or not slot.path.is_dir():
-            raise _cannot_place(slot, str(error)) from error
-        manifest.verify(slot.path)
-        shutil.rmtree(staged, ignore_errors=True)
-    sync(slot.parent)
-    point_latest(slot, scratch=staged.parent)
+    checkpoint = identity.of_manifest(manifest.read(staged).content)
+    with exclusive(slot.out / WORK, NAMES):
+        check_name(slot, checkpoint, replace=replace)
+        try:
+            slot.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(staged, slot.path)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+            if error.errno not in TAKEN or not slot.path.is_dir():
+                raise _cannot_place(slot, str(error)) from error
+            manifest.verify(slot.path)
+            shutil.rmtree(staged, ignore_errors=True)
+        sync(slot.parent)
+        _point(slot, scratch=staged.parent)
     return Artifact(path=slot.path, manifest=manifest.read(slot.path))
 
 
-def point_latest(slot: Slot, *, scratch: Path) -> None:
+def point_latest(slot: Slot, *, scratch: Path, replace: bool = False) -> None:
     """Make `latest` beside the version name this version, unless it does already.
 
     scratch: a folder of the same file system that is removed in any case; the link is made there,
-    so that a run killed in between leaves nothing among the versions.
+    so that a run killed in between leaves nothing among the versions. replace: as in `check_name`.
     """
+    link = slot.parent / LATEST
+    if link.is_symlink() and os.readlink(link) == slot.version:
+        tidy(slot.out / WORK)  # of a run that was killed when it had moved the link
+        return
+    checkpoint = identity.of_manifest(manifest.read(slot.path).content)
+    with exclusive(slot.out / WORK, NAMES):
+        check_name(slot, checkpoint, replace=replace)
+        _point(slot, scratch=scratch)
+
+
+def _point(slot: Slot, *, scratch: Path) -> None:
     link = slot.parent / LATEST
     if link.is_symlink() and os.readlink(link) == slot.version:
         return

@@ -18,6 +18,7 @@ FLOORS = (
     {"tasks", "ranking", "tables", "toy_tokenizer", "servers"},
     {"patience", "transfer", "memory", "threads"},
     {"parity", "gates", "manifest", "run", "reference", "selection", "toy_weights"},
+    {"identity"},
     {"calibration", "recipe", "store", "report", "speed", "toy"},
     {"release"},
     {"registries"},

@@ -285,9 +285,9 @@ def test_two_builds_of_the_same_at_once(
     together = threading.Barrier(2, timeout=30)
     place = store.place
 
-    def place_together(staged: Path, slot: store.Slot) -> Any:
+    def place_together(staged: Path, slot: store.Slot, **options: bool) -> Any:
         together.wait()
-        return place(staged, slot)
+        return place(staged, slot, **options)
 
     monkeypatch.setattr(pipeline.store, "place", place_together)
     paths: list[Path] = []

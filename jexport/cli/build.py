@@ -17,6 +17,10 @@ ALL = "all"
     "--recipe", "recipe_name", metavar="NAME|FILE", help="A shipped recipe or a .toml file."
 )
 @click.option("--model", metavar="FOLDER|HUB_ID", help="The checkpoint; overrides the recipe's.")
+@click.option(
+    "--name", metavar="NAME", help="What artifacts are called. Default: as the recipe or the model."
+)
+@click.option("--replace", is_flag=True, help=console.REPLACE)
 @click.option("--task", "tasks", multiple=True, metavar="TASK",
               help="retrieval.query, ..., none, or all; may be given several times.")  # fmt: skip
 @click.option("--target", "chosen_targets", multiple=True, metavar="TARGET",
@@ -86,6 +90,7 @@ def build(
     ray_address: str | None,
     memory_budget: float | None,
     out: Path,
+    replace: bool,
     until: str | None,
     profile_from: Path | None,
     cache_folder: Path | None,
@@ -116,7 +121,8 @@ def build(
             raise click.UsageError("--until and --profile-from go with one task and one target")
         asked = (tasks, chosen_targets, precisions)
         budget_bytes = int(memory_budget * (1 << 30)) if memory_budget else None
-        means = {"out": out, "cache": cache, "workers": workers or 1, "memory_bytes": budget_bytes}
+        means = {"out": out, "cache": cache, "workers": workers or 1,
+                 "memory_bytes": budget_bytes, "replace": replace}  # fmt: skip
         console.tell_as_json(json_lines)
         recipe = _chosen(recipe_name, model, options)
         jobs = _jobs(recipe, asked, gpus, named=recipe_name is not None)
@@ -142,6 +148,7 @@ def build(
         lengths_of=calibration.texts(profile_from) if profile_from else (),
         out=out,
         cache=cache,
+        replace=replace,
         listen=listen,
     )
     click.echo(artifact.path)
@@ -196,7 +203,9 @@ def _build_all(
             from jexport import cluster
 
             out = means["out"]
-            found = cluster.build_all(chosen, jobs, out=out, address=address, listen=listen)
+            found = cluster.build_all(
+                chosen, jobs, out=out, address=address, replace=means["replace"], listen=listen
+            )
         else:
             found = many.build_all(chosen, jobs, many.Means(**means), listen=listen)
     code = board.report(found)
@@ -240,6 +249,8 @@ def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any])
     if options["timing_cache"] is not None:
         chosen = chosen.replace_compile(timing_cache=str(options["timing_cache"]))
     chosen = chosen.replace_quantize(**{key: v for key, v in said.items() if v is not None})
+    if options["name"] is not None:
+        chosen = dataclasses.replace(chosen, name=options["name"])
     return recipe.checked(chosen, origin="the command line")
 
 

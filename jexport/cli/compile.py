@@ -32,6 +32,7 @@ from jexport.cli import console
               help="Where the built engine is kept. Default: OUT/.cache")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Build the engine in any case, and keep none.")
 @click.option("--allow-slower", is_flag=True, help="int8: keep it even when fp16 is as fast here.")
+@click.option("--replace", is_flag=True, help=console.REPLACE)
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
 def compile_(
@@ -43,6 +44,7 @@ def compile_(
     cache_folder: Path | None,
     no_cache: bool,
     allow_slower: bool,
+    replace: bool,
     quiet: bool,
     json_lines: bool,
 ) -> None:
@@ -65,7 +67,13 @@ def compile_(
     if no_cache or cache_folder:
         cache = Cache(root=None if no_cache else cache_folder)
     made = completion.complete(
-        artifact, out=out, cache=cache, allow_slower=allow_slower, listen=listen, **changes
+        artifact,
+        out=out,
+        cache=cache,
+        allow_slower=allow_slower,
+        replace=replace,
+        listen=listen,
+        **changes,
     )
     click.echo(made.path)
 

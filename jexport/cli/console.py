@@ -24,6 +24,7 @@ from jexport.errors import JexportError
 from jexport.run import Event, Listener, silent
 
 BAR = 24
+REPLACE = "The name's checkpoint is another one now, and that is meant: `latest` moves to it."
 _json_lines = False
 _interrupted = False
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import click
 
 from jexport import schedulers
@@ -20,6 +22,9 @@ def _listed(
               help="A shipped recipe or a .toml file. Default: jina-embeddings-v3")  # fmt: skip
 @click.option("--model", metavar="FOLDER|HUB_ID",
               help="The checkpoint, where the jobs run; overrides the recipe's.")  # fmt: skip
+@click.option(
+    "--name", metavar="NAME", help="What artifacts are called. Default: the recipe's name"
+)
 @click.option("--task", "tasks", multiple=True, callback=_listed, metavar="T,..|all",
               help="Default: all of the recipe.")  # fmt: skip
 @click.option("--target", "chosen", multiple=True, callback=_listed, metavar="T,..",
@@ -47,6 +52,7 @@ def _listed(
 def matrix(
     recipe_name: str | None,
     model: str | None,
+    name: str | None,
     tasks: tuple[str, ...],
     chosen: tuple[str, ...],
     precisions: tuple[str, ...],
@@ -66,9 +72,12 @@ def matrix(
     chosen_recipe = recipe.read(recipe_name or recipe.DEFAULT_RECIPE)
     words = ["--recipe", recipe_name or recipe.DEFAULT_RECIPE]
     found = jobs.asked(chosen_recipe, tasks=tasks, chosen=chosen, precisions=precisions, gpus=gpus)
-    origin = schedulers.Origin(
-        name=chosen_recipe.name, words=[*words, *(("--model", model) if model else ())]
-    )
+    words += ("--model", model) if model else ()
+    if name is not None:
+        renamed = dataclasses.replace(chosen_recipe, name=name)
+        chosen_recipe = recipe.checked(renamed, origin="the command line")
+        words += ("--name", name)
+    origin = schedulers.Origin(name=chosen_recipe.name, words=words)
     wishes = schedulers.Wishes(phases=phases or schedulers.PHASES, **options)  # type: ignore[arg-type]
     schedulers.check_place(wishes.publish)
     steps = schedulers.steps(found, origin)

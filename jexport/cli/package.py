@@ -28,6 +28,8 @@ from jexport.cli import console
     metavar="N",
     help="The largest batch. Default: 8 on a CPU, 32 on a GPU; trt: as its profiles allow.",
 )
+@click.option("--replace", is_flag=True,
+              help="The next version of a model may be of another checkpoint.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Only the paths, on stdout.")
 def package(
     artifacts: tuple[Path, ...],
@@ -35,6 +37,7 @@ def package(
     out: Path,
     device: str,
     max_batch: int | None,
+    replace: bool,
     quiet: bool,
 ) -> None:
     """Lay built artifacts out as a server reads them.
@@ -45,7 +48,7 @@ def package(
     from jexport.flow import Artifact
 
     found = [Artifact(path=path, manifest=manifest.read(path)) for path in artifacts]
-    wishes = layouts.Wishes(device=device, max_batch=max_batch or 0)
+    wishes = layouts.Wishes(device=device, max_batch=max_batch or 0, replace=replace)
     for one in layouts.load(layout).write(found, out, wishes):
         if not quiet:
             state = "written" if one.new else "there already"

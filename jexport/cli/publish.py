@@ -28,6 +28,8 @@ PLAIN = "An OCI registry without TLS that is not on this machine."
 @click.option("--repair", is_flag=True, help="Send also what seems to be there.")
 @click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
 @click.option("--plain-http", is_flag=True, help=PLAIN)
+@click.option("--replace", is_flag=True,
+              help="A tag may move to it from an artifact of another checkpoint.")  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Only the ref, on stdout.")
 def publish(
     artifact: Path,
@@ -39,6 +41,7 @@ def publish(
     repair: bool,
     threads: int,
     plain_http: bool,
+    replace: bool,
     quiet: bool,
     **who: Any,
 ) -> None:
@@ -61,6 +64,7 @@ def publish(
         tags=tags,
         accept_licence=accept_licence,
         repair=repair,
+        replace=replace,
         threads=threads,
         access=Access(plain_http=plain_http, public=public),
     )
@@ -77,8 +81,17 @@ def publish(
 @policy_options
 @click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
 @click.option("--plain-http", is_flag=True, help=PLAIN)
+@click.option("--replace", is_flag=True, help=console.REPLACE)
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
-def pull(ref: str, folder: Path, threads: int, plain_http: bool, quiet: bool, **who: Any) -> None:
+def pull(
+    ref: str,
+    folder: Path,
+    threads: int,
+    plain_http: bool,
+    replace: bool,
+    quiet: bool,
+    **who: Any,
+) -> None:
     """Fetch a published artifact into DIR, as a build with --out DIR would lay it down.
 
     REF is DEST@sha256:..., as `jexport list DEST` shows it, DEST:TAG, or DEST for the tag latest.
@@ -95,7 +108,9 @@ def pull(ref: str, folder: Path, threads: int, plain_http: bool, quiet: bool, **
     if not quiet:
         console.say(f"jexport pull: {ref if wanted.digest else wanted.address}")
     access = registries.Access(plain_http=plain_http)
-    found = puller.run(wanted, folder, access=access, threads=threads, policy=asked, listen=listen)
+    found = puller.run(
+        wanted, folder, access=access, threads=threads, policy=asked, replace=replace, listen=listen
+    )
     click.echo(found.path)
 
 

@@ -77,6 +77,7 @@ class _Work:
     patience_s: float
     tell: Told
     scratch: Path | None
+    replace: bool
     code: str = field(default_factory=inputs.code_digest)
     sent: shipping.Sent | None = None
     places: dict[Job, dict[str, Any]] = field(default_factory=dict)
@@ -122,6 +123,7 @@ def run(
     retries: int = 2,
     patience_s: float = 60.0,
     scratch: Path | None = None,
+    replace: bool = False,
     listen: Told = nobody,
 ) -> dict[Job, Result]:
     """Run `build` once a job on the cluster at `address`; artifacts are placed below `out`.
@@ -130,13 +132,14 @@ def run(
     to the others it is sent, once a node. memory: bytes that a job takes. retries: how often a job
     is started again whose node or process was lost. patience_s: how long a job waits for a node
     that could run it. scratch: where nodes work, their own temporary folder unless given.
+    replace: a name may go from another checkpoint to the one of these jobs.
     Raises ClusterError when the cluster cannot be reached or has no node for a job, before any job
     is started; KeyboardInterrupt after every job was cancelled. What a job raises is in its Result.
     """
     with connection.connected(address), open_run(out) as room:
         work = _Work(
             build=build, run=room, out=out, checkpoint=checkpoint, memory=memory, retries=retries,
-            patience_s=patience_s, tell=listen, scratch=scratch,
+            patience_s=patience_s, tell=listen, scratch=scratch, replace=replace,
         )  # fmt: skip
         known = placement.nodes()
         wanted = tuple(dict.fromkeys(jobs))
@@ -270,7 +273,7 @@ def _received(
 ) -> Artifact | None:
     """Take a part of an artifact; the artifact itself with the last one. Raises ArtifactError."""
     if isinstance(heard, node.Made):
-        one.arriving = arrival.Arrival(heard, work.run.folder, work.out)
+        one.arriving = arrival.Arrival(heard, work.run.folder, work.out, replace=work.replace)
         return one.arriving.held() if heard.is_held else None
     if isinstance(heard, node.Beside):
         arrival.keep_beside(heard, one.job, work.run.folder, work.out)
@@ -326,7 +329,13 @@ def _first_line(error: Exception) -> str:
 
 
 def build_all(
-    chosen: Recipe, jobs: Sequence[Job], *, out: Path, address: str, listen: Told
+    chosen: Recipe,
+    jobs: Sequence[Job],
+    *,
+    out: Path,
+    address: str,
+    listen: Told,
+    replace: bool = False,
 ) -> tuple[Outcome, ...]:
     """What `many.build_all` does, on a cluster: every job of a recipe, artifacts below `out`.
 
@@ -350,6 +359,7 @@ def build_all(
         address=address,
         checkpoint=folder if folder.is_dir() else None,
         memory=lambda job: memory.get(job, 0),
+        replace=replace,
         listen=heard,
     )
     outcomes = []

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import IO
 
-from jexport import manifest, store
+from jexport import identity, manifest, store
 from jexport.cluster import node
 from jexport.errors import ArtifactError
 from jexport.flow import Artifact
@@ -23,9 +23,13 @@ from jexport.matrix import Job
 
 
 class Arrival:
-    """One artifact on its way. room: a folder of the store's file system, for what is not whole."""
+    """One artifact on its way. room: a folder of the store's file system, for what is not whole.
 
-    def __init__(self, made: node.Made, room: Path, out: Path) -> None:
+    Raises ArtifactError, and OutputPathError as `store.check_name` does.
+    """
+
+    def __init__(self, made: node.Made, room: Path, out: Path, *, replace: bool = False) -> None:
+        self._replace = replace
         self._folder = room / secrets.token_hex(8)
         self._folder.mkdir()
         if hashlib.sha256(made.manifest).hexdigest() != made.sha256:
@@ -44,13 +48,15 @@ class Arrival:
             precision=content["precision"],
             version=content["version"],
         )
+        # Before its files come; the names that it lists are known to be plain by now.
+        store.check_name(self._slot, identity.of_manifest(content), replace=replace)
 
     def held(self) -> Artifact:
         """The artifact of this version that the store has already, verified."""
         found = store.find(self._slot)
         if found is None:
             raise refused(f"{self._slot.path} was here when the job began, and is no more")
-        store.point_latest(self._slot, scratch=self._folder)
+        store.point_latest(self._slot, scratch=self._folder, replace=self._replace)
         self.drop()
         return found
 
@@ -74,7 +80,7 @@ class Arrival:
         self._close()
         try:
             manifest.verify(self._folder)
-            return store.place(self._folder, self._slot)
+            return store.place(self._folder, self._slot, replace=self._replace)
         finally:
             self.drop()
 

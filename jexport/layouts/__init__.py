@@ -19,10 +19,14 @@ DEVICES = ("auto", "cpu", "gpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What a user may say of the serving. device: one of DEVICES. max_batch: 0 for the layout's."""
+    """What a user may say of the serving. device: one of DEVICES. max_batch: 0 for the layout's.
+
+    replace: the next version of a model may be of another checkpoint.
+    """
 
     device: str = "auto"
     max_batch: int = 0
+    replace: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

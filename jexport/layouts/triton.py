@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jexport import manifest, store
+from jexport import identity, manifest, store
 from jexport.errors import ArtifactError, LayoutError, OutputPathError
 from jexport.flow import Artifact
 from jexport.layouts import Layout, Wishes, Written
@@ -151,6 +151,8 @@ def _job(artifact: Artifact, out: Path, wishes: Wishes) -> _Job:
             evidence="a new version may need another config, and yours would be lost",
             fix="write to an empty folder with --out DIR and bring the two together by hand",
         )
+    if known and not same and not wishes.replace:
+        _check_checkpoint(content, known[max(known)], out / name)
     number = same[0] if same else max(known, default=0) + 1
     if same:
         manifest.verify(out / name / str(number))
@@ -163,6 +165,18 @@ def _job(artifact: Artifact, out: Path, wishes: Wishes) -> _Job:
         known=known,
         edited=edited,
     )
+
+
+def _check_checkpoint(content: Mapping[str, Any], newest: Mapping[str, Any], model: Path) -> None:
+    """Refuse a version that is another model: Triton would serve it under the same name."""
+    one, other = identity.of_manifest(content), identity.of_manifest(newest)
+    if one.differences(other):
+        raise LayoutError(
+            f"{model} serves another checkpoint",
+            evidence=f"its newest version: {other}\nthis one: {one}",
+            fix="build it with a name of its own (--name NAME); where it is the next state of the"
+            " same model, say so with --replace: Triton then serves it",
+        )
 
 
 def _known(model: Path, target: str) -> dict[int, Mapping[str, Any]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jexport import registries
+from jexport import identity, registries
 from jexport import release as releases
 from jexport.errors import RegistryError
 from jexport.flow import Artifact
@@ -32,12 +33,14 @@ class PublishSpec:
     """How an artifact is published.
 
     tags: names that point to it from then on. accept_licence: a non-commercial one in public.
-    repair: send also what seems to be there. threads: transfers at a time.
+    repair: send also what seems to be there. replace: a tag may move from an artifact of another
+    checkpoint to this one. threads: transfers at a time.
     """
 
     tags: tuple[str, ...] = ()
     accept_licence: bool = False
     repair: bool = False
+    replace: bool = False
     threads: int = THREADS
     access: Access = Access()  # noqa: RUF009 (frozen)
 
@@ -80,6 +83,8 @@ def run(
         store = stack.enter_context(registries.opened(ref, spec.access, writing=True))
         if patiently(store.public, what=f"asking {ref.address}"):
             _check_licence(artifact, ref, spec)
+        if not spec.replace:
+            _check_tags(store, artifact, ref, tags)
         sent = _send(store, release, sources, ref, spec, listen)
         _commit(store, release, sources, ref, tags)
         many = len(release.blobs)
@@ -97,6 +102,32 @@ def _check_licence(artifact: Artifact, ref: Ref, spec: PublishSpec) -> None:
             evidence=f"its licence is {licence}; everybody can read {ref.address}",
             fix="publish to a private place, or with --accept-licence where the licence allows it",
         )
+
+
+def _check_tags(store: Store, artifact: Artifact, ref: Ref, tags: tuple[str, ...]) -> None:
+    """Refuse to let a tag go from an artifact of one checkpoint to one of another."""
+    checkpoint = identity.of_manifest(artifact.manifest.content)
+    for tag in tags:
+        tagged = _tagged(store, ref, tag)
+        if tagged is not None and checkpoint.differences(tagged):
+            raise RegistryError(
+                f"the tag '{tag}' names an artifact of another checkpoint",
+                evidence=f"{ref.address}: {tagged}\nthis one: {checkpoint}",
+                fix="publish to another place or with another tag; where it is the next state of"
+                " the same model, say so with --replace: the tag then moves to it",
+            )
+
+
+def _tagged(store: Store, ref: Ref, tag: str) -> identity.Checkpoint | None:
+    """The checkpoint of what a tag names; None where there is no such tag, or nothing whole."""
+    try:
+        digest = patiently(lambda: store.resolve(tag), what=f"asking {ref.address} for '{tag}'")
+        release = releases.read(store.document(digest), digest, where=ref.address)
+        return identity.of_manifest(
+            json.loads(b"".join(store.read(release, release.manifest.blob, 0)))
+        )
+    except (RegistryError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _send(

@@ -427,3 +427,20 @@ def test_an_artifact_that_changes_while_it_is_copied_is_noticed(
     monkeypatch.setattr(layout, "shutil", SimpleNamespace(copytree=meanwhile, Error=shutil.Error))
     with pytest.raises(ArtifactError, match=r"changed: tokenizer\.json|is not what was built"):
         write([artifact_copy], nothing_left)
+
+
+def test_a_model_stays_with_its_checkpoint(
+    both: list[Path], changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    def of_other_weights(content: dict[str, Any]) -> None:
+        for file in content["checkpoint"]["files"]:
+            file["sha256"] = "ab" * 32
+
+    out = tmp_path / "models"
+    write(both[:1], out)
+    other = changed(Path(shutil.copytree(both[0], tmp_path / "other")), of_other_weights)
+    with pytest.raises(LayoutError, match="serves another checkpoint") as caught:
+        write([other], out)
+    assert "--name" in caught.value.fix
+    assert [one.version for one in write([other], out, replace=True)] == [2]
+    assert [one.version for one in write(both[:1], out)] == [1]  # it stands there already

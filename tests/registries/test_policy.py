@@ -152,12 +152,12 @@ def test_another_build_that_was_placed_meanwhile_is_not_passed_off_as_the_signed
     ref, out = registries.parse(published("right")), tmp_path / "out"
     place = pull.place
 
-    def slower(staged: Path, slot: Any) -> Artifact:
+    def slower(staged: Path, slot: Any, **options: bool) -> Artifact:
         shutil.copytree(staged, slot.path)
         content = dict(manifest.read(staged).content) | {"tools": {"another": "1"}}
         content["sha256"] = manifest.seal(content)
         manifest.write_json(slot.path / manifest.NAME, content)
-        return place(staged, slot)
+        return place(staged, slot, **options)
 
     monkeypatch.setattr(pull, "place", slower)
     with pytest.raises(OutputPathError, match="another build of this version"):
