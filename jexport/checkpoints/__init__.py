@@ -159,6 +159,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         _tokenizer(opened),
         rows=rows,
         do_lower_case=opened.transformer.do_lower_case,
+        as_stored=not opened.transformer.tokenizer,
     )
     encoder = embedding.Encoder(
         config=config,

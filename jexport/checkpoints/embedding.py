@@ -61,6 +61,14 @@ def read(
             f"{encoder.width}",
             fix="give the 1_Pooling/config.json that belongs to these weights",
         )
+    if encoder.tokenizing.pads_left and encoder.table:
+        raise UnsupportedCheckpointError(
+            "the tokenizer pads on the left of a model with learned positions",
+            evidence="padding_side = 'left': in sentence-transformers a text's vector then depends "
+            "on how long the other texts of its batch are",
+            fix="set padding_side to 'right' in tokenizer_config.json, for the vector that each "
+            "text has alone",
+        )
     limit = _limit(encoder)
     if spec.max_tokens > limit:
         raise UnsupportedCheckpointError(

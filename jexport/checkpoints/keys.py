@@ -309,7 +309,12 @@ TOKENIZER = File(
         "model_max_length": honoured("the length limit where nothing else states one"),
         "max_len": honoured("old name of model_max_length"),
         "truncation_side": honoured("the end that a long text loses"),
-        "padding_side": harmless("padding is masked, on either side"),
+        "padding_side": refused(
+            "on the left of learned positions the vectors of sentence-transformers depend on the "
+            "other texts of the batch; harmless for every other model",
+            "right",
+            "left",
+        ),
         "pad_token": honoured("what fills short rows of a batch"),
         "model_input_names": harmless("a text alone has segment 0, checked with the tokenizer"),
         "chat_template": harmless(
@@ -330,6 +335,13 @@ TOKENIZER = File(
         "tokenize_chinese_chars": _BACKEND,
         "extra_special_tokens": _BACKEND,
         "additional_special_tokens": _BACKEND,
+        **dict.fromkeys(
+            (f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "cls", "mask")), _BACKEND
+        ),
+        **dict.fromkeys(
+            ("stride", "truncation_strategy", "pad_token_type_id", "pad_to_multiple_of"),
+            harmless("each call states its own truncation and padding"),
+        ),
         "post_processor": _BACKEND,
         "unk_id": _BACKEND,
         "fix_mistral_regex": _BACKEND,

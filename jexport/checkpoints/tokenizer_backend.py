@@ -36,6 +36,9 @@ SETTINGS = "tokenizer_config.json"
 CONVERTED = (SETTINGS, "special_tokens_map.json")
 """Files beside a converted tokenizer.json; a vocabulary beside it might say something else."""
 
+VOCABULARIES = (FILE, "*.model", "vocab*", "merges*", "*.spm", "*.bpe", "*.codes", "*.tiktoken")
+"""What a tokenizer is made of. Without any transformers makes one of special tokens only."""
+
 PARTS = ("model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens")
 """What token ids depend on; padding and truncation belong to who saved the file last."""
 
@@ -61,6 +64,7 @@ class Tokenizing:
         open: the tokenizer of transformers that they were taken from.
         max_length: its own limit, 0 for none.
         chat_template: whether it has one.
+        pads_left: whether it pads on the left.
     """
 
     files: tuple[Path, ...]
@@ -68,10 +72,16 @@ class Tokenizing:
     open: Callable[[], Any]
     max_length: int
     chat_template: bool
+    pads_left: bool
 
 
 def take(
-    home: Path, opening: Callable[[], Any], *, rows: int, do_lower_case: bool = False
+    home: Path,
+    opening: Callable[[], Any],
+    *,
+    rows: int,
+    do_lower_case: bool = False,
+    as_stored: bool = True,
 ) -> Tokenizing:
     """Open a checkpoint's tokenizer and check it against the embedding table.
 
@@ -80,6 +90,7 @@ def take(
         opening: opens the tokenizer of transformers.
         rows: of the embedding table.
         do_lower_case: put Lowercase before its normaliser, as sentence-transformers does.
+        as_stored: False where it is opened with arguments that its files do not have.
 
     Raises:
         TokenizerError: it cannot be opened, has no backend, or gives ids that the table lacks.
@@ -89,6 +100,13 @@ def take(
     path = home / FILE
     if path.is_file():  # first: a broken file is named better here than by transformers
         tokenizer_files(home, rows=rows)
+    vocabularies = {found for name in VOCABULARIES for found in home.glob(name) if found.is_file()}
+    if not vocabularies:
+        raise TokenizerError(
+            "the checkpoint has no tokenizer",
+            evidence=f"{home}: no {FILE}, and no vocabulary that one could be made of",
+            fix="save the tokenizer with transformers (tokenizer.save_pretrained) and add it",
+        )
     stored = _stored(path)
     with quiet_transformers():
         tokenizer = opening()
@@ -112,14 +130,16 @@ def take(
     read = tuple(home / name for name in TOKENIZER_FILES if (home / name).is_file())
     made = _parts(backend)
     check_rows(made, rows)
-    files = read if stored == made else _written(home, tokenizer, backend)
+    same = as_stored and stored == made
+    files = read if same else _written(home, tokenizer, backend)
     limit = tokenizer.model_max_length
     return Tokenizing(
         files=files,
-        read=read,
+        read=tuple(sorted({*read, *vocabularies})),
         open=lambda: tokenizer,
         max_length=int(limit) if 0 < limit < NO_LIMIT else 0,
         chat_template=getattr(tokenizer, "chat_template", None) is not None,
+        pads_left=tokenizer.padding_side == "left",
     )
 
 
