@@ -69,7 +69,7 @@ def versions(name: str, content: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def notes(name: str, content: Mapping[str, Any]) -> list[str]:
-    """What the line does not say: versions, a prompt that is left to the caller, the engine's own.
+    """What the line does not say: versions, prompts, normalisation and size, the engine's own.
 
     Raises ServingError as `way` does.
     """
@@ -80,7 +80,34 @@ def notes(name: str, content: Mapping[str, Any]) -> list[str]:
         told.append("needs " + ", ".join(f"{package} {said}" for package, said in known.items()))
     if prompt and not found.prompts:
         told.append(f"does not put the prompt before texts; put there yourself: {prompt!r}")
-    return told + ([found.note] if found.note else [])
+    return [*told, *_differences(found, content), *([found.note] if found.note else [])]
+
+
+def _differences(found: Way, content: Mapping[str, Any]) -> list[str]:
+    """Where the engine does otherwise than the checkpoint does."""
+    embedding = content["embedding"]
+    told = []
+    named = {
+        name: text
+        for name, text in embedding.get("prompts", {}).items()
+        if text and text != embedding["prompt"]
+    }
+    if named and found.named:
+        told.append(f"other prompts ({', '.join(named)}): {found.named}")
+    elif named:
+        listed = ", ".join(f"{name} {text!r}" for name, text in named.items())
+        told.append(f"knows no prompt by its name; put there yourself: {listed}")
+    if found.normalizes and not embedding["normalize"]:
+        told.append(
+            "brings every vector to length 1, which the checkpoint does not "
+            f"({embedding.get('similarity', 'cosine')}): {found.normalizes}"
+        )
+    if embedding.get("truncate_dim") and not found.cuts:
+        told.append(
+            f"gives all {embedding['dimension']} dimensions; the checkpoint cuts vectors to the "
+            f"first {embedding['truncate_dim']}"
+        )
+    return told
 
 
 def check_version(name: str, content: Mapping[str, Any], package: str, version: str) -> None:

@@ -61,6 +61,19 @@ class Served:
         return str(self.content["embedding"]["prompt"])
 
     @property
+    def default_prompt_name(self) -> str:
+        """The name of the prompt before each text, quoted for a shell; '' for none."""
+        embedding = self.content["embedding"]
+        of_old = embedding["task"] if embedding["prompt"] else ""  # manifests before format 3
+        name = embedding.get("default_prompt_name", of_old)
+        return shlex.quote(name) if name else ""
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the checkpoint's own vectors have length 1."""
+        return bool(self.content["embedding"]["normalize"])
+
+    @property
     def dtype(self) -> str:
         """The precision as torch names it."""
         return {"bf16": "bfloat16", "fp16": "float16"}.get(self.content["precision"], "float32")
@@ -117,9 +130,10 @@ def llama_index(one: Served) -> str:
     """HuggingFaceEmbedding, which puts its own prompts in the place of the folder's."""
     prompt = _literal(one.prompt)
     prompts = f", query_instruction={prompt}, text_instruction={prompt}" if one.prompt else ""
+    own_length = "" if one.normalize else ", normalize=False"
     return _python(
         "from llama_index.embeddings.huggingface import HuggingFaceEmbedding as E; "
-        f'print(E(model_name={one.literal}{prompts}).get_query_embedding("a text"))'
+        f'print(E(model_name={one.literal}{prompts}{own_length}).get_query_embedding("a text"))'
     )
 
 
@@ -204,7 +218,8 @@ def vllm(one: Served) -> str:
 
 def tei(one: Served) -> str:
     """A server of /embed and of OpenAI's /v1/embeddings."""
-    prompted = f" --default-prompt-name {one.task}" if one.prompt else ""
+    name = one.default_prompt_name
+    prompted = f" --default-prompt-name {name}" if name else ""
     # ONNX Runtime's backend has float32 only, whatever the graph computes in.
     return (
         f"text-embeddings-router --model-id {one.path} --dtype float32{prompted} "
@@ -216,7 +231,7 @@ def model_server(one: Served) -> str:
     """A server of OpenAI's /v3/embeddings."""
     return (
         f"ovms --task embeddings --model_name {one.task} --model_path {one.path} "
-        f"--pooling {GENAI_POOLINGS[one.pooling]} "
+        f"--pooling {GENAI_POOLINGS[one.pooling]} {'' if one.normalize else '--normalize false '}"
         f"--rest_bind_address {one.host} --rest_port {one.port}"
     )
 

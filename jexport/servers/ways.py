@@ -16,6 +16,9 @@ class Way:
     line: builds the line. needs: packages with the versions that can, as pip writes them; those of
     `jina` only for jina-embeddings-v3. prompts: whether the line makes the engine put the prompt
     before each text. poolings: those that it has, empty for all. note: what else to know.
+    named: how a caller chooses another prompt of the artifact by its name, '' where none can.
+    normalizes: of an engine that normalises every vector, what can be done about it; '' where it
+    does as the artifact says. cuts: whether it knows truncate_dim.
     """
 
     line: Callable[[Served], str]
@@ -24,6 +27,9 @@ class Way:
     prompts: bool = False
     poolings: tuple[str, ...] = ()
     note: str = ""
+    named: str = ""
+    normalizes: str = ""
+    cuts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,15 @@ TRANSFORMERS_5 = {"transformers": ">=5.4"}
 
 OPTIMUM_ONNX = {"optimum-onnx": ">=0.1", "transformers": ">=4.36,<4.58"}
 
+BY_SIDE = "encode_query, encode_document, and prompt_name"
+"""How sentence-transformers and jexport choose a prompt."""
+
+TEI_NAMED = (
+    "prompt_name in a request to /embed, or --default-prompt-name NAME when it starts; its /v1 "
+    "route cannot choose"
+)
+TEI_NORMALIZES = 'send "normalize": false to /embed; its /v1 route always normalises'
+
 LEFT = "pooling and the length limit are left to you"
 
 STRIPS = (
@@ -50,7 +65,7 @@ ENGINES: Mapping[str, Engine] = {
     "jexport": Engine(
         title="jexport",
         ways={
-            target: Way(line=lines.jexport, prompts=True)
+            target: Way(line=lines.jexport, prompts=True, named=BY_SIDE, cuts=True)
             for target in ("onnx", "openvino", "trt", "hf", "vllm")
         },
     ),
@@ -60,19 +75,19 @@ ENGINES: Mapping[str, Engine] = {
             "hf": Way(
                 line=lines.sentence_transformers(),
                 jina={"sentence-transformers": ">=5.2", **TRANSFORMERS_5},
-                prompts=True,
+                prompts=True, named=BY_SIDE, cuts=True,
             ),
             "openvino": Way(
                 line=lines.sentence_transformers(', backend="openvino"'),
                 needs={"sentence-transformers": ">=3.2", "openvino": ">=2026.4"},
-                prompts=True,
+                prompts=True, named=BY_SIDE, cuts=True,
             ),
             "onnx": Way(
                 line=lines.sentence_transformers(
                     ', backend="onnx", model_kwargs={"provider": "CPUExecutionProvider"}'
                 ),
                 needs={"sentence-transformers": ">=3.2,<6", **OPTIMUM_ONNX},
-                prompts=True,
+                prompts=True, named=BY_SIDE, cuts=True,
                 note=STRIPS,
             ),
         },
@@ -100,7 +115,7 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.langchain,
                 needs={"langchain-huggingface": ">=1.2"},
                 jina={"sentence-transformers": ">=5.2", **TRANSFORMERS_5},
-                prompts=True,
+                prompts=True, cuts=True,
             )
         },
     ),
@@ -111,7 +126,7 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.llama_index,
                 needs={"llama-index-embeddings-huggingface": ">=0.8"},
                 jina={"sentence-transformers": ">=5.2", **TRANSFORMERS_5},
-                prompts=True,
+                prompts=True, cuts=True,
             )
         },
     ),
@@ -161,14 +176,15 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.infinity,
                 needs={"infinity-emb": ">=0.0.78"},
                 poolings=("mean", "cls"),
-                note=STRIPS,
+                note=STRIPS, normalizes="it has no way to leave it",
             )
         },
     ),
     "vllm": Engine(
         title="vLLM",
         ways={
-            "vllm": Way(line=lines.vllm, needs={"vllm": ">=0.32"}, jina={"transformers": ">=5"})
+            "vllm": Way(line=lines.vllm, needs={"vllm": ">=0.32"}, jina={"transformers": ">=5"},
+                normalizes='send "use_activation": false with each request')
         },
     ),
     "tei": Engine(
@@ -178,10 +194,11 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.tei,
                 needs={"text-embeddings-inference": ">=1.9"},
                 poolings=("mean", "cls"),
-                prompts=True,
+                prompts=True, named=TEI_NAMED, normalizes=TEI_NORMALIZES,
             ),
             "vllm": Way(
                 line=lines.tei, needs={"text-embeddings-inference": ">=1.9"}, prompts=True,
+                named=TEI_NAMED, normalizes=TEI_NORMALIZES,
                 note="its candle backend computes GELU by the tanh formula",
             ),
         },

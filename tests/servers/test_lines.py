@@ -114,3 +114,38 @@ def test_the_prompt_is_asked_of_tei_by_name_only_where_there_is_one() -> None:
     assert "--default-prompt-name retrieval.query" in servers.way("tei", CONTENT).line(one)
     bare = {**CONTENT, "embedding": {**CONTENT["embedding"], "prompt": ""}}
     assert "prompt" not in servers.way("tei", bare).line(Served(folder=Path("f"), content=bare))
+
+
+PROMPTED = {
+    **CONTENT["embedding"],
+    "task": "none",
+    "prompt": "q: ",
+    "prompts": {"query": "q: ", "document": "d: "},
+    "default_prompt_name": "query",
+    "normalize": False,
+    "similarity": "dot",
+    "truncate_dim": 16,
+}
+
+
+@pytest.mark.parametrize(("engine", "target"), WAYS)
+def test_where_an_engine_does_otherwise_than_the_checkpoint_is_told(
+    engine: str, target: str
+) -> None:
+    content = {**content_for(target), "embedding": PROMPTED}
+    told = "\n".join(servers.notes(engine, content))
+    assert ("d: " in told) != ("other prompts (document)" in told)
+    one = servers.way(engine, content)
+    assert ("16" in told) != one.cuts
+    assert ("to length 1" in told) == (engine in ("tei", "vllm", "infinity"))
+    line = one.line(Served(folder=Path("/m"), content=content))
+    assert ("--default-prompt-name query" in line) == (engine == "tei")
+    own_length = {
+        "openvino-model-server": "--normalize false",
+        "llama-index": "normalize=False",
+        "openvino-genai": "c.normalize = False",
+        "fastembed": "normalization=False",
+    }
+    assert own_length.get(engine, "") in line
+    plain = {**content_for(target), "embedding": {**CONTENT["embedding"], "prompt": ""}}
+    assert "length 1" not in "".join(servers.notes(engine, plain))
