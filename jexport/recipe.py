@@ -42,6 +42,7 @@ CUDA_STEPS = (
     "half_residual",
     "skip_layer_norm",
     "fast_gelu",
+    "split_projection",
     "packed_attention",
     "efficient_attention",
 )

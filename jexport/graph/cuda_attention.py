@@ -151,3 +151,81 @@ def efficient(work: edit.Edit) -> int:
         )
         work.take_over(site.node, node)
     return len(found)
+
+
+def split_projection(work: edit.Edit) -> int:
+    """One product that is split (query, key, value; gate and up) -> a product of each part.
+
+    Split copies what the product wrote: as many bytes as the product's output, twice. Smaller
+    products may use a GPU less well, so that a measurement decides.
+
+    Returns:
+        How many were taken apart.
+    """
+    count = 0
+    for split in list(work.graph):
+        sizes = edit.array(split.inputs[1]) if len(split.inputs) == 2 else None
+        if split.op_type != "Split" or split.domain or sizes is None or not _splits_last(split):
+            continue
+        product, bias = _behind(split)
+        weight = edit.weight(product.inputs[1]) if product is not None else None
+        if product is None or weight is None or product.inputs[1] is None:
+            continue
+        begins = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        for number, output in enumerate(list(split.outputs)):
+            part = slice(int(begins[number]), int(begins[number + 1]))
+            made = _part(work, split, product, bias, part)
+            work.replace(output, made)
+        count += 1
+    return count
+
+
+def _splits_last(split: ir.Node) -> bool:
+    axis, rank = split.attributes.get("axis"), len(split.outputs[0].shape or ())
+    return axis is not None and rank > 0 and axis.as_int() in (-1, rank - 1)
+
+
+def _behind(split: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
+    """The product that is split, and its bias; nothing else may use them."""
+    value = split.inputs[0]
+    node = value.producer() if value is not None and edit.only_user(value) is split else None
+    if node is None or node.domain:
+        return None, None
+    if node.op_type == "MatMul":
+        return node, None
+    if node.op_type != "Add":
+        return None, None
+    for source in node.inputs:
+        product = source.producer() if source is not None else None
+        match = edit.bias_add(source) if source is not None else None
+        if product is not None and product.op_type == "MatMul" and match and match[0] is node:
+            return product, match[1]
+    return None, None
+
+
+def _part(
+    work: edit.Edit, split: ir.Node, product: ir.Node, bias: ir.Value | None, part: slice
+) -> ir.Value:
+    """The columns `part` of a product, with their bias."""
+    source, weight = product.inputs
+    assert weight is not None
+    tensor = weight.const_value
+    assert tensor is not None
+    name, rows = f"{part.start}_{part.stop}", edit.sizes(tensor)[0]
+    columns = work.lazy(
+        f"{weight.name}.{name}",
+        tensor,
+        (rows, part.stop - part.start),
+        lambda: tensor.numpy()[:, part],
+    )
+    made = work.insert(
+        split, "MatMul", [source, columns], name=f"{product.name}/{name}", like=product.outputs[0]
+    ).outputs[0]
+    made.shape = ir.Shape([*(made.shape or [None])[:-1], part.stop - part.start])
+    if bias is None:
+        return made
+    assert bias.const_value is not None
+    row = work.constant(f"{bias.name}.{name}", bias.const_value.numpy()[part].copy())
+    return work.insert(
+        split, "Add", [made, row], name=f"{product.name}/{name}/bias", like=made
+    ).outputs[0]

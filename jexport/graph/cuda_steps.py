@@ -78,6 +78,11 @@ STEPS: Mapping[str, Step] = {
         summary="Gelu by the tanh formula (FastGelu)",
         provider_options={},
     ),
+    "split_projection": Step(
+        rewrite=cuda_attention.split_projection,
+        summary="a product each of query, key and value, in the place of one that is split",
+        provider_options={},
+    ),
     "packed_attention": Step(
         rewrite=cuda_packing.pack,
         summary="padding removed before the first layer, PackedMultiHeadAttention in each",

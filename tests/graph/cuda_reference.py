@@ -116,10 +116,22 @@ class PackedMultiHeadAttention(OpRun):
         return (found,)
 
 
+class PackedAttention(OpRun):
+    """Projection of packed tokens, then the same; only ONNX Runtime's own converter makes it."""
+
+    op_domain = MS
+
+    def _run(
+        self, tokens: Any, weight: Any, bias: Any, offset: Any, begins: Any, *_: Any, **__: Any
+    ) -> tuple[np.ndarray]:
+        query, key, value = np.split(tokens @ weight + bias, 3, axis=1)
+        return PackedMultiHeadAttention._run(self, query, key, value, None, offset, begins)
+
+
 OPERATORS = [
     *map(by_kernel, ("BiasGelu", "FastGelu", "RotaryEmbedding", "SkipLayerNormalization",
                      "MultiHeadAttention")),
-    RemovePadding, RestorePadding, PackedMultiHeadAttention,
+    RemovePadding, RestorePadding, PackedMultiHeadAttention, PackedAttention,
 ]  # fmt: skip
 
 

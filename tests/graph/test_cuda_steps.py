@@ -6,6 +6,8 @@ Right padding only: the steps say that they need it.
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +22,7 @@ import onnxruntime
 import pytest
 
 from jexport.errors import UnsupportedGraphError
-from jexport.graph import cuda_kernels, cuda_steps, ort_fusion
+from jexport.graph import cuda_attention, cuda_kernels, cuda_steps, edit, ort_fusion
 from jexport.recipe import CUDA_STEPS, CompileSpec, ExportSpec
 from jexport.runtime.pool import pool
 from jexport.stages import export
@@ -130,12 +132,13 @@ def test_all_stands_for_every_one_and_order_means_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "precision", "wanted"),
     [
-        # half_rotary, half_residual, skip_layer_norm, fast_gelu, packed_, efficient_attention
-        ("minilm", "fp32", (0, 0, 12, 6, 6, 6)),
-        ("minilm", "fp16", (0, 12, 12, 6, 6, 6)),
-        ("small", "fp32", (0, 0, 4, 2, 2, 2)),
-        ("small", "fp16", (4, 4, 4, 2, 2, 2)),
-        ("gated", "fp16", (4, 4, 4, 0, 2, 2)),
+        # half_rotary, half_residual, skip_layer_norm, fast_gelu, split_projection,
+        # packed_attention, efficient_attention
+        ("minilm", "fp32", (0, 0, 12, 6, 6, 6, 6)),
+        ("minilm", "fp16", (0, 12, 12, 6, 6, 6, 6)),
+        ("small", "fp32", (0, 0, 4, 2, 2, 2, 2)),
+        ("small", "fp16", (4, 4, 4, 2, 2, 2, 2)),
+        ("gated", "fp16", (4, 4, 4, 0, 4, 2, 2)),  # gate and up are one product, too
     ],
 )
 def test_how_many_places_each_step_changes(
@@ -166,7 +169,7 @@ def test_heads_that_no_fused_kernel_takes_are_left_alone(
 # --- numbers, by onnxruntime's kernels ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["skip_layer_norm", "efficient_attention"])
+@pytest.mark.parametrize("step", ["skip_layer_norm", "split_projection", "efficient_attention"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_exact_step_gives_what_standard_gives(
     name: str, step: str, encoders: Callable[..., Any], rewritten: Callable[..., Any],
@@ -265,7 +268,9 @@ def test_starts_are_as_onnxruntime_reads_them(
 # --- packing --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [CUDA_ONLY, ("skip_layer_norm", *CUDA_ONLY)], ids=" ".join)
+@pytest.mark.parametrize(
+    "steps", [CUDA_ONLY, ("skip_layer_norm", "split_projection", *CUDA_ONLY)], ids=" ".join
+)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_packed_gives_what_standard_gives(
     name: str, steps: tuple[str, ...], encoders: Callable[..., Any], rewritten: Callable[..., Any],
@@ -297,6 +302,47 @@ def test_all_steps_together_stay_near(
         assert lowest_cosine(found, truth, feed["attention_mask"]) > 0.9999
 
 
+CONVERT = """
+import sys
+import onnx
+import onnxruntime.transformers  # its modules import each other by their bare names
+from onnxruntime.transformers.convert_to_packing_mode import PackingMode
+from onnxruntime.transformers.onnx_model import OnnxModel
+model = OnnxModel(onnx.load(sys.argv[1]))
+PackingMode(model).convert(use_symbolic_shape_infer=False)
+model.topological_sort()
+onnx.save(model.model, sys.argv[2])
+"""
+
+
+def test_our_reading_of_the_operators_is_that_of_onnxruntimes_own_converter(
+    exports: Callable[..., Any], reference: Any, right_padded: Any, seeded: Any, tmp_path: Path
+) -> None:
+    """It packs a graph of Attention nodes that have lengths as their mask."""
+    path = exports("xlm_roberta").model.path
+    model = ir.load(path)
+    ort_fusion.fuse(model, max_tokens=512)
+    work = edit.Edit(model.graph)
+    real = cuda_attention.lengths(work)
+    for node in model.graph:
+        if node.op_type == "Attention":
+            node.replace_input_with(3, real)
+    model.graph.sort()
+    ir.save(model, tmp_path / "lengths.onnx", external_data="lengths.data")
+    subprocess.run(
+        [sys.executable, "-c", CONVERT, tmp_path / "lengths.onnx", tmp_path / "packed.onnx"],
+        check=True,
+    )
+    kinds = [node.op_type for node in onnx.load(tmp_path / "packed.onnx").graph.node]
+    assert kinds.count("PackedAttention") == 2
+    assert {"RemovePadding", "RestorePadding"} <= set(kinds)
+    feed = right_padded["right padded"]
+    real_tokens = feed["attention_mask"].astype(bool)
+    truth = seeded.outputs(path, feed)[HIDDEN]
+    found = reference.evaluator(tmp_path / "packed.onnx").run([HIDDEN], feed)[0]
+    assert np.abs(found - truth)[real_tokens].max() < TOLERANCE
+
+
 def test_layers_run_on_tokens_alone(rewritten: Callable[..., Any]) -> None:
     model = onnx.load(rewritten("small", "fp32", *CUDA_ONLY).folder / "model.onnx")
     shapes = {
@@ -306,6 +352,9 @@ def test_layers_run_on_tokens_alone(rewritten: Callable[..., Any]) -> None:
     products = [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]
     layers = [name for name in products if name.startswith("layers/")]
     assert len(layers) == 8
+    assert not {"Split", "If"} & set(
+        operators(rewritten("small", "fp32", "split_projection", *CUDA_ONLY))
+    )
     assert all(shapes[name][0] == "tokens" and len(shapes[name]) == 2 for name in layers)
 
 
