@@ -26,6 +26,9 @@ LARGEST_BATCH, SMALLEST_BATCH = 65_536, 1024
 """Padded tokens of a pass on a GPU. An H200 took 0.52 of the time with 65,536 that it took with
 1,024; a pass of MiniLM's shape has no use for more."""
 
+UNKNOWN_BATCH = 16_384
+"""The same where the driver does not say what is free."""
+
 LENGTH_MULTIPLE = 16
 """Lengths are rounded up to it where padding costs no other kernel, so that shapes repeat."""
 
@@ -98,6 +101,8 @@ def provider_options(
 def batching(compiled: CompiledModel, device: str) -> Batching:
     """How many tokens a pass takes there, by what is free on a GPU; two passes in flight on one.
 
+    Asked once the session is open: its weights are not free any more.
+
     A graph that branches on padding keeps lengths as they are: a text without padding runs the
     faster branch.
     """
@@ -106,7 +111,7 @@ def batching(compiled: CompiledModel, device: str) -> Batching:
         return Batching()
     free = free_memory(chosen.index)
     return Batching(
-        tokens=LARGEST_BATCH if free is None else batch_tokens(compiled, free),
+        tokens=UNKNOWN_BATCH if free is None else batch_tokens(compiled, free),
         length_multiple=LENGTH_MULTIPLE if capturable(compiled) else 1,
         in_flight=2,
         pooled=True,
@@ -128,9 +133,8 @@ def batch_tokens(compiled: CompiledModel, free_bytes: int) -> int:
     lengths = steps.get("packed_attention") or steps.get("efficient_attention")
     scores = 0 if lengths else 2 * max(1, width // 64) * longest
     per_token = size * (12 * width + scores)
-    weights = sum((compiled.folder / name).stat().st_size for name in compiled.files)
-    fit = max(0.0, free_bytes * ARENA_SHARE - weights) / (2 * per_token)
-    power = 1 << max(0, int(fit).bit_length() - 1)
+    fit = int(free_bytes * ARENA_SHARE / (2 * per_token))
+    power = 1 << max(0, fit.bit_length() - 1)
     return min(LARGEST_BATCH, max(SMALLEST_BATCH, power))
 
 

@@ -504,7 +504,7 @@ def test_how_each_device_wants_its_batches(
     whole = dataclasses.replace(compiled, facts={**compiled.facts, "operators": operators})
     assert wants(whole, "cuda").length_multiple == _onnx_devices.LENGTH_MULTIPLE
     monkeypatch.setattr(_onnx_devices, "free_memory", lambda index: None)
-    assert wants(compiled, "cuda").tokens == _onnx_devices.LARGEST_BATCH
+    assert wants(compiled, "cuda").tokens == _onnx_devices.UNKNOWN_BATCH
 
 
 def test_free_memory_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
