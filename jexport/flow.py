@@ -28,15 +28,21 @@ class Batching:
     """How an opened engine wants its batches.
 
     tokens: padded tokens of one forward pass when many texts are embedded. length_multiple: lengths
-    are rounded up to it, so that shapes repeat. in_flight: batches that may run or wait at once;
-    tokenising and copying overlap with running. pooled: whether the engine's own
-    `sentence_embedding` is asked for, where the graph has one.
+    are rounded up to it, or where they are long to a power of two times it, so that shapes repeat.
+    in_flight: batches that may run or wait at once; tokenising and copying overlap with running.
+    pooled: whether the engine's own `sentence_embedding` is asked for, where the graph has one.
+    fixed_rows: whether the number of rows repeats too (runtime/batches.py), for an engine that
+    keeps code for every shape; the rows that are missing are filled and dropped.
+    single_multiple: what length_multiple is for one text alone, whose shapes are then compiled when
+    the engine is opened; 0 for the same, and none.
     """
 
     tokens: int = 1024
     length_multiple: int = 1
     in_flight: int = 1
     pooled: bool = False
+    fixed_rows: bool = False
+    single_multiple: int = 0
 
 
 WeightReader: TypeAlias = Callable[[], Any]

@@ -24,7 +24,8 @@ from jexport.int8.treatment import Treatment
 from jexport.manifest import file_digest, sha256_of
 from jexport.recipe import CompileSpec
 from jexport.run import give_back_memory
-from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS, plan_batches
+from jexport.runtime.batches import plan_batches
+from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
 from jexport.runtime.pool import finish, pool
 from jexport.targets import Target
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from jexport.errors import CalibrationError
 from jexport.flow import Runner
-from jexport.runtime.embedder import plan_batches
+from jexport.runtime.batches import plan_batches
 from jexport.threads import one_blas_thread
 
 Array = NDArray[np.float32]

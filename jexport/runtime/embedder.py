@@ -1,15 +1,21 @@
 """Embedder: texts -> embeddings. Sorts by length, batches by tokens, runs, pools, un-sorts.
 
-The engine is a `flow.Runner`: this module knows no engine, no artifact folder and no text file.
+Any number of threads may use one, and any process that was forked or spawned from its own. The
+engine is a `flow.Runner`: this module knows no engine, no artifact folder and no text file.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypedDict, Unpack, cast
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -22,6 +28,9 @@ from jexport.errors import (
 )
 from jexport.flow import Batching, Embedding, Runner
 from jexport.runtime import prompts
+from jexport.runtime.batches import Batch, plan, round_up
+from jexport.runtime.combine import Ids, Wanted
+from jexport.runtime.engine import Engine, Opened, only
 from jexport.runtime.lanes import in_order
 from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool, without_prompt
 from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
@@ -32,9 +41,34 @@ TOKEN_VECTORS = "last_hidden_state"
 TEXT_VECTORS = "sentence_embedding"
 """A graph's output after pooling and L2-normalisation: float32 [batch, dim]."""
 
-MANY = 32
-"""Batches in one call from which opening lanes pays: OpenVINO took 13 batches' time to open MiniLM
-again, and saved about a quarter of each batch from then on."""
+WINDOW = 4096
+"""Texts of one `encode` that are tokenised, sorted and batched together: memory does not grow with
+their number, and padding hardly changes beyond it."""
+
+FIRST_WINDOW = 256
+"""Where tokenising overlaps with running, windows begin with so many texts and double up to WINDOW:
+the device has work as soon as these are tokenised."""
+
+WARM_SECONDS, WARM_RATIO = 0.5, 1.5
+
+_LIVE: weakref.WeakSet[Embedder] = weakref.WeakSet()
+
+
+class _Window(NamedTuple):
+    """Texts that were tokenised together. start: number of the first. windows: how many come."""
+
+    start: int
+    ids: Ids
+    windows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """One batch of an `encode`. rows: where its vectors go."""
+
+    rows: list[int]
+    ids: Ids
+    shape: tuple[int, int]
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -73,6 +107,10 @@ class Embedder:
 
     embedding: how a text becomes an embedding. truncated: how many texts were cut to the length
     limit since the Embedder was made (never reset: a stream is many `encode` calls).
+
+    Any number of threads may call it; texts that they send at the same time run together. In a
+    forked child it opens the artifact again at its first use; pickled (multiprocessing's spawn), it
+    is opened again where it arrives.
     """
 
     def __init__(
@@ -85,6 +123,7 @@ class Embedder:
         release: Callable[[], None] | None = None,
         lanes: Callable[[], Sequence[Runner]] | None = None,
         batching: Batching | None = None,
+        reopen: Callable[[], Embedder] | None = None,
     ) -> None:
         """Join a tokenizer and an engine.
 
@@ -94,16 +133,20 @@ class Embedder:
         lanes: opens runners that take a batch each at the same time, or none; called at most once,
         by the first `encode` of many batches. A batch gives the same vectors in each of them.
         batching: how the engine wants its batches, where `encode` is given no other number of
-        tokens; None for the defaults.
+        tokens; None for the defaults. reopen: opens the same artifact again, for another process;
+        it can be pickled.
         """
         self.embedding = embedding
         self.truncated = 0
         self._tokenizer = tokenizer
-        self._runner: Runner | None = runner
-        self._release = release
-        self._open_lanes = lanes
         self._batching = batching or Batching()
-        self._lanes: Sequence[Runner] = ()
+        self._reopen = reopen
+        self._lock = threading.Lock()
+        self._engine = Engine(
+            Opened(runner=runner, lanes=lanes, release=release), self._pooled, self._batching,
+            max_tokens=tokenizer.max_tokens,
+        )  # fmt: skip
+        _LIVE.add(self)
         self._outputs = [name for name in (TOKEN_VECTORS, TEXT_VECTORS) if name in outputs]
         if not self._outputs:
             raise UnsupportedGraphError(
@@ -124,11 +167,18 @@ class Embedder:
         self.close()
 
     def close(self) -> None:
-        """Free the engine. Closing twice is harmless; embedding afterwards is a RuntimeError."""
-        release, self._release, self._runner = self._release, None, None
-        self._open_lanes, self._lanes = None, ()
-        if release is not None:
-            release()
+        """Free the engine, once the passes that run have ended.
+
+        Closing twice is harmless; embedding afterwards is a RuntimeError, also in other threads.
+        """
+        self._engine.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle how it was opened: whoever unpickles it opens the artifact again."""
+        if self._reopen is None:
+            raise TypeError("only an Embedder that open_artifact made can be pickled")
+        self._engine.check_open()
+        return _opened_again, (self._reopen,)
 
     def encode(
         self,
@@ -166,19 +216,21 @@ class Embedder:
         many = [texts] if isinstance(texts, str) else list(texts)
         check_texts(many, first_index=first_index)
         prefix = prompts.text(self.embedding, prompt, prompt_name)
-        skip = self._tokens_to_skip(prefix)
-        prompted = [prefix + text for text in many] if prefix else many
-        ids = self._limited(prompted, truncate=truncate, first_index=first_index)
-        vectors = np.empty((len(ids), shape.columns), dtype=np.float32)
+        wanted = Wanted(output, self._tokens_to_skip(prefix))
+        engine = self._live_engine()
+        windows = self._windows(many, prefix, truncate=truncate, first_index=first_index)
+        vectors = np.empty((len(many), shape.columns), dtype=np.float32)
         most = self._batching.tokens if max_batch_tokens is None else max_batch_tokens
-        batches = plan_batches([len(one) for one in ids], most)
 
-        def forward(lane: Runner, rows: list[int]) -> Floats:
-            return self._forward(lane, [ids[row] for row in rows], output, skip)
+        def forward(lane: Runner | None, batch: _Planned) -> tuple[list[int], Floats]:
+            return batch.rows, engine.run(lane, batch.ids, batch.shape, wanted, most)
 
         # Closed at once whatever is raised here: a traceback would keep it, and its lanes, going.
-        with contextlib.closing(in_order(batches, self._runners(len(batches)), forward)) as done:
-            for rows, pooled in zip(batches, done, strict=True):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(windows))
+            count, batches = self._planned(windows, most)
+            done = in_order(batches, engine.lanes(count), forward)
+            for rows, pooled in stack.enter_context(contextlib.closing(done)):
                 _check_finite(pooled, "text", [first_index + row for row in rows])
                 vectors[rows] = shape.of(pooled)
                 if on_batch is not None:
@@ -256,7 +308,8 @@ class Embedder:
                 evidence=f"chunk {empty[0]} is {chunks[empty[0]]!r:.80}; no token begins in it",
                 fix="join it with a neighbour, or leave it out",
             )
-        hidden = self._run(self._runners(1)[0], [tokens.ids], TOKEN_VECTORS)[1]
+        with self._live_engine().in_use() as runner:
+            hidden = self._run(runner, self._tokenizer.pad([tokens.ids]), TOKEN_VECTORS)
         vectors = mean_by_group(hidden[0], owner, len(chunks))
         _check_finite(vectors, "chunk", range(len(chunks)))
         return shape.of(vectors)
@@ -278,6 +331,27 @@ class Embedder:
         if self.embedding.include_prompt or not prefix:
             return 0
         return self._tokenizer.prompt_tokens(prefix)
+
+    def warm_up(self) -> None:
+        """Run one text of each length that such texts are padded to, while that costs much.
+
+        For an engine that compiles each shape when it first comes (single_multiple): a call with a
+        new length then takes no longer than the next. Lengths go up until compiling no longer costs
+        half of running, for WARM_SECONDS at most.
+        """
+        multiple, limit = self._batching.single_multiple, self._tokenizer.max_tokens
+        begin, tokens, output = time.perf_counter(), multiple, self._outputs[0]
+        with self._engine.in_use() as runner:
+            while 0 < tokens <= limit and time.perf_counter() - begin < WARM_SECONDS:
+                feeds = self._tokenizer.pad([[self._tokenizer.pad_id] * tokens])
+                seconds = []
+                for _ in range(2):
+                    start = time.perf_counter()
+                    only(runner, output)(feeds)
+                    seconds.append(time.perf_counter() - start)
+                if tokens > multiple and seconds[0] <= WARM_RATIO * seconds[1]:
+                    break  # but the very first run does more than its shape needs
+                tokens = round_up(tokens + 1, multiple, limit) if tokens < limit else limit + 1
 
     def _size(self, dimensions: int | None) -> int:
         """Columns of the vectors to return; DimensionError when the model does not offer them."""
@@ -303,53 +377,109 @@ class Embedder:
         pooled = self._batching.pooled and whole and TEXT_VECTORS in self._outputs
         return TEXT_VECTORS if pooled else self._outputs[0]
 
-    def _limited(
-        self, texts: Sequence[str], *, truncate: bool, first_index: int
-    ) -> list[list[int]]:
-        """Token ids of each text within the length limit; over-long ones are counted or refused."""
-        ids = self._tokenizer.token_ids(texts, first_index=first_index)
-        for row, one in enumerate(ids):
-            if len(one) <= self._tokenizer.max_tokens:
-                continue
-            if not truncate:
-                name = f"text {first_index + row}"
-                raise _too_long(name, len(one), self._tokenizer.max_tokens)
-            ids[row] = self._tokenizer.truncate(one)
-            self.truncated += 1
-        return ids
+    def _windows(
+        self, texts: Sequence[str], prefix: str, *, truncate: bool, first_index: int
+    ) -> Generator[_Window, None, None]:
+        """Token ids of the texts, window by window; the next is tokenised while one runs there.
 
-    def _runners(self, batches: int) -> Sequence[Runner]:
-        """The engine, in lanes when there are that many batches; at least one runner."""
-        if self._runner is None:
-            raise RuntimeError("this Embedder is closed")
-        if batches >= MANY and self._open_lanes is not None:
-            open_lanes, self._open_lanes = self._open_lanes, None
-            self._lanes = open_lanes()
-        # One batch goes through the runner that gives it every core.
-        return self._lanes if batches > 1 and self._lanes else (self._runner,)
-
-    def _forward(
-        self, runner: Runner, batch: Sequence[Sequence[int]], output: str, skip: int = 0
-    ) -> Floats:
-        """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim].
-
-        skip: tokens at the start of each row that the pooling leaves out.
+        On a CPU there is nothing to gain: tokenising takes every core as running does.
         """
-        mask, vectors = self._run(runner, batch, output)
-        if output == TEXT_VECTORS:
-            return vectors
-        return pool(vectors, without_prompt(mask, skip), self.embedding.pooling)
+        ahead = self._batching.in_flight > 1
+        spans = _spans(len(texts), FIRST_WINDOW if ahead else WINDOW)
 
-    def _run(
-        self, runner: Runner, batch: Sequence[Sequence[int]], output: str
-    ) -> tuple[Ints, Floats]:
-        """The mask of a padded batch and one of the graph's outputs for it, its shape checked."""
-        if self._runner is None:
-            raise RuntimeError("this Embedder is closed")
-        feeds = self._tokenizer.pad(batch)
-        mask = feeds["attention_mask"]
+        def tokenise(span: tuple[int, int]) -> _Window:
+            part = [prefix + text for text in texts[slice(*span)]]
+            ids = self._limited(part, truncate=truncate, first_index=first_index + span[0])
+            return _Window(start=span[0], ids=ids, windows=len(spans))
+
+        if len(spans) <= 1 or not ahead:
+            yield from map(tokenise, spans)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="jexport-tokenise") as thread:
+            coming = thread.submit(tokenise, spans[0])
+            for span in spans[1:]:
+                window, coming = coming.result(), thread.submit(tokenise, span)
+                yield window
+            yield coming.result()
+
+    def _planned(self, windows: Iterator[_Window], most: int) -> tuple[int, Iterator[_Planned]]:
+        """About how many batches there are, and these, planned window by window."""
+
+        def planned(window: _Window) -> list[_Planned]:
+            lengths = [len(one) for one in window.ids]
+            return [
+                _Planned(
+                    rows=[window.start + row for row in batch.rows],
+                    ids=[window.ids[row] for row in batch.rows],
+                    shape=batch.shape,
+                )
+                for batch in self._plan(lengths, most)
+            ]
+
+        first = next(windows, None)
+        if first is None:
+            return 0, iter(())
+        begun = planned(first)
+
+        def all_batches() -> Iterator[_Planned]:
+            yield from begun
+            for window in windows:
+                yield from planned(window)
+
+        return len(begun) * first.windows, all_batches()
+
+    def _plan(self, lengths: Sequence[int], most: int) -> list[Batch]:
+        return plan(lengths, self._batching, most, self._tokenizer.max_tokens)
+
+    def _limited(self, texts: Sequence[str], *, truncate: bool, first_index: int) -> Ids:
+        """Token ids of each text within the length limit; over-long ones are counted or refused."""
+        kept: list[Ints] = []
+        limit, cut = self._tokenizer.max_tokens, 0
+        for start in range(0, len(texts), FIRST_WINDOW):
+            part = texts[start : start + FIRST_WINDOW]
+            first = first_index + start
+            for row, one in enumerate(self._tokenizer.token_ids(part, first_index=first)):
+                if len(one) > limit and not truncate:
+                    raise _too_long(f"text {first + row}", len(one), limit)
+                cut += len(one) > limit
+                # A list of Python's numbers takes nine times the memory.
+                kept.append(np.array(self._tokenizer.truncate(one), dtype=np.int32))
+        if cut:
+            with self._lock:
+                self.truncated += cut
+        return kept
+
+    def _live_engine(self) -> Engine:
+        """The engine; opened again where this process was forked since it was opened."""
+        with self._lock:
+            if self._engine.stale and self._reopen is not None:
+                self._engine.check_open()
+                fresh = self._reopen()
+                _LIVE.discard(fresh)
+                self._tokenizer, self._engine = fresh._tokenizer, fresh._engine
+        self._engine.check_open()
+        return self._engine
+
+    def _forked(self) -> None:
+        """In a child that was forked: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+        self._engine.forked(again=self._reopen is not None)
+
+    def _pooled(self, runner: Runner, ids: Ids, shape: tuple[int, int], wanted: Wanted) -> Floats:
+        """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim]."""
+        feeds = self._tokenizer.pad(ids, shape=shape)
+        vectors = self._run(runner, feeds, wanted.output)
+        if wanted.output == TOKEN_VECTORS:
+            rows = slice(len(ids))  # those after it only fill the shape
+            mask = without_prompt(feeds["attention_mask"][rows], wanted.skip)
+            vectors = pool(vectors[rows], mask, self.embedding.pooling)
+        return vectors[: len(ids)]
+
+    def _run(self, runner: Runner, feeds: Mapping[str, Ints], output: str) -> Floats:
+        """One of the graph's outputs for a padded batch, its shape checked."""
+        shape = feeds["attention_mask"].shape
         values = np.asarray(only(runner, output)(feeds)[output], dtype=np.float32)
-        lead = mask.shape if output == TOKEN_VECTORS else mask.shape[:1]
+        lead = shape if output == TOKEN_VECTORS else shape[:1]
         expected = (*lead, self.embedding.dimension)
         if values.shape != expected:
             raise UnsupportedGraphError(
@@ -357,7 +487,7 @@ class Embedder:
                 evidence=f"{output} is {list(values.shape)}, expected {list(expected)}",
                 fix="build the artifact again",
             )
-        return mask, values
+        return values
 
     def _check_late_chunking(self, chunks: Sequence[str]) -> None:
         """Refuse what has no token vectors to average, and chunks that are not a list of str."""
@@ -378,37 +508,27 @@ class Embedder:
         check_texts(chunks)
 
 
-def only(runner: Runner, output: str) -> Runner:
-    """The runner asked for one output alone, where it can be."""
-    ask = getattr(runner, "only", None)
-    return runner if ask is None else cast(Runner, ask((output,)))
+def _spans(total: int, first: int) -> list[tuple[int, int]]:
+    """Begin and end of each window: `first` texts, then twice as many, up to WINDOW."""
+    spans: list[tuple[int, int]] = []
+    start, size = 0, first
+    while start < total:
+        spans.append((start, min(start + size, total)))
+        start, size = start + size, min(2 * size, WINDOW)
+    return spans
 
 
-def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
-    """Group rows of similar length so that rows x longest <= max_batch_tokens; longest first.
+def _opened_again(reopen: Callable[[], Embedder]) -> Embedder:
+    return reopen()
 
-    lengths: tokens of each row. Returns the row numbers of each batch; every row is in exactly one,
-    and a row over the limit is alone. Of all cuts of the rows sorted by length, it takes the one
-    with the fewest tokens, padding included, where each batch costs 1/64 of the limit on top: a
-    forward pass of MiniLM cost as much as 7 tokens, and padding [500, 10] doubles the work. On
-    1,500 mixed texts it padded 0.3 % (filling each batch to the limit: 1.0 %) and took 5 ms.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    cost = np.zeros(len(order) + 1)  # of the first n rows in that order, cut as well as possible
-    begin = [0] * (len(order) + 1)  # where the last batch of that cut begins
-    for stop, row in enumerate(order, 1):
-        longest = max(1, lengths[row])
-        low = max(0, stop - max(1, max_batch_tokens // longest))
-        candidates = cost[low:stop] + np.arange(stop - low, 0, -1) * longest
-        best = int(candidates.argmin())
-        begin[stop] = low + best
-        cost[stop] = candidates[best] + max_batch_tokens / 64
-    batches: list[list[int]] = []
-    stop = len(order)
-    while stop:
-        batches.append(order[begin[stop] : stop])
-        stop = begin[stop]
-    return batches
+
+def _after_fork() -> None:
+    for embedder in list(_LIVE):
+        embedder._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _chunk_of_each_token(tokens: TokenOffsets, start: int, sizes: Sequence[int]) -> Ints:

@@ -1,35 +1,40 @@
 """Several batches at once: items -> results in the order of the items, one lane an item at a time.
 
-A lane is a `flow.Runner` that may run while the others do. This module knows no text and no engine.
+A lane is something that may run while the others do, such as a `flow.Runner`. This module knows no
+text and no engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
-from jexport.flow import Runner
-
+Lane = TypeVar("Lane")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+AHEAD = 4
+"""Items for each lane that are asked for ahead of their turn: a long one holds up no other."""
+
 
 def in_order(
-    items: Sequence[Item], lanes: Sequence[Runner], work: Callable[[Runner, Item], Result]
+    items: Iterable[Item], lanes: Sequence[Lane], work: Callable[[Lane, Item], Result]
 ) -> Generator[Result, None, None]:
     """`work(lane, item)` of each item, in their order; as many at once as there are lanes.
 
-    With one lane nothing runs beside the caller. An exception of `work` is raised in its item's
-    place. Whoever stops before the end closes the generator: items that have not begun never do,
-    and those that have are waited for, so that no lane is in use afterwards.
+    With one lane nothing runs beside the caller. Items are asked for a few ahead. An exception of
+    `work` is raised in its item's place. Whoever stops before the end closes the generator: items
+    that have not begun never do, and those that have are waited for, so that no lane is in use
+    afterwards.
     """
     if len(lanes) == 1:
         for item in items:
             yield work(lanes[0], item)
         return
-    free: SimpleQueue[Runner] = SimpleQueue()
+    free: SimpleQueue[Lane] = SimpleQueue()
     for lane in lanes:
         free.put(lane)
 
@@ -41,7 +46,13 @@ def in_order(
             free.put(lane)
 
     threads = ThreadPoolExecutor(len(lanes), thread_name_prefix="jexport-lane")
+    begun: deque[Future[Result]] = deque()
     try:
-        yield from threads.map(one, items)
+        for item in items:
+            begun.append(threads.submit(one, item))
+            if len(begun) >= AHEAD * len(lanes):
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
     finally:
         threads.shutdown(cancel_futures=True)

@@ -6,13 +6,16 @@ Needs numpy, tokenizers and the target's engine only.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jexport import manifest, signing, targets
 from jexport.errors import (
     ArtifactError,
+    DeviceError,
     JexportError,
     UnknownTargetError,
     UnknownTaskError,
@@ -54,18 +57,58 @@ def open_artifact(
             folder = folder.resolve()  # what is opened is what was checked, whatever `latest` does
         content = _manifest(folder, verify).content
         _check_task(task, content, folder)
-        return _opened(folder, content, _Wish(device, threads, cuda_graphs), stack)
+        source = _Source(_pinned(path, folder), device, threads, verify, cuda_graphs)
+        return _opened(folder, content, source, stack)
 
 
-class _Wish(NamedTuple):
-    """How an engine is to be opened, as `open_artifact` was asked."""
+@dataclass(frozen=True)
+class _Source:
+    """What was opened and how, as `open_artifact` was asked; called, it opens it again.
 
+    place: the folder, absolute and without links, or a ref with its digest: what a name stands for
+    may have changed in the meantime.
+    """
+
+    place: str
     device: str
     threads: int
+    verify: bool | signing.Policy
     cuda_graphs: bool
 
+    def __call__(self) -> Embedder:
+        """Open it again, in this process. Raises as `open_artifact`, and DeviceError."""
+        if self.device != "cpu" and _holds_a_parents_gpu():
+            raise DeviceError(
+                "a GPU cannot be used in a process that was forked from one that used it",
+                evidence="CUDA was started before the fork",
+                fix="start processes with multiprocessing's 'spawn' (an Embedder can be passed to "
+                "them), fork before the first artifact is opened, or use device='cpu'",
+            )
+        return open_artifact(
+            self.place, device=self.device, threads=self.threads, verify=self.verify,
+            cuda_graphs=self.cuda_graphs,
+        )  # fmt: skip
 
-def _opened(folder: Path, content: Any, wish: _Wish, held: contextlib.ExitStack) -> Embedder:
+
+def _pinned(path: str | Path, folder: Path) -> str:
+    if not (isinstance(path, str) and "://" in path):
+        return str(folder.resolve())
+    from jexport import registries
+
+    # A pulled release lies in a folder that is named by its digest (pulled.py).
+    return registries.parse(path).at(folder.parent.name.replace("-", ":", 1))
+
+
+def _holds_a_parents_gpu() -> bool:
+    """Whether an NVIDIA device's file was open when this process was forked (Linux)."""
+    for link in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link).startswith("/dev/nvidia"):
+                return True
+    return False
+
+
+def _opened(folder: Path, content: Any, wish: _Source, held: contextlib.ExitStack) -> Embedder:
     """held: what is to be released when the Embedder is closed; taken over at the end."""
     target = _target(content["target"], folder)
     if content["engine"]["facts"].get("portable") is True:
@@ -107,12 +150,14 @@ def _opened(folder: Path, content: Any, wish: _Wish, held: contextlib.ExitStack)
         lanes=lanes,
         # A runner may say where it really runs: 'auto' is no device.
         batching=target.batching(compiled, getattr(runner, "device", wish.device)),
+        reopen=wish,
     )
     stack.callback(held.pop_all().close)
+    embedder.warm_up()
     return embedder
 
 
-def _opener(target: targets.Target, wish: _Wish) -> Callable[..., Any]:
+def _opener(target: targets.Target, wish: _Source) -> Callable[..., Any]:
     """What opens the target's engine. Raises UnsupportedGraphError where it has no CUDA graphs."""
     if not wish.cuda_graphs:
         return target.runner

@@ -7,7 +7,6 @@ transformers' `truncation=True`. Knows no graph and no pooling.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,17 +156,22 @@ class TextTokenizer:
         kept = ids[end - room : end] if self.cut == "left" else ids[self._head :][:room]
         return ids[: self._head] + kept + ids[end:]
 
-    def pad(self, batch: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:
+    def pad(
+        self, batch: Sequence[Sequence[int] | NDArray[Any]], *, shape: tuple[int, int] = (0, 0)
+    ) -> dict[str, NDArray[np.int64]]:
         """`input_ids` and `attention_mask`, int64 [batch, longest], padded on the right.
 
-        There is always at least one column, since engines refuse an empty axis.
+        There is always at least one column, since engines refuse an empty axis. shape: at least so
+        many rows and columns; rows too many are the last one again.
         """
-        lengths = np.array([len(ids) for ids in batch], dtype=np.int64)
-        longest = max(1, int(lengths.max(initial=0)))
+        filled = list(batch)
+        filled += filled[-1:] * (shape[0] - len(batch))
+        lengths = np.array([len(ids) for ids in filled], dtype=np.int64)
+        longest = max(1, shape[1], int(lengths.max(initial=0)))
         real = np.arange(longest) < lengths[:, None]
         input_ids = np.full(real.shape, self.pad_id, dtype=np.int64)
-        flat = itertools.chain.from_iterable(batch)
-        input_ids[real] = np.fromiter(flat, dtype=np.int64, count=int(lengths.sum()))
+        if filled:
+            input_ids[real] = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in filled])
         return {"input_ids": input_ids, "attention_mask": real.astype(np.int64)}
 
 

@@ -22,7 +22,8 @@ from jexport.errors import (
 )
 from jexport.flow import Batching, Embedding, Runner, Tensors
 from jexport.runtime import Embedder, TextTokenizer
-from jexport.runtime.embedder import MANY, plan_batches
+from jexport.runtime.batches import plan_batches
+from jexport.runtime.engine import MANY
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 DIM = 16

@@ -164,7 +164,7 @@ def test_the_engine_is_freed(built: CompiledModel, monkeypatch: pytest.MonkeyPat
         assert run(FEED)
     gc.collect()
     assert kept[0]() is None
-    with pytest.raises(IndexError):
+    with pytest.raises(RuntimeError, match="closed"):
         run(FEED)
     with pytest.raises(KeyError), target.runner(built, "cpu", 1) as run:
         raise KeyError("stop")
@@ -284,10 +284,11 @@ def test_lanes_are_asked_for_and_freed(
         "INFERENCE_PRECISION_HINT": "bf16",
         "PERFORMANCE_HINT": "THROUGHPUT",
         "INFERENCE_NUM_THREADS": 2,
+        "CPU_RUNTIME_CACHE_CAPACITY": target.CACHED,
     }
     gc.collect()
     assert kept[0]() is None
-    with pytest.raises(IndexError):
+    with pytest.raises(RuntimeError, match="closed"):
         lanes[1](FEED)
 
 

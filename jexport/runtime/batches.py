@@ -1,0 +1,124 @@
+"""Texts of many lengths -> batches: which rows run together, and in which shape.
+
+Some engines keep code for every shape (rows, tokens) that they have seen. For those, `Batching`
+asks for lengths from a ladder (length_multiple) and numbers of rows from another (fixed_rows), so
+that shapes are few and repeat. This module knows no tokenizer and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jexport.flow import Batching
+
+STEPS = 32
+"""A ladder's step doubles where a length is more than so many steps: it stays below 1/16 of it."""
+
+FEW = 4
+"""How much coarser the ladder of lengths is for batches that are not full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One forward pass. rows: numbers of its texts. shape: (rows, tokens), padding included."""
+
+    rows: list[int]
+    shape: tuple[int, int]
+
+
+def plan(
+    lengths: Sequence[int], batching: Batching, max_batch_tokens: int, max_tokens: int
+) -> list[Batch]:
+    """Group rows of similar length into batches, longest first.
+
+    Args:
+        lengths: tokens of each row.
+        batching: how the engine wants its shapes.
+        max_batch_tokens: limit of rows x tokens of one batch; a longer row is alone.
+        max_tokens: no length is rounded up beyond it.
+
+    Returns:
+        Batches with every row in exactly one. Without ladders they are those of `plan_batches`.
+    """
+    if len(lengths) == 1 and batching.single_multiple:
+        tokens = round_up(lengths[0], batching.single_multiple, max_tokens)
+        return [Batch(rows=[0], shape=(1, tokens))]
+    rounded = [max(1, length) for length in lengths]
+    if batching.length_multiple > 1 or batching.fixed_rows:
+        rounded = [round_up(length, batching.length_multiple, max_tokens) for length in lengths]
+    if batching.fixed_rows:
+        multiple = batching.length_multiple
+        return _plan_fixed_rows(rounded, max_batch_tokens, multiple, max_tokens)
+    return [
+        Batch(rows=rows, shape=(len(rows), max(rounded[row] for row in rows)))
+        for rows in plan_batches(rounded, max_batch_tokens)
+    ]
+
+
+def round_up(length: int, multiple: int, max_tokens: int) -> int:
+    """A length on the ladder of multiples, its step doubling with the length; at most `max_tokens`.
+
+    With a multiple of 1: 1 to 32 are exact, then 34, 36 to 64, 68 to 128. An empty text takes one
+    token: engines refuse an empty axis.
+    """
+    length = max(1, length)
+    step = multiple
+    while length > STEPS * step:
+        step *= 2
+    return max(length, min(-(-length // step) * step, max_tokens))
+
+
+def _plan_fixed_rows(
+    lengths: Sequence[int], max_batch_tokens: int, multiple: int, max_tokens: int
+) -> list[Batch]:
+    """Batches whose number of rows follows from their length, or is a power of two.
+
+    Many rows: full batches from the longest on. What is left at the end, the shortest rows, is
+    filled up to a full batch: one shape more would cost more than its padding. On 4,096 texts of 3
+    to 25 words that padded 3.8 %, in 34 shapes; on lognormal lengths up to 512 3 %, in 110.
+    Few rows (less than two full batches): cut as by `plan_batches`, each batch filled up to a power
+    of two, and its length to a multiple of four times the ladder's.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    batches: list[Batch] = []
+    if sum(lengths) >= 2 * max_batch_tokens:
+        while order:
+            tokens = lengths[order[0]]
+            full = max(1, max_batch_tokens // tokens)
+            batches.append(Batch(rows=order[:full], shape=(full, tokens)))
+            del order[:full]
+        return batches
+    for rows in plan_batches(lengths, max_batch_tokens):
+        tokens = round_up(max(lengths[row] for row in rows), FEW * multiple, max_tokens)
+        batches.append(Batch(rows=rows, shape=(1 << (len(rows) - 1).bit_length(), tokens)))
+    return batches
+
+
+def plan_batches(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
+    """Group rows of similar length so that rows x longest <= max_batch_tokens; longest first.
+
+    lengths: tokens of each row. Returns the row numbers of each batch; every row is in exactly one,
+    and a row over the limit is alone. Of all cuts of the rows sorted by length, it takes the one
+    with the fewest tokens, padding included, where each batch costs 1/64 of the limit on top: a
+    forward pass of MiniLM cost as much as 7 tokens, and padding [500, 10] doubles the work. On
+    1,500 mixed texts it padded 0.3 % (filling each batch to the limit: 1.0 %) and took 5 ms.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    cost = np.zeros(len(order) + 1)  # of the first n rows in that order, cut as well as possible
+    begin = [0] * (len(order) + 1)  # where the last batch of that cut begins
+    for stop, row in enumerate(order, 1):
+        longest = max(1, lengths[row])
+        low = max(0, stop - max(1, max_batch_tokens // longest))
+        candidates = cost[low:stop] + np.arange(stop - low, 0, -1) * longest
+        best = int(candidates.argmin())
+        begin[stop] = low + best
+        cost[stop] = candidates[best] + max_batch_tokens / 64
+    batches: list[list[int]] = []
+    stop = len(order)
+    while stop:
+        batches.append(order[begin[stop] : stop])
+        stop = begin[stop]
+    return batches
