@@ -39,7 +39,7 @@ from jexport.errors import (
     UnknownTaskError,
     nearest,
 )
-from jexport.evaluation import reference_set
+from jexport.evaluation import edge_texts, reference_set
 from jexport.flow import (
     Artifact,
     CalibrationSet,
@@ -360,6 +360,7 @@ def _furnish(
             pad_id=tokenizer.pad_id,
             max_tokens=tokenizer.max_tokens,
             cut=tokenizer.cut,
+            edge=edge_texts.short(),
         )
     )
 

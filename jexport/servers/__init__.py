@@ -15,6 +15,9 @@ from jexport.servers.ways import ENGINES, Way
 FOR_CUDA = ("jexport", "onnxruntime", "triton")
 """Engines whose line opens an onnx artifact that is made for CUDA alone; the others' open a CPU."""
 
+GRAPH_TOKENIZED = ("openvino-genai", "openvino-model-server")
+"""Engines that tokenise with openvino_tokenizer.xml; all others of that target take the json."""
+
 JINA_TYPES = ("jina_embeddings_v3", "nomic_bert")
 """What config.json of a merged jina-embeddings-v3 says that it is."""
 
@@ -80,6 +83,10 @@ def notes(name: str, content: Mapping[str, Any]) -> list[str]:
         told.append("needs " + ", ".join(f"{package} {said}" for package, said in known.items()))
     if prompt and not found.prompts:
         told.append(f"does not put the prompt before texts; put there yourself: {prompt!r}")
+    graph = content["engine"]["facts"].get("tokenizer_graph", {})
+    if name in GRAPH_TOKENIZED and graph.get("differs_on_characters"):
+        listed = ", ".join(graph["differs_on_characters"])
+        told.append(f"its tokenizer is a graph, which gives other ids for texts with {listed}")
     return [*told, *_differences(found, content), *([found.note] if found.note else [])]
 
 

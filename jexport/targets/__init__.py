@@ -38,7 +38,7 @@ class Furnishing:
     """A packaged folder, before its manifest is written, and how its texts become token ids.
 
     tokenize(texts): ids as the runtime makes them, prompt aside, cut to max_tokens at the end
-    `cut`. texts: those of the parity set.
+    `cut`. texts: those of the parity set. edge: texts that tokenizers get wrong.
     """
 
     folder: Path
@@ -48,6 +48,7 @@ class Furnishing:
     pad_id: int
     max_tokens: int
     cut: str
+    edge: Sequence[str] = ()
 
 
 def default_batching(compiled: CompiledModel, device: str) -> Batching:

@@ -2,7 +2,8 @@
 
 OpenVINO GenAI and Model Server tokenise with this graph; jexport itself and sentence-transformers
 use tokenizer.json. The converter is not exact for every tokenizer, so the graph is kept only when
-it gives the same ids on every text of the parity set; on which odd texts it differs is told.
+it gives the same ids on every text of the parity set; on which odd texts and characters it differs,
+the manifest says.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ def write(room: Furnishing) -> dict[str, Any]:
         if not wrong:
             _openvino_names.settle(graph)
             openvino.save_model(graph, str(room.folder / GRAPH), compress_to_fp16=False)
-            odd = dict(zip(ODD_TEXTS, room.tokenize(list(ODD_TEXTS)), strict=True))
+            odd = _differing(tokenize, room, [*ODD_TEXTS, *room.edge])
             return {
                 "written": True,
                 "texts_compared": len(texts),
-                "differs_on": [text[:40] for text in ODD_TEXTS if tokenize(text) != odd[text]],
+                "differs_on": [text[:40] for text in odd],
+                "differs_on_characters": _characters(tokenize, room, odd),
             }
         lost = min(lost or wrong, wrong, key=len)
     return {
@@ -67,6 +69,20 @@ def write(room: Furnishing) -> dict[str, Any]:
         "texts_compared": len(texts),
         "differs_on": [text[:40] for text in lost[:10]],
     }
+
+
+def _differing(tokenize: _Opened, room: Furnishing, texts: Sequence[str]) -> list[str]:
+    """The texts for which the graph gives other ids than tokenizer.json."""
+    several = list(dict.fromkeys(texts))
+    pairs = zip(several, room.tokenize(several), strict=True)
+    return [text for text, wanted in pairs if list(tokenize(text)) != wanted]
+
+
+def _characters(tokenize: _Opened, room: Furnishing, texts: Sequence[str]) -> list[str]:
+    """Code points ("U+200B") of these texts that alone make a difference in a plain text."""
+    seen = sorted({letter for text in texts for letter in text})
+    around = {f"a {letter} b{letter}c": letter for letter in seen}
+    return [f"U+{ord(around[text]):04X}" for text in _differing(tokenize, room, [*around])]
 
 
 def _sources(room: Furnishing) -> Iterator[Tokenizer]:

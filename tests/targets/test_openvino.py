@@ -363,7 +363,8 @@ def test_real_bert_ids_in_30_languages_and_odd_texts(
 ) -> None:
     furnishing = room(minilm, 256)
     facts = _openvino_tokenizer.write(furnishing)
-    assert facts == {"written": True, "texts_compared": 302, "differs_on": []}
+    assert facts == {"written": True, "texts_compared": 302, "differs_on": [],
+                     "differs_on_characters": []}  # fmt: skip
     # final sigma; Japanese marks; words over 100 characters; cut to the limit
     hard = ["ΟΔΟΣ ς", "時々〆切 〇", "ア" * 60, "é" * 101, "ok " * 400, ""]
     wanted = furnishing.tokenize(hard)
@@ -381,6 +382,10 @@ def test_a_unigram_tokenizer_tells_where_it_differs(
     assert [path.read_bytes() for path in sorted(furnishing.folder.glob("openvino_*"))] == first
     assert facts["written"] is True
     assert "  two  spaces " in facts["differs_on"]
+    assert facts["differs_on_characters"] == ["U+0020"]
+    more = _openvino_tokenizer.write(dataclasses.replace(furnishing, edge=["a \u2581 b", "plain"]))
+    assert more["differs_on"] == [*facts["differs_on"], "a \u2581 b"]
+    assert more["differs_on_characters"] == ["U+0020", "U+2581"]
     texts = ["Ein Satz.", "", "word " * 80]
     assert list(ids_of(furnishing.folder, texts)) == furnishing.tokenize(texts)
 
