@@ -138,20 +138,43 @@ class Encoder(torch.nn.Module):
     """input_ids, attention_mask (int64 [batch, sequence]) -> the outputs that were asked for."""
 
     def __init__(
-        self, model: Any, embedding: Embedding, outputs: Sequence[str], dimension: int
+        self,
+        model: Any,
+        embedding: Embedding,
+        outputs: Sequence[str],
+        dimension: int,
+        *,
+        simplified: bool = True,
     ) -> None:
+        """Make a model ready for the trace; it is changed.
+
+        simplified: False leaves its masks and lookups as they are, where another form of them does
+        not give the model's own hidden states.
+        """
         super().__init__()
         self.model = model
         self.embedding = embedding
         self.outputs = tuple(outputs)
         self.dimension = dimension
-        self.additive_mask = _take_additive_mask(model)
-        self.leading_positions = _simplify(model)
+        self.additive_mask = simplified and _take_additive_mask(model)
+        self.leading_positions = simplified and _simplify(model)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         """Outputs in the order of `self.outputs`."""
+        mask = attention_mask.to(torch.float32)
+        hidden = self.hidden(input_ids, attention_mask)
+        made = []
+        for name in self.outputs:
+            if name == "last_hidden_state":
+                made.append(hidden)
+            else:
+                made.append(_sentence(hidden, mask, self.embedding, self.dimension))
+        return tuple(made)
+
+    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The model's last hidden states, float32 [batch, sequence, hidden]."""
         mask = attention_mask.to(torch.float32)
         given = self._additive(mask) if self.additive_mask else attention_mask
         extra = {}
@@ -160,14 +183,10 @@ class Encoder(torch.nn.Module):
             extra = {"position_ids": input_ids, "token_type_ids": input_ids}
         with plain_products():
             out = self.model(input_ids=input_ids, attention_mask=given, **extra)
-        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
-        made = []
-        for name in self.outputs:
-            if name == "last_hidden_state":
-                made.append(hidden)
-            else:
-                made.append(_sentence(hidden, mask, self.embedding, self.dimension))
-        return tuple(made)
+        hidden: torch.Tensor = (
+            out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        )
+        return hidden
 
     def _additive(self, mask: torch.Tensor) -> Any:
         """What is added to attention's scores: [batch, 1, 1, sequence], or one for each layer kind.

@@ -14,7 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jexport.errors import DimensionError, RecipeError, UnsupportedCheckpointError
+from jexport.errors import (
+    DimensionError,
+    JexportError,
+    RecipeError,
+    UnsupportedCheckpointError,
+)
 from jexport.flow import LoadedModel, OnnxModel, Signature, TensorSpec
 from jexport.manifest import file_digest, sha256_of
 from jexport.recipe import ExportSpec
@@ -41,7 +46,7 @@ def run(
     """
     import onnx_ir as ir
 
-    from jexport.graph import half, overflow, storage, tidy, traceable
+    from jexport.graph import half, overflow, storage, tidy, trace_errors
 
     if precision not in ("fp32", "fp16"):
         raise RecipeError(
@@ -50,12 +55,18 @@ def run(
             fix="use --precision fp32 or fp16",
         )
     check_dimension(spec, model)
-    module = model.assemble(model.weights)
-    encoder = traceable.Encoder(module, model.embedding, spec.outputs, spec.dimension).eval()
+    encoder = _encoder(model, spec)
     kept = half.Keep(spec.keep_fp32)
     if precision == "fp16" or will_be_half:
         overflow.check_texts(encoder, samples, kept)
-    program = _trace(encoder, spec, model.embedding.max_tokens)
+    try:
+        program = _trace(encoder, spec, model.embedding.max_tokens)
+    except JexportError:
+        raise
+    except Exception as error:  # torch, its exporter and a model's code raise what they like
+        if trace_errors.is_the_machines(error):
+            raise
+        raise trace_errors.unsupported(error, encoder) from error
     graph = program.model
     tidy.tidy(graph)
     tidy.check(graph, allow_odd=not encoder.additive_mask)
@@ -64,8 +75,8 @@ def run(
     signature = _declare(graph, spec, model)
     path = out_dir / GRAPH
     storage.save(graph, path)
-    _release(program, module)
-    del program, graph, encoder, module
+    _release(program, encoder)
+    del program, graph, encoder
     digests = {name: file_digest(out_dir / name, root=out_dir).sha256 for name in (GRAPH, WEIGHTS)}
     assert ir.load(path).opset_imports[""] == spec.opset
     return OnnxModel(
@@ -79,6 +90,48 @@ def run(
         pooling=model.embedding.pooling if model.embedding.include_prompt else "",
         normalize=model.embedding.normalize,
     )
+
+
+def _encoder(model: LoadedModel, spec: ExportSpec) -> Any:
+    """The checkpoint's module as it is traced, once it gives the module's own hidden states.
+
+    Where the simplified form does not (a causal mask taken for a bidirectional one, say), the
+    module is read again and traced as it is. Raises UnsupportedGraphError.
+    """
+    from jexport.graph import probe, traceable
+
+    def made(module: Any, *, simplified: bool) -> Any:
+        return traceable.Encoder(
+            module, embedding, spec.outputs, spec.dimension, simplified=simplified
+        ).eval()
+
+    embedding = model.embedding
+    module = _assembled(model)
+    texts = probe.of(module, max_tokens=embedding.max_tokens)
+    own = probe.own_states(module, texts)
+    encoder = made(module, simplified=True)
+    if not probe.agrees(encoder, texts, own):
+        encoder = made(_assembled(model), simplified=False)
+        if not probe.agrees(encoder, texts, own):
+            raise probe.not_itself(encoder, texts, own)
+    return encoder
+
+
+def _assembled(model: LoadedModel) -> Any:
+    """The checkpoint's module; what its own code raises becomes an error that names it."""
+    from jexport.graph import trace_errors
+
+    try:
+        return model.assemble(model.weights)
+    except JexportError:
+        raise
+    except Exception as error:
+        if trace_errors.is_the_machines(error):
+            raise
+        kind = model.config.get("model_type")
+        raise trace_errors.unsupported(
+            error, None, what=f"the model (model_type {kind!r}) cannot be made from its config.json"
+        ) from error
 
 
 def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
