@@ -46,7 +46,8 @@ CUDA_STEPS = (
     "packed_attention",
     "efficient_attention",
 )
-"""What compile.cuda may list, with 'all' for every one; graph/cuda_steps.py does them."""
+"""What compile.cuda may list, with 'all' for every one but packed_attention, which can be listed
+beside it: it rules CUDA graphs out. graph/cuda_steps.py does them."""
 
 HARDWARE_COMPATIBLE = ("", "same_compute_capability", "ampere_plus")
 """On which other GPUs a TensorRT engine must run: none, those of its own kind, Ampere and newer."""

@@ -96,6 +96,9 @@ STEPS: Mapping[str, Step] = {
 }
 """In the order in which they are applied, whatever order a recipe lists them in."""
 
+ALTERNATIVE = "packed_attention"
+"""Not in 'all': a graph with it cannot be captured as a CUDA graph."""
+
 
 def names() -> tuple[str, ...]:
     """The steps there are, in the order in which they are applied."""
@@ -121,12 +124,14 @@ def expand(chosen: Sequence[str]) -> tuple[str, ...]:
     """The steps that `compile.cuda` means, in the order in which they are applied.
 
     Args:
-        chosen: names of steps, or 'all' among them.
+        chosen: names of steps; 'all' among them stands for every one but `packed_attention`, which
+            takes the place of `efficient_attention` when it is listed as well.
 
     Returns:
         Their names, each once.
     """
-    return tuple(name for name in STEPS if name in chosen or "all" in chosen)
+    every = set(STEPS) - {ALTERNATIVE} if "all" in chosen else set()
+    return tuple(name for name in STEPS if name in chosen or name in every)
 
 
 def apply(model: ir.Model, chosen: Sequence[str]) -> dict[str, int]:

@@ -124,7 +124,9 @@ def test_a_recipe_knows_the_steps_that_there_are() -> None:
 
 
 def test_all_stands_for_every_one_and_order_means_nothing() -> None:
-    assert cuda_steps.expand(["all"]) == CUDA_STEPS
+    usual = tuple(step for step in CUDA_STEPS if step not in CUDA_ONLY)
+    assert cuda_steps.expand(["all"]) == usual
+    assert cuda_steps.expand(["all", *CUDA_ONLY]) == CUDA_STEPS
     assert cuda_steps.expand(CUDA_STEPS[::-1]) == CUDA_STEPS
     assert cuda_steps.expand([]) == ()
 
@@ -295,7 +297,7 @@ def test_all_steps_together_stay_near(
     right_padded: Any, seeded: Any,
 ) -> None:  # fmt: skip
     standard = seeded.session(encoders(name, "fp32").path)
-    ours = reference.evaluator(rewritten(name, "fp16", "all").folder / "model.onnx")
+    ours = reference.evaluator(rewritten(name, "fp16", "all", *CUDA_ONLY).folder / "model.onnx")
     feed = right_padded["right padded"]
     for truth, found in zip(standard.run(None, feed), ours.run(None, feed), strict=True):
         assert found.dtype == np.float32
@@ -343,6 +345,23 @@ def test_our_reading_of_the_operators_is_that_of_onnxruntimes_own_converter(
     assert np.abs(found - truth)[real_tokens].max() < TOLERANCE
 
 
+def test_places_start_anew_in_each_text(
+    rewritten: Callable[..., Any], reference: Any, seeded: Any, tmp_path: Path
+) -> None:
+    """A rotation by places that go on would give the same scores, until the tables end."""
+    model = graph_of(rewritten("small", "fp32", *CUDA_ONLY))
+    places = next(node for node in model.graph if node.name == "packed/positions")
+    model.graph.outputs.append(places.outputs[0])
+    ir.save(model, tmp_path / "model.onnx", external_data="data")
+    found = reference.evaluator(tmp_path / "model.onnx").run(None, seeded.feed([4, 1, 3], 5))
+    assert found[-1].tolist() == [[0, 1, 2, 3, 0, 0, 1, 2]]
+
+
+def test_all_can_be_captured_as_a_cuda_graph(rewritten: Callable[..., Any]) -> None:
+    assert cuda_kernels.place(graph_of(rewritten("small", "fp16", "all"))).capturable
+    assert "RemovePadding" not in operators(rewritten("small", "fp16", "all"))
+
+
 def test_layers_run_on_tokens_alone(rewritten: Callable[..., Any]) -> None:
     model = onnx.load(rewritten("small", "fp32", *CUDA_ONLY).folder / "model.onnx")
     shapes = {
@@ -364,7 +383,7 @@ def test_onnxruntime_takes_the_graph_and_lacks_only_the_kernels(
     name: str, precision: str, rewritten: Callable[..., Any], seeded: Any
 ) -> None:
     """Operators, attributes, types and shapes are checked before a kernel is looked for."""
-    path = rewritten(name, precision, "all").folder / "model.onnx"
+    path = rewritten(name, precision, "all", *CUDA_ONLY).folder / "model.onnx"
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented) as caught:
         seeded.session(path)
     assert "Could not find an implementation for Re" in str(caught.value)
