@@ -68,15 +68,22 @@ class Captured:
         with self._lock:
             known = self._shapes.get(key)
             small = 0 < filled * length <= SMALL_TOKENS and rows > 0
-            if known is None and small and len(self._shapes) < MOST_SHAPES:
-                known = self._shapes[key] = self._new(filled, length, outputs)
-            if known is None:
+            if known is not None:
+                return self._replay(known, feed, rows)
+            if not small or len(self._shapes) >= MOST_SHAPES:
                 return self._bound(outputs, feed)
-            for name, value in known.inputs.items():
-                value.update_inplace(_filled(feed[name], filled))
-            self._session.run_with_iobinding(known.binding, graph_options(str(known.number)))
-            known.binding.synchronize_outputs()
-            return [value.numpy()[:rows].copy() for value in known.outputs]
+            new = self._new(filled, length, outputs)
+            found = self._replay(new, feed, rows)
+            self._shapes[key] = new  # a capture that failed is none
+            return found
+
+    def _replay(self, shape: _Shape, feed: Tensors, rows: int) -> list[np.ndarray]:
+        """A pass of a shape; its first one captures it."""
+        for name, value in shape.inputs.items():
+            value.update_inplace(_filled(feed[name], value.shape()[0]))
+        self._session.run_with_iobinding(shape.binding, graph_options(str(shape.number)))
+        shape.binding.synchronize_outputs()
+        return [value.numpy()[:rows].copy() for value in shape.outputs]
 
     def _new(self, rows: int, length: int, outputs: Sequence[str]) -> _Shape:
         import onnxruntime

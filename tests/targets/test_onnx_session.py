@@ -222,6 +222,28 @@ def test_large_batches_and_too_many_shapes_are_not_captured(
     assert numbers == ["1", "2"]
 
 
+def test_a_capture_that_fails_is_tried_again(
+    captured: tuple[Any, list[str]], plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, numbers = captured
+    made.run([POOLED], FEEDS[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(made._session, "run_with_iobinding", fail_with(RuntimeError("capture")))
+        with pytest.raises(RuntimeError, match="capture"):
+            made.run([POOLED], FEEDS[1])
+    assert made.shapes == 1
+    found = made.run([POOLED], FEEDS[1])[0]
+    np.testing.assert_allclose(found, plain(FEEDS[1])[POOLED], rtol=1e-5, atol=1e-6)
+    assert numbers == ["1", "2", "2"]
+
+
+def fail_with(error: Exception) -> Callable[..., Any]:
+    def fail(*words: Any) -> Any:
+        raise error
+
+    return fail
+
+
 def test_threads_take_turns_at_one_graph(captured: tuple[Any, list[str]], plain: Any) -> None:
     made, _ = captured
     wanted = [plain(one)[POOLED] for one in FEEDS]
@@ -427,7 +449,7 @@ FULL = [
 
 
 @pytest.mark.parametrize("text", FULL)
-@pytest.mark.parametrize("kind", [bindings.RuntimeException, bindings.Fail, bindings.EPFail])
+@pytest.mark.parametrize("kind", [bindings.RuntimeException, bindings.EPFail, RuntimeError])
 def test_a_full_memory_is_an_error_of_its_own(text: str, kind: type[Exception]) -> None:
     def fail(outputs: Any, feed: Any) -> Any:
         raise kind(text)
@@ -471,8 +493,12 @@ def test_a_real_arena_that_is_full_is_recognised(compiled: CompiledModel, tmp_pa
     (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
     huge = dataclasses.replace(compiled, folder=tmp_path)
     ids = np.array([1 << 40, 1 << 10], np.int64)
+    feed = {"input_ids": ids, "attention_mask": ids}
     with target.runner(huge, "cpu", 1) as run, pytest.raises(DeviceMemoryError):
-        run({"input_ids": ids, "attention_mask": ids})
+        run(feed)
+    with pytest.raises(DeviceMemoryError) as caught:
+        bound(huge)(feed)
+    assert type(caught.value.__cause__) is RuntimeError
 
 
 def batch(compiled: CompiledModel, free: float, **facts: Any) -> int:
