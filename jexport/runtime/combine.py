@@ -38,7 +38,7 @@ LINGER_SECONDS = 0.002
 not over this. Without it the first that comes back runs alone and the others wait for it."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Call:
     """One batch that a thread wants run.
 

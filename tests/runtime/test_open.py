@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import jexport
 from jexport import targets
-from jexport.errors import ArtifactError, DependencyError, UnknownTaskError
+from jexport.errors import ArtifactError, DependencyError, DeviceError, UnknownTaskError
 from jexport.flow import Batching, CompiledModel, Runner
 from jexport.runtime import open as opening
 
@@ -166,3 +169,71 @@ def test_an_artifact_of_another_task_is_refused(artifact: Path) -> None:
     assert "is not of the task 'separation'" in caught.value.what
     assert "retrieval.query" in caught.value.evidence
     assert "jexport build --task separation" in caught.value.fix
+
+
+# other processes
+
+
+def _embed(queue: Any, model: Any, texts: list[str]) -> None:
+    queue.put(model.encode(texts))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_another_process_opens_it_again(method: str, artifact: Path) -> None:
+    """Forked, the engine's threads are not there; spawned, nothing is."""
+    texts = ["one text", "another one", "and a third"] * 5
+    context: Any = multiprocessing.get_context(method)
+    with jexport.open_artifact(artifact, device="cpu", threads=2) as model:
+        wanted = model.encode(texts)
+        queue = context.Queue()
+        process = context.Process(target=_embed, args=(queue, model, texts))
+        process.start()
+        found = queue.get(timeout=120)
+        process.join(30)
+        assert process.exitcode == 0
+        np.testing.assert_array_equal(model.encode(texts), wanted)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_pickled_it_is_opened_as_it_was(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "latest"
+    link.symlink_to(artifact)
+    with jexport.open_artifact(link, device="cpu", threads=3, verify=False) as model:
+        raw = pickle.dumps(model)
+        wanted = model.encode("a text")
+    link.unlink()  # the name may stand for another artifact by now
+    asked: list[tuple[str, int]] = []
+    onnx = targets.load("onnx")
+
+    def runner(compiled: CompiledModel, device: str, threads: int) -> Any:
+        asked.append((device, threads))
+        return onnx.runner(compiled, device, threads)
+
+    monkeypatch.setattr(
+        opening.targets, "load", lambda name: dataclasses.replace(onnx, runner=runner)
+    )
+    monkeypatch.setattr(opening.manifest, "verify", lambda folder: pytest.fail("verify=False"))
+    with pickle.loads(raw) as again:
+        np.testing.assert_array_equal(again.encode("a text"), wanted)
+    assert asked == [("cpu", 3)]
+    with pytest.raises(RuntimeError, match="closed"):
+        pickle.dumps(model)
+
+
+def test_a_parents_gpu_is_refused_by_name(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = opening._Source(str(artifact), "auto", 0, True, False)
+    monkeypatch.setattr(opening, "_holds_a_parents_gpu", lambda: True)
+    with pytest.raises(DeviceError, match="forked") as caught:
+        source()
+    assert "spawn" in caught.value.fix
+    dataclasses.replace(source, device="cpu")().close()
+
+
+def test_a_ref_is_opened_again_by_its_digest(tmp_path: Path) -> None:
+    folder = tmp_path / f"sha256-{'0' * 64}" / "1.0.0"
+    folder.mkdir(parents=True)
+    digest = "sha256:" + "0" * 64
+    assert opening._pinned("oci://127.0.0.1:1/a/b:newest", folder).endswith(f"/a/b@{digest}")
+    assert opening._pinned(folder, folder) == str(folder)
