@@ -12,6 +12,7 @@ import pytest
 
 from jexport import manifest, pipeline, recipe, verdict
 from jexport.errors import ParityError
+from jexport.evaluation import reference_set
 
 
 @dataclasses.dataclass
@@ -77,6 +78,30 @@ def test_a_build_that_ended_in_package_does_not_validate_again(
     assert resumed.name == undisturbed.name
     sealed = [manifest.read(one).content["sha256"] for one in (resumed, undisturbed)]
     assert sealed[0] == sealed[1]
+
+
+def test_the_judge_is_asked_once_for_every_target_and_precision(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = reference_set.run, []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        asked.append(args)
+        return real(*args, **named)
+
+    monkeypatch.setattr(reference_set, "run", counted)
+    made = recipe.for_model(str(small))
+    spec = dataclasses.replace(made.validate, budget_tokens=1, max_tokens=64)
+    made = dataclasses.replace(made, validate=spec)
+    for target, precision in (("hf", "fp32"), ("hf", "bf16"), ("vllm", "fp32")):
+        pipeline.build(
+            made, task="separation", target=target, precision=precision, out=tmp_path / "out"
+        )
+    assert len(asked) == 1
+    other = dataclasses.replace(made.load, prompts={"separation": "apart: "})
+    made = dataclasses.replace(made, load=other)
+    pipeline.build(made, task="separation", target="hf", out=tmp_path / "out")
+    assert len(asked) == 2  # what the recipe says on purpose is another question
 
 
 def test_other_gates_are_another_verdict(ended: Builds) -> None:

@@ -123,6 +123,26 @@ class Runtime:
         return Embedded(vectors=np.stack(vectors), outputs=outputs)
 
 
+def token_ids(candidate: Candidate, words: Sequence[str], use: str) -> list[list[int]]:
+    """Token ids of each text as the Embedder gives them to an engine: prompt included, cut.
+
+    The engine is left out, so that every text can be asked for.
+    """
+    listener = _Listener(candidate.outputs)
+    embedder = Embedder(
+        tokenizer=candidate.tokenizer,
+        runner=listener,
+        embedding=candidate.embedding,
+        outputs=[spec.name for spec in candidate.outputs],
+    )
+    method = getattr(embedder, use)
+    found = []
+    for text in words:
+        method(text)
+        found.append(listener.ids)
+    return found
+
+
 @contextmanager
 def opened(candidate: Candidate) -> Iterator[Runtime]:
     """Open the engine."""
@@ -163,6 +183,27 @@ class _Recorder:
         return answer
 
 
+class _Listener:
+    """A runner that computes nothing and keeps the token ids of the text that it was given."""
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self._specs = specs
+        self.ids: list[int] = []
+
+    def __call__(self, feed: Tensors) -> Tensors:
+        ids, mask = feed["input_ids"], feed["attention_mask"].astype(bool)
+        self.ids = ids[0][mask[0]].tolist()
+        sizes = _sizes(ids.shape)
+        return {
+            spec.name: np.ones(tuple(int(sizes.get(one, one)) for one in spec.shape), np.float32)
+            for spec in self._specs
+        }
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[int | str, int]:
+    return dict(zip(("batch", "sequence"), shape, strict=True))
+
+
 def _checked(answer: Tensors, spec: TensorSpec, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """An output that is there and has its shape; shape: of the batch, rows and columns."""
     if spec.name not in answer:
@@ -172,7 +213,7 @@ def _checked(answer: Tensors, spec: TensorSpec, shape: tuple[int, ...]) -> NDArr
             fix="build again; if it stays, report this model",
         )
     value: NDArray[np.float32] = np.asarray(answer[spec.name], dtype=np.float32)
-    sizes: dict[int | str, int] = dict(zip(("batch", "sequence"), shape, strict=True))
+    sizes = _sizes(shape)
     wanted = tuple(sizes.get(size, size) for size in spec.shape)
     if value.shape != wanted:
         raise ParityError(

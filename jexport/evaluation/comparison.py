@@ -45,25 +45,25 @@ SHOWN = 8
 class Comparison:
     """Both sides: what the judge gave, and the artifact's token ids of the same texts.
 
-    limits: of both in tokens, 0 for none. prompts: what the artifact puts before each text.
+    Those ids are what the runtime gives its engine.
     """
 
     reference: ReferenceSet
     candidate: Candidate
     ids: tuple[list[int], ...]
-    prompts: tuple[str, ...]
 
     @classmethod
     def of(cls, reference: ReferenceSet, candidate: Candidate) -> Comparison:
         """Tokenise as the runtime does. Raises ParityError where a text has no token there."""
-        prompts = tuple(_prompt(candidate, use) for use in reference.uses)
-        texts = [prompt + one.text for prompt, one in zip(prompts, reference.samples, strict=True)]
-        found = cls(
-            reference=reference,
-            candidate=candidate,
-            ids=tuple(candidate.tokenizer.model_ids(texts)),
-            prompts=prompts,
-        )
+        ids: list[list[int]] = [[] for _ in reference.samples]
+        for use in USES:
+            rows = [row for row, own in enumerate(reference.uses) if own == use]
+            words = [reference.samples[row].text for row in rows]
+            if words:
+                made = candidates.token_ids(candidate, words, use)
+                for row, one in zip(rows, made, strict=True):
+                    ids[row] = one
+        found = cls(reference=reference, candidate=candidate, ids=tuple(ids))
         if not all(found.ids[: len(reference.vectors)]):
             raise ParityError(
                 "validate: the artifact's tokenizer gives no token for a text",
@@ -75,7 +75,7 @@ class Comparison:
     @classmethod
     def of_stored(cls, stored: Stored, candidate: Candidate) -> Comparison:
         """Only vectors are compared: what is stored is the ids, not the texts."""
-        ids = tuple(list(one) for one in stored.ids)
+        ids = tuple(map(list, stored.ids))
         reference = ReferenceSet(
             samples=tuple(
                 Sample(text=str(row), language=language)
@@ -93,7 +93,7 @@ class Comparison:
             tokenizer=StoredIds(candidate.tokenizer, ids),
             embedding=dataclasses.replace(candidate.embedding, prompt=""),
         )
-        return cls(reference=reference, candidate=plain, ids=ids, prompts=("",) * len(ids))
+        return cls(reference=reference, candidate=plain, ids=ids)
 
     def differing(self) -> list[int]:
         """The texts whose token ids are not the same on both sides."""
@@ -114,7 +114,7 @@ class Comparison:
                 given.ids[row],
                 self.ids[row],
                 tokenize=lambda text: tokenizer.model_ids([text])[0],
-                prompt=self.prompts[row],
+                prompt=self.candidate.embedding.prompt if given.uses[row] == ENCODE else "",
                 limits=(given.max_tokens, tokenizer.max_tokens),
             )
             if likely in seen or len(seen) == SHOWN:
@@ -240,11 +240,6 @@ class Comparison:
         if apart["largest_error"] > diagnosis.LENGTHS:
             return [diagnosis.of_lengths(wanted, made.vectors)]
         return []
-
-
-def _prompt(candidate: Candidate, use: str) -> str:
-    """What the artifact's runtime puts before a text, by the library's method of the same name."""
-    return candidate.embedding.prompt
 
 
 def _joined(parts: Sequence[Embedded]) -> Embedded:

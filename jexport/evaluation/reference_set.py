@@ -21,9 +21,12 @@ from jexport.evaluation import edge_texts, judge
 from jexport.evaluation.edge_texts import EDGE
 from jexport.flow import CalibrationSet, LoadedModel, ReferenceFiles, Sample
 from jexport.recipe import LoadSpec, ValidateSpec
+from jexport.runtime.embedder import Embedder
 
 FILE = "judge.safetensors"
-COMPARED_USES: tuple[str, ...] = ()
+COMPARED_USES = tuple(use for use in (judge.QUERY, judge.DOCUMENT) if hasattr(Embedder, use))
+"""Methods of the library beside `encode` that the runtime has, too."""
+
 USE_TEXTS = 24
 """Texts that are embedded again by encode_query and encode_document, where they differ."""
 
