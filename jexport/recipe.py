@@ -194,7 +194,7 @@ class ValidateSpec:
     """
 
     texts: str = "parity"
-    budget_tokens: int = 16_384
+    budget_tokens: int = 8_192
     max_tokens: int = 2_048
     gates: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: DEFAULT_GATES)
 

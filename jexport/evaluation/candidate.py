@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -65,15 +66,16 @@ class Runtime:
     """A candidate that is open. Use through `opened`."""
 
     def __init__(self, candidate: Candidate, forward: Runner) -> None:
-        """Put an Embedder before the engine."""
+        """Put Embedders before the engine.
+
+        One for each thread: a single one would join what several threads send, and what is in a
+        batch would depend on the time.
+        """
         self._candidate = candidate
         self._recorder = _Recorder(forward, candidate.outputs)
-        self._embedder = Embedder(
-            tokenizer=candidate.tokenizer,
-            runner=self._recorder,
-            embedding=candidate.embedding,
-            outputs=[spec.name for spec in candidate.outputs],
-        )
+        self._free: SimpleQueue[Embedder] = SimpleQueue()
+        for _ in range(candidate.at_once):
+            self._free.put(_embedder(candidate, self._recorder))
 
     def embed(
         self,
@@ -98,11 +100,15 @@ class Runtime:
         """
         lengths = list(map(len, ids))
         chosen = batches_of(lengths) if batches is None else batches
-        method = getattr(self._embedder, use)
         self._recorder.rows = {}
 
         def answer(rows: Sequence[int]) -> Any:
-            return method([words[row] for row in rows], max_batch_tokens=ONE_BATCH)
+            embedder = self._free.get()
+            try:
+                method = getattr(embedder, use)
+                return method([words[row] for row in rows], max_batch_tokens=ONE_BATCH)
+            finally:
+                self._free.put(embedder)
 
         vectors: list[Any] = [None] * len(words)
         at_once = self._candidate.at_once if batches is None else 1
@@ -123,19 +129,22 @@ class Runtime:
         return Embedded(vectors=np.stack(vectors), outputs=outputs)
 
 
+def _embedder(candidate: Candidate, runner: Runner) -> Embedder:
+    return Embedder(
+        tokenizer=candidate.tokenizer,
+        runner=runner,
+        embedding=candidate.embedding,
+        outputs=[spec.name for spec in candidate.outputs],
+    )
+
+
 def token_ids(candidate: Candidate, words: Sequence[str], use: str) -> list[list[int]]:
     """Token ids of each text as the Embedder gives them to an engine: prompt included, cut.
 
     The engine is left out, so that every text can be asked for.
     """
     listener = _Listener(candidate.outputs)
-    embedder = Embedder(
-        tokenizer=candidate.tokenizer,
-        runner=listener,
-        embedding=candidate.embedding,
-        outputs=[spec.name for spec in candidate.outputs],
-    )
-    method = getattr(embedder, use)
+    method = getattr(_embedder(candidate, listener), use)
     found = []
     for text in words:
         method(text)
