@@ -527,3 +527,20 @@ def test_file_digest_is_that_of_sha256sum(tmp_path: Path) -> None:
     found = manifest.file_digest(tmp_path / "a" / "b", root=tmp_path)
     assert (found.path, found.size_bytes) == ("a/b", len(content))
     assert found.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_format_2_is_still_read(artifact_copy: Path) -> None:
+    """It knew one prompt, and neither similarity nor truncate_dim."""
+    from jexport.runtime.open import embedding_of
+
+    def older(content: dict[str, Any]) -> None:
+        content["format"] = 2
+        for key in ("prompts", "default_prompt_name", "similarity", "truncate_dim",
+                    "include_prompt"):  # fmt: skip
+            del content["embedding"][key]
+
+    now = embedding_of(manifest.read(artifact_copy).content)
+    rewritten(artifact_copy, older, seal=True)
+    content = manifest.read(artifact_copy).content
+    assert content["format"] == 2
+    assert embedding_of(content) == now
