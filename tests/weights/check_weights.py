@@ -26,9 +26,10 @@ def had() -> Callable[[real.Pin], None]:
     known: dict[str, str] = {}
 
     def check(pin: real.Pin) -> None:
-        reason = known.setdefault(pin.name, real.why_not(pin))
-        if reason:
-            pytest.skip(reason)
+        if pin.name not in known:  # without a network the hub's client tries for half a minute
+            known[pin.name] = real.why_not(pin)
+        if known[pin.name]:
+            pytest.skip(known[pin.name])
 
     return check
 
