@@ -22,8 +22,6 @@ def write(
     name: str, command: str, note: str, head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Replace section `name` of the page by a table, and print it."""
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
     section = "\n".join(
         [
             f"## {name}",
@@ -32,10 +30,21 @@ def write(
             "",
             note,
             "",
-            *lines,
+            *lines(head, rows),
             "",
         ]
     )
+    put(name, section)
+
+
+def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines in Markdown."""
+    first = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return first + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def put(name: str, section: str) -> None:
+    """Replace section `name` of the page by this one, and print it."""
     text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else HEAD
     sections = re.split(r"(?m)^(?=## )", text)
     kept = [part for part in sections[1:] if not part.startswith(f"## {name}\n")]
@@ -46,12 +55,17 @@ def write(
 
 def machine() -> str:
     """Cores, processor features and library versions that the numbers depend on."""
+    versions = [
+        f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "onnxruntime", "openvino")
+    ]
+    return f"{cores()}, {', '.join(versions)}"
+
+
+def cores() -> str:
+    """Architecture, cores and those processor features that matter."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     features = [
         f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if f in flags
     ]
-    versions = [
-        f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "onnxruntime", "openvino")
-    ]
-    cores = len(os.sched_getaffinity(0))
-    return f"{platform.machine()}, {cores} cores ({' '.join(features)}), {', '.join(versions)}"
+    count = len(os.sched_getaffinity(0))
+    return f"{platform.machine()}, {count} cores ({' '.join(features)})"
