@@ -60,6 +60,7 @@ VARIANTS: dict[str, Variant] = {
     "hf": Variant(target="hf", precision="fp32"),
     "fp16": Variant(target="onnx", precision="fp16"),
     "fp32": Variant(target="onnx", precision="fp32"),
+    "tf32": Variant(target="onnx", precision="tf32", providers=("cuda",)),
 }
 """By name. 'hf' is what the torch sides open."""
 
