@@ -29,9 +29,12 @@ LINES, WIDTH = 40, 200
 RESERVE_S = 10.0
 """For the summary."""
 
-SMALL_TESTS, FULL_TESTS = ("tests/gpu", "--ignore=tests/gpu/test_full_size.py"), (
-    "tests/gpu/test_full_size.py",
-)  # fmt: skip
+SMALL_TESTS = (
+    "tests/gpu/test_onnx_on_device.py",
+    "tests/gpu/test_onnx_on_cuda.py",
+    "tests/gpu/test_trt_on_gpu.py",
+)
+FULL_TESTS = ("tests/gpu/test_full_size.py",)
 
 
 @dataclass(kw_only=True)
@@ -157,7 +160,7 @@ def _run(check: Check) -> None:
                            "(tests/gpu/provider/prepare.py packs one)")  # fmt: skip
     building.wait()
     if tests:
-        _tests(check, "tests-full-size", FULL_TESTS, limit_s=75).run()
+        _tests(check, "tests-full-size", FULL_TESTS, limit_s=60).run()
     # Steps end well before the limit: one that has begun is not stopped.
     seconds = max(1.0, check.left_s() - (2 if asked.small else 30))
     check.part("bench", *words, "--seconds", f"{seconds:.0f}", limit_s=check.left_s()).run()

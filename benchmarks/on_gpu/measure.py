@@ -104,9 +104,17 @@ class Memory:
             torch.cuda.empty_cache()
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[list[int]]:
-        """Sample meanwhile; the list's one number is the highest use at the end."""
+    def watched(self, *, sampled: bool = True) -> Iterator[list[int]]:
+        """Sample meanwhile; the list's one number is the highest use at the end.
+
+        sampled: False asks before and after alone, as calls of another thread may spoil the capture
+        of a CUDA graph.
+        """
         highest = [self.used()]
+        if not sampled:
+            yield highest
+            highest[0] = max(highest[0], self.used())
+            return
         stop = threading.Event()
 
         def sample() -> None:
@@ -136,11 +144,11 @@ class MemoryOf:
         self.peak: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def acting(self, side: str) -> Iterator[None]:
-        """What happens in the block is that side's."""
+    def acting(self, side: str, *, sampled: bool = True) -> Iterator[None]:
+        """What happens in the block is that side's. sampled: see Memory.watched."""
         self._memory.give_back()
         before, held = self._memory.used(), self._held.get(side, 0)
-        with self._memory.watched() as highest:
+        with self._memory.watched(sampled=sampled) as highest:
             yield
         self.peak[side] = max(self.peak.get(side, 0), held + highest[0] - before)
         self._memory.give_back()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from jexport.runtime.tokenise import TextTokenizer
 
 FORMAT = 1
 TORCH, COMPILED, EXACT = "torch fp16", "torch fp16, compiled", "torch fp32"
-FP16, FP32 = "onnx fp16", "onnx fp32"
+FP16, FP32, TF32 = "onnx fp16", "onnx fp32", "onnx tf32"
 GRAPHS, CAPTURED = "CUDA graphs", ("fp16", "fp16 for CUDA, all")
 """Artifacts that are opened with CUDA graphs as well; one that cannot be captured says so."""
 
@@ -45,12 +45,13 @@ class Settings:
     )  # fmt: skip
     texts: int = 4096
     mean_tokens: float = 318.0
-    fp32_share: float = 0.25
+    fp32_share: float = 0.125
+    torch_share: float = 0.25
     rounds: int = 10
     seconds: float = 5.0
-    mix_rounds: int = 3
+    mix_rounds: int = 2
     one_text: int = 200
-    one_text_s: float = 2.0
+    one_text_s: float = 1.0
     matmul: int = 16384
     compiled: int = 2
 
@@ -108,6 +109,7 @@ class Bench:
         self._memory = measure.MemoryOf(measure.Memory(self._provider))
         self._tokenizer: TextTokenizer | None = None
         self._source: models.TextSource | None = None
+        self._texts: dict[tuple[int, ...], list[str]] = {}
 
     def close(self) -> None:
         """Free every side."""
@@ -141,14 +143,12 @@ class Bench:
             made[EXACT] = partial(torch, folder, self._provider, "float32")
         return made
 
-    def names(self, kind: str, *, torch: bool = True, graphs: bool = False) -> list[str]:
-        """Sides in half precision. torch: torch's, too; graphs: those with CUDA graphs, too."""
+    def names(self, kind: str, *, graphs: bool = False) -> list[str]:
+        """Sides in half precision, not compiled. graphs: those with CUDA graphs, too."""
         return [
             name
             for name in self.sides(kind)
-            if name not in (FP32, EXACT, COMPILED)
-            and (torch or name != TORCH)
-            and (graphs or GRAPHS not in name)
+            if name not in (FP32, TF32, EXACT, COMPILED) and (graphs or GRAPHS not in name)
         ]
 
     def _side(self, kind: str, name: str) -> Opened | None:
@@ -159,7 +159,7 @@ class Bench:
             try:
                 if name not in known:
                     raise KeyError(f"no such side: {name}")
-                with self._memory.acting(f"{kind} {name}"):
+                with self._memory.acting(f"{kind} {name}", sampled=GRAPHS not in name):
                     self._open[key] = self._stack.enter_context(known[name]())
             except Exception as error:
                 self._fail(kind, name, "opening", measure.one_line(error))
@@ -184,7 +184,10 @@ class Bench:
         """Texts of about so many tokens."""
         if self._source is None:
             self._source = models.TextSource(self.tokenizer.token_ids)
-        return self._source.texts(lengths)
+        key = tuple(lengths)
+        if key not in self._texts:
+            self._texts[key] = self._source.texts(lengths)
+        return self._texts[key]
 
     def _ids(self, batch: int, tokens: int) -> Feed:
         """Seeded ids without padding."""
@@ -200,7 +203,15 @@ class Bench:
             assert graph is not None
             self._truth = graph
         with sides.exact_products():
-            return self._truth(feed)
+            if feed["attention_mask"].all():
+                return self._truth(feed)
+            # A text at a time: padding them all to the longest could fill the memory.
+            rows = []
+            for ids, mask in zip(feed["input_ids"], feed["attention_mask"], strict=True):
+                real = mask.astype(bool)[None]
+                rows.append(self._truth({"input_ids": ids[None][real][None],
+                                         "attention_mask": mask[None][real][None]}))  # fmt: skip
+            return np.concatenate(rows)
 
     # --- measurements -------------------------------------------------------------------------
 
@@ -225,7 +236,7 @@ class Bench:
         for batch, tokens in self.how.shapes:
             if tokens > self.model.max_tokens:
                 continue
-            self._encoded(names, self.texts_of([tokens] * (4 * batch)), tokens, self.how.rounds)
+            self._encoded(names, self.texts_of([tokens] * (4 * batch)), tokens, 5)
 
     def mix(self, names: Sequence[str], graph_of: str = "", share: float = 1.0) -> None:
         """End to end on texts of mixed length.
@@ -251,8 +262,11 @@ class Bench:
                 kind, names, lambda run, s=sentence, f=feed: run(f if kind == "graph" else s), feed
             )
             for name, one in running.items():
+                longer = 1.0 if tokens == self.how.shapes[0][1] else 0.4
                 taken = measure.in_turn(
-                    {name: one.run}, rounds=self.how.one_text, seconds=self.how.one_text_s
+                    {name: one.run},
+                    rounds=self.how.one_text,
+                    seconds=self.how.one_text_s * longer,
                 )
                 self._record(f"one {kind}", taken, {name: one}, tokens=tokens, texts=1,
                              real_tokens=int(feed["attention_mask"].sum()),
@@ -274,13 +288,15 @@ class Bench:
             if graph is not None and graph.graph is not None:
                 forward = graph.graph
                 batches = sides.batches_of(self._path(variant), self._provider, sentences)
+                measure.in_turn({"graph": lambda: [forward(one) for one in batches]},
+                                rounds=1, seconds=0, warm=False)  # fmt: skip
                 running["graph"] = _Running(
                     run=lambda: [forward(one) for one in batches], cosine=None,
                     batches=len(batches),
                 )  # fmt: skip
         taken = measure.in_turn(
             {name: one.run for name, one in running.items()},
-            rounds=rounds, seconds=2 * self.how.seconds, warm="graph" in running,
+            rounds=rounds, seconds=2 * self.how.seconds, warm=False,
         )  # fmt: skip
         flop = sum(self.model.flop(len(one)) for one in ids)
         about = {"tokens": tokens, "texts": len(sentences), "flop": flop,
@@ -310,7 +326,8 @@ class Bench:
                 continue
             function = opened.graph if kind == "graph" else opened.encode
             try:
-                with self._memory.acting(f"{kind} {name}"), sides.exact_products():
+                acting = self._memory.acting(f"{kind} {name}", sampled=GRAPHS not in name)
+                with acting, sides.exact_products():
                     vectors = np.asarray(call(function))
             except Exception as error:
                 self._fail(kind, name, "running", measure.one_line(error))
@@ -352,35 +369,54 @@ def _lowest_cosine(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def steps(benches: Sequence[Bench]) -> list[tuple[str, Callable[[], None]]]:
-    """Everything, the most telling first."""
+    """Everything, the most telling first: each step with its name."""
     made: list[tuple[str, Callable[[], None]]] = []
-    for bench in benches:
-        name, encodes = bench.model.name, bench.names("encode")
-        made += [
-            (f"{name}: bare graphs", partial(bench.lengths, bench.names("graph"))),
-            (f"{name}: mixed texts", partial(bench.mix, _whole(encodes), FP16)),
-            (f"{name}: one text", partial(bench.one, "graph", bench.names("graph", graphs=True))),
-            (f"{name}: one text, end to end",
-             partial(bench.one, "encode", bench.names("encode", torch=False, graphs=True))),
-            (f"{name}: bare graphs in fp32", partial(bench.lengths, [FP32, EXACT])),
-            (f"{name}: end to end by length", partial(bench.encode_lengths, _whole(encodes))),
-            (f"{name}: mixed texts in fp32",
-             partial(bench.mix, [FP32], FP32, bench.how.fp32_share)),
-        ]  # fmt: skip
-        made += [
-            (f"{name}: mixed texts, {side}", partial(bench.mix, [side], side))
-            for side in _whole(encodes)
-            if side not in (FP16, TORCH)
-        ]
+    for part in (_goals, _exact, _end_to_end):
+        for bench in benches:
+            made += [(f"{bench.model.name}: {name}", step) for name, step in part(bench)]
     for bench in benches[: benches[0].how.compiled]:
-        name = bench.model.name
-        made += [
-            (f"{name}: compiled graph", partial(bench.lengths, [COMPILED, TORCH])),
-            (f"{name}: compiled, mixed texts", partial(bench.mix, [COMPILED, TORCH])),
-        ]
+        made += [(f"{bench.model.name}: {name}", step) for name, step in _compiled(bench)]
     return made
+
+
+Steps = Iterator[tuple[str, Callable[[], None]]]
+
+
+def _goals(bench: Bench) -> Steps:
+    """What the goals are about."""
+    yield "bare graphs", partial(bench.lengths, bench.names("graph"))
+    yield "mixed texts", partial(bench.mix, [FP16], FP16)
+    whole, captured = _whole(bench.names("graph", graphs=True)), bench.names("encode", graphs=True)
+    yield "one text", partial(bench.one, "graph", whole)
+    without = [name for name in _whole(captured) if name != TORCH]
+    yield "one text, end to end", partial(bench.one, "encode", without)
+    for side in _whole(bench.names("encode")):
+        if side not in (FP16, TORCH):
+            yield f"mixed texts, {side}", partial(bench.mix, [side], side)
+
+
+def _exact(bench: Bench) -> Steps:
+    """Float32, and what is nearly that."""
+    known = bench.sides("graph")
+    names = [name for name in (FP32, TF32, EXACT) if name in known]
+    yield "bare graphs in fp32", partial(bench.lengths, names)
+    yield "mixed texts in fp32", partial(bench.mix, [FP32], FP32, bench.how.fp32_share)
+
+
+def _end_to_end(bench: Bench) -> Steps:
+    """Against sentence-transformers."""
+    whole = _whole(bench.names("encode"))
+    yield "mixed texts, against torch", partial(bench.mix, whole, "", bench.how.torch_share)
+    yield "end to end by length", partial(bench.encode_lengths, whole)
+
+
+def _compiled(bench: Bench) -> Steps:
+    """torch.compile: last, since nothing stops it but the end of the process."""
+    yield "compiled graph", partial(bench.lengths, [COMPILED, TORCH])
+    share = bench.how.torch_share
+    yield "compiled, mixed texts", partial(bench.mix, [COMPILED, TORCH], "", share)
 
 
 def _whole(names: Sequence[str]) -> list[str]:
     """Without those that differ in one graph step: their bare graphs say enough."""
-    return [name for name in names if "for CUDA" not in name or name.endswith("all")]
+    return [name for name in names if "for CUDA" not in name or "all" in name]

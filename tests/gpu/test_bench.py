@@ -156,6 +156,34 @@ def test_a_side_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert taken.seconds["b"] == []
 
 
+def test_builds_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size each is a process: one that fails says why, and the others are there."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        '#!/bin/sh\necho noise\nif [ "$6" = fp32 ]; then echo "ParityError: far off"; exit 6; fi\n'
+        'echo "$4/$5/$6"\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(models.sys, "executable", str(fake))
+    jina = models.models(small=False)[0]
+    made = models._built([(jina, "fp16"), (jina, "fp32")], tmp_path, small=False)
+    assert made == [tmp_path / "jina" / "fp16", "ParityError: far off"]
+
+
+def test_memory_is_the_sides_that_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, used = measure.Memory("cpu"), [1000]
+    monkeypatch.setattr(memory, "used", lambda: used[0])
+    of = measure.MemoryOf(memory)
+    for name, kept, rise in (("a", 300, 0), ("b", 50, 0), ("a", 0, 70), ("b", 20, 500)):
+        with of.acting(name, sampled=name == "a"):
+            used[0] += kept + rise
+            if name == "a":
+                time.sleep(10 * measure.SAMPLE_S)
+                used[0] -= rise
+        used[0] -= rise if name == "b" else 0
+    assert of.peak == {"a": 370, "b": 570}
+
+
 # --- gpu-check ------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ CASES = [
     for model in models.models(small=True)
     for name, variant in models.VARIANTS.items()
     if variant.target == "onnx"
+    and model.folder in variant.folders
     and os.environ.get("JEXPORT_TEST_PROVIDER", "cpu") in variant.providers
 ]
 
