@@ -63,7 +63,11 @@ def measured(
     for what, why in index["failed"].items():
         book.leave_out(f"artifact {what}", why)
     size = how.matmul if asked.provider == "cuda" else run.SMALL.matmul
-    book.put(peak={"size": size, "tflops": measure.matmul_tflops(asked.provider, size, seconds=3)})
+    try:
+        tflops = measure.matmul_tflops(asked.provider, size, seconds=3)
+        book.put(peak={"size": size, "tflops": tflops})
+    except Exception as error:
+        book.leave_out("the large matrix product", measure.one_line(error))
     benches = [run.Bench(model, index, book, how) for model in models.models(small=asked.small)]
     book.put(models=[{"name": one.model.name, "max_tokens": one.model.max_tokens}
                      for one in benches])  # fmt: skip

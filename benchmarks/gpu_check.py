@@ -121,10 +121,10 @@ class Check:
         known = self.env.get("PYTHONPATH", "")
         self.env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), known)))
 
-    def can_import(self, module: str) -> bool:
-        """Whether the parts' environment has a module."""
+    def succeeds(self, statement: str) -> bool:
+        """Whether a line of Python ends well in the parts' environment."""
         return not subprocess.run(
-            [sys.executable, "-c", f"import {module}"], cwd=ROOT, env=self.env,
+            [sys.executable, "-c", statement], cwd=ROOT, env=self.env,
             stdin=subprocess.DEVNULL, capture_output=True,
         ).returncode  # fmt: skip
 
@@ -148,11 +148,15 @@ def _run(check: Check) -> None:
     asked = check.asked
     if asked.packed.is_dir():
         _unpack(check)
+    if asked.provider == "cuda" and not check.succeeds("import torch; torch.cuda.mem_get_info()"):
+        check.notes.append("nothing ran: torch has no CUDA device here (PROVIDER=cpu SMALL=1 runs "
+                           "every line without one)")  # fmt: skip
+        return
     device = ("--provider", asked.provider, *(["--small"] if asked.small else []))
     words = ("-m", "benchmarks.gpu", *device, "--work", str(check.work), "--out", str(check.out))
     building = check.part("build", *words, "--prepare-only", limit_s=240)
     building.start()
-    tests = check.can_import("pytest")
+    tests = check.succeeds("import pytest")
     if tests:
         _tests(check, "tests", SMALL_TESTS, limit_s=180).run()
     else:
@@ -170,7 +174,7 @@ def _unpack(check: Check) -> None:
     """Unpack what was packed: Python packages, and the provider over the installed onnxruntime."""
     packed: Path = check.asked.packed.resolve()
     wheels = sorted((packed / "wheels").glob("*.whl"))
-    if wheels and not check.can_import("pytest"):
+    if wheels and not check.succeeds("import pytest"):
         for wheel in wheels:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(check.work / "packages")

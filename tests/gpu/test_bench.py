@@ -242,14 +242,22 @@ def test_without_pytest_the_benchmark_runs_all_the_same(
     ran: list[str] = []
     monkeypatch.setattr(gpu_check.Part, "start", lambda part: ran.append(part.name))
     monkeypatch.setattr(gpu_check.Part, "wait", lambda part: setattr(part, "status", "ok"))
-    monkeypatch.setattr(one, "can_import", lambda module: module != "pytest")
+    monkeypatch.setattr(one, "succeeds", lambda line: line != "import pytest")
     gpu_check._run(one)
     assert ran == ["build", "bench"]
     assert any("no pytest" in note for note in one.notes)
 
 
+def test_without_a_gpu_it_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = check(tmp_path, provider="cuda", packed=tmp_path / "none")
+    monkeypatch.setattr(one, "succeeds", lambda line: "cuda" not in line)
+    gpu_check._run(one)
+    assert one.parts == []
+    assert "no CUDA device" in gpu_check.summary(one)[1]
+
+
 def test_an_interpreter_is_asked_for_what_it_has(tmp_path: Path) -> None:
     one = check(tmp_path)
-    assert one.can_import("json")
-    assert not one.can_import("a_module_that_is_nowhere")
+    assert one.succeeds("import json")
+    assert not one.succeeds("import a_module_that_is_nowhere")
     assert one.part("x", "-c", "", limit_s=1).command[0] == sys.executable

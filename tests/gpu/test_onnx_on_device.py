@@ -45,7 +45,7 @@ def samples() -> list[Any]:
     """One text a language, and more of them on a GPU."""
     known = calibration.read("parity", task="none").samples
     chosen = {sample.language: sample for sample in known}
-    return [*chosen.values(), *(known[::7] if ON_CUDA else ())]
+    return [*chosen.values(), *known[::7]] if ON_CUDA else list(chosen.values())[::3]
 
 
 def tokenizer_of(path: Path) -> TextTokenizer:
