@@ -76,7 +76,7 @@ VARIANTS |= {
         target="onnx", precision="fp16", compile={"cuda": (name,)}, providers=("cuda",),
         reuses=True, folders=("jina", "minilm") if name == "all" else ("jina",),
     )
-    for name in ("all", *getattr(recipe, "CUDA_STEPS", ()))
+    for name in ("all", *recipe.CUDA_STEPS)
 }  # fmt: skip
 
 AT_ONCE = 6

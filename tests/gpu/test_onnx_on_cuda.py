@@ -23,7 +23,7 @@ from jexport.runtime.tokenise import TextTokenizer
 pytestmark = [pytest.mark.device, pytest.mark.cuda]
 
 PASSAGE = "retrieval.passage"
-STEPS = ("all", *getattr(recipe, "CUDA_STEPS", ()))
+STEPS = ("all", *recipe.CUDA_STEPS)
 TEXTS = ["a ferry", "an early boat takes passengers across", "profits rose", "x", "two of them"]
 
 
