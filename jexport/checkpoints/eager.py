@@ -9,11 +9,15 @@ assembled the module says what it is.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from jexport.errors import DeviceMemoryError
 from jexport.flow import Runner, Tensors
+
+_PROCESS = os.getpid()
+"""The process that may have started torch's threads; a forked child has another number."""
 
 
 @contextlib.contextmanager
@@ -56,6 +60,8 @@ def torch_threads(threads: int) -> Iterator[None]:
     """Use so many threads of torch meanwhile; 0 leaves them as they are."""
     import torch
 
+    if os.getpid() != _PROCESS:
+        threads = 1  # of OpenMP's other threads a forked child has none, and would wait for them
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -107,3 +108,29 @@ def _embedder(
         outputs=[spec.name for spec in compiled.signature.outputs],
         batching=target.batching(compiled, "cpu"),
     )
+
+
+def _open_and_run(compiled: Any, feed: Any, queue: Any) -> None:
+    with targets.load("hf").runner(compiled, "cpu", 2) as run:
+        queue.put(np.asarray(run(feed)["last_hidden_state"]))
+
+
+def test_torch_in_a_forked_child_does_not_wait_for_its_parents_threads(
+    merged: MergedModel, tmp_path: Path
+) -> None:
+    target = targets.load("hf")
+    compiled = compile_stage.run(merged, target, CompileSpec(), out_dir=tmp_path)
+    ids = np.full((32, 64), 5, dtype=np.int64)
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    context = multiprocessing.get_context("fork")
+    with target.runner(compiled, "cpu", 2) as run:
+        wanted = np.asarray(run(feed)["last_hidden_state"])
+        queue = context.Queue()
+        child = context.Process(target=_open_and_run, args=(compiled, feed, queue))
+        child.start()
+        try:
+            found = queue.get(timeout=60)
+        finally:
+            child.kill()
+            child.join()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
