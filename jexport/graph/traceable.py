@@ -157,7 +157,7 @@ class Encoder(torch.nn.Module):
         self.outputs = tuple(outputs)
         self.dimension = dimension
         self.additive_mask = simplified and _take_additive_mask(model)
-        self.leading_positions = simplified and _simplify(model)
+        self.leading_positions = simplified and _simplify(model, embedding.max_tokens)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
@@ -259,7 +259,7 @@ def _take_additive_mask(model: Any) -> bool:
     return True
 
 
-def _simplify(model: Any) -> bool:
+def _simplify(model: Any, max_tokens: int) -> bool:
     """Drop the pooler, replace lookups of constants; returns whether LeadingRows was put in."""
     leading = False
     if type(model).__module__.startswith("transformers.") and hasattr(model, "pooler"):
@@ -274,5 +274,7 @@ def _simplify(model: Any) -> bool:
             embeddings.position_embeddings = LeadingRows(embeddings.position_embeddings)
             leading = True
     if model.config.model_type in ROTARY:
-        model.rotary_emb = RopeTables(model.rotary_emb, model.config.max_position_embeddings)
+        # sentence-transformers takes a stated limit beyond them, as the model itself does.
+        positions = max(model.config.max_position_embeddings, max_tokens)
+        model.rotary_emb = RopeTables(model.rotary_emb, positions)
     return leading
