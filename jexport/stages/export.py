@@ -19,6 +19,7 @@ from jexport.errors import (
     JexportError,
     RecipeError,
     UnsupportedCheckpointError,
+    UnsupportedGraphError,
 )
 from jexport.flow import LoadedModel, OnnxModel, Signature, TensorSpec
 from jexport.manifest import file_digest, sha256_of
@@ -26,6 +27,7 @@ from jexport.recipe import ExportSpec
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx_data"
+AXES = ("batch", "sequence")
 
 
 def run(
@@ -68,6 +70,7 @@ def run(
             raise
         raise trace_errors.unsupported(error, encoder) from error
     graph = program.model
+    _check_free(graph, type(encoder.model).__name__)
     tidy.tidy(graph)
     tidy.check(graph, allow_odd=not encoder.additive_mask)
     if precision == "fp16":
@@ -231,6 +234,24 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _check_free(graph: Any, name: str) -> None:
+    """Refuse a graph that takes one batch size or length only: the trace made it a constant."""
+    from jexport.graph import trace_errors
+
+    fixed = [
+        f"{value.name}: {AXES[axis]} is {size}"
+        for value in graph.graph.inputs
+        for axis, size in enumerate(value.shape or ())
+        if isinstance(size, int)
+    ]
+    if fixed:
+        raise UnsupportedGraphError(
+            f"{name} cannot be exported as a graph",
+            evidence="torch's trace holds for the traced shape only; " + ", ".join(fixed),
+            fix=trace_errors.FIX,
+        )
 
 
 def _declare(graph: Any, spec: ExportSpec, model: LoadedModel) -> Signature:

@@ -69,3 +69,20 @@ def test_what_the_exporter_cannot_do_is_named(loaded: Callable[[str], Any], tmp_
     assert "--target hf" in caught.value.fix
     assert caught.value.__cause__ is not None
     assert len(str(caught.value).splitlines()) < 12
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_shape_that_the_trace_made_a_constant(axis: int) -> None:
+    """As of mamba, whose scan is unrolled over the length that it was traced with."""
+    import onnx_ir as ir
+
+    def model(*sizes: int | str) -> Any:
+        ids = ir.Value(name="input_ids", shape=ir.Shape(sizes))
+        return ir.Model(ir.Graph([ids], [], nodes=[], opset_imports={"": 20}), ir_version=10)
+
+    free: list[int | str] = ["batch", "sequence"]
+    export._check_free(model(*free), "X")
+    free[axis] = 16
+    with pytest.raises(UnsupportedGraphError, match="X cannot be exported") as caught:
+        export._check_free(model(*free), "X")
+    assert f"input_ids: {export.AXES[axis]} is 16" in caught.value.evidence
