@@ -84,7 +84,7 @@ class Judge:
         self._model = model
         self._prompt = prompt
         self._at_once = at_once
-        preprocess, lock = model.preprocess, threading.Lock()
+        preprocess, lock, forward = model.preprocess, threading.Lock(), model.forward
 
         def one_at_a_time(*words: Any, **named: Any) -> Any:
             # A fast tokenizer that is told to pad while it is in use raises "Already borrowed".
@@ -92,6 +92,8 @@ class Judge:
                 return preprocess(*words, **named)
 
         model.preprocess = one_at_a_time
+        # Before 6.1 `encode(output_value=None)` takes the nth letter of a feature that is a str.
+        model.forward = lambda features, **named: _tensors(forward(features, **named))
 
     @property
     def max_tokens(self) -> int:
@@ -112,7 +114,8 @@ class Judge:
         import torch
 
         def no_pass(features: Any, **_: Any) -> Any:
-            return {**features, "sentence_embedding": torch.zeros(len(features["input_ids"]), 1)}
+            pooled = torch.zeros(len(features["input_ids"]), 1)
+            return _tensors({**features, "sentence_embedding": pooled})
 
         forward, self._model.forward = self._model.forward, no_pass
         try:
@@ -190,6 +193,13 @@ class Judge:
         method = getattr(self._model, use)
         with quiet():
             return list(method(texts, batch_size=batch_size, **named))
+
+
+def _tensors(features: Any) -> dict[str, Any]:
+    """The features of a batch that have a row a text; what else a module noted is left out."""
+    import torch
+
+    return {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
 
 
 def _real(features: Any, name: str) -> Any:
