@@ -235,6 +235,8 @@ def verify(folder: Path) -> Manifest:
     that is not a plain file are refused: an engine would follow them out of the folder. A hard link
     is a plain file, and its content is checked like any other.
     """
+    if folder.is_dir():
+        folder = folder.resolve()  # one version is checked, whatever `latest` does meanwhile
     manifest = read(folder)
     problems = _problems(folder, manifest)
     if problems:

@@ -90,6 +90,29 @@ def test_a_good_artifact_passes_and_its_files_are_these(artifact: Path) -> None:
     )
 
 
+def test_latest_moves_on_while_a_reader_checks_it(
+    artifact: Path, artifact_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the link named at first is what is checked and opened."""
+    rewritten(artifact_copy, lambda content: content.update(licence="another"), seal=True)
+    (artifact_copy / "README.md").write_text("of the next version", encoding="utf-8")
+    latest, read = tmp_path / "latest", manifest.read
+
+    def and_then_moved(folder: Path) -> manifest.Manifest:
+        made = read(folder)
+        latest.unlink()
+        latest.symlink_to(artifact_copy)
+        return made
+
+    latest.symlink_to(artifact)
+    monkeypatch.setattr(manifest, "read", and_then_moved)
+    assert manifest.verify(latest).content == read(artifact).content
+    latest.unlink()
+    latest.symlink_to(artifact)
+    with jexport.open_artifact(latest) as model:
+        assert model.encode(["a"]).shape[0] == 1
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_one_changed_byte(name: str, artifact_copy: Path) -> None:
     path = artifact_copy / name

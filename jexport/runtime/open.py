@@ -53,7 +53,7 @@ def open_artifact(
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_local(path))
-        if isinstance(verify, signing.Policy):
+        if folder.is_dir():
             folder = folder.resolve()  # what is opened is what was checked, whatever `latest` does
         content = _manifest(folder, verify).content
         _check_task(task, content, folder)
