@@ -71,13 +71,20 @@ VARIANTS: dict[str, Variant] = {
 }
 """By name. 'hf' is what the torch sides open."""
 
+CUDA_STEPS = (("all",), ("all", "packed_attention"), *((name,) for name in recipe.CUDA_STEPS))
+"""Values of `compile.cuda`: all that CUDA graphs take, all and no padding, and each step alone."""
+
 VARIANTS |= {
-    f"fp16 for CUDA, {name}": Variant(
-        target="onnx", precision="fp16", compile={"cuda": (name,)}, providers=("cuda",),
-        reuses=True, folders=("jina", "minilm") if name == "all" else ("jina",),
+    f"fp16 for CUDA, {' + '.join(steps)}": Variant(
+        target="onnx",
+        precision="fp16",
+        compile={"cuda": steps},
+        providers=("cuda",),
+        reuses=True,
+        folders=("jina", "minilm") if "all" in steps else ("jina",),
     )
-    for name in ("all", *recipe.CUDA_STEPS)
-}  # fmt: skip
+    for steps in CUDA_STEPS
+}
 
 AT_ONCE = 6
 """Builds at full size side by side: each takes up to 6 GB."""
