@@ -52,7 +52,8 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "no safetensors at all": (lambda f: (f / WEIGHTS).write_bytes(b"x" * 9999), 7, "truncated"),
     "a header that claims the world": (
         lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 60) + b"{}"), 7, "header"),
-    "pickle instead": (lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"), 7, "pickle"),
+    "pickle instead": (
+        lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"), 7, "pytorch_model.bin"),
     "no config": (lambda f: (f / "config.json").unlink(), 7, "config.json"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), 7, "config.json"),
     "config of another size": (
@@ -173,7 +174,7 @@ def test_a_folder_that_is_no_checkpoint(
     words = ("build", "--model", folder, "--task", "none", "--target", "onnx")
     refused(cli(*words, "--out", nothing_left), 7, "config.json")
     (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 9}')
-    refused(cli(*words, "--out", nothing_left), 22, "layout is not known")
+    refused(cli(*words, "--out", nothing_left), 7, "no weight file")
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])

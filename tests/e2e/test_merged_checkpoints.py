@@ -49,6 +49,7 @@ def built(
             made[key] = cli(
                 *("build", "--recipe", recipe, "--model", folder, "--task", task),
                 *("--target", target, "--precision", precision, "--out", out / "artifacts"),
+                *(() if model is None else ("--name", "another")),
             )
         assert made[key].code == 0, made[key].err
         return made[key]

@@ -118,8 +118,8 @@ def test_int8_alone_is_int8_in_a_batch(built: Callable[[str], Path]) -> None:
         together = model.encode(several, prompt=False, max_batch_tokens=1 << 20)
         # planned batches keep lengths apart: here all are in one
         ids = model._tokenizer.pad(model._tokenizer.token_ids(several))
-        assert model._runner is not None
-        hidden = model._runner(ids)["last_hidden_state"]
+        with model._engine.in_use() as run:
+            hidden = run(ids)["last_hidden_state"]
     assert (alone * together).sum(axis=1).min() >= 0.999999
     mask = ids["attention_mask"][..., None]
     pooled = (hidden * mask).sum(axis=1)
@@ -138,10 +138,10 @@ def test_int8_of_many_batches_is_int8_one_by_one(built: Callable[[str], Path]) -
         jexport.open_artifact(built("int8"), threads=1) as narrow,
     ):
         many = wide.encode(several, max_batch_tokens=128)
-        assert len(wide._lanes) == 2
+        assert len(wide._engine._lanes) == 2
         alone = np.stack([wide.encode(text) for text in several[:40]])
         one_by_one = narrow.encode(several, max_batch_tokens=128)
-        assert not narrow._lanes
+        assert not narrow._engine._lanes
     np.testing.assert_array_equal(many, one_by_one)
     assert (many[:40] * alone).sum(axis=1).min() >= 0.999999
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import threading
 import time
@@ -47,7 +48,8 @@ class Watched:
 
     def open(self, *words: Any, **options: Any) -> Any:
         model = jexport.open_artifact(*words, **options)
-        number, inside, run = len(self.models), [0], model._runner
+        engine = model._engine
+        number, inside, run = len(self.models), [0], engine._opened.runner
         guard = threading.Lock()
 
         def counted(feeds: Any) -> Any:
@@ -62,7 +64,7 @@ class Watched:
                 inside[0] -= 1
             return given
 
-        model._runner = counted
+        engine._opened = dataclasses.replace(engine._opened, runner=counted)
         self.models.append(model)
         self.most.append(0)
         return model
@@ -205,7 +207,7 @@ def test_what_cannot_be_opened_leaves_nothing_open(
     with pytest.raises(ValueError, match="device is 'tpu'"):
         Pair(*pair, options=Options(device="tpu"))
     assert watched.models
-    assert all(model._runner is None for model in watched.models)
+    assert all(model._engine._opened is None for model in watched.models)
 
 
 def test_closing(pair: tuple[Path, Path], symmetric: Path, watched: Watched) -> None:
@@ -218,7 +220,7 @@ def test_closing(pair: tuple[Path, Path], symmetric: Path, watched: Watched) -> 
             with pytest.raises(RuntimeError, match="closed"):
                 embed(["x"])
     assert len(watched.models) == 3
-    assert all(model._runner is None for model in watched.models)
+    assert all(model._engine._opened is None for model in watched.models)
 
 
 def test_threads_wait_for_each_other(pair: tuple[Path, Path], watched: Watched) -> None:
@@ -246,7 +248,7 @@ def test_closing_waits_for_a_call_under_way(pair: tuple[Path, Path], watched: Wa
         watched.go_on.set()
         assert len(running.result(30)) == 1
         closing.result(30)
-    assert all(model._runner is None for model in watched.models)
+    assert all(model._engine._opened is None for model in watched.models)
 
 
 def test_copies_open_their_own_engines(pair: tuple[Path, Path], watched: Watched) -> None:
