@@ -69,8 +69,9 @@ def measured(
     except Exception as error:
         book.leave_out("the large matrix product", measure.one_line(error))
     benches = [run.Bench(model, index, book, how) for model in models.models(small=asked.small)]
-    book.put(models=[{"name": one.model.name, "max_tokens": one.model.max_tokens}
-                     for one in benches])  # fmt: skip
+    book.put(
+        models=[{"name": one.model.name, "max_tokens": one.model.max_tokens} for one in benches]
+    )
     try:
         for name, step in run.steps(benches):
             if deadline.left_s < 0:
@@ -97,9 +98,13 @@ def about(provider: str, *, small: bool) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "provider": provider, "small": small, "date": date.today().isoformat(),
-        "card": measure.card(provider), "machine": table.cores(), "versions": versions,
-    }  # fmt: skip
+        "provider": provider,
+        "small": small,
+        "date": date.today().isoformat(),
+        "card": measure.card(provider),
+        "machine": table.cores(),
+        "versions": versions,
+    }
 
 
 def build(words: list[str]) -> None:
@@ -117,8 +122,9 @@ def _asked(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny models, few rounds")
-    parser.add_argument("--work", type=Path, default=Path(".gpu/work"),
-                        help="checkpoints and artifacts, built once")  # fmt: skip
+    parser.add_argument(
+        "--work", type=Path, default=Path(".gpu/work"), help="checkpoints and artifacts, built once"
+    )
     parser.add_argument("--out", type=Path, default=Path(".gpu/out"), help="where results go")
     parser.add_argument("--seconds", type=float, default=900.0, help="then no step begins")
     parser.add_argument("--page", action="store_true", help="write BENCHMARKS.md, too")

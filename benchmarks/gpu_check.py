@@ -56,9 +56,14 @@ class Part:
         self._began = time.monotonic()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                cwd=ROOT, env=self.env, start_new_session=True,
-            )  # fmt: skip
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=self.env,
+                start_new_session=True,
+            )
 
     def wait(self) -> None:
         """Wait for its end, or end it with all that it started when its time is over."""
@@ -109,9 +114,12 @@ class Check:
     def part(self, name: str, *words: str, limit_s: float) -> Part:
         """A process of this interpreter, not begun; never longer than the time that is left."""
         made = Part(
-            name=name, command=(sys.executable, *words), env=self.env,
-            limit_s=min(limit_s, self.left_s()), log=self.out / f"{name}.log",
-        )  # fmt: skip
+            name=name,
+            command=(sys.executable, *words),
+            env=self.env,
+            limit_s=min(limit_s, self.left_s()),
+            log=self.out / f"{name}.log",
+        )
         made.log.unlink(missing_ok=True)
         self.parts.append(made)
         return made
@@ -124,9 +132,12 @@ class Check:
     def succeeds(self, statement: str) -> bool:
         """Whether a line of Python ends well in the parts' environment."""
         return not subprocess.run(
-            [sys.executable, "-c", statement], cwd=ROOT, env=self.env,
-            stdin=subprocess.DEVNULL, capture_output=True,
-        ).returncode  # fmt: skip
+            [sys.executable, "-c", statement],
+            cwd=ROOT,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        ).returncode
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -149,8 +160,10 @@ def _run(check: Check) -> None:
     if asked.packed.is_dir():
         _unpack(check)
     if asked.provider == "cuda" and not check.succeeds("import torch; torch.cuda.mem_get_info()"):
-        check.notes.append("nothing ran: torch has no CUDA device here (PROVIDER=cpu SMALL=1 runs "
-                           "every line without one)")  # fmt: skip
+        check.notes.append(
+            "nothing ran: torch has no CUDA device here (PROVIDER=cpu SMALL=1 runs "
+            "every line without one)"
+        )
         return
     device = ("--provider", asked.provider, *(["--small"] if asked.small else []))
     words = ("-m", "benchmarks.gpu", *device, "--work", str(check.work), "--out", str(check.out))
@@ -160,8 +173,10 @@ def _run(check: Check) -> None:
     if tests:
         _tests(check, "tests", SMALL_TESTS, limit_s=180).run()
     else:
-        check.notes.append("tests/gpu did not run: this interpreter has no pytest "
-                           "(tests/gpu/provider/prepare.py packs one)")  # fmt: skip
+        check.notes.append(
+            "tests/gpu did not run: this interpreter has no pytest "
+            "(tests/gpu/provider/prepare.py packs one)"
+        )
     building.wait()
     if tests:
         _tests(check, "tests-full-size", FULL_TESTS, limit_s=60).run()
@@ -255,10 +270,10 @@ def _asked(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny models: exercises the lines")
     parser.add_argument("--seconds", type=float, default=480.0, help="for everything")
-    parser.add_argument("--work", type=Path, default=ROOT / ".gpu" / "work",
-                        help="checkpoints and artifacts")  # fmt: skip
-    parser.add_argument("--packed", type=Path, default=ROOT / ".gpu",
-                        help="what prepare.py packed")  # fmt: skip
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / ".gpu" / "work", help="checkpoints and artifacts"
+    )
+    parser.add_argument("--packed", type=Path, default=ROOT / ".gpu", help="what prepare.py packed")
     return parser.parse_args(words)
 
 

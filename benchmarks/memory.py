@@ -65,8 +65,10 @@ def main() -> None:
     for folder in os.environ["ARTIFACTS"].split(os.pathsep):
         small, large = _peak_mib(folder, FEW), _peak_mib(folder, many)
         over |= large > RATIO * small
-        print(f"{folder}: {FEW:,} texts {small} MiB, {many:,} texts {large} MiB, "
-              f"{large / small:.2f} times")  # fmt: skip
+        print(
+            f"{folder}: {FEW:,} texts {small} MiB, {many:,} texts {large} MiB, "
+            f"{large / small:.2f} times"
+        )
     sys.exit(over)
 
 

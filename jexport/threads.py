@@ -29,7 +29,10 @@ def one_blas_thread() -> Iterator[int]:
         # artifact says `reproducible: false`.
         yield len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         return
-    before = [library["num_threads"] for library in threadpoolctl.threadpool_info()
-              if library["user_api"] == "blas"]  # fmt: skip
+    before = [
+        library["num_threads"]
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas"
+    ]
     with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
         yield max(before, default=1)

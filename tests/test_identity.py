@@ -40,13 +40,15 @@ def having(task: str = "none", **changes: str | None) -> Checkpoint:
         (having(config__json="c1"), ["config.json"]),
         (having(tokenizer__json="t1"), ["tokenizer.json"]),
         (having(modules__json="m0"), []),  # another jexport lists more
-        (having(model__safetensors=None, pytorch_model__bin="w0"),
-         ["model.safetensors", "pytorch_model.bin"]),
+        (
+            having(model__safetensors=None, pytorch_model__bin="w0"),
+            ["model.safetensors", "pytorch_model.bin"],
+        ),
         (having(adapter_model__safetensors="a0"), ["adapter_model.safetensors"]),
         (having("separation", adapter_model__safetensors="a0"), []),
         (having("separation", model__safetensors="w1"), ["model.safetensors"]),
     ],
-)  # fmt: skip
+)
 def test_differences(other: Checkpoint, files: list[str]) -> None:
     assert BASE.differences(other) == other.differences(BASE) == files
 
@@ -97,8 +99,14 @@ def as_other(artifact: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def put(out: Path, artifact: Path, *, replace: bool = False, **slot: str) -> Path:
-    place = {"model": "final", "task": "none", "target": "onnx", "precision": "fp32",
-             "version": "1-a", **slot}  # fmt: skip
+    place = {
+        "model": "final",
+        "task": "none",
+        "target": "onnx",
+        "precision": "fp32",
+        "version": "1-a",
+        **slot,
+    }
     with open_run(out) as run:
         staged = Path(shutil.copytree(artifact, run.folder / "package"))
         return store.place(staged, store.Slot(out=out, **place), replace=replace).path

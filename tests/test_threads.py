@@ -20,9 +20,13 @@ import pytest
 
 KERNELS = {
     "own": {},
-    "AVX2": {"OPENBLAS_CORETYPE": "Haswell", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-             "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-}  # fmt: skip
+    "AVX2": {
+        "OPENBLAS_CORETYPE": "Haswell",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    },
+}
 TEXTS, TOKENS, CHANNELS, COLUMNS = 120, 77, 384, 320
 
 
@@ -96,9 +100,12 @@ def printed(kernels: str, threads: int) -> dict[str, str]:
     """The digests in a new process: the libraries read these settings when they are loaded."""
     counts = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
     done = subprocess.run(
-        [sys.executable, __file__], env={**os.environ, **KERNELS[kernels], **counts},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, __file__],
+        env={**os.environ, **KERNELS[kernels], **counts},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     made: dict[str, str] = json.loads(done.stdout)
     return made

@@ -201,6 +201,9 @@ def card(provider: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         about["driver"] = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"],
-            capture_output=True, text=True, check=True, timeout=20,
-        ).stdout.strip()  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        ).stdout.strip()
     return about

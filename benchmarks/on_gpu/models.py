@@ -95,17 +95,33 @@ def models(*, small: bool) -> list[Model]:
     task = "retrieval.passage"
     if small:
         return [
-            Model(name=FULL, folder="jina", task=task, layers=2, width=128, inner=320,
-                  max_tokens=8192),
-            Model(name=MINILM, folder="minilm", task="none", layers=2, width=64, inner=128,
-                  max_tokens=512),
-        ]  # fmt: skip
+            Model(
+                name=FULL, folder="jina", task=task, layers=2, width=128, inner=320, max_tokens=8192
+            ),
+            Model(
+                name=MINILM,
+                folder="minilm",
+                task="none",
+                layers=2,
+                width=64,
+                inner=128,
+                max_tokens=512,
+            ),
+        ]
     return [
-        Model(name=FULL, folder="jina", task=task, layers=24, width=1024, inner=4096,
-              max_tokens=8192),
-        Model(name=MINILM, folder="minilm", task="none", layers=6, width=384, inner=1536,
-              max_tokens=512),
-    ]  # fmt: skip
+        Model(
+            name=FULL, folder="jina", task=task, layers=24, width=1024, inner=4096, max_tokens=8192
+        ),
+        Model(
+            name=MINILM,
+            folder="minilm",
+            task="none",
+            layers=6,
+            width=384,
+            inner=1536,
+            max_tokens=512,
+        ),
+    ]
 
 
 def prepare(work: Path, *, small: bool, provider: str) -> dict[str, Any]:
@@ -208,14 +224,18 @@ def _write_bert(model: Model, folder: Path) -> None:
     heads = max(2, model.width // 32)
     made = BertModel(
         BertConfig(
-            vocab_size=30522, hidden_size=model.width, num_hidden_layers=model.layers,
-            num_attention_heads=heads, intermediate_size=model.inner, pad_token_id=1,
+            vocab_size=30522,
+            hidden_size=model.width,
+            num_hidden_layers=model.layers,
+            num_attention_heads=heads,
+            intermediate_size=model.inner,
+            pad_token_id=1,
             max_position_embeddings=model.max_tokens,
             # At 0.02 every token of a text ends as nearly the same vector.
             initializer_range=model.width**-0.5,
         ),
         add_pooling_layer=False,
-    )  # fmt: skip
+    )
     made.save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer)
     special = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}

@@ -59,9 +59,10 @@ def tflops(record: Record) -> float:
 
 def _select(content: Record, **wanted: Any) -> list[Record]:
     return [
-        one for one in content["measured"]
+        one
+        for one in content["measured"]
         if all(one.get(key) == value for key, value in wanted.items())
-    ]  # fmt: skip
+    ]
 
 
 def _beside(content: Record, one: Record, side: str, kind: str = "") -> Record | None:
@@ -117,8 +118,9 @@ def _encode_goal(content: Record) -> Goal:
         return Goal(name=name, measured="", met=None)
     best = max(values, key=lambda side: values[side][0])
     share, texts = values[best]
-    return Goal(name=name, measured=f"{share:.2f} ({best}, {texts:,} texts)",
-                met=share >= ENCODE_SHARE)  # fmt: skip
+    return Goal(
+        name=name, measured=f"{share:.2f} ({best}, {texts:,} texts)", met=share >= ENCODE_SHARE
+    )
 
 
 def _torch_goal(content: Record) -> Goal:
@@ -135,8 +137,9 @@ def _torch_goal(content: Record) -> Goal:
         return Goal(name=name, measured="", met=None)
     best = max(found, key=lambda side: min(found[side].values()))
     words = ", ".join(f"{tokens:,}: {value:.2f}" for tokens, value in sorted(found[best].items()))
-    return Goal(name=name, measured=f"{words} ({best})",
-                met=min(found[best].values()) >= TORCH_TIMES)  # fmt: skip
+    return Goal(
+        name=name, measured=f"{words} ({best})", met=min(found[best].values()) >= TORCH_TIMES
+    )
 
 
 def _peak_goal(content: Record) -> Goal:
@@ -151,8 +154,7 @@ def _peak_goal(content: Record) -> Goal:
     if not values:
         return Goal(name=name, measured="", met=None)
     best = max(values, key=lambda side: values[side])
-    return Goal(name=name, measured=f"{values[best]:.0%} ({best})",
-                met=values[best] >= PEAK_SHARE)  # fmt: skip
+    return Goal(name=name, measured=f"{values[best]:.0%} ({best})", met=values[best] >= PEAK_SHARE)
 
 
 def _one_text_goal(content: Record) -> Goal:
@@ -181,8 +183,9 @@ def machine(content: Record) -> str:
     if card:
         parts = [
             f"{card['name']} (compute capability {card['capability']}, {card['memory_gib']} GiB, "
-            f"driver {card['driver']}, CUDA {card['cuda']})", *parts,
-        ]  # fmt: skip
+            f"driver {card['driver']}, CUDA {card['cuda']})",
+            *parts,
+        ]
     return ", ".join([*parts, *(f"{n} {v}" for n, v in content["versions"].items())])
 
 
@@ -207,10 +210,12 @@ def section(content: Record) -> str:
         "Memory is the side's own peak on the device, weights included. No prompts."
         + (small if content["small"] else ""),
         "",
-        *table.lines(["goal (full size)", "measured", ""],
-                     [[one.name, one.measured, one.verdict] for one in goals(content)]),
+        *table.lines(
+            ["goal (full size)", "measured", ""],
+            [[one.name, one.measured, one.verdict] for one in goals(content)],
+        ),
         "",
-    ]  # fmt: skip
+    ]
     for model in dict.fromkeys(one["model"] for one in content["measured"]):
         for kind, title in (("graph", "bare graph"), ("encode", "encode, end to end")):
             rows = [_row(content, one) for one in _first(_select(content, model=model, kind=kind))]
@@ -230,8 +235,18 @@ def section(content: Record) -> str:
     return "\n".join(text)
 
 
-_HEAD = ("tokens", "texts", "", "texts/s", "tokens/s", "TFLOP/s", "of peak", "times torch fp16",
-         "peak memory, GiB", "lowest cosine")  # fmt: skip
+_HEAD = (
+    "tokens",
+    "texts",
+    "",
+    "texts/s",
+    "tokens/s",
+    "TFLOP/s",
+    "of peak",
+    "times torch fp16",
+    "peak memory, GiB",
+    "lowest cosine",
+)
 _ONE_HEAD = ("tokens", "", "", "p50, ms", "p99, ms", "runs")
 
 
@@ -240,19 +255,30 @@ def _row(content: Record, one: Record) -> list[str]:
     base = _beside(content, one, TORCH)
     cosine, memory = one["cosine_min"], one["memory_bytes"]
     return [
-        _tokens(one["tokens"]), f"{one['texts']:,}", one["side"], f"{rate(one):,.1f}",
-        f"{tokens_rate(one):,.0f}", f"{tflops(one):.4g}",
+        _tokens(one["tokens"]),
+        f"{one['texts']:,}",
+        one["side"],
+        f"{rate(one):,.1f}",
+        f"{tokens_rate(one):,.0f}",
+        f"{tflops(one):.4g}",
         f"{tflops(one) / peak:.0%}" if peak else "",
         f"{_ratio(base, one):.2f}" if base else "",
-        f"{memory / 2**30:.2f}" if memory else "", f"{cosine:.7f}" if cosine is not None else "",
-    ]  # fmt: skip
+        f"{memory / 2**30:.2f}" if memory else "",
+        f"{cosine:.7f}" if cosine is not None else "",
+    ]
 
 
 def _one_row(one: Record) -> list[str]:
     half, worst = (percentile(one["seconds"], share) * 1e3 for share in (0.5, 0.99))
     kind = "end to end" if one["kind"] == "one encode" else "graph"
-    return [_tokens(one["tokens"]), kind, one["side"], f"{half:.2f}", f"{worst:.2f}",
-            str(len(one["seconds"]))]  # fmt: skip
+    return [
+        _tokens(one["tokens"]),
+        kind,
+        one["side"],
+        f"{half:.2f}",
+        f"{worst:.2f}",
+        str(len(one["seconds"])),
+    ]
 
 
 def _tokens(tokens: int | str) -> str:

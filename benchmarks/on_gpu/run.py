@@ -40,9 +40,7 @@ class Settings:
     models run under torch.compile.
     """
 
-    shapes: tuple[tuple[int, int], ...] = (
-        (64, 16), (64, 128), (32, 512), (8, 2048), (2, 8192)
-    )  # fmt: skip
+    shapes: tuple[tuple[int, int], ...] = ((64, 16), (64, 128), (32, 512), (8, 2048), (2, 8192))
     texts: int = 4096
     mean_tokens: float = 318.0
     fp32_share: float = 0.125
@@ -57,9 +55,17 @@ class Settings:
 
 
 SMALL = Settings(
-    shapes=((4, 16), (2, 64)), texts=12, mean_tokens=24.0, rounds=2, seconds=1.0, mix_rounds=1,
-    one_text=3, one_text_s=0.5, matmul=128, compiled=1,
-)  # fmt: skip
+    shapes=((4, 16), (2, 64)),
+    texts=12,
+    mean_tokens=24.0,
+    rounds=2,
+    seconds=1.0,
+    mix_rounds=1,
+    one_text=3,
+    one_text_s=0.5,
+    matmul=128,
+    compiled=1,
+)
 
 
 class Book:
@@ -70,8 +76,12 @@ class Book:
         self.group = ""
         """The step that measures: sides of one group ran in turn."""
         self.content: dict[str, Any] = {
-            "format": FORMAT, **about, "models": [], "measured": [], "left_out": [],
-        }  # fmt: skip
+            "format": FORMAT,
+            **about,
+            "models": [],
+            "measured": [],
+            "left_out": [],
+        }
         self._save()
 
     def add(self, **record: Any) -> None:
@@ -209,8 +219,14 @@ class Bench:
             rows = []
             for ids, mask in zip(feed["input_ids"], feed["attention_mask"], strict=True):
                 real = mask.astype(bool)[None]
-                rows.append(self._truth({"input_ids": ids[None][real][None],
-                                         "attention_mask": mask[None][real][None]}))  # fmt: skip
+                rows.append(
+                    self._truth(
+                        {
+                            "input_ids": ids[None][real][None],
+                            "attention_mask": mask[None][real][None],
+                        }
+                    )
+                )
             return np.concatenate(rows)
 
     # --- measurements -------------------------------------------------------------------------
@@ -225,11 +241,20 @@ class Bench:
             with sides.exact_products():
                 taken = measure.in_turn(
                     {name: one.run for name, one in running.items()},
-                    rounds=self.how.rounds, seconds=self.how.seconds, warm=False,
-                )  # fmt: skip
+                    rounds=self.how.rounds,
+                    seconds=self.how.seconds,
+                    warm=False,
+                )
             flop = batch * self.model.flop(tokens)
-            self._record("graph", taken, running, tokens=tokens, texts=batch,
-                         real_tokens=batch * tokens, flop=flop)  # fmt: skip
+            self._record(
+                "graph",
+                taken,
+                running,
+                tokens=tokens,
+                texts=batch,
+                real_tokens=batch * tokens,
+                flop=flop,
+            )
 
     def encode_lengths(self, names: Sequence[str]) -> None:
         """End to end, four batches of texts of each length."""
@@ -268,14 +293,24 @@ class Bench:
                     rounds=self.how.one_text,
                     seconds=self.how.one_text_s * longer,
                 )
-                self._record(f"one {kind}", taken, {name: one}, tokens=tokens, texts=1,
-                             real_tokens=int(feed["attention_mask"].sum()),
-                             flop=self.model.flop(tokens))  # fmt: skip
+                self._record(
+                    f"one {kind}",
+                    taken,
+                    {name: one},
+                    tokens=tokens,
+                    texts=1,
+                    real_tokens=int(feed["attention_mask"].sum()),
+                    flop=self.model.flop(tokens),
+                )
 
     def _encoded(
-        self, names: Sequence[str], sentences: list[str], tokens: int | str, rounds: int,
+        self,
+        names: Sequence[str],
+        sentences: list[str],
+        tokens: int | str,
+        rounds: int,
         graph_of: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         ids = self.tokenizer.model_ids(sentences)
         sample = list(range(0, len(sentences), max(1, len(sentences) // 64)))
         feed = self._feed_of([sentences[n] for n in sample])
@@ -288,35 +323,55 @@ class Bench:
             if graph is not None and graph.graph is not None:
                 forward = graph.graph
                 batches = sides.batches_of(self._path(variant), self._provider, sentences)
-                measure.in_turn({"graph": lambda: [forward(one) for one in batches]},
-                                rounds=1, seconds=0, warm=False)  # fmt: skip
+                measure.in_turn(
+                    {"graph": lambda: [forward(one) for one in batches]},
+                    rounds=1,
+                    seconds=0,
+                    warm=False,
+                )
                 running["graph"] = _Running(
-                    run=lambda: [forward(one) for one in batches], cosine=None,
+                    run=lambda: [forward(one) for one in batches],
+                    cosine=None,
                     batches=len(batches),
-                )  # fmt: skip
+                )
         taken = measure.in_turn(
             {name: one.run for name, one in running.items()},
-            rounds=rounds, seconds=2 * self.how.seconds, warm=False,
-        )  # fmt: skip
+            rounds=rounds,
+            seconds=2 * self.how.seconds,
+            warm=False,
+        )
         flop = sum(self.model.flop(len(one)) for one in ids)
-        about = {"tokens": tokens, "texts": len(sentences), "flop": flop,
-                 "real_tokens": sum(map(len, ids))}  # fmt: skip
+        about = {
+            "tokens": tokens,
+            "texts": len(sentences),
+            "flop": flop,
+            "real_tokens": sum(map(len, ids)),
+        }
         if "graph" in running:
             bare = running.pop("graph")
             self._book.add(
-                model=self.model.name, kind="graph", side=graph_of,
-                seconds=taken.seconds.pop("graph"), batches=bare.batches, memory_bytes=0,
-                cosine_min=None, **about,
-            )  # fmt: skip
+                model=self.model.name,
+                kind="graph",
+                side=graph_of,
+                seconds=taken.seconds.pop("graph"),
+                batches=bare.batches,
+                memory_bytes=0,
+                cosine_min=None,
+                **about,
+            )
         self._record("encode", taken, running, **about)
 
     def _feed_of(self, sentences: Sequence[str]) -> Feed:
         return self.tokenizer.pad(self.tokenizer.model_ids(sentences))
 
     def _first(
-        self, kind: str, names: Sequence[str], call: Callable[[Any], Any], feed: Feed,
+        self,
+        kind: str,
+        names: Sequence[str],
+        call: Callable[[Any], Any],
+        feed: Feed,
         sample: Sequence[int] = (),
-    ) -> dict[str, _Running]:  # fmt: skip
+    ) -> dict[str, _Running]:
         """Open the sides and run each once: its memory, and its lowest cosine to torch fp32."""
         wanted = self._true_vectors(feed)
         running: dict[str, _Running] = {}
@@ -347,10 +402,14 @@ class Bench:
             if not seconds:
                 continue
             self._book.add(
-                model=self.model.name, kind=kind, side=name, seconds=seconds,
+                model=self.model.name,
+                kind=kind,
+                side=name,
+                seconds=seconds,
                 memory_bytes=self._memory.peak.get(f"{kind.removeprefix('one ')} {name}", 0),
-                cosine_min=running[name].cosine, **about,
-            )  # fmt: skip
+                cosine_min=running[name].cosine,
+                **about,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,17 +125,21 @@ def torch_encode(
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(
-        str(folder), device=provider,
+        str(folder),
+        device=provider,
         model_kwargs={"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"},
-    )  # fmt: skip
+    )
     if compiled:
         model[0].model = torch.compile(model[0].model, backend=COMPILERS[provider], dynamic=True)
 
     def encode(sentences: Sequence[str]) -> Vectors:
         made: Vectors = model.encode(
-            list(sentences), batch_size=SENTENCE_BATCH, prompt="", normalize_embeddings=True,
+            list(sentences),
+            batch_size=SENTENCE_BATCH,
+            prompt="",
+            normalize_embeddings=True,
             show_progress_bar=False,
-        )  # fmt: skip
+        )
         return made.astype(np.float32)
 
     try:

@@ -43,11 +43,23 @@ PARTS = ("model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens
 """What token ids depend on; padding and truncation belong to who saved the file last."""
 
 CLASS_SETTINGS = (
-    "auto_map", "backend", "is_local", "tokenizer_file", "vocab_file", "merges_file",
-    "add_bos_token", "add_eos_token", "do_lower_case", "add_prefix_space", "strip_accents",
-    "tokenize_chinese_chars", "sp_model_kwargs", "legacy", "name_or_path",
+    "auto_map",
+    "backend",
+    "is_local",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+    "add_bos_token",
+    "add_eos_token",
+    "do_lower_case",
+    "add_prefix_space",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "sp_model_kwargs",
+    "legacy",
+    "name_or_path",
     "special_tokens_map_file",
-)  # fmt: skip
+)
 """Settings that a class builds its backend from; the converted backend has them in itself."""
 
 NO_LIMIT = 10**9

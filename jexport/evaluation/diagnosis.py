@@ -37,15 +37,17 @@ def _without_control(text: str) -> str:
 VARIANTS: Sequence[tuple[str, Callable[[str], str]]] = (
     ("white space at the end is dropped: normalizer Strip in tokenizer.json", str.rstrip),
     ("white space at both ends is dropped: normalizer Strip in tokenizer.json", str.strip),
-    ("white space is joined: normalizer or pre_tokenizer in tokenizer.json",
-     lambda text: " ".join(text.split())),
+    (
+        "white space is joined: normalizer or pre_tokenizer in tokenizer.json",
+        lambda text: " ".join(text.split()),
+    ),
     ("lower case: do_lower_case in sentence_bert_config.json or tokenizer_config.json", str.lower),
     ("accents are dropped: strip_accents in tokenizer_config.json", _without_marks),
     ("NFC: normalizer in tokenizer.json", lambda text: unicodedata.normalize("NFC", text)),
     ("NFD: normalizer in tokenizer.json", lambda text: unicodedata.normalize("NFD", text)),
     ("NFKC: normalizer in tokenizer.json", lambda text: unicodedata.normalize("NFKC", text)),
     ("control characters are dropped: clean_text in tokenizer.json", _without_control),
-)  # fmt: skip
+)
 """What the checkpoint's tokenizer may do to a text that the artifact's does not."""
 
 

@@ -16,9 +16,21 @@ SPACES = (" ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u0085",
 """White space: ASCII, no-break, em, ideographic, next line, line separator, and zero width."""
 
 SPECIAL = (
-    "<s>", "</s>", "<pad>", "<unk>", "<mask>", "[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]",
-    "<|endoftext|>", "<|im_start|>", "<bos>", "<eos>",
-)  # fmt: skip
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<unk>",
+    "<mask>",
+    "[CLS]",
+    "[SEP]",
+    "[PAD]",
+    "[UNK]",
+    "[MASK]",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<bos>",
+    "<eos>",
+)
 """Special tokens of well-known tokenizers, as somebody may write them in a text."""
 
 WORD = "Harbour"
@@ -61,11 +73,11 @@ CHARACTERS = (
     "don't won't it's John's \u2019tis \u201cquoted\u201d \u2014 dash\u2026 e.g. U.S.A.",
     "1234567890 3.14159 1,000,000 0x1F 12:30 2026-11-28",
     "https://example.org/a_b?c=d&e=%20#f user@example.org snake_case camelCase",
-    "{\"json\": [1, 2, null]} <b>bold</b> &amp; \\n \\u0041 C:\\new",
+    '{"json": [1, 2, null]} <b>bold</b> &amp; \\n \\u0041 C:\\new',
     "!!! ??? ... --- *** ((())) ```",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "multiple   spaces    inside\t\ttabs\n\n\nand lines",
-)  # fmt: skip
+)
 
 LONG_CHARACTERS = 20_000
 

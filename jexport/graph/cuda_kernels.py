@@ -306,8 +306,9 @@ def _on_shapes(nodes: list[ir.Node], kernels: dict[ir.Node, Kernel | None]) -> s
             placed.add(node)
             on_host.update(node.outputs)
         else:
-            on_host.update(node.outputs[place] for place in kernel.host_outputs
-                           if place < len(node.outputs))  # fmt: skip
+            on_host.update(
+                node.outputs[place] for place in kernel.host_outputs if place < len(node.outputs)
+            )
     return placed
 
 

@@ -116,9 +116,13 @@ def _remove_padding(work: edit.Edit, source: ir.Value) -> _Packing:
     users = list(source.uses())
     unused = work.unused(f"{source.name}/RemovePadding")
     made = ir.node(
-        "RemovePadding", [source, cuda_attention.lengths(work)], {}, domain=MS, num_outputs=4,
+        "RemovePadding",
+        [source, cuda_attention.lengths(work)],
+        {},
+        domain=MS,
+        num_outputs=4,
         name=unused,
-    )  # fmt: skip
+    )
     work.graph.append(made)
     names = ("packed", "token_offset", "cumulative_length", "longest")
     for output, name in zip(made.outputs, names, strict=True):
@@ -214,8 +218,10 @@ def _positions(packing: _Packing) -> ir.Value:
     work = packing.work
     mask = next(value for value in work.graph.inputs if value.name == "attention_mask")
     int64, int32 = ir.TensorType(ir.DataType.INT64), packing.offset.type
-    zero, flat = (work.constant(f"packed_{name}", np.array([number], np.int64))
-                  for name, number in (("axis", 0), ("flat", -1)))  # fmt: skip
+    zero, flat = (
+        work.constant(f"packed_{name}", np.array([number], np.int64))
+        for name, number in (("axis", 0), ("flat", -1))
+    )
     last_axis = work.constant("packed_last_axis", np.array(1, np.int64))
     tokens = packing.values[id(packing.source)]
     count = packing.node("Shape", [tokens], "packed/count", {"start": 0, "end": 1}).outputs[0]
@@ -249,9 +255,15 @@ def _is_each_token(packing: _Packing, node: ir.Node) -> bool:
     if node.op_type in ("LayerNormalization", "Split") and not node.domain:
         axis = node.attributes.get("axis")
         default = -1 if node.op_type == "LayerNormalization" else 0
-        if not packed or not constants or (default if axis is None else axis.as_int()) not in (
-            -1, 2,
-        ):  # fmt: skip
+        if (
+            not packed
+            or not constants
+            or (default if axis is None else axis.as_int())
+            not in (
+                -1,
+                2,
+            )
+        ):
             return False
         node.attributes["axis"] = ir.AttrInt64("axis", -1)
         return True

@@ -42,8 +42,11 @@ def _equal(work: edit.Edit, node: ir.Node) -> bool:
     """Numbers alone: a == b -> a >= b and a <= b."""
     first = node.inputs[0]
     if first is None or first.dtype not in (
-        ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.INT64
-    ):  # fmt: skip
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+    ):
         return False
     name = str(node.name)
     sides = [

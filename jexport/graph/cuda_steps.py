@@ -42,15 +42,22 @@ def fuse_fast_gelu(work: edit.Edit) -> int:
     for gelu in list(work.graph):
         exact = gelu.op_type == "BiasGelu" and gelu.domain == MS
         mode = gelu.attributes.get("approximate")
-        exact |= gelu.op_type == "Gelu" and not gelu.domain and (
-            mode is None or mode.as_string() == "none"
-        )  # fmt: skip
+        exact |= (
+            gelu.op_type == "Gelu"
+            and not gelu.domain
+            and (mode is None or mode.as_string() == "none")
+        )
         if not exact:
             continue
         node = work.insert(
-            gelu, "FastGelu", list(gelu.inputs), {}, name=f"{gelu.name}/fast",
-            like=gelu.outputs[0], domain=MS,
-        )  # fmt: skip
+            gelu,
+            "FastGelu",
+            list(gelu.inputs),
+            {},
+            name=f"{gelu.name}/fast",
+            like=gelu.outputs[0],
+            domain=MS,
+        )
         work.take_over(gelu, node)
         count += 1
     return count

@@ -157,8 +157,9 @@ class Engine:
             middle = (len(ids) + 1) // 2
             half = (max(middle, (shape[0] + 1) // 2), shape[1])
             try:
-                parts = [self._run(chosen, part, half, wanted)
-                         for part in (ids[:middle], ids[middle:])]  # fmt: skip
+                parts = [
+                    self._run(chosen, part, half, wanted) for part in (ids[:middle], ids[middle:])
+                ]
             except DeviceMemoryError as error:
                 raise _still_full(half, error) from error
             return np.concatenate(parts)

@@ -99,15 +99,17 @@ class Captured:
             )
 
         inputs = {spec.name: buffer(spec) for spec in self._signature.inputs}
-        given = {spec.name: buffer(spec) for spec in self._signature.outputs
-                 if spec.name in outputs}  # fmt: skip
+        given = {
+            spec.name: buffer(spec) for spec in self._signature.outputs if spec.name in outputs
+        }
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
             binding.bind_ortvalue_output(name, given[name])
         number = len(self._shapes) + 1
-        return _Shape(number=number, binding=binding, inputs=inputs,
-                      outputs=[given[name] for name in outputs])  # fmt: skip
+        return _Shape(
+            number=number, binding=binding, inputs=inputs, outputs=[given[name] for name in outputs]
+        )
 
 
 def graph_options(number: str) -> Any:

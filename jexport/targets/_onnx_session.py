@@ -134,12 +134,14 @@ def _chosen(compiled: CompiledModel, asked: Device, *, cuda_graphs: bool) -> Dev
     for_cuda = "cuda" in compiled.facts or cuda_graphs
     if asked.kind == "cpu" and for_cuda:
         raise DeviceError(
-            "this artifact was made for CUDA alone" if "cuda" in compiled.facts
+            "this artifact was made for CUDA alone"
+            if "cuda" in compiled.facts
             else "CUDA graphs are of a GPU",
             evidence="the device 'cpu' was asked for",
             fix="use --device cuda, or an artifact that was built without compile.cuda"
-            if "cuda" in compiled.facts else "leave cuda_graphs away",
-        )  # fmt: skip
+            if "cuda" in compiled.facts
+            else "leave cuda_graphs away",
+        )
     if asked.kind == "cpu" or (asked.kind == "auto" and not for_cuda and CUDA not in available):
         return Device(kind="cpu")
     if CUDA not in available:

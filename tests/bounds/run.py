@@ -57,9 +57,13 @@ TEXTS = (
 def run(*command: str | Path, **options: str) -> str:
     """Standard output of a command; what it says of an error ends this program."""
     done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, cwd=FOLDER,
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=FOLDER,
         **options,
-    )  # fmt: skip
+    )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}{done.stderr[-6000:]}")
     return done.stdout
@@ -82,10 +86,21 @@ def environment(kind: str, name: str) -> Path:
     override.write_text(f"torch=={torch.__version__.split('+')[0]}\n")
     extras = [word for extra in ENVIRONMENTS[name] for word in ("--extra", extra)]
     listed = run(
-        uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", ROOT / "pyproject.toml",
-        "--resolution", RESOLUTIONS[kind], "--override", override, *extras,
-        "--python-version", f"{sys.version_info.major}.{sys.version_info.minor}",
-    ).splitlines()  # fmt: skip
+        uv(),
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-header",
+        "--no-annotate",
+        ROOT / "pyproject.toml",
+        "--resolution",
+        RESOLUTIONS[kind],
+        "--override",
+        override,
+        *extras,
+        "--python-version",
+        f"{sys.version_info.major}.{sys.version_info.minor}",
+    ).splitlines()
     packages = [line for line in listed if not line.startswith(LEFT_OUT)]
     digest = hashlib.sha256("\n".join(packages).encode()).hexdigest()[:12]
     folder = FOLDER / f"{kind}-{name}-{digest}"
@@ -145,21 +160,57 @@ def check(kind: str, model: Path, wanted: np.ndarray) -> None:
     builder = environment(kind, "build")
     artifacts = {}
     for target in TARGETS:
-        said = run(builder, "-m", "jexport", "build", "--recipe", recipe, "--task", "none",
-                   "--target", target, "--out", out, "--no-cache")  # fmt: skip
+        said = run(
+            builder,
+            "-m",
+            "jexport",
+            "build",
+            "--recipe",
+            recipe,
+            "--task",
+            "none",
+            "--target",
+            target,
+            "--out",
+            out,
+            "--no-cache",
+        )
         artifacts[target] = Path(FOLDER / said.splitlines()[-1])
         vectors = FOLDER / f"{kind}-{target}.npy"
-        run(builder, "-m", "jexport", "embed", artifacts[target], "--input", texts,
-            "--output", vectors)  # fmt: skip
+        run(
+            builder,
+            "-m",
+            "jexport",
+            "embed",
+            artifacts[target],
+            "--input",
+            texts,
+            "--output",
+            vectors,
+        )
         compare(f"build, embed {target}", vectors, wanted)
     for target in ("onnx", "openvino"):
         vectors = FOLDER / f"{kind}-served-{target}.npy"
         server = environment(kind, target)
-        run(server, "-m", "jexport", "embed", artifacts[target], "--input", texts,
-            "--output", vectors)  # fmt: skip
+        run(
+            server,
+            "-m",
+            "jexport",
+            "embed",
+            artifacts[target],
+            "--input",
+            texts,
+            "--output",
+            vectors,
+        )
         compare(f"serve {target}", vectors, wanted)
-    for use, name in (("int8", "build"), ("langchain", "onnx"), ("llama_index", "onnx"),
-                      ("sign", "sign"), ("publish", "sign")):  # fmt: skip
+    for use, name in (
+        ("int8", "build"),
+        ("langchain", "onnx"),
+        ("llama_index", "onnx"),
+        ("sign", "sign"),
+        ("publish", "sign"),
+    ):
         run(environment(kind, name), USES, use, artifacts["onnx"], FOLDER / f"{kind}-{use}")
         print(f"  {use}", flush=True)
     print(f"{kind}: all holds, {time.monotonic() - begin:.0f} s", flush=True)

@@ -97,12 +97,16 @@ def publish(artifact: Path, folder: Path) -> None:
     assert all((huggingface_hub.HfApi, requests.Session, s3fs.S3FileSystem))
     said = subprocess.run(
         [sys.executable, "-m", "jexport", "publish", str(artifact), str(folder / "registry")],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     pulled = subprocess.run(
         [sys.executable, "-m", "jexport", "pull", said.split()[-1], str(folder / "pulled")],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert (Path(pulled.split()[-1]) / "manifest.json").is_file()
 
 

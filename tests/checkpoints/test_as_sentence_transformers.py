@@ -37,8 +37,15 @@ LONG = "the harbour at night and " * 90
 TEXTS = ["the harbour at night", "SHIPS and Boats, 1923!", "", " ", "x <mask> y </s>", LONG]
 
 
-SIZES = {"vocab_size": 331, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 48, "max_position_embeddings": 130, "pad_token_id": 1}  # fmt: skip
+SIZES = {
+    "vocab_size": 331,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 130,
+    "pad_token_id": 1,
+}
 
 
 def write_encoder(folder: Path, name: str, **config: Any) -> None:
@@ -193,14 +200,20 @@ def test_the_transformers_own_file(
         {"processing_kwargs": {"text": {"truncation": False}}},
         {"processing_kwargs": {"common": {"padding": "max_length"}}},
         {"processing_kwargs": {"txt": {}}},
-        {"modality_config": {"text": {"method": "forward",
-                                      "method_output_name": "last_hidden_state"},
-                             "message": {"method": "forward", "method_output_name": "x"}}},
+        {
+            "modality_config": {
+                "text": {"method": "forward", "method_output_name": "last_hidden_state"},
+                "message": {"method": "forward", "method_output_name": "x"},
+            }
+        },
         {"modality_config": {"image": {"method": "forward", "method_output_name": "x"}}},
-        {"modality_config": {"text": {"method": "forward",
-                                      "method_output_name": ["hidden_states", -2]}}},
+        {
+            "modality_config": {
+                "text": {"method": "forward", "method_output_name": ["hidden_states", -2]}
+            }
+        },
     ],
-)  # fmt: skip
+)
 def test_what_is_refused_of_it(
     change: dict[str, Any], saved: Path, opened: Open, edit_json: Edit
 ) -> None:
@@ -329,8 +342,9 @@ def test_vocab_txt_alone(saved: Path, opened: Open, edit_json: Edit) -> None:
     assert "vocab.txt" in names
     assert "tokenizer.json" not in names
     assert [path.name for path in model.tokenizer_files] == [
-        "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     edit_json(saved / "tokenizer_config.json", split_special_tokens=True)
     with pytest.raises(UnsupportedCheckpointError, match="split_special_tokens"):
         opened(saved)
@@ -390,9 +404,16 @@ def write_base(saved: Path, base: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "change", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["pooler"]},
-               {"peft_type": "LOHA"}, {"init_lora_weights": "pissa"}, {"no_such_key": 1}],
-)  # fmt: skip
+    "change",
+    [
+        {"use_dora": True},
+        {"bias": "all"},
+        {"modules_to_save": ["pooler"]},
+        {"peft_type": "LOHA"},
+        {"init_lora_weights": "pissa"},
+        {"no_such_key": 1},
+    ],
+)
 def test_more_than_plain_lora_is_refused(
     change: dict[str, Any], saved: Path, opened: Open, edit_json: Edit
 ) -> None:

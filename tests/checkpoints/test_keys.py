@@ -31,12 +31,32 @@ from jexport.runtime import prompts
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoint-keys.md"
 PLUMBING = {
-    "cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies",
-    "commit_message", "repo_id", "save_jinja_files", "_from_pipeline", "_from_auto", "tokenizer",
-    "_json_truncation", "_json_padding", "_spm_precompiled_charsmap", "use_source_tokenizer",
-    "sanitize_control_tokens", "max_target_length", "padding", "truncation", "max_length",
-    "pad_to_multiple_of", "add_special_tokens", "max_pad_length",
-}  # fmt: skip
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+    "proxies",
+    "commit_message",
+    "repo_id",
+    "save_jinja_files",
+    "_from_pipeline",
+    "_from_auto",
+    "tokenizer",
+    "_json_truncation",
+    "_json_padding",
+    "_spm_precompiled_charsmap",
+    "use_source_tokenizer",
+    "sanitize_control_tokens",
+    "max_target_length",
+    "padding",
+    "truncation",
+    "max_length",
+    "pad_to_multiple_of",
+    "add_special_tokens",
+    "max_pad_length",
+}
 """Arguments of calls, of fetching and saving: no file of a checkpoint gives them."""
 
 
@@ -115,8 +135,11 @@ def test_modules_of_their_own() -> None:
 def test_rules_of_prompts_and_similarity() -> None:
     kind = sentence_transformers.SentenceTransformer
     assert set(kind._default_prompts) == set(prompts.ALWAYS)
-    lists = [ast.literal_eval(node) for node in ast.walk(tree(kind.encode_document))
-             if isinstance(node, ast.List) and node.elts]  # fmt: skip
+    lists = [
+        ast.literal_eval(node)
+        for node in ast.walk(tree(kind.encode_document))
+        if isinstance(node, ast.List) and node.elts
+    ]
     assert list(prompts.DOCUMENT_NAMES) in lists
     assert set(kind.SUPPORTED_SIMILARITY_FN_NAMES) == set(sentence_files.SIMILARITIES)
 

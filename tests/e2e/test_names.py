@@ -35,9 +35,11 @@ def build(cli: Callable[..., Any], model: Path, out: Path, *more: object) -> Any
 
 @pytest.mark.usefixtures("canned")
 def test_the_second_is_refused_before_any_weight_work(
-    cli: Callable[..., Any], twins: tuple[Path, Path], tmp_path: Path,
+    cli: Callable[..., Any],
+    twins: tuple[Path, Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     from jexport import pipeline
 
     out, latest = tmp_path / "out", "final/separation/onnx-fp32/latest"
@@ -98,8 +100,14 @@ def test_two_at_once(artifact: Path, tmp_path: Path) -> None:
     start = threading.Barrier(2)
 
     def place(folder: Path, version: str) -> None:
-        slot = store.Slot(out=tmp_path / "out", model="m", task="none", target="onnx",
-                          precision="fp32", version=version)  # fmt: skip
+        slot = store.Slot(
+            out=tmp_path / "out",
+            model="m",
+            task="none",
+            target="onnx",
+            precision="fp32",
+            version=version,
+        )
         with open_run(slot.out) as run:
             staged = Path(shutil.copytree(folder, run.folder / "package"))
             start.wait()

@@ -46,9 +46,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seeded BERT of two layers: mean pooling, normalised, 60 tokens; no test may change it."""
     home = tmp_path_factory.mktemp("tiny")
     config = transformers.BertConfig(
-        vocab_size=331, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=48, max_position_embeddings=130, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=331,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=130,
+        pad_token_id=1,
+    )
     torch.manual_seed(3)
     model = transformers.BertModel(config).eval()
     with torch.no_grad():
@@ -59,8 +64,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / file, home / "encoder")
     modules = [
-        Transformer(str(home / "encoder"), max_seq_length=60), Pooling(WIDTH, "mean"), Normalize(),
-    ]  # fmt: skip
+        Transformer(str(home / "encoder"), max_seq_length=60),
+        Pooling(WIDTH, "mean"),
+        Normalize(),
+    ]
     SentenceTransformer(modules=modules, device="cpu").save(str(home / "saved"))
     return home / "saved"
 

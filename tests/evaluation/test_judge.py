@@ -23,8 +23,14 @@ from jexport.stages import load
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"
-TASKS = ("none", "retrieval.query", "retrieval.passage", "separation", "classification",
-         "text-matching")  # fmt: skip
+TASKS = (
+    "none",
+    "retrieval.query",
+    "retrieval.passage",
+    "separation",
+    "classification",
+    "text-matching",
+)
 TEXTS = json.loads((FIXTURES / "texts.json").read_text(encoding="utf-8"))
 
 
@@ -46,13 +52,19 @@ def test_nothing_of_ours_is_between(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = LoadSpec(model=str(SMALL))
     loaded = load.run(asked, task="separation")
     blind = dataclasses.replace(
-        loaded, tokenize_reference=gone, assemble=gone, reference=gone, tokenizer_files=(),
-        weights={}, adapter={},
-    )  # fmt: skip
+        loaded,
+        tokenize_reference=gone,
+        assemble=gone,
+        reference=gone,
+        tokenizer_files=(),
+        weights={},
+        adapter={},
+    )
     for module, name in (
-        (native_class, "assemble"), (native_class, "native_weights"),
+        (native_class, "assemble"),
+        (native_class, "native_weights"),
         (transformer_files, "reference_tokenizer"),
-    ):  # fmt: skip
+    ):
         monkeypatch.setattr(module, name, gone)
     with judge.opened(blind, asked) as library:
         found = library.encode(TEXTS, library.tokenize(TEXTS))

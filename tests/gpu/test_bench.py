@@ -38,11 +38,17 @@ def test_everything_is_measured(content: dict[str, Any]) -> None:
     lengths = [tokens for _, tokens in run.SMALL.shapes]
     for model in models.models(small=True):
         for side in (run.FP16, run.FP32, run.TORCH, run.EXACT):
-            assert {one["tokens"] for one in measured if (one["model"], one["side"]) ==
-                    (model.name, side) and one["kind"] == "graph"} >= set(lengths)  # fmt: skip
+            assert {
+                one["tokens"]
+                for one in measured
+                if (one["model"], one["side"]) == (model.name, side) and one["kind"] == "graph"
+            } >= set(lengths)
         for side in (run.FP16, run.TORCH):
-            kinds = {(one["kind"], one["tokens"]) for one in measured
-                     if (one["model"], one["side"]) == (model.name, side)}  # fmt: skip
+            kinds = {
+                (one["kind"], one["tokens"])
+                for one in measured
+                if (one["model"], one["side"]) == (model.name, side)
+            }
             assert kinds >= {
                 ("encode", "mix"),
                 ("one graph", 16),
@@ -89,9 +95,19 @@ def test_a_small_run_never_gets_onto_the_page(results: Path) -> None:
 
 
 def record(**values: Any) -> dict[str, Any]:
-    one = {"group": "a", "model": models.FULL, "kind": "graph", "side": run.FP16, "tokens": 512,
-           "texts": 32, "real_tokens": 32 * 512, "flop": 1e12, "memory_bytes": 0,
-           "cosine_min": 1.0, "seconds": [0.01, 0.01, 0.01]}  # fmt: skip
+    one = {
+        "group": "a",
+        "model": models.FULL,
+        "kind": "graph",
+        "side": run.FP16,
+        "tokens": 512,
+        "texts": 32,
+        "real_tokens": 32 * 512,
+        "flop": 1e12,
+        "memory_bytes": 0,
+        "cosine_min": 1.0,
+        "seconds": [0.01, 0.01, 0.01],
+    }
     return {**one, **values}
 
 
@@ -189,8 +205,14 @@ def test_memory_is_the_sides_that_acts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(out: Path, **values: Any) -> gpu_check.Check:
     out.mkdir(exist_ok=True)
-    asked = {"out": out, "work": out / "work", "provider": "cpu", "small": True, "seconds": 60.0,
-             "packed": out / "none"}  # fmt: skip
+    asked = {
+        "out": out,
+        "work": out / "work",
+        "provider": "cpu",
+        "small": True,
+        "seconds": 60.0,
+        "packed": out / "none",
+    }
     return gpu_check.Check(argparse.Namespace(**{**asked, **values}))
 
 

@@ -87,9 +87,13 @@ def texts(index: dict[str, Any], device: str) -> list[str]:
 
 @pytest.mark.parametrize(("folder", "name"), CASES)
 def test_the_recipes_gates(
-    folder: str, name: str, index: dict[str, Any], texts: list[str], torch_vectors: Any,
+    folder: str,
+    name: str,
+    index: dict[str, Any],
+    texts: list[str],
+    torch_vectors: Any,
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     failure = index["failed"].get(f"{folder} {name}")
     assert failure is None, failure
     if name not in index[folder]:

@@ -159,9 +159,22 @@ def test_auto_without_a_visible_gpu_takes_the_cpu(
     lines, out = tmp_path / "texts.txt", tmp_path / "vectors.npy"
     lines.write_text("a text\n", encoding="utf-8")
     answer = subprocess.run(
-        [sys.executable, "-m", "jexport", "embed", str(artifacts(PASSAGE, "fp32")),
-         "--input", str(lines), "--output", str(out), "--device", "auto"],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "jexport",
+            "embed",
+            str(artifacts(PASSAGE, "fp32")),
+            "--input",
+            str(lines),
+            "--output",
+            str(out),
+            "--device",
+            "auto",
+        ],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+    )
     assert answer.returncode == 0, answer.stderr
     assert np.isfinite(np.load(out)).all()

@@ -84,9 +84,13 @@ def judged(
 
 @pytest.mark.parametrize(("task", "precision"), CASES)
 def test_every_task_and_precision_by_the_recipes_gates(
-    task: str, precision: str, artifacts: Callable[..., Path], truth: Callable[[str], Any],
-    samples: list[Any], device: str,
-) -> None:  # fmt: skip
+    task: str,
+    precision: str,
+    artifacts: Callable[..., Path],
+    truth: Callable[[str], Any],
+    samples: list[Any],
+    device: str,
+) -> None:
     path = artifacts(task, precision)
     texts = [sample.text for sample in samples]
     ids = ids_of(path, texts)
@@ -198,9 +202,10 @@ def nodes_of(session: Any) -> list[dict[str, Any]]:
     """Operator and provider of every node that a session ran, from its profile."""
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return [
-        event["args"] for event in events
+        event["args"]
+        for event in events
         if event.get("cat") == "Node" and "provider" in event.get("args", {})
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -271,10 +276,23 @@ def test_a_provider_that_cannot_start(artifacts: Callable[..., Path], tmp_path: 
     lines, out = tmp_path / "texts.txt", tmp_path / "vectors.npy"
     lines.write_text("a text\n", encoding="utf-8")
     answer = subprocess.run(
-        [sys.executable, "-m", "jexport", "embed", str(artifacts(PASSAGE, "fp32")),
-         "--input", str(lines), "--output", str(out), "--device", "cuda"],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "jexport",
+            "embed",
+            str(artifacts(PASSAGE, "fp32")),
+            "--input",
+            str(lines),
+            "--output",
+            str(out),
+            "--device",
+            "cuda",
+        ],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+    )
     assert answer.returncode == 15, answer.stderr
     assert "CUDA provider" in answer.stderr
     assert "fix:" in answer.stderr

@@ -142,8 +142,10 @@ def installed(folder: Path, version: str) -> None:
 def overlaid(tmp_path: Path, provider: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(FOLDER / "overlay.py"), str(provider), str(tmp_path / "site")],
-        env={"PYTHONPATH": str(tmp_path / "installed")}, capture_output=True, text=True,
-    )  # fmt: skip
+        env={"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_installed_package_is_overlaid_and_left_alone(tmp_path: Path) -> None:

@@ -129,10 +129,15 @@ class PackedAttention(OpRun):
 
 
 OPERATORS = [
-    *map(by_kernel, ("BiasGelu", "FastGelu", "RotaryEmbedding", "SkipLayerNormalization",
-                     "MultiHeadAttention")),
-    RemovePadding, RestorePadding, PackedMultiHeadAttention, PackedAttention,
-]  # fmt: skip
+    *map(
+        by_kernel,
+        ("BiasGelu", "FastGelu", "RotaryEmbedding", "SkipLayerNormalization", "MultiHeadAttention"),
+    ),
+    RemovePadding,
+    RestorePadding,
+    PackedMultiHeadAttention,
+    PackedAttention,
+]
 
 
 def evaluator(path: Path) -> ReferenceEvaluator:

@@ -20,8 +20,18 @@ from jexport.targets import onnx as target
 
 HIDDEN = "last_hidden_state"
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "last")
-ENCODERS = ("minilm", "small", "xlm_roberta", "distilbert", "electra", "albert", "nomic_bert",
-            "mpnet", "deberta", "modernbert")  # fmt: skip
+ENCODERS = (
+    "minilm",
+    "small",
+    "xlm_roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "nomic_bert",
+    "mpnet",
+    "deberta",
+    "modernbert",
+)
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -37,8 +47,11 @@ def test_every_operator_and_version_exists(operator: str) -> None:
         assert (domain, name) in known
         assert kernel.versions == ((1, 1),)
         return
-    history = {s.since_version: s for s in onnx.defs.get_all_schemas_with_history()
-               if (s.domain, s.name) == ("", name)}  # fmt: skip
+    history = {
+        s.since_version: s
+        for s in onnx.defs.get_all_schemas_with_history()
+        if (s.domain, s.name) == ("", name)
+    }
     assert {version for span in kernel.versions for version in span[:1]} <= {*history, 14, 15}
     newest = history[max(version for version in history if version <= kernel.versions[-1][1])]
     places = [*kernel.host_inputs]

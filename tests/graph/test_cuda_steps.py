@@ -174,9 +174,13 @@ def test_heads_that_no_fused_kernel_takes_are_left_alone(
 @pytest.mark.parametrize("step", ["skip_layer_norm", "split_projection", "efficient_attention"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_exact_step_gives_what_standard_gives(
-    name: str, step: str, encoders: Callable[..., Any], rewritten: Callable[..., Any],
-    right_padded: Any, seeded: Any,
-) -> None:  # fmt: skip
+    name: str,
+    step: str,
+    encoders: Callable[..., Any],
+    rewritten: Callable[..., Any],
+    right_padded: Any,
+    seeded: Any,
+) -> None:
     standard = seeded.session(encoders(name, "fp32").path)
     ours = seeded.session(rewritten(name, "fp32", step).folder / "model.onnx")
     for kind, feed in right_padded.items():
@@ -211,9 +215,13 @@ HALVED = [
     [("small", steps) for steps in HALVED] + [("minilm", steps) for steps in HALVED[1:]],
 )
 def test_float16_stays_near(
-    name: str, steps: tuple[str, ...], encoders: Callable[..., Any], rewritten: Callable[..., Any],
-    right_padded: Any, seeded: Any,
-) -> None:  # fmt: skip
+    name: str,
+    steps: tuple[str, ...],
+    encoders: Callable[..., Any],
+    rewritten: Callable[..., Any],
+    right_padded: Any,
+    seeded: Any,
+) -> None:
     standard = seeded.session(encoders(name, "fp32").path)
     ours = seeded.session(rewritten(name, "fp16", *steps).folder / "model.onnx")
     for kind, feed in right_padded.items():
@@ -275,9 +283,14 @@ def test_starts_are_as_onnxruntime_reads_them(
 )
 @pytest.mark.parametrize("name", ENCODERS)
 def test_packed_gives_what_standard_gives(
-    name: str, steps: tuple[str, ...], encoders: Callable[..., Any], rewritten: Callable[..., Any],
-    reference: Any, right_padded: Any, seeded: Any,
-) -> None:  # fmt: skip
+    name: str,
+    steps: tuple[str, ...],
+    encoders: Callable[..., Any],
+    rewritten: Callable[..., Any],
+    reference: Any,
+    right_padded: Any,
+    seeded: Any,
+) -> None:
     compiled = rewritten(name, "fp32", *steps)
     standard = seeded.session(encoders(name, "fp32").path)
     ours = reference.evaluator(compiled.folder / "model.onnx")
@@ -293,9 +306,13 @@ def test_packed_gives_what_standard_gives(
 
 @pytest.mark.parametrize("name", ["small", "gated"])
 def test_all_steps_together_stay_near(
-    name: str, encoders: Callable[..., Any], rewritten: Callable[..., Any], reference: Any,
-    right_padded: Any, seeded: Any,
-) -> None:  # fmt: skip
+    name: str,
+    encoders: Callable[..., Any],
+    rewritten: Callable[..., Any],
+    reference: Any,
+    right_padded: Any,
+    seeded: Any,
+) -> None:
     standard = seeded.session(encoders(name, "fp32").path)
     ours = reference.evaluator(rewritten(name, "fp16", "all", *CUDA_ONLY).folder / "model.onnx")
     feed = right_padded["right padded"]

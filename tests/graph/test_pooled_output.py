@@ -19,8 +19,13 @@ from jexport.recipe import CompileSpec
 from jexport.targets import onnx as target
 
 HIDDEN, POOLED = "last_hidden_state", "sentence_embedding"
-THEIRS = {"mean": "mean", "cls": "cls", "max": "max", "mean_sqrt_len": "mean_sqrt_len_tokens",
-          "last": "lasttoken"}  # fmt: skip
+THEIRS = {
+    "mean": "mean",
+    "cls": "cls",
+    "max": "max",
+    "mean_sqrt_len": "mean_sqrt_len_tokens",
+    "last": "lasttoken",
+}
 
 
 def appended(model: Any, folder: Path, pooling: str, *, normalize: bool) -> Path:
@@ -33,8 +38,10 @@ def appended(model: Any, folder: Path, pooling: str, *, normalize: bool) -> Path
 
 def theirs(hidden: np.ndarray, mask: np.ndarray, pooling: str, *, normalize: bool) -> np.ndarray:
     """What sentence-transformers makes of the same token vectors."""
-    features = {"token_embeddings": torch.from_numpy(hidden),
-                "attention_mask": torch.from_numpy(mask)}  # fmt: skip
+    features = {
+        "token_embeddings": torch.from_numpy(hidden),
+        "attention_mask": torch.from_numpy(mask),
+    }
     module = Pooling(hidden.shape[-1], pooling_mode=THEIRS[pooling])
     features = module(features)
     if normalize:
@@ -47,9 +54,13 @@ def theirs(hidden: np.ndarray, mask: np.ndarray, pooling: str, *, normalize: boo
 @pytest.mark.parametrize("pooling", THEIRS)
 @pytest.mark.parametrize("opset", [18, 23])
 def test_as_sentence_transformers_pools(
-    opset: int, pooling: str, normalize: bool, exports: Callable[..., Any], seeded: Any,
+    opset: int,
+    pooling: str,
+    normalize: bool,
+    exports: Callable[..., Any],
+    seeded: Any,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     model = exports("bert", outputs=(HIDDEN,), layers=1, opset=opset).model
     session = seeded.session(appended(model, tmp_path, pooling, normalize=normalize))
     assert [value.name for value in session.get_outputs()] == [HIDDEN, POOLED]

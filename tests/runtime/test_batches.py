@@ -44,8 +44,15 @@ def test_without_ladders_it_is_plan_batches() -> None:
 
 def test_the_ladder_of_lengths() -> None:
     assert [round_up(n, 1, 512) for n in (0, 1, 32, 33, 64, 65, 129, 257)] == [
-        1, 1, 32, 34, 64, 68, 136, 272,
-    ]  # fmt: skip
+        1,
+        1,
+        32,
+        34,
+        64,
+        68,
+        136,
+        272,
+    ]
     assert [round_up(n, 8, 8192) for n in (1, 8, 9, 256, 257, 8191)] == [8, 8, 16, 256, 272, 8192]
     assert round_up(250, 16, 250) == 250  # never beyond the model's limit
     for multiple in (1, 8, 64):
@@ -93,5 +100,8 @@ def test_small_calls_share_shapes() -> None:
 
 def test_one_text_alone_has_a_ladder_of_its_own() -> None:
     assert [plan([n], FEW_SHAPES, 2048, 512)[0].shape for n in (1, 16, 17, 500)] == [
-        (1, 16), (1, 16), (1, 32), (1, 512),
-    ]  # fmt: skip
+        (1, 16),
+        (1, 16),
+        (1, 32),
+        (1, 512),
+    ]

@@ -37,9 +37,13 @@ class Small(SmallModel):
 def make(model: Any, batching: Batching | None = None, **more: Any) -> Embedder:
     embedding: Embedding = EMBEDDING
     return Embedder(
-        tokenizer=TextTokenizer.open(REFERENCE, max_tokens=64), runner=model, embedding=embedding,
-        outputs=("last_hidden_state",), batching=batching, **more,
-    )  # fmt: skip
+        tokenizer=TextTokenizer.open(REFERENCE, max_tokens=64),
+        runner=model,
+        embedding=embedding,
+        outputs=("last_hidden_state",),
+        batching=batching,
+        **more,
+    )
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
@@ -175,9 +179,12 @@ def test_tokenising_overlaps_with_running(monkeypatch: pytest.MonkeyPatch) -> No
 
     texts = [f"text {number} " + "word " * (number % 5) for number in range(3000)]
     embedder = Embedder(
-        tokenizer=tokenizer, runner=Model(), embedding=EMBEDDING, outputs=("last_hidden_state",),
+        tokenizer=tokenizer,
+        runner=Model(),
+        embedding=EMBEDDING,
+        outputs=("last_hidden_state",),
         batching=Batching(tokens=512, in_flight=2),
-    )  # fmt: skip
+    )
     found = embedder.encode(texts)
     np.testing.assert_allclose(found, make(SmallModel()).encode(texts), atol=2e-6)
     last = len(order) - 1 - order[::-1].index("tokenise")

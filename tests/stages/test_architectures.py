@@ -32,9 +32,15 @@ def loaded(imported: Callable[[Path], Any], tmp_path: Path) -> Callable[[str], A
 
 @pytest.mark.parametrize(
     ("model_type", "additive"),
-    [("bert", True), ("roberta", True), ("mpnet", True), ("modernbert", True), ("gpt2", False),
-     ("deberta-v2", False)],
-)  # fmt: skip
+    [
+        ("bert", True),
+        ("roberta", True),
+        ("mpnet", True),
+        ("modernbert", True),
+        ("gpt2", False),
+        ("deberta-v2", False),
+    ],
+)
 def test_what_is_traced_is_the_model(
     model_type: str, additive: bool, loaded: Callable[[str], Any]
 ) -> None:

@@ -72,16 +72,27 @@ def compare(model_type: str, checkpoint: Path, out: Path) -> Row:
     except Exception as error:  # whatever a model's own code raises for text alone
         trouble = f"{type(error).__name__}: {_line(error)}"
     chosen = recipe.from_table(
-        {"name": "sweep", "load": {"model": str(checkpoint)},
-         "validate": {"budget_tokens": 400, "max_tokens": 64}}, origin="the sweep")  # fmt: skip
+        {
+            "name": "sweep",
+            "load": {"model": str(checkpoint)},
+            "validate": {"budget_tokens": 400, "max_tokens": 64},
+        },
+        origin="the sweep",
+    )
     try:
         built = pipeline.build(chosen, task="none", target="onnx", out=out)
     except JexportError as error:
-        return Row(model_type=model_type, result=REFUSED, judge=trouble,
-                   exit_code=error.exit_code, detail=f"{error.what}: {error.evidence}")  # fmt: skip
+        return Row(
+            model_type=model_type,
+            result=REFUSED,
+            judge=trouble,
+            exit_code=error.exit_code,
+            detail=f"{error.what}: {error.evidence}",
+        )
     except Exception:
-        return Row(model_type=model_type, result=TRACEBACK, judge=trouble,
-                   detail=traceback.format_exc())  # fmt: skip
+        return Row(
+            model_type=model_type, result=TRACEBACK, judge=trouble, detail=traceback.format_exc()
+        )
     if wanted is None:
         return Row(model_type=model_type, result=NO_JUDGE, judge=trouble)
     with open_artifact(built.path) as model:
@@ -95,8 +106,9 @@ def judged(checkpoint: Path) -> np.ndarray:
     """What the users' own library gives: float32 [texts, width], each text alone."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True,
-                                model_kwargs={"dtype": "float32"})  # fmt: skip
+    model = SentenceTransformer(
+        str(checkpoint), device="cpu", local_files_only=True, model_kwargs={"dtype": "float32"}
+    )
     vectors: np.ndarray = model.encode(list(TEXTS), batch_size=1, show_progress_bar=False)
     return vectors
 

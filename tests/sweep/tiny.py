@@ -18,48 +18,168 @@ TOKENS = 128
 
 SIZES: Mapping[str, int] = {
     **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "d_embed", "embed_dim",
-         "embed_size", "model_dim", "input_embedding_size", "word_embed_proj_dim",
-         "projection_dim"), WIDTH),
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "dim",
+            "emb_dim",
+            "d_embed",
+            "embed_dim",
+            "embed_size",
+            "model_dim",
+            "input_embedding_size",
+            "word_embed_proj_dim",
+            "projection_dim",
+        ),
+        WIDTH,
+    ),
     **dict.fromkeys(
-        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers",
-         "decoder_layers", "num_encoder_layers", "num_decoder_layers", "encoder_num_hidden_layers",
-         "decoder_num_hidden_layers"), 2),
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "encoder_layers",
+            "decoder_layers",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "encoder_num_hidden_layers",
+            "decoder_num_hidden_layers",
+        ),
+        2,
+    ),
     **dict.fromkeys(
-        ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
-         "decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
-         "encoder_num_attention_heads", "decoder_num_attention_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "multi_query_group_num",
-                     "encoder_num_key_value_heads", "decoder_num_key_value_heads"), 2),
-    **dict.fromkeys(("head_dim", "d_head", "d_kv", "attention_head_dim", "kv_channels",
-                     "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "linear_key_head_dim",
-                     "linear_value_head_dim", "attention_head_size"), 8),
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+            "num_encoder_attention_heads",
+            "num_decoder_attention_heads",
+            "encoder_num_attention_heads",
+            "decoder_num_attention_heads",
+        ),
+        4,
+    ),
     **dict.fromkeys(
-        ("intermediate_size", "ffn_dim", "d_ff", "d_inner", "encoder_ffn_dim", "decoder_ffn_dim",
-         "ffn_hidden_size", "dense_intermediate_size", "intermediate_size_mlp", "feed_forward_size",
-         "n_inner", "dff"), 64),
+        (
+            "num_key_value_heads",
+            "num_kv_heads",
+            "multi_query_group_num",
+            "encoder_num_key_value_heads",
+            "decoder_num_key_value_heads",
+        ),
+        2,
+    ),
     **dict.fromkeys(
-        ("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size",
-         "moe_shared_expert_intermediate_size", "shared_intermediate_size"), WIDTH),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts",
-                     "moe_num_primary_experts"), 4),
-    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k",
-                     "moe_topk", "top_k_experts"), 2),
+        (
+            "head_dim",
+            "d_head",
+            "d_kv",
+            "attention_head_dim",
+            "kv_channels",
+            "qk_rope_head_dim",
+            "qk_nope_head_dim",
+            "v_head_dim",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "attention_head_size",
+        ),
+        8,
+    ),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "d_ff",
+            "d_inner",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "ffn_hidden_size",
+            "dense_intermediate_size",
+            "intermediate_size_mlp",
+            "feed_forward_size",
+            "n_inner",
+            "dff",
+        ),
+        64,
+    ),
+    **dict.fromkeys(
+        (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "expert_ffn_hidden_size",
+            "moe_shared_expert_intermediate_size",
+            "shared_intermediate_size",
+        ),
+        WIDTH,
+    ),
+    **dict.fromkeys(
+        (
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "moe_num_experts",
+            "moe_num_primary_experts",
+        ),
+        4,
+    ),
+    **dict.fromkeys(
+        (
+            "num_experts_per_tok",
+            "num_experts_per_token",
+            "moe_top_k",
+            "moe_k",
+            "moe_topk",
+            "top_k_experts",
+        ),
+        2,
+    ),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "num_shared_experts"), 1),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len",
-                     "seq_length", "max_sequence_length", "model_max_length", "context_length",
-                     "max_encoder_position_embeddings", "max_source_positions"), 256),
+    **dict.fromkeys(
+        (
+            "max_position_embeddings",
+            "n_positions",
+            "n_ctx",
+            "max_seq_len",
+            "seq_length",
+            "max_sequence_length",
+            "model_max_length",
+            "context_length",
+            "max_encoder_position_embeddings",
+            "max_source_positions",
+        ),
+        256,
+    ),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
-    **dict.fromkeys(("sliding_window", "sliding_window_size", "local_attention", "local_window",
-                     "window_size", "attention_window"), 16),
+    **dict.fromkeys(
+        (
+            "sliding_window",
+            "sliding_window_size",
+            "local_attention",
+            "local_window",
+            "window_size",
+            "attention_window",
+        ),
+        16,
+    ),
     "embedding_size": 16,
     "vocab_size_per_layer_input": 640,
     "hidden_size_per_layer_input": 8,
-}  # fmt: skip
+}
 
 TYPES = "sentence_transformers.models."
-TOKEN_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "unk_token_id": 3,
-             "cls_token_id": 0, "sep_token_id": 2}  # fmt: skip
+TOKEN_IDS = {
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "unk_token_id": 3,
+    "cls_token_id": 0,
+    "sep_token_id": 2,
+}
 
 KINDS = ("layer_types", "layers_block_type", "mlp_layer_types")
 """Lists that name a kind for each layer: one layer of each kind is kept."""
@@ -190,18 +310,31 @@ def _write_modules(folder: Path, width: int) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
-    write("tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-        "cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>",
-        "mask_token": "<mask>", "model_max_length": TOKENS,
-    })  # fmt: skip
-    write("modules.json", [
-        {"idx": 0, "name": "0", "path": "", "type": TYPES + "Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": TYPES + "Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize",
-         "type": TYPES + "Normalize"},
-    ])  # fmt: skip
+    write(
+        "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "cls_token": "<s>",
+            "sep_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "mask_token": "<mask>",
+            "model_max_length": TOKENS,
+        },
+    )
+    write(
+        "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": TYPES + "Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": TYPES + "Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": TYPES + "Normalize"},
+        ],
+    )
     (folder / "2_Normalize").mkdir()
-    write("1_Pooling/config.json",
-          {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True})  # fmt: skip
+    write(
+        "1_Pooling/config.json",
+        {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True},
+    )
     write("sentence_bert_config.json", {"max_seq_length": TOKENS, "do_lower_case": False})

@@ -36,8 +36,10 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 STEPS = ("efficient_attention", "skip_layer_norm")
 SPEC = CompileSpec(cuda=STEPS)
 STRICT = {"enable_skip_layer_norm_strict_mode": "1"}
-FEED = {"input_ids": np.full((1, 3), 5, dtype=np.int64),
-        "attention_mask": np.ones((1, 3), dtype=np.int64)}  # fmt: skip
+FEED = {
+    "input_ids": np.full((1, 3), 5, dtype=np.int64),
+    "attention_mask": np.ones((1, 3), dtype=np.int64),
+}
 
 
 @pytest.fixture
@@ -51,9 +53,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         names = [one if isinstance(one, str) else one[0] for one in providers]
         session = real(path, options, providers=[CPU])
         return SimpleNamespace(
-            run_with_iobinding=session.run_with_iobinding, io_binding=session.io_binding,
-            run=session.run, get_outputs=session.get_outputs, get_providers=lambda: names,
-        )  # fmt: skip
+            run_with_iobinding=session.run_with_iobinding,
+            io_binding=session.io_binding,
+            run=session.run,
+            get_outputs=session.get_outputs,
+            get_providers=lambda: names,
+        )
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
@@ -115,9 +120,12 @@ def test_it_is_judged_on_cuda_and_its_version_says_so() -> None:
 def test_int8_is_for_the_cpu(precision: str, small: Path, tmp_path: Path) -> None:
     with pytest.raises(PrecisionError, match=precision):
         pipeline.build(
-            chosen(small, cuda=STEPS), task="none", target="onnx", precision=precision,
+            chosen(small, cuda=STEPS),
+            task="none",
+            target="onnx",
+            precision=precision,
             out=tmp_path,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,18 @@ def embedder(compiled: CompiledModel, folder: Path, runner: Any, batching: Batch
     return Embedder(
         tokenizer=TextTokenizer.open(folder, max_tokens=8192),
         runner=runner,
-        embedding=Embedding(task="none", prompt="", pooling="mean", normalize=True, dimension=64,
-                            matryoshka=(16, 32, 64), max_tokens=8192),
+        embedding=Embedding(
+            task="none",
+            prompt="",
+            pooling="mean",
+            normalize=True,
+            dimension=64,
+            matryoshka=(16, 32, 64),
+            max_tokens=8192,
+        ),
         outputs=[spec.name for spec in compiled.signature.outputs],
         batching=batching,
-    )  # fmt: skip
+    )
 
 
 ON_GPU = Batching(tokens=4096, length_multiple=1, in_flight=2, pooled=True)
@@ -135,9 +142,11 @@ def test_an_embedder_on_the_way_of_a_gpu_gives_the_vectors_of_the_cpu(
     ]
     for dimensions in (None, 16, 32):
         np.testing.assert_allclose(
-            ours.encode(texts, dimensions=dimensions), theirs.encode(texts, dimensions=dimensions),
-            rtol=1e-4, atol=2e-6,
-        )  # fmt: skip
+            ours.encode(texts, dimensions=dimensions),
+            theirs.encode(texts, dimensions=dimensions),
+            rtol=1e-4,
+            atol=2e-6,
+        )
     assert set(asked) == {(POOLED,)}  # no token vector leaves the device
     asked.clear()
     chunks = ["First comes this. ", "Then that. ", "And an end."]
@@ -145,9 +154,11 @@ def test_an_embedder_on_the_way_of_a_gpu_gives_the_vectors_of_the_cpu(
         ours.late_chunking(chunks), theirs.late_chunking(chunks), rtol=1e-4, atol=2e-6
     )
     np.testing.assert_allclose(
-        ours.encode(texts[:3], normalize=False), theirs.encode(texts[:3], normalize=False),
-        rtol=1e-4, atol=2e-6,
-    )  # fmt: skip
+        ours.encode(texts[:3], normalize=False),
+        theirs.encode(texts[:3], normalize=False),
+        rtol=1e-4,
+        atol=2e-6,
+    )
     assert set(asked) == {(HIDDEN,)}
 
 
@@ -202,8 +213,10 @@ def test_a_shape_is_one_graph_with_its_own_memory(
     # Three rows are filled up to four, five to eight: another number of them is the same graph.
     np.testing.assert_allclose(
         runner.only((POOLED,))(feed([9, 4, 1, 7], 9))[POOLED],
-        plain(feed([9, 4, 1, 7], 9))[POOLED], rtol=1e-5, atol=1e-6,
-    )  # fmt: skip
+        plain(feed([9, 4, 1, 7], 9))[POOLED],
+        rtol=1e-5,
+        atol=1e-6,
+    )
     assert made.shapes == 4
     runner.only((HIDDEN,))(FEEDS[0])  # other outputs are another graph
     assert made.shapes == 5
@@ -270,9 +283,15 @@ def test_cuda_graphs_are_refused_where_they_cannot_be(
 
 @pytest.mark.parametrize(
     ("text", "kind", "index"),
-    [("auto", "auto", 0), ("cpu", "cpu", 0), ("cuda", "cuda", 0), ("cuda:0", "cuda", 0),
-     ("cuda:1", "cuda", 1), ("cuda:12", "cuda", 12)],
-)  # fmt: skip
+    [
+        ("auto", "auto", 0),
+        ("cpu", "cpu", 0),
+        ("cuda", "cuda", 0),
+        ("cuda:0", "cuda", 0),
+        ("cuda:1", "cuda", 1),
+        ("cuda:12", "cuda", 12),
+    ],
+)
 def test_a_device_is_read(text: str, kind: str, index: int) -> None:
     assert _onnx_devices.parse(text) == Device(kind=kind, index=index)
     assert _onnx_devices.parse(str(_onnx_devices.parse(text))) == _onnx_devices.parse(text)
@@ -317,9 +336,13 @@ def onnxruntime_with_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     ("device", "index"), [("auto", "0"), ("cuda", "0"), ("cuda:0", "0"), ("cuda:1", "1")]
 )
 def test_what_the_cuda_provider_is_told(
-    device: str, index: str, compiled: CompiledModel, onnxruntime_with_cuda: Callable[..., Any],
-    plain: Any, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    device: str,
+    index: str,
+    compiled: CompiledModel,
+    onnxruntime_with_cuda: Callable[..., Any],
+    plain: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     wanted = plain(FEEDS[1])
     asked = onnxruntime_with_cuda()
     monkeypatch.setattr(_onnx_devices, "free_memory", lambda number: 10_000_000_000)
@@ -327,10 +350,18 @@ def test_what_the_cuda_provider_is_told(
         assert run.device == ("cuda:1" if index == "1" else "cuda")
         np.testing.assert_allclose(run(FEEDS[1])[POOLED], wanted[POOLED], rtol=1e-4, atol=1e-6)
     ((providers, threads, more),) = asked
-    assert providers == [(CUDA, {
-        "device_id": index, "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0",
-        "gpu_mem_limit": "9000000000",
-    }), CPU]  # fmt: skip
+    assert providers == [
+        (
+            CUDA,
+            {
+                "device_id": index,
+                "arena_extend_strategy": "kSameAsRequested",
+                "use_tf32": "0",
+                "gpu_mem_limit": "9000000000",
+            },
+        ),
+        CPU,
+    ]
     assert (threads, more) == (3, {"enable_fallback": 0})
 
 
@@ -561,16 +592,24 @@ def test_free_memory_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_name_that_is_used_is_one_of_the_real_bindings() -> None:
     for owner, names in {
-        onnxruntime.SessionOptions: ("intra_op_num_threads", "log_severity_level",
-                                     "enable_mem_pattern"),
+        onnxruntime.SessionOptions: (
+            "intra_op_num_threads",
+            "log_severity_level",
+            "enable_mem_pattern",
+        ),
         onnxruntime.RunOptions: ("add_run_config_entry",),
         onnxruntime.InferenceSession: ("io_binding", "run_with_iobinding", "get_providers", "run"),
-        onnxruntime.IOBinding: ("bind_cpu_input", "bind_output", "bind_ortvalue_input",
-                                "bind_ortvalue_output", "copy_outputs_to_cpu",
-                                "synchronize_outputs"),
+        onnxruntime.IOBinding: (
+            "bind_cpu_input",
+            "bind_output",
+            "bind_ortvalue_input",
+            "bind_ortvalue_output",
+            "copy_outputs_to_cpu",
+            "synchronize_outputs",
+        ),
         onnxruntime.OrtValue: ("ortvalue_from_shape_and_type", "update_inplace", "numpy"),
         onnxruntime: ("preload_dlls", "get_available_providers"),
-    }.items():  # fmt: skip
+    }.items():
         assert [name for name in names if not hasattr(owner, name)] == []
 
 
@@ -580,13 +619,27 @@ def test_run_options_that_are_set_can_be_read_back() -> None:
 
 DOCUMENTED = {
     # onnxruntime 1.30.0: names in libonnxruntime_providers_cuda.so, in the order they stand there
-    "device_id", "has_user_compute_stream", "gpu_mem_limit", "gpu_external_alloc",
-    "gpu_external_free", "gpu_external_empty_cache", "arena_extend_strategy",
-    "cudnn_conv_algo_search", "do_copy_in_default_stream", "cudnn_conv_use_max_workspace",
-    "enable_cuda_graph", "cudnn_conv1d_pad_to_nc1d", "enable_cudnn", "tunable_op_enable",
-    "tunable_op_tuning_enable", "prefer_nhwc", "use_ep_level_unified_stream", "use_tf32",
-    "sdpa_kernel", "fuse_conv_bias",
-}  # fmt: skip
+    "device_id",
+    "has_user_compute_stream",
+    "gpu_mem_limit",
+    "gpu_external_alloc",
+    "gpu_external_free",
+    "gpu_external_empty_cache",
+    "arena_extend_strategy",
+    "cudnn_conv_algo_search",
+    "do_copy_in_default_stream",
+    "cudnn_conv_use_max_workspace",
+    "enable_cuda_graph",
+    "cudnn_conv1d_pad_to_nc1d",
+    "enable_cudnn",
+    "tunable_op_enable",
+    "tunable_op_tuning_enable",
+    "prefer_nhwc",
+    "use_ep_level_unified_stream",
+    "use_tf32",
+    "sdpa_kernel",
+    "fuse_conv_bias",
+}
 
 
 def test_every_provider_option_is_one_of_the_cuda_providers(compiled: CompiledModel) -> None:

@@ -19,15 +19,27 @@ from jexport.runtime import Embedder, TextTokenizer
 from jexport.stages import compile as compile_stage
 
 THREADS, CALLS = 16, 500
-TEXTS = ["the ferry leaves at seven", "profits rose", "the island has two towers", "a", "one boat",
-         "every hour a bus", "cold", "the winter market opens again on monday at nine"]  # fmt: skip
+TEXTS = [
+    "the ferry leaves at seven",
+    "profits rose",
+    "the island has two towers",
+    "a",
+    "one boat",
+    "every hour a bus",
+    "cold",
+    "the winter market opens again on monday at nine",
+]
 
 
 @pytest.mark.parametrize("name", targets.names())
 def test_sixteen_threads_get_their_own_vectors(
-    name: str, standard: OnnxModel, merged: MergedModel, small: Path, tmp_path: Path,
+    name: str,
+    standard: OnnxModel,
+    merged: MergedModel,
+    small: Path,
+    tmp_path: Path,
     stand_in_engine: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     target = targets.load(name)
     try:
         target.ready()

@@ -42,8 +42,11 @@ def pinned(real: Any, name: str) -> Any:
 def test_pins(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pins = real.pins()
     assert [pin.name for pin in pins] == [
-        "jina-embeddings-v3", "all-minilm-l6-v2", "bge-m3", "multilingual-e5-small",
-    ]  # fmt: skip
+        "jina-embeddings-v3",
+        "all-minilm-l6-v2",
+        "bge-m3",
+        "multilingual-e5-small",
+    ]
     assert all(pin.commit == "" or len(pin.commit) == 40 for pin in pins)
     assert set(real.golden()["values"]) == set(pins[0].tasks)
     assert "JEXPORT_PIN_BGE_M3" in real.why_not(pinned(real, "bge-m3"))
@@ -58,9 +61,12 @@ def test_what_is_not_here_says_why(real: Any) -> None:
 
 
 def test_a_stand_in_under_jinas_name(
-    real: Any, kept: Callable[[str, str, Path], None], small: Path, tmp_path: Path,
+    real: Any,
+    kept: Callable[[str, str, Path], None],
+    small: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Found at the pinned commit, built, and held to golden values, which are not its own."""
     pin = pinned(real, "jina-embeddings-v3")
     kept(pin.model, pin.commit, small)
@@ -73,9 +79,12 @@ def test_a_stand_in_under_jinas_name(
 
 
 def test_a_model_that_has_no_safetensors_is_no_skip(
-    real: Any, kept: Callable[[str, str, Path], None], small_copy: Path, tmp_path: Path,
+    real: Any,
+    kept: Callable[[str, str, Path], None],
+    small_copy: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     (small_copy / "model.safetensors").unlink()
     monkeypatch.setenv("JEXPORT_PIN_BGE_M3", COMMIT)
     pin = pinned(real, "bge-m3")

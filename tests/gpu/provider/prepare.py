@@ -35,8 +35,14 @@ def main() -> None:
     provider, wheels = asked.out / "provider", asked.out / "wheels"
     provider.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        _pip("download", "--no-deps", *_for(asked.python), "--dest", folder,
-             f"onnxruntime-gpu=={asked.onnxruntime}")  # fmt: skip
+        _pip(
+            "download",
+            "--no-deps",
+            *_for(asked.python),
+            "--dest",
+            folder,
+            f"onnxruntime-gpu=={asked.onnxruntime}",
+        )
         (wheel,) = Path(folder).glob("onnxruntime_gpu-*.whl")
         pack(wheel, provider, asked.capability)
     (provider / "VERSION").write_text(asked.onnxruntime + "\n", encoding="utf-8")
