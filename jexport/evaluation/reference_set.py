@@ -21,11 +21,10 @@ from jexport.evaluation import edge_texts, judge
 from jexport.evaluation.edge_texts import EDGE
 from jexport.flow import CalibrationSet, LoadedModel, ReferenceFiles, Sample
 from jexport.recipe import LoadSpec, ValidateSpec
-from jexport.runtime.embedder import Embedder
 
 FILE = "judge.safetensors"
-COMPARED_USES = tuple(use for use in (judge.QUERY, judge.DOCUMENT) if hasattr(Embedder, use))
-"""Methods of the library beside `encode` that the runtime has, too."""
+COMPARED_USES = (judge.QUERY, judge.DOCUMENT)
+"""Methods of library and runtime that are compared beside `encode`, where their prompts differ."""
 
 USE_TEXTS = 24
 """Texts that are embedded again by encode_query and encode_document, where they differ."""
