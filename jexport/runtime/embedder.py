@@ -11,11 +11,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from jexport.errors import (
     UnsupportedGraphError,
 )
 from jexport.flow import Batching, Embedding, Runner
-from jexport.runtime import prompts
+from jexport.runtime import prompts, windows
 from jexport.runtime.batches import Batch, plan, round_up
 from jexport.runtime.combine import Ids, Wanted
 from jexport.runtime.engine import Engine, Opened, only
@@ -41,34 +40,9 @@ TOKEN_VECTORS = "last_hidden_state"
 TEXT_VECTORS = "sentence_embedding"
 """A graph's output after pooling and L2-normalisation: float32 [batch, dim]."""
 
-WINDOW = 4096
-"""Texts of one `encode` that are tokenised, sorted and batched together: memory does not grow with
-their number, and padding hardly changes beyond it."""
-
-FIRST_WINDOW = 256
-"""Where tokenising overlaps with running, windows begin with so many texts and double up to WINDOW:
-the device has work as soon as these are tokenised."""
-
 WARM_SECONDS, WARM_RATIO = 0.5, 1.5
 
 _LIVE: weakref.WeakSet[Embedder] = weakref.WeakSet()
-
-
-class _Window(NamedTuple):
-    """Texts that were tokenised together. start: number of the first. windows: how many come."""
-
-    start: int
-    ids: Ids
-    windows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Planned:
-    """One batch of an `encode`. rows: where its vectors go."""
-
-    rows: list[int]
-    ids: Ids
-    shape: tuple[int, int]
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -218,17 +192,26 @@ class Embedder:
         prefix = prompts.text(self.embedding, prompt, prompt_name)
         wanted = Wanted(output, self._tokens_to_skip(prefix))
         engine = self._live_engine()
-        windows = self._windows(many, prefix, truncate=truncate, first_index=first_index)
+
+        def tokenise(start: int, stop: int) -> Ids:
+            part = [prefix + text for text in many[start:stop]]
+            return self._limited(part, truncate=truncate, first_index=first_index + start)
+
         vectors = np.empty((len(many), shape.columns), dtype=np.float32)
         most = self._batching.tokens if max_batch_tokens is None else max_batch_tokens
 
-        def forward(lane: Runner | None, batch: _Planned) -> tuple[list[int], Floats]:
+        def planned(lengths: Sequence[int]) -> list[Batch]:
+            return plan(lengths, self._batching, most, self._tokenizer.max_tokens)
+
+        def forward(lane: Runner | None, batch: windows.Planned) -> tuple[list[int], Floats]:
             return batch.rows, engine.run(lane, batch.ids, batch.shape, wanted, most)
 
         # Closed at once whatever is raised here: a traceback would keep it, and its lanes, going.
         with contextlib.ExitStack() as stack:
-            stack.enter_context(contextlib.closing(windows))
-            count, batches = self._planned(windows, most)
+            ahead = self._batching.in_flight > 1
+            read = windows.tokenised(len(many), tokenise, ahead=ahead)
+            stack.enter_context(contextlib.closing(read))
+            count, batches = windows.planned(read, planned)
             done = in_order(batches, engine.lanes(count), forward)
             for rows, pooled in stack.enter_context(contextlib.closing(done)):
                 _check_finite(pooled, "text", [first_index + row for row in rows])
@@ -377,66 +360,12 @@ class Embedder:
         pooled = self._batching.pooled and whole and TEXT_VECTORS in self._outputs
         return TEXT_VECTORS if pooled else self._outputs[0]
 
-    def _windows(
-        self, texts: Sequence[str], prefix: str, *, truncate: bool, first_index: int
-    ) -> Generator[_Window, None, None]:
-        """Token ids of the texts, window by window; the next is tokenised while one runs there.
-
-        On a CPU there is nothing to gain: tokenising takes every core as running does.
-        """
-        ahead = self._batching.in_flight > 1
-        spans = _spans(len(texts), FIRST_WINDOW if ahead else WINDOW)
-
-        def tokenise(span: tuple[int, int]) -> _Window:
-            part = [prefix + text for text in texts[slice(*span)]]
-            ids = self._limited(part, truncate=truncate, first_index=first_index + span[0])
-            return _Window(start=span[0], ids=ids, windows=len(spans))
-
-        if len(spans) <= 1 or not ahead:
-            yield from map(tokenise, spans)
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="jexport-tokenise") as thread:
-            coming = thread.submit(tokenise, spans[0])
-            for span in spans[1:]:
-                window, coming = coming.result(), thread.submit(tokenise, span)
-                yield window
-            yield coming.result()
-
-    def _planned(self, windows: Iterator[_Window], most: int) -> tuple[int, Iterator[_Planned]]:
-        """About how many batches there are, and these, planned window by window."""
-
-        def planned(window: _Window) -> list[_Planned]:
-            lengths = [len(one) for one in window.ids]
-            return [
-                _Planned(
-                    rows=[window.start + row for row in batch.rows],
-                    ids=[window.ids[row] for row in batch.rows],
-                    shape=batch.shape,
-                )
-                for batch in self._plan(lengths, most)
-            ]
-
-        first = next(windows, None)
-        if first is None:
-            return 0, iter(())
-        begun = planned(first)
-
-        def all_batches() -> Iterator[_Planned]:
-            yield from begun
-            for window in windows:
-                yield from planned(window)
-
-        return len(begun) * first.windows, all_batches()
-
-    def _plan(self, lengths: Sequence[int], most: int) -> list[Batch]:
-        return plan(lengths, self._batching, most, self._tokenizer.max_tokens)
-
     def _limited(self, texts: Sequence[str], *, truncate: bool, first_index: int) -> Ids:
         """Token ids of each text within the length limit; over-long ones are counted or refused."""
         kept: list[Ints] = []
         limit, cut = self._tokenizer.max_tokens, 0
-        for start in range(0, len(texts), FIRST_WINDOW):
-            part = texts[start : start + FIRST_WINDOW]
+        for start in range(0, len(texts), windows.FIRST_WINDOW):
+            part = texts[start : start + windows.FIRST_WINDOW]
             first = first_index + start
             for row, one in enumerate(self._tokenizer.token_ids(part, first_index=first)):
                 if len(one) > limit and not truncate:
@@ -506,16 +435,6 @@ class Embedder:
                 fix="split the text first, or use encode",
             )
         check_texts(chunks)
-
-
-def _spans(total: int, first: int) -> list[tuple[int, int]]:
-    """Begin and end of each window: `first` texts, then twice as many, up to WINDOW."""
-    spans: list[tuple[int, int]] = []
-    start, size = 0, first
-    while start < total:
-        spans.append((start, min(start + size, total)))
-        start, size = start + size, min(2 * size, WINDOW)
-    return spans
 
 
 def _opened_again(reopen: Callable[[], Embedder]) -> Embedder:
