@@ -16,10 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from uv import find_uv_bin
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".bounds"
-UV = "uv>=0.9,<1"
 RESOLUTIONS = {"lowest": "lowest-direct", "newest": "highest"}
 TORCH = ("torch", "torchgen", "functorch")
 LEFT_OUT = ("torch==", "nvidia-", "cuda-", "triton==")
@@ -69,15 +69,6 @@ def run(*command: str | Path, **options: str) -> str:
     return done.stdout
 
 
-def uv() -> Path:
-    """The resolver, installed once."""
-    tools = FOLDER / "tools"
-    if not (tools / "bin" / "uv").exists():
-        run(sys.executable, "-m", "venv", tools)
-        run(tools / "bin" / "pip", "install", "--quiet", UV)
-    return tools / "bin" / "uv"
-
-
 def environment(kind: str, name: str) -> Path:
     """The Python of an environment with these extras at these versions; kept by what is in it."""
     import torch
@@ -86,7 +77,7 @@ def environment(kind: str, name: str) -> Path:
     override.write_text(f"torch=={torch.__version__.split('+')[0]}\n")
     extras = [word for extra in ENVIRONMENTS[name] for word in ("--extra", extra)]
     listed = run(
-        uv(),
+        find_uv_bin(),
         "pip",
         "compile",
         "--quiet",
@@ -106,10 +97,20 @@ def environment(kind: str, name: str) -> Path:
     folder = FOLDER / f"{kind}-{name}-{digest}"
     python = folder / "bin" / "python"
     if not (folder / ".ready").exists():
-        run(uv(), "venv", "--quiet", "--clear", "--python", sys.executable, folder)
+        run(find_uv_bin(), "venv", "--quiet", "--clear", "--python", sys.executable, folder)
         listing = folder / "packages.txt"
         listing.write_text("\n".join(packages) + "\n")
-        run(uv(), "pip", "install", "--quiet", "--no-deps", "--python", python, "-r", listing)
+        run(
+            find_uv_bin(),
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--python",
+            python,
+            "-r",
+            listing,
+        )
         site = Path(
             run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
         )

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from uv import find_uv_bin
 
 from jexport import calibration, pipeline, recipe, servers, toy
 from jexport.flow import Artifact
@@ -44,6 +45,20 @@ QUIET = {
 """Nobody is told that these tests ran, and nothing is looked for elsewhere."""
 
 
+def _install(home: Path, pins: Path) -> None:
+    """Make a virtual environment; most of its files are links into uv's cache, torch's too."""
+    python = home / "bin" / "python"
+    for words in (["venv", "--clear", "--python", sys.executable, home],
+                  ["pip", "install", "--no-deps", "--python", python, "-r", pins]):  # fmt: skip
+        subprocess.run([find_uv_bin(), "--quiet", *words], check=True, env=_uv_environment())
+
+
+def _uv_environment() -> dict[str, str]:
+    """Wheels that pip is told to take from a folder (a CPU build of torch) are uv's as well."""
+    links = os.environ.get("PIP_FIND_LINKS")
+    return {**os.environ, **({"UV_FIND_LINKS": links} if links else {})}
+
+
 @pytest.fixture(scope="session")
 def environment() -> Callable[[str], Path]:
     """`environment("mem0")`: the folder of that environment, made when its pins are new."""
@@ -53,13 +68,11 @@ def environment() -> Callable[[str], Path]:
         lines = [line for line in pins.read_text().splitlines() if not line.startswith("#")]
         digest = hashlib.sha256("\n".join([*lines, sys.version]).encode()).hexdigest()[:12]
         home = KEPT / f"{name}-{digest}"
-        if not (home / "ready").is_file():
-            shutil.rmtree(home, ignore_errors=True)  # an installation that was cut off
-            subprocess.run([sys.executable, "-m", "venv", home], check=True)
-            subprocess.run(
-                [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-input",
-                 "--disable-pip-version-check", "--no-deps", "-r", pins], check=True)  # fmt: skip
-            (home / "ready").touch()
+        KEPT.mkdir(exist_ok=True)
+        with FileLock(f"{home}.lock"):
+            if not (home / "ready").is_file():
+                _install(home, pins)
+                (home / "ready").touch()
         return home
 
     return folder
@@ -141,10 +154,21 @@ def _quick(whole: recipe.Recipe) -> recipe.Recipe:
 def asked(
     minilm: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str, str], Asked]:
-    """`asked(JINA, "separation", "onnx")`: that artifact, built once, and what it must give."""
-    room = tmp_path_factory.mktemp("served")
+    """`asked(JINA, "separation", "onnx")`: that artifact, and what it must give.
+
+    It is built once in a run: what one worker of pytest-xdist has built, the other finds done.
+    """
+    of_the_run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        of_the_run = of_the_run.parent
+    shared = of_the_run / "served"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "toy.lock"):
+        small = shared / "toy"
+        if not small.is_dir():
+            toy.write(small)
     recipes = {
-        JINA: _quick(recipe.read(JINA).replace_load(model=str(toy.write(room / "toy")))),
+        JINA: _quick(recipe.read(JINA).replace_load(model=str(small))),
         MINILM: _quick(recipe.read(MINILM).replace_load(model=str(minilm))),
     }
     wanted: dict[tuple[str, str, bool], np.ndarray] = {}
@@ -167,9 +191,11 @@ def asked(
     def ask(model: str, task: str, target: str, *, strip: bool = False) -> Asked:
         key = (model, task, target)
         if key not in made:
-            made[key] = pipeline.build(
-                recipes[model], task=task, target=target, precision="fp32", out=room / "artifacts"
-            )
+            out = shared / "artifacts"
+            with FileLock(shared / f"{model}-{task}-{target}.lock"):
+                made[key] = pipeline.build(
+                    recipes[model], task=task, target=target, precision="fp32", out=out
+                )
         of = (model, task, strip)
         if of not in wanted:
             wanted[of] = truth(model, task, made[key], strip)

@@ -14,10 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from jexport.servers import ENGINES
 from jexport.tasks import JINA_V3_PROMPTS
 
 FILE = Path(__file__).with_name("results.json")
+SERVERS = Path(__file__).parents[2] / ".servers"
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- servers: begin -->", "<!-- servers: end -->"
 NOT_RUN = {
@@ -49,13 +52,18 @@ def keep(
     precision: str, line: str, lowest: Mapping[str, float],
 ) -> None:  # fmt: skip
     """Put one engine's result in the place of its last one. lowest: cosine by model and task."""
-    kept = read()
-    kept[f"{engine}/{target}"] = {
-        "versions": dict(versions), "tasks": list(tasks), "precision": precision, "line": line,
+    row = {
+        "versions": dict(versions),
+        "tasks": list(tasks),
+        "precision": precision,
+        "line": line,
         "lowest_cosine": min(lowest.values()),
-    }  # fmt: skip
-    text = json.dumps(dict(sorted(kept.items())), indent=1)
-    FILE.write_text(text + "\n", encoding="utf-8")
+    }
+    SERVERS.mkdir(exist_ok=True)
+    with FileLock(SERVERS / "results.lock"):  # checks run in two processes
+        kept = {**read(), f"{engine}/{target}": row}
+        text = json.dumps(dict(sorted(kept.items())), indent=1)
+        FILE.write_text(text + "\n", encoding="utf-8")
 
 
 def table(kept: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ from jexport.registries import Access
 from jexport.stages import publish
 from jexport.stages.publish import PublishSpec
 
+pytestmark = pytest.mark.xdist_group("registry")  # one server of each kind
+
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[2]
 UNPACKED = PROJECT / ".servers" / "docker-registry"
