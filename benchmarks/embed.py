@@ -17,7 +17,8 @@ import numpy as np
 
 import jexport
 from benchmarks import table, texts, weights
-from jexport import calibration, recipe
+from jexport import recipe
+from jexport.datasets import calibration
 
 TEXTS, ROUNDS = 1500, 5
 

@@ -22,8 +22,8 @@ import onnxruntime
 import torch
 
 from benchmarks import table, weights
-from jexport.flow import Embedding
 from jexport.graph import edit, ort_attention, ort_fusion, storage, tidy, traceable
+from jexport.types import Embedding
 
 ROUNDS, BATCH, TOKENS = 15, 8, 128
 Model = Callable[[], Any]

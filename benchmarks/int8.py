@@ -24,7 +24,11 @@ import numpy as np
 import jexport
 from benchmarks import table, texts, weights
 from benchmarks.process import measured
-from jexport import calibration, manifest, parity, quantized, recipe, speed, targets
+from jexport import recipe, targets
+from jexport.artifacts import manifest
+from jexport.build import int8_checks
+from jexport.datasets import calibration
+from jexport.evaluation import parity, speed
 from jexport.runtime.open import compiled_model
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, load, merge, quantize
@@ -81,7 +85,7 @@ def symmetric(chosen: recipe.Recipe, fp32: Path, folder: Path) -> Path:
     import shutil
 
     loaded = load.run(chosen.load, task="none")
-    own = quantized.Texts.of(chosen.quantize.calibration, loaded)
+    own = int8_checks.Texts.of(chosen.quantize.calibration, loaded)
     for name in ("export", "quantize"):
         (folder / name).mkdir(parents=True)
     plain = export.run(
@@ -89,7 +93,7 @@ def symmetric(chosen: recipe.Recipe, fp32: Path, folder: Path) -> Path:
     )
     made = quantize.run(
         plain,
-        quantized.material(own, chosen.quantize),
+        int8_checks.material(own, chosen.quantize),
         chosen.quantize,
         quantize.Aim(scheme="symmetric", precision="int8", wide="int8x2", gates={}),
         judge=ENGINE,
@@ -255,7 +259,7 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
     """One run of the stage; prints its seconds and the size of what it wrote over fp32's."""
     chosen = _at_full_size(checkpoint).replace_quantize(samples=int(samples))
     loaded = load.run(chosen.load, task=weights.TASK)
-    own = quantized.Texts(
+    own = int8_checks.Texts(
         parts=calibration.parts(chosen.quantize.calibration, weights.TASK),
         loaded=loaded,
         tokenizer=TextTokenizer.open(
@@ -267,7 +271,7 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
     begin = time.perf_counter()
     quantize.run(
         weights.exported(Path(folder) / "plain", loaded, chosen),
-        quantized.material(own, chosen.quantize),
+        int8_checks.material(own, chosen.quantize),
         chosen.quantize,
         quantize.Aim(scheme=ENGINE.scheme, precision="int8", wide=ENGINE.wide, gates={}),
         judge=ENGINE,

@@ -28,7 +28,8 @@ import numpy as np
 
 import jexport
 from benchmarks import int8, table, texts, weights
-from jexport import manifest, targets
+from jexport import targets
+from jexport.artifacts import manifest
 from jexport.runtime.open import compiled_model
 from jexport.stages import load
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from jexport.flow import LoadedModel, OnnxModel, Signature, TensorSpec
 from jexport.recipe import Recipe
+from jexport.types import LoadedModel, OnnxModel, Signature, TensorSpec
 
 TASK = "retrieval.passage"
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from langchain_core.language_models import FakeListChatModel
 
-from jexport.integrations.langchain import JexportEmbeddings
+from jexport.serving.integrations.langchain import JexportEmbeddings
 
 MODEL = FakeListChatModel(responses=[])
 """Mem0 wants a language model even when it is never asked; this one has no answer to give."""

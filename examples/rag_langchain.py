@@ -13,7 +13,7 @@ from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 from rag_texts import QUESTIONS, TEXTS, artifacts
 
-from jexport.integrations.langchain import JexportEmbeddings
+from jexport.serving.integrations.langchain import JexportEmbeddings
 
 
 def main() -> None:

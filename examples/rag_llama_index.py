@@ -12,7 +12,7 @@ from __future__ import annotations
 from llama_index.core import Document, VectorStoreIndex
 from rag_texts import QUESTIONS, TEXTS, artifacts
 
-from jexport.integrations.llama_index import JexportEmbedding
+from jexport.serving.integrations.llama_index import JexportEmbedding
 
 
 def main() -> None:

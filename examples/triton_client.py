@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
-from jexport import manifest
-from jexport.flow import Tensors
+from jexport.artifacts import manifest
 from jexport.runtime.embedder import TOKEN_VECTORS, Embedder
 from jexport.runtime.open import embedding_of
 from jexport.runtime.tokenise import TextTokenizer
+from jexport.types import Tensors
 
 MULTIPLE = 32
 """Triton joins requests of different clients only when their lengths are equal."""

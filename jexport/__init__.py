@@ -5,33 +5,32 @@ The front door:
     open_artifact(path or ref)            open an artifact and embed text with it
     Recipe                                what a build needs to know; recipe.read("name or file")
 
-The house, from the ground up; a line imports only downward:
-    redact       what must not be said: credentials
-    errors       every deliberate error, its exit code, its way out
-    flow, findings                                   what flows between stages; what a lint found
-    siblings     the members of a folder that is its own registry
-    tasks, tables, servers, memory, threads, parity, gates, manifest, run, selection
-    identity     which checkpoint an artifact was made of
-    calibration, recipe, store, report
-    release      what is published of an artifact
-    registries   one file per kind of place that artifacts are published to
-    signing      signatures and provenance beside an artifact
-    pull         from a ref to an artifact's folder  catalogue  what is published in a place
-    pulled       those that open_artifact fetched, in the user's cache folder
-    cache        what stages made, kept by what decided it
-    graph        steps on ONNX graphs                 trt      what TensorRT engines need
-    checkpoints  one file per checkpoint layout
-    targets      one file per engine                  runtime  open an artifact, embed text
-    evaluation   the judge: sentence-transformers' own vectors of the validation texts
-    stages       load, merge, export, quantize, compile, validate, package, publish
-    layouts      one file per server that artifacts are laid out for
-    integrations  one file per framework that embeds through jexport
-    inputs       what a build is made of: what decides its version
-    verdict      whether a compiled model may become an artifact
-    pipeline     the stages in order                  schedulers  one file per system that runs jobs
-    many         the jobs of a recipe, on this machine
-    cluster      jobs on an existing Ray cluster
-    cli          click words -> library calls; the only code that prints or exits
+The packages, from the ground up; a module imports only from those above it here:
+    redact         keeps credentials out of what is printed and kept
+    types          what flows between stages: model, compiled model, artifact, events
+    errors         every deliberate error, its exit code, its way out
+    plugins        the members of a package in which each file is a plugin
+    tasks          the names of tasks and their prompts
+    gates          thresholds of a comparison
+    recipe_schema  TOML tables to dataclasses
+    workspace      a run's work folder, locks, memory, threads
+    recipe         what a build needs to know
+    artifacts      manifest, store, model card, report
+    toy            a seeded checkpoint in the shape of jina-embeddings-v3
+    datasets       calibration and validation texts
+    cache          finished stages, kept by what decided them
+    graph          steps on ONNX graphs; graph/lint reads one
+    checkpoints    one file per checkpoint layout
+    publishing     registries, releases, pull, signing
+    targets        one file or package per engine
+    runtime        open an artifact, embed text
+    evaluation     the reference library's vectors, and what is measured against them
+    serving        servers, their layouts, frameworks that embed through jexport
+    quantization   int8: scales, roundings, and the search among them
+    stages         load, merge, export, quantize, compile, validate, package, publish
+    build          the stages in order, from a recipe to an artifact
+    jobs           many builds: on this machine, on Ray, as jobs of a scheduler
+    cli            click words to library calls; the only code that prints or exits
 
 Importing jexport loads no framework.
 """
@@ -42,12 +41,12 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jexport.pipeline import build
+    from jexport.build.pipeline import build
     from jexport.recipe import Recipe
     from jexport.runtime.open import open_artifact
 
 _DOOR = {
-    "build": "jexport.pipeline",
+    "build": "jexport.build.pipeline",
     "open_artifact": "jexport.runtime.open",
     "Recipe": "jexport.recipe",
 }

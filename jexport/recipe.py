@@ -18,8 +18,8 @@ from typing import Any
 
 from jexport.errors import RecipeError, nearest
 from jexport.gates import GATES
+from jexport.recipe_schema import plain, read_table
 from jexport.redact import hidden
-from jexport.tables import plain, read_table
 from jexport.tasks import NONE
 
 DEFAULT_RECIPE = "jina-embeddings-v3"

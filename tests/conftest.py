@@ -133,7 +133,7 @@ class Recorded:
 @contextlib.contextmanager
 def recording(kept: Path) -> Iterator[dict[str, Any]]:
     """What the stages of the builds meanwhile give; the compiled files are copied to `kept`."""
-    from jexport import pipeline
+    from jexport.build import pipeline
 
     package, export = pipeline.package.run, pipeline.export.run
     seen: dict[str, Any] = {}
@@ -245,7 +245,8 @@ def canned(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
     export, compile and validate hand back what a real build gave; everything else is real.
     """
-    from jexport import pipeline, run
+    from jexport.build import pipeline
+    from jexport.workspace import run
 
     def exported(*_: Any, out_dir: Path, **__: Any) -> Any:
         shutil.copytree(recorded.exported.path.parent, out_dir, dirs_exist_ok=True)
@@ -299,8 +300,8 @@ def imported() -> Callable[[Path], Any]:
 
 @pytest.fixture(scope="session")
 def bench_tools(imported: Callable[[Path], Any]) -> Any:
-    """tests/trt/conftest.py as a module: stand-ins for TensorRT and a GPU, and `write_tiny`."""
-    return imported(TESTS / "trt" / "conftest.py")
+    """tests/targets/trt/conftest.py: stand-ins for TensorRT and a GPU, and `write_tiny`."""
+    return imported(TESTS / "targets" / "trt" / "conftest.py")
 
 
 @pytest.fixture(scope="session")

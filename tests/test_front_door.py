@@ -71,7 +71,7 @@ def test_help_answers_at_once(command: list[str]) -> None:
 
 
 def test_names_of_the_front_door() -> None:
-    from jexport.pipeline import build
+    from jexport.build.pipeline import build
     from jexport.recipe import Recipe
     from jexport.runtime.open import open_artifact
 

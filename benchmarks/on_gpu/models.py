@@ -202,12 +202,12 @@ def _built(jobs: Sequence[tuple[Model, str]], work: Path, *, small: bool) -> lis
 
 
 def _write_checkpoint(model: Model, folder: Path, *, full_size: bool) -> None:
-    from jexport import toy
+    from jexport.toy import checkpoint
 
     if folder.is_dir():
         return
     if model.name == FULL:
-        toy.write(folder, full_size=full_size)
+        checkpoint.write(folder, full_size=full_size)
     else:
         _write_bert(model, folder)
 
@@ -217,7 +217,7 @@ def _write_bert(model: Model, folder: Path) -> None:
     import torch
     from transformers import BertConfig, BertModel
 
-    from jexport import toy_tokenizer
+    from jexport.toy import tokenizer as toy_tokenizer
 
     tokenizer = toy_tokenizer.train()
     torch.manual_seed(0)
@@ -266,7 +266,7 @@ class TextSource:
     """
 
     def __init__(self, tokenize: Callable[[list[str]], list[list[int]]]) -> None:
-        from jexport import calibration
+        from jexport.datasets import calibration
 
         files = sorted((calibration.data_folder() / "everyday").glob("*.jsonl"))
         lines = [line for path in files for line in path.read_text("utf-8").splitlines()]

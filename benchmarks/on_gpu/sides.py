@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import jexport
-from jexport import manifest, targets
-from jexport.flow import Runner
+from jexport import targets
+from jexport.artifacts import manifest
 from jexport.runtime import open as opening
 from jexport.runtime.pool import finish, pool
+from jexport.types import Runner
 
 Feed = Mapping[str, NDArray[np.int64]]
 Vectors = NDArray[np.float32]

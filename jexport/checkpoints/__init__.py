@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jexport import tasks
+from jexport.artifacts.manifest import file_digest
 from jexport.checkpoints import (
     embedding,
     hub,
@@ -35,9 +36,8 @@ from jexport.errors import (
     UnsupportedCheckpointError,
     nearest,
 )
-from jexport.flow import FileDigest, LoadedModel, LowRank, Runner, Source, WeightReader
-from jexport.manifest import file_digest
 from jexport.recipe import LoadSpec
+from jexport.types import FileDigest, LoadedModel, LowRank, Runner, Source, WeightReader
 
 LAYOUTS: Mapping[str, Any] = {
     "jina_v3_original": jina_v3_original,

@@ -17,7 +17,7 @@ from jexport.checkpoints.sentence_transformer import check_report
 from jexport.checkpoints.shard_writer import DTYPES
 from jexport.checkpoints.transformer_files import quiet_transformers, read_json
 from jexport.errors import CheckpointError, DependencyError
-from jexport.flow import Runner, Tensors
+from jexport.types import Runner, Tensors
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jexport.errors import DeviceMemoryError
-from jexport.flow import Runner, Tensors
+from jexport.types import Runner, Tensors
 
 _PROCESS = os.getpid()
 """The process that may have started torch's threads; a forked child has another number."""

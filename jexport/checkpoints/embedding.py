@@ -14,8 +14,8 @@ from jexport import tasks
 from jexport.checkpoints import sentence_files
 from jexport.checkpoints.tokenizer_backend import Tokenizing
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
-from jexport.flow import Embedding
 from jexport.recipe import LoadSpec
+from jexport.types import Embedding
 
 ENDLESS = 32_768
 """Length limit of a model that has none: no table of positions, and no file states one."""

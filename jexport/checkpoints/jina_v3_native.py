@@ -16,7 +16,7 @@ from typing import Any
 from jexport import tasks
 from jexport.checkpoints import native_class, native_config, shards
 from jexport.errors import AdapterError
-from jexport.flow import LowRank, WeightReader
+from jexport.types import LowRank, WeightReader
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"

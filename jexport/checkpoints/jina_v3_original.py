@@ -15,7 +15,7 @@ from typing import Any
 from jexport import tasks
 from jexport.checkpoints import native_class, native_config, shards
 from jexport.checkpoints.transformer_files import count
-from jexport.flow import LowRank, WeightReader
+from jexport.types import LowRank, WeightReader
 
 STACK = ".parametrizations.weight"
 LORA_A, LORA_B, BASE = f"{STACK}.0.lora_A", f"{STACK}.0.lora_B", f"{STACK}.original"

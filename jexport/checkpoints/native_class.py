@@ -18,7 +18,7 @@ from jexport.checkpoints import eager, shards
 from jexport.checkpoints.native_config import native_config
 from jexport.checkpoints.transformer_files import count, quiet_transformers
 from jexport.errors import AdapterError, CheckpointError, StateDictError
-from jexport.flow import LowRank, Runner, WeightReader
+from jexport.types import LowRank, Runner, WeightReader
 
 if TYPE_CHECKING:
     import torch

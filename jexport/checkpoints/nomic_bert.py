@@ -21,7 +21,7 @@ from jexport.checkpoints.native_config import native_config
 from jexport.checkpoints.shard_writer import DTYPES
 from jexport.checkpoints.transformer_files import count, read_json
 from jexport.errors import CheckpointError
-from jexport.flow import Embedding, Runner, Tensors, WeightReader
+from jexport.types import Embedding, Runner, Tensors, WeightReader
 
 if TYPE_CHECKING:
     import torch

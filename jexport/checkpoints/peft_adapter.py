@@ -16,7 +16,7 @@ from typing import Any
 from jexport.checkpoints import hub, keys, shards
 from jexport.checkpoints.transformer_files import count, read_json
 from jexport.errors import AdapterError, CheckpointError, UnsupportedCheckpointError
-from jexport.flow import LowRank
+from jexport.types import LowRank
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jexport import tasks
+from jexport.artifacts.manifest import file_digest
 from jexport.checkpoints import hub, shards
 from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.native_class import listed_tasks
@@ -29,9 +30,8 @@ from jexport.checkpoints.transformer_files import (
     read_json,
 )
 from jexport.errors import CheckpointError, JexportError, NotFiniteError, RemoteCodeError
-from jexport.flow import FileDigest, LowRank, Runner, Tensors, WeightReader
-from jexport.manifest import file_digest
 from jexport.recipe import LoadSpec
+from jexport.types import FileDigest, LowRank, Runner, Tensors, WeightReader
 
 if TYPE_CHECKING:
     import torch

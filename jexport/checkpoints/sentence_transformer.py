@@ -16,7 +16,7 @@ from jexport.checkpoints import eager, sentence_files, shards
 from jexport.checkpoints.native_class import beside, mismatch
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
-from jexport.flow import LowRank, Runner, WeightReader
+from jexport.types import LowRank, Runner, WeightReader
 
 if TYPE_CHECKING:
     import torch

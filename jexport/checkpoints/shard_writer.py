@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from jexport.checkpoints.shards import INDEX, SINGLE, is_finite
 from jexport.errors import NotFiniteError
-from jexport.flow import WeightReader
+from jexport.types import WeightReader
 
 if TYPE_CHECKING:
     import torch

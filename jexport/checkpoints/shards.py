@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints.transformer_files import is_there
 from jexport.errors import CheckpointError, NotFiniteError
-from jexport.flow import WeightReader
+from jexport.types import WeightReader
 
 if TYPE_CHECKING:
     import torch

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jexport.artifacts.manifest import sha256_of, write_json
 from jexport.checkpoints import keys
 from jexport.checkpoints.transformer_files import (
     TOKENIZER_FILES,
@@ -26,7 +27,6 @@ from jexport.checkpoints.transformer_files import (
     tokenizer_files,
 )
 from jexport.errors import TokenizerError, UnsupportedCheckpointError
-from jexport.manifest import sha256_of, write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,7 +14,7 @@ import click
 
 from jexport.cli import console
 from jexport.errors import JexportError, nearest
-from jexport.run import disk_full, is_out_of_space
+from jexport.workspace.run import disk_full, is_out_of_space
 
 COMMANDS = {
     "build": "jexport.cli.build",

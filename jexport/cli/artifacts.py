@@ -19,7 +19,8 @@ MIB = 1 << 20
 @click.option("--quiet", is_flag=True, help="Only the exit code.")
 def verify(artifact: Path, quiet: bool, **who: Any) -> None:
     """Check every file of an artifact against its manifest, and whose signature it has."""
-    from jexport import manifest, signing
+    from jexport.artifacts import manifest
+    from jexport.publishing import signing
 
     asked = policy(**who)
     found = signing.verify(artifact, asked) if asked else manifest.verify(artifact)
@@ -35,7 +36,7 @@ def verify(artifact: Path, quiet: bool, **who: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole manifest as JSON.")
 def inspect(artifact: Path, as_json: bool) -> None:
     """Show what an artifact says about itself (its files are not checked; see verify)."""
-    from jexport import manifest, store
+    from jexport.artifacts import manifest, store
 
     content = manifest.read(artifact).content
     if as_json:
@@ -93,7 +94,7 @@ def _prompts(embedding: Any) -> list[tuple[str, str]]:
 
 
 def _made_for(content: Any) -> list[tuple[str, str]]:
-    from jexport import servers
+    from jexport.serving import servers
 
     if not servers.made_for_cuda(content):
         return []
@@ -114,7 +115,7 @@ def list_(where: str, as_json: bool, plain_http: bool) -> None:
     DEST is where `jexport publish` put them: a folder, s3://, oci:// or hf://. Its rows have the
     `ref` that `jexport pull` takes.
     """
-    from jexport.registries import folder
+    from jexport.publishing.registries import folder
 
     if "://" in where or folder.is_registry(Path(where)):
         rows = _published(where, plain_http)
@@ -144,7 +145,7 @@ def list_(where: str, as_json: bool, plain_http: bool) -> None:
 
 def _built(folder: Path) -> list[dict[str, Any]]:
     """The artifacts below a folder."""
-    from jexport import store
+    from jexport.artifacts import store
 
     rows: list[dict[str, Any]] = []
     for artifact in store.artifacts(folder):
@@ -169,9 +170,9 @@ def _built(folder: Path) -> list[dict[str, Any]]:
 
 def _published(where: str, plain_http: bool) -> list[dict[str, Any]]:
     """The releases in a registry."""
-    from jexport import catalogue, registries
+    from jexport.publishing import listing, registries
 
-    found = catalogue.read(registries.parse(where), registries.Access(plain_http=plain_http))
+    found = listing.read(registries.parse(where), registries.Access(plain_http=plain_http))
     for trouble in found.troubles:
         click.echo(f"not listed: {trouble}", err=True)
     return [

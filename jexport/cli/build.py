@@ -107,7 +107,7 @@ def build(
     With several tasks, targets or precisions, or with --recipe and none of them, all that is
     missing is built: what the recipe ships, where nothing else is asked for.
     """
-    from jexport.cache import FOLDER, Cache
+    from jexport.cache.stages import FOLDER, Cache
 
     cache = Cache(root=None if no_cache else cache_folder or out / FOLDER)
     on_ray = executor == "ray"
@@ -131,7 +131,9 @@ def build(
                    json_lines=json_lines)  # fmt: skip
         return
     listen = console.listener(quiet=quiet, json_lines=json_lines)
-    from jexport import calibration, pipeline, targets
+    from jexport import targets
+    from jexport.build import pipeline
+    from jexport.datasets import calibration
 
     [task], [target] = tasks, chosen_targets
     engine = targets.load(target)
@@ -167,8 +169,8 @@ def _jobs(
     chosen: Any, asked: tuple[tuple[str, ...], ...], gpus: tuple[str, ...], *, named: bool
 ) -> Any:
     """The jobs asked for; what is not asked for is what the recipe ships, if one was named."""
-    from jexport import matrix
     from jexport import targets as engines
+    from jexport.jobs import matrix
 
     tasks, targets, precisions = asked
     if _is_one(*asked) and not precisions:  # the same one as without --plan and the like
@@ -192,22 +194,22 @@ def _build_all(
     chosen: Any, jobs: Any, means: dict[str, Any], *, plan: bool, address: str, quiet: bool,
     json_lines: bool,
 ) -> None:  # fmt: skip
-    from jexport import many
     from jexport.cli import jobs as board
+    from jexport.jobs import local
 
     if plan:
-        board.show_plan(many.plan(chosen, jobs, many.Means(**means)), as_json=json_lines)
+        board.show_plan(local.plan(chosen, jobs, local.Means(**means)), as_json=json_lines)
         return
     with board.Board(jobs, quiet=quiet, json_lines=json_lines) as listen:
         if address:
-            from jexport import cluster
+            from jexport.jobs import ray
 
             out = means["out"]
-            found = cluster.build_all(
+            found = ray.build_all(
                 chosen, jobs, out=out, address=address, replace=means["replace"], listen=listen
             )
         else:
-            found = many.build_all(chosen, jobs, many.Means(**means), listen=listen)
+            found = local.build_all(chosen, jobs, local.Means(**means), listen=listen)
     code = board.report(found)
     if code:
         raise click.exceptions.Exit(code)

@@ -13,7 +13,7 @@ from jexport.cli import Nearest, console
 from jexport.errors import CacheError
 
 if TYPE_CHECKING:
-    from jexport.entries import Entry
+    from jexport.cache.entries import Entry
 
 MIB = 1 << 20
 HOUR_S = 3600
@@ -48,8 +48,9 @@ def _which(command: Any) -> Any:
 
 def _chosen(out: Path | None, folder: Path | None, is_pulled: bool) -> tuple[Any, Path]:
     """The module that knows a cache (entries or pulled: the same words), and where it is."""
-    from jexport import entries, pulled
-    from jexport.cache import FOLDER
+    from jexport.cache import entries
+    from jexport.cache.stages import FOLDER
+    from jexport.publishing import pull_cache as pulled
 
     if is_pulled:
         if out is not None or folder is not None:
@@ -94,7 +95,7 @@ def gc(out: Path | None, folder: Path | None, pulled: bool, limit_gib: float | N
 
     With --pulled also what was fetched of releases whose pull was stopped.
     """
-    from jexport.cache import LIMIT_GIB
+    from jexport.cache.stages import LIMIT_GIB
 
     keeper, root = _chosen(out, folder, pulled)
     if limit_gib is not None:

@@ -54,8 +54,8 @@ def compile_(
     The artifact's path is the last line on stdout.
     """
     listen = console.listener(quiet=quiet, json_lines=json_lines)
-    from jexport import completion
-    from jexport.cache import Cache
+    from jexport.build import portable
+    from jexport.cache.stages import Cache
 
     said = {
         "timing_cache": str(timing_cache) if timing_cache else None,
@@ -66,7 +66,7 @@ def compile_(
     cache = None  # beside the artifacts, wherever those go
     if no_cache or cache_folder:
         cache = Cache(root=None if no_cache else cache_folder)
-    made = completion.complete(
+    made = portable.complete(
         artifact,
         out=out,
         cache=cache,

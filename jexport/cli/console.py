@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from jexport.errors import JexportError
-from jexport.run import Event, Listener, silent
+from jexport.workspace.run import Event, Listener, silent
 
 BAR = 24
 REPLACE = "The name's checkpoint is another one now, and that is meant: `latest` moves to it."

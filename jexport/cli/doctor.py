@@ -17,9 +17,10 @@ from jexport.errors import JexportError
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> None:
     """Say what is installed, what can be built and run here, and the remedy for what cannot."""
-    from jexport import inputs, targets
+    from jexport import targets
+    from jexport.build import cache_keys
 
-    found = inputs.tools()
+    found = cache_keys.tools()
     rows = [_target_row(targets.load(name)) for name in targets.names()]
     if as_json:
         content = {"machine": _machine(), "tools": found, "targets": rows}
@@ -27,7 +28,7 @@ def doctor(as_json: bool) -> None:
         return
     for key, value in _machine().items():
         click.echo(f"{key:<18}{value}")
-    for name in ("jexport", *inputs.TOOLS):
+    for name in ("jexport", *cache_keys.TOOLS):
         click.echo(f"{name:<18}{found.get(name, 'not installed')}")
     click.echo("")
     for row in rows:

@@ -20,9 +20,9 @@ from jexport.cli.table import Table
 from jexport.errors import JexportError
 
 if TYPE_CHECKING:
-    from jexport.many import Outcome, Planned
-    from jexport.matrix import Job
-    from jexport.run import Event
+    from jexport.jobs.local import Outcome, Planned
+    from jexport.jobs.matrix import Job
+    from jexport.workspace.run import Event
 
 GIB = 1 << 30
 REDRAW_S = 0.1

@@ -18,7 +18,8 @@ GRAPH = "model.onnx"
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
 def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> None:
     """Name what an engine would refuse in an ONNX graph (a .onnx file, or a folder with one)."""
-    from jexport import findings, targets
+    from jexport import targets
+    from jexport.graph import diagnostics
 
     chosen = targets.load(target)
     if chosen.lint is None:
@@ -28,7 +29,7 @@ def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> Non
         )
     path = model / GRAPH if model.is_dir() else model
     found = chosen.lint(path, max_tokens)
-    bad = findings.errors(found)
+    bad = diagnostics.errors(found)
     if as_json:
         told = {
             "model": str(path),
@@ -44,7 +45,7 @@ def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> Non
         click.echo(
             f"{path} for target {target}: errors: {len(bad)}, warnings: {len(found) - len(bad)}"
         )
-    findings.refuse(found)
+    diagnostics.refuse(found)
 
 
 COMMANDS = {"lint": lint}

@@ -6,8 +6,8 @@ import dataclasses
 
 import click
 
-from jexport import schedulers
 from jexport.cli import console
+from jexport.jobs import schedulers
 
 
 def _listed(
@@ -66,8 +66,8 @@ def matrix(
     A target that needs a GPU is built up to its engine on any machine, then completed by `jexport
     compile` on each kind of GPU that is named.
     """
-    from jexport import matrix as jobs
     from jexport import recipe
+    from jexport.jobs import matrix as jobs
 
     chosen_recipe = recipe.read(recipe_name or recipe.DEFAULT_RECIPE)
     words = ["--recipe", recipe_name or recipe.DEFAULT_RECIPE]

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from jexport import layouts
 from jexport.cli import console
+from jexport.serving import layouts
 
 
 @click.command()
@@ -44,8 +44,8 @@ def package(
 
     Each artifact is checked and copied. The folder of each is a line on stdout.
     """
-    from jexport import manifest
-    from jexport.flow import Artifact
+    from jexport.artifacts import manifest
+    from jexport.types import Artifact
 
     found = [Artifact(path=path, manifest=manifest.read(path)) for path in artifacts]
     wishes = layouts.Wishes(device=device, max_batch=max_batch or 0, replace=replace)

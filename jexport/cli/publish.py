@@ -50,10 +50,11 @@ def publish(
     The ref that `jexport pull` takes is the last line on stdout.
     """
     listen = console.listener(quiet=quiet, json_lines=False)
-    from jexport import manifest, signing
-    from jexport.flow import Artifact
-    from jexport.registries import Access
+    from jexport.artifacts import manifest
+    from jexport.publishing import signing
+    from jexport.publishing.registries import Access
     from jexport.stages import publish as stage
+    from jexport.types import Artifact
 
     if not sign and any(who.values()):
         raise click.UsageError("a key, a certificate or --sigstore needs --sign")
@@ -101,8 +102,8 @@ def pull(
     """
     asked = policy(**who)
     listen = console.listener(quiet=quiet, json_lines=False)
-    from jexport import pull as puller
-    from jexport import registries
+    from jexport.publishing import pull as puller
+    from jexport.publishing import registries
 
     wanted = registries.parse(ref)
     if not quiet:

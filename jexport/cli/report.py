@@ -15,7 +15,7 @@ import click
 from jexport.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from jexport.report.compare import Sides
+    from jexport.artifacts.report.compare import Sides
 
 NARROW, WIDE = 60, 100
 """Columns that are taken to be there, and that are taken where nobody knows."""
@@ -29,8 +29,8 @@ QUANTIZATION, PARITY, PAGE = "quantization.json", "parity.json", "report.html"
 @click.option("--json", "as_json", is_flag=True, help="quantization.json and parity.json as JSON.")
 def report(artifact: Path, open_page: bool, as_json: bool) -> None:
     """Show what quantization cost an int8 artifact, and where its report.html is."""
-    from jexport import manifest, store
-    from jexport.report import text
+    from jexport.artifacts import manifest, store
+    from jexport.artifacts.report import text
 
     content = manifest.read(artifact).content
     quantization = {**_quantization(artifact)}
@@ -61,7 +61,7 @@ def report(artifact: Path, open_page: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Show two artifacts side by side; * marks what differs (files are not checked; see verify)."""
-    from jexport.report import compare as compared
+    from jexport.artifacts.report import compare as compared
 
     ours, theirs = _sides(a), _sides(b)
     rows = compared.rows(ours, theirs)
@@ -91,8 +91,8 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
 
 def _sides(artifact: Path) -> Sides:
-    from jexport import manifest, store
-    from jexport.report.compare import Sides
+    from jexport.artifacts import manifest, store
+    from jexport.artifacts.report.compare import Sides
 
     content = manifest.read(artifact).content
     content = {**content, "speed": store.measured(artifact).get("speed", ())}
@@ -105,14 +105,14 @@ def _columns() -> int:
 
 
 def _wrapped(words: str, room: int) -> list[str]:
-    from jexport.report.reading import line
+    from jexport.artifacts.report.reading import line
 
     return textwrap.wrap(line(words), room) or [""]
 
 
 def _quantization(artifact: Path) -> Mapping[str, Any]:
     """quantization.json, {} when there is none; ArtifactError for another format."""
-    from jexport.report import findings
+    from jexport.artifacts.report import findings
 
     content = _json(artifact, QUANTIZATION)
     if content and content.get("format") != findings.FORMAT:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from jexport.cli import console
-from jexport.servers.lines import HOST, PORT, Served
+from jexport.serving.servers.lines import HOST, PORT, Served
 
 
 @click.command("serve-with")
@@ -30,7 +30,8 @@ def serve_with(
     jexport serve-with vllm ARTIFACT
     jexport serve-with sentence-transformers ARTIFACT --version transformers==5.5.4
     """
-    from jexport import manifest, servers
+    from jexport.artifacts import manifest
+    from jexport.serving import servers
 
     content = manifest.verify(artifact).content
     found = servers.way(engine, content)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from jexport.signing import Policy, Signer
+    from jexport.publishing.signing import Policy, Signer
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 PASSWORD = "JEXPORT_KEY_PASSWORD"
@@ -37,7 +37,7 @@ def signer(
     key: Path | None, certificate: Path | None, chain: tuple[Path, ...], sigstore: bool
 ) -> Signer:
     """Who signs. Raises click.UsageError for words that contradict each other."""
-    from jexport.signing import Signer
+    from jexport.publishing.signing import Signer
 
     if (key is not None) == sigstore:
         raise click.UsageError("give --key FILE (with --certificate FILE), or --sigstore")
@@ -69,7 +69,7 @@ def policy(
     key: Path | None, identity: str | None, issuer: str | None, chain: Path | None
 ) -> Policy | None:
     """Whose signature is asked for; None where nobody's is. Raises SignatureError."""
-    from jexport.signing import Policy
+    from jexport.publishing.signing import Policy
 
     if not (key or identity or issuer or chain):
         return None
@@ -83,7 +83,7 @@ def policy(
 @signer_options
 def sign(artifact: Path, **who: Any) -> None:
     """Sign an artifact and its provenance; they lie beside it, in VERSION.attest."""
-    from jexport import signing
+    from jexport.publishing import signing
 
     click.echo(signing.sign(artifact, signer(**who)))
 

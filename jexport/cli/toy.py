@@ -20,7 +20,7 @@ def toy(folder: Path, layout: str, full_size: bool, tokenizer: Path | None, seed
 
     Its vectors mean nothing; its files have the names, shapes and dtypes of the real thing.
     """
-    from jexport import toy as writer
+    from jexport.toy import checkpoint as writer
 
     click.echo(
         writer.write(folder, layout=layout, full_size=full_size, tokenizer=tokenizer, seed=seed)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from jexport.errors import NotFiniteError, ParityError
 from jexport.evaluation.inference import batches_of, mapped
-from jexport.flow import Embedding, Runner, Tensors, TensorSpec
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
+from jexport.types import Embedding, Runner, Tensors, TensorSpec
 
 ONE_BATCH = 1 << 30
 """Padded tokens of a call of the Embedder: its texts are one batch, which is chosen here."""

@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport import parity
+from jexport.artifacts.reference import Stored
 from jexport.errors import ParityError
 from jexport.evaluation import candidate as candidates
-from jexport.evaluation import diagnosis
+from jexport.evaluation import diagnosis, parity
 from jexport.evaluation.candidate import Candidate, Embedded, StoredIds
 from jexport.evaluation.edge_texts import EDGE
 from jexport.evaluation.inference import batches_of, spread
 from jexport.evaluation.judge import ENCODE, USES
 from jexport.evaluation.reference_set import ReferenceSet
-from jexport.flow import Sample
-from jexport.reference import Stored
 from jexport.runtime.pool import finish
+from jexport.types import Sample
 
 HIDDEN = "last_hidden_state"
 UNIT_LENGTH = 1e-3

@@ -27,9 +27,9 @@ from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import JexportError, UnsupportedCheckpointError
 from jexport.evaluation import judge_jina
 from jexport.evaluation.inference import batches_of, mapped
-from jexport.flow import LoadedModel
 from jexport.recipe import LoadSpec
-from jexport.run import cores
+from jexport.types import LoadedModel
+from jexport.workspace.run import cores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

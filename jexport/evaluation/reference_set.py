@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport import selection
+from jexport.datasets import sampling
 from jexport.errors import ParityError
 from jexport.evaluation import edge_texts, judge
 from jexport.evaluation.edge_texts import EDGE
-from jexport.flow import CalibrationSet, LoadedModel, ReferenceFiles, Sample
 from jexport.recipe import LoadSpec, ValidateSpec
+from jexport.types import CalibrationSet, LoadedModel, ReferenceFiles, Sample
 
 FILE = "judge.safetensors"
 COMPARED_USES = (judge.QUERY, judge.DOCUMENT)
@@ -119,7 +119,7 @@ def _embedded(
     progress: Callable[[int, int], None],
 ) -> ReferenceSet:
     limit = min(validate.max_tokens, library.max_tokens or ours)
-    usual = selection.within_budget(
+    usual = sampling.within_budget(
         texts, library.tokenize, budget_tokens=validate.budget_tokens, max_tokens=limit
     )
     if not usual:

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from jexport.errors import UnsupportedCheckpointError
-from jexport.flow import Embedding
+from jexport.types import Embedding
 
 MASKED = -10_000.0
 """Added to the scores of padding, as the authors' code does: finite in float16 as well."""

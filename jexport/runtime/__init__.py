@@ -7,8 +7,8 @@
     stream.py     text files larger than memory -> .npy or .jsonl, written atomically
     open.py       an artifact folder -> Embedder
 
-It imports numpy and tokenizers only; the engine comes from `targets/` as a `flow.Runner`. The names
-below are imported when first used, so that importing this package stays light.
+It imports numpy and tokenizers only; the engine comes from `targets/` as a `types.Runner`. The
+names below are imported when first used, so that importing this package stays light.
 """
 
 from __future__ import annotations

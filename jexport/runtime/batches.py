@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jexport.flow import Batching
+from jexport.types import Batching
 
 STEPS = 32
 """A ladder's step doubles where a length is more than so many steps: it stays below 1/16 of it."""

@@ -1,7 +1,7 @@
 """Embedder: texts -> embeddings. Sorts by length, batches by tokens, runs, pools, un-sorts.
 
 Any number of threads may use one, and any process that was forked or spawned from its own. The
-engine is a `flow.Runner`: this module knows no engine, no artifact folder and no text file.
+engine is a `types.Runner`: this module knows no engine, no artifact folder and no text file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from jexport.errors import (
     TextTooLongError,
     UnsupportedGraphError,
 )
-from jexport.flow import Batching, Embedding, Runner
 from jexport.runtime import prompts, windows
 from jexport.runtime.batches import Batch, plan, round_up
 from jexport.runtime.combine import Ids, Wanted
@@ -33,6 +32,7 @@ from jexport.runtime.engine import Engine, Opened, only
 from jexport.runtime.lanes import in_order
 from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool, without_prompt
 from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
+from jexport.types import Batching, Embedding, Runner
 
 TOKEN_VECTORS = "last_hidden_state"
 """A graph's output before pooling: float32 [batch, sequence, dim]."""

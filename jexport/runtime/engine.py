@@ -17,10 +17,10 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from jexport.errors import DeviceMemoryError
-from jexport.flow import Batching, Runner
 from jexport.runtime.batches import plan
 from jexport.runtime.combine import Combiner, Ids, Wanted
 from jexport.runtime.pool import Floats
+from jexport.types import Batching, Runner
 
 Pass: TypeAlias = Callable[[Runner, Ids, tuple[int, int], Wanted], Floats]
 """One forward pass with a runner: the vectors of these rows, padded to that shape."""

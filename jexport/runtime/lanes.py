@@ -1,6 +1,6 @@
 """Several batches at once: items -> results in the order of the items, one lane an item at a time.
 
-A lane is something that may run while the others do, such as a `flow.Runner`. This module knows no
+A lane is something that may run while the others do, such as a `types.Runner`. This module knows no
 text and no engine.
 """
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jexport import manifest, signing, targets
+from jexport import targets
+from jexport.artifacts import manifest
 from jexport.errors import (
     ArtifactError,
     DeviceError,
@@ -21,10 +22,11 @@ from jexport.errors import (
     UnknownTaskError,
     UnsupportedGraphError,
 )
-from jexport.flow import CompiledModel, Embedding, Manifest, Runner, Signature, TensorSpec
+from jexport.publishing import signing
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.tasks import named_prompts
+from jexport.types import CompiledModel, Embedding, Manifest, Runner, Signature, TensorSpec
 
 
 def open_artifact(
@@ -93,9 +95,9 @@ class _Source:
 def _pinned(path: str | Path, folder: Path) -> str:
     if not (isinstance(path, str) and "://" in path):
         return str(folder.resolve())
-    from jexport import registries
+    from jexport.publishing import registries
 
-    # A pulled release lies in a folder that is named by its digest (pulled.py).
+    # A pulled release lies in a folder that is named by its digest (pull_cache.py).
     return registries.parse(path).at(folder.parent.name.replace("-", ":", 1))
 
 
@@ -174,15 +176,17 @@ def _manifest(folder: Path, verify: bool | signing.Policy) -> Manifest:
     if isinstance(verify, signing.Policy):
         return signing.verify(folder, verify)
     if not isinstance(verify, bool):  # a key's path would be true, and nothing would be checked
-        raise TypeError(f"verify is {verify!r:.80}; give True, False or a jexport.signing.Policy")
+        raise TypeError(
+            f"verify is {verify!r:.80}; give True, False or a jexport.publishing.signing.Policy"
+        )
     return manifest.verify(folder) if verify else manifest.read(folder)
 
 
 def _local(path: str | Path) -> contextlib.AbstractContextManager[Path]:
     if isinstance(path, str) and "://" in path:
-        from jexport import pulled
+        from jexport.publishing import pull_cache
 
-        return pulled.opened(path)
+        return pull_cache.opened(path)
     return contextlib.nullcontext(Path(path))
 
 

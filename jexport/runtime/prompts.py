@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jexport.errors import PromptError, UnknownTaskError, nearest
-from jexport.flow import Embedding
 from jexport.tasks import COUNTERPART, QUERIES
+from jexport.types import Embedding
 
 QUERY_NAMES = ("query",)
 DOCUMENT_NAMES = ("document", "passage", "corpus")

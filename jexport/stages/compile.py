@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jexport.flow import CompiledModel, MergedModel, OnnxModel
 from jexport.recipe import CompileSpec
 from jexport.targets import Target
+from jexport.types import CompiledModel, MergedModel, OnnxModel
 
 
 def run(

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jexport.artifacts.manifest import file_digest, sha256_of
 from jexport.errors import (
     DimensionError,
     JexportError,
@@ -21,9 +22,8 @@ from jexport.errors import (
     UnsupportedCheckpointError,
     UnsupportedGraphError,
 )
-from jexport.flow import LoadedModel, OnnxModel, Signature, TensorSpec
-from jexport.manifest import file_digest, sha256_of
 from jexport.recipe import ExportSpec
+from jexport.types import LoadedModel, OnnxModel, Signature, TensorSpec
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx_data"

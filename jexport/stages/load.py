@@ -6,8 +6,8 @@ Knows nothing of adapters being merged, nor of ONNX.
 from __future__ import annotations
 
 from jexport import checkpoints
-from jexport.flow import LoadedModel
 from jexport.recipe import LoadSpec
+from jexport.types import LoadedModel
 
 
 def run(spec: LoadSpec, *, task: str) -> LoadedModel:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.shards import is_finite
 from jexport.errors import AdapterError, NotFiniteError
-from jexport.flow import LoadedModel, LowRank, WeightReader
+from jexport.types import LoadedModel, LowRank, WeightReader
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jexport import manifest, model_card
+from jexport.artifacts import manifest, model_card
+from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import JINA
-from jexport.flow import CompiledModel, LoadedModel, ParityReport
-from jexport.manifest import write_json
+from jexport.types import CompiledModel, LoadedModel, ParityReport
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -40,7 +40,7 @@ class Facts:
 
     What depends on this machine's mood (seconds, memory, speeds) is not among it. extras: files
     that go into the artifact as they are (quantization.json, report.html). inputs: digests of
-    jexport's own code and of the texts, as inputs.digests gives them.
+    jexport's own code and of the texts, as cache_keys.digests gives them.
     """
 
     model_name: str

@@ -14,16 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jexport import identity, registries
-from jexport import release as releases
+from jexport.artifacts import identity
+from jexport.artifacts.model_card import NON_COMMERCIAL
 from jexport.errors import RegistryError
-from jexport.flow import Artifact
-from jexport.model_card import NON_COMMERCIAL
-from jexport.patience import Passing, patiently
-from jexport.registries import THREADS, Access, Ref, Store
-from jexport.release import Blob, Release
-from jexport.run import Event, Listener, Run, silent
-from jexport.transfer import Job, Line, together
+from jexport.publishing import registries
+from jexport.publishing import release as releases
+from jexport.publishing.registries import THREADS, Access, Ref, Store
+from jexport.publishing.release import Blob, Release
+from jexport.publishing.retry import Passing, patiently
+from jexport.publishing.transfers import Job, Line, together
+from jexport.types import Artifact
+from jexport.workspace.run import Event, Listener, Run, silent
 
 STAGE = "publish"
 

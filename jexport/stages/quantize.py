@@ -17,23 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport import cache, recipe
+from jexport import recipe
+from jexport.artifacts.manifest import write_json
+from jexport.cache import stages
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
-from jexport.flow import CompiledModel, OnnxModel, Signature, TensorSpec
-from jexport.int8 import numbers, prepare, products, search, settings, statistics
-from jexport.int8.bench import GRAPH, TEXT_GATES, WEIGHTS, Bench, Material
-from jexport.int8.journal import Journal
-from jexport.int8.prepare import Prepared
-from jexport.int8.products import Product
-from jexport.int8.settings import Setting
-from jexport.int8.statistics import Site
-from jexport.int8.treatment import INT8, TREATMENTS, Treatment
-from jexport.int8.treatment import WEIGHTS as FLOAT_INPUTS
-from jexport.manifest import write_json
-from jexport.memory import available_bytes
+from jexport.quantization import numbers, prepare, products, search, settings, statistics
+from jexport.quantization.bench import GRAPH, TEXT_GATES, WEIGHTS, Bench, Material
+from jexport.quantization.journal import Journal
+from jexport.quantization.prepare import Prepared
+from jexport.quantization.products import Product
+from jexport.quantization.settings import Setting
+from jexport.quantization.statistics import Site
+from jexport.quantization.treatment import INT8, TREATMENTS, Treatment
+from jexport.quantization.treatment import WEIGHTS as FLOAT_INPUTS
 from jexport.recipe import QuantizeSpec
-from jexport.run import give_back_memory
 from jexport.targets import Target
+from jexport.types import CompiledModel, OnnxModel, Signature, TensorSpec
+from jexport.workspace.memory import available_bytes
+from jexport.workspace.run import give_back_memory
 
 REPORT, PAGE = "quantization.json", "report.html"
 INT8_WEIGHTS = "int8-weights"
@@ -93,7 +94,7 @@ def run(
     """
     import onnx_ir as ir
 
-    from jexport.int8 import outliers
+    from jexport.quantization import outliers
 
     _check(aim, material)
     ways = ways or Ways()
@@ -267,7 +268,7 @@ def _statistics(
     ir.save(graph, room / GRAPH)
     # Copied: engines refuse weights outside the graph's folder, and weights that have two names,
     # also in the folder that they were linked from, where another build may be reading them.
-    cache.copy(model.path.with_name(WEIGHTS), room / WEIGHTS)
+    stages.copy(model.path.with_name(WEIGHTS), room / WEIGHTS)
     outputs = tuple(
         TensorSpec(name=name, dtype="float32", shape=("batch", "sequence", width))
         for name, width in widths.items()

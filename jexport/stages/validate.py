@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jexport.artifacts.manifest import write_json
+from jexport.artifacts.reference import NAME as STORED
+from jexport.artifacts.reference import Stored, write
 from jexport.errors import ParityError, RecipeError
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.comparison import EMBEDDER, HIDDEN, UNIT_LENGTH, Comparison
 from jexport.evaluation.edge_texts import EDGE
 from jexport.evaluation.judge import USES
 from jexport.evaluation.reference_set import ReferenceSet
-from jexport.flow import ParityReport, TensorSpec
 from jexport.gates import gate
-from jexport.manifest import write_json
 from jexport.recipe import ValidateSpec
-from jexport.reference import NAME as STORED
-from jexport.reference import Stored, write
-from jexport.run import give_back_memory
+from jexport.types import ParityReport, TensorSpec
+from jexport.workspace.run import give_back_memory
 
 REPORT = "parity.json"
 OTHER_LENGTH = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 2e-2, "bf16": 5e-2}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jexport import siblings
+from jexport import plugins
 from jexport.errors import (
     DependencyError,
     PrecisionError,
@@ -21,9 +21,9 @@ from jexport.errors import (
     UnknownTargetError,
     nearest,
 )
-from jexport.findings import Finding
-from jexport.flow import Batching, CompiledModel, Runner
+from jexport.graph.diagnostics import Finding
 from jexport.recipe import CompileSpec
+from jexport.types import Batching, CompiledModel, Runner
 
 JUDGE = "onnx"
 """The target that runs graphs where an engine cannot: it needs no device."""
@@ -117,12 +117,12 @@ class Target:
 
 def names() -> list[str]:
     """The targets there are, without importing any."""
-    return siblings.names(__name__)
+    return plugins.names(__name__)
 
 
 def load(name: str) -> Target:
     """Import one target. Raises UnknownTargetError naming the nearest."""
-    target: Target = siblings.load(
+    target: Target = plugins.load(
         __name__, name, record="TARGET", kind="target", error=UnknownTargetError
     )
     return target

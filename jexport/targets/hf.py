@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import (
     JINA,
     auto_model,
@@ -20,10 +21,9 @@ from jexport.checkpoints import (
     shard_writer,
 )
 from jexport.errors import UnsupportedCheckpointError
-from jexport.flow import CompiledModel, MergedModel, Runner, Signature, TensorSpec
-from jexport.manifest import write_json
 from jexport.recipe import CompileSpec
 from jexport.targets import Target
+from jexport.types import CompiledModel, MergedModel, Runner, Signature, TensorSpec
 
 CONFIG = "config.json"
 USE = (

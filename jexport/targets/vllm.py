@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import (
     JINA,
     auto_model,
@@ -21,10 +22,9 @@ from jexport.checkpoints import (
     shard_writer,
 )
 from jexport.errors import UnsupportedCheckpointError
-from jexport.flow import CompiledModel, MergedModel, Runner
-from jexport.manifest import write_json
 from jexport.recipe import CompileSpec
 from jexport.targets import hf
+from jexport.types import CompiledModel, MergedModel, Runner
 
 ENCODERS = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
 """Architectures that both servers have for themselves, with learned positions."""

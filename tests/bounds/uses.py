@@ -22,7 +22,7 @@ def vector(artifact: Path) -> np.ndarray:
 
 def int8(artifact: Path, folder: Path) -> None:
     """Round a weight by GPTQ: what scipy and threadpoolctl are for."""
-    from jexport.int8 import numbers
+    from jexport.quantization import numbers
 
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(600, 96)).astype(np.float32) @ rng.normal(size=(96, 96))
@@ -39,14 +39,14 @@ def int8(artifact: Path, folder: Path) -> None:
 
 
 def langchain(artifact: Path, folder: Path) -> None:
-    from jexport.integrations.langchain import JexportEmbeddings
+    from jexport.serving.integrations.langchain import JexportEmbeddings
 
     made = JexportEmbeddings(artifact, artifact).embed_query(TEXT)
     np.testing.assert_allclose(made, vector(artifact), atol=1e-6)
 
 
 def llama_index(artifact: Path, folder: Path) -> None:
-    from jexport.integrations.llama_index import JexportEmbedding
+    from jexport.serving.integrations.llama_index import JexportEmbedding
 
     made = JexportEmbedding(artifact, artifact).get_query_embedding(TEXT)
     np.testing.assert_allclose(made, vector(artifact), atol=1e-6)
@@ -57,7 +57,7 @@ def sign(artifact: Path, folder: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from jexport import signing
+    from jexport.publishing import signing
 
     keys = []
     for name in ("own", "other"):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jexport.flow import LoadedModel, Runner
 from jexport.recipe import LoadSpec
 from jexport.stages import load, merge
+from jexport.types import LoadedModel, Runner
 
 WEIGHTS = "model.safetensors"
 

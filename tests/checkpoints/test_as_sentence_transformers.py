@@ -25,9 +25,9 @@ from jexport.errors import (
     TokenizerError,
     UnsupportedCheckpointError,
 )
-from jexport.flow import LoadedModel
 from jexport.runtime import Embedder, TextTokenizer
 from jexport.stages import merge
+from jexport.types import LoadedModel
 
 Open = Callable[..., LoadedModel]
 Edit = Callable[..., None]

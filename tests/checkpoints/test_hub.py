@@ -18,7 +18,7 @@ from huggingface_hub import constants
 
 from jexport.checkpoints import hub
 from jexport.errors import DependencyError, HubError, RemoteCodeError
-from jexport.flow import LoadedModel
+from jexport.types import LoadedModel
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"

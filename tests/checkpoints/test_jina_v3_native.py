@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
-from jexport import toy
 from jexport.errors import (
     AdapterError,
     CheckpointError,
@@ -24,7 +23,8 @@ from jexport.errors import (
     UnknownTaskError,
     UnsupportedCheckpointError,
 )
-from jexport.flow import LoadedModel
+from jexport.toy import checkpoint
+from jexport.types import LoadedModel
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
@@ -42,8 +42,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("toys")
     tokenizer = SMALL / "tokenizer.json"
     return {
-        layout: toy.write(home / layout, layout=layout, tokenizer=tokenizer, seed=5)
-        for layout in toy.LAYOUTS
+        layout: checkpoint.write(home / layout, layout=layout, tokenizer=tokenizer, seed=5)
+        for layout in checkpoint.LAYOUTS
     }
 
 

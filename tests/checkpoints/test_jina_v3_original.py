@@ -21,8 +21,8 @@ from jexport.errors import (
     UnknownTaskError,
     UnsupportedCheckpointError,
 )
-from jexport.flow import LoadedModel
 from jexport.stages import merge
+from jexport.types import LoadedModel
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"

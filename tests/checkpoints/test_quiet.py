@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jexport import toy
+from jexport.toy import checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"
@@ -41,7 +41,9 @@ def test_loading_says_nothing(
     tmp_path: Path, minilm: Path, write_unknown: Callable[..., Path],
     edit_json: Callable[..., None],
 ) -> None:  # fmt: skip
-    native = toy.write(tmp_path / "native", layout="native", tokenizer=SMALL / "tokenizer.json")
+    native = checkpoint.write(
+        tmp_path / "native", layout="native", tokenizer=SMALL / "tokenizer.json"
+    )
     coded = Path(shutil.copytree(SMALL, tmp_path / "coded"))
     for path in (FIXTURES / "remote_original").glob("*.py"):
         shutil.copy(path, coded)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jexport import toy
 from jexport.errors import (
     CheckpointError,
     NotFiniteError,
@@ -22,7 +21,8 @@ from jexport.errors import (
     StateDictError,
     UnknownTaskError,
 )
-from jexport.flow import LoadedModel
+from jexport.toy import checkpoint
+from jexport.types import LoadedModel
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"
@@ -326,7 +326,7 @@ def test_a_known_layout_without_code_has_nothing_to_trust(
     folder = minilm
     if layout != "minilm":
         tokenizer = SMALL / "tokenizer.json"
-        folder = toy.write(tmp_path / layout, layout=layout, tokenizer=tokenizer)
+        folder = checkpoint.write(tmp_path / layout, layout=layout, tokenizer=tokenizer)
         (folder / "custom_st.py").write_text("x = 1\n")
     with pytest.raises(RemoteCodeError, match="no code to trust") as caught:
         opened(folder, trust_remote_code=True)
@@ -343,7 +343,9 @@ def test_code_that_is_not_there_is_an_error(original: Path, opened: Open) -> Non
 def test_code_beside_native_weights_cannot_be_an_adapters_reference(
     tmp_path: Path, original: Path, opened: Open, edit_json: Edit
 ) -> None:
-    folder = toy.write(tmp_path / "native", layout="native", tokenizer=SMALL / "tokenizer.json")
+    folder = checkpoint.write(
+        tmp_path / "native", layout="native", tokenizer=SMALL / "tokenizer.json"
+    )
     for path in original.glob("*.py"):
         shutil.copy(path, folder)
     edit_json(folder / "config.json", auto_map=beside("XLMRobertaLoRA"))

@@ -25,7 +25,7 @@ from jexport.errors import (
     UnknownTaskError,
     UnsupportedCheckpointError,
 )
-from jexport.flow import LoadedModel
+from jexport.types import LoadedModel
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 Open = Callable[..., LoadedModel]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from jexport.checkpoints import shards
 from jexport.errors import CheckpointError, NotFiniteError
-from jexport.flow import LoadedModel
+from jexport.types import LoadedModel
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 BYTES = (SMALL / "model.safetensors").read_bytes()

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 
 from jexport.checkpoints import transformer_files
 from jexport.errors import CheckpointError, TokenizerError
-from jexport.flow import LoadedModel
 from jexport.recipe import LoadSpec
 from jexport.stages import load
+from jexport.types import LoadedModel
 
 Open = Callable[..., LoadedModel]
 Edit = Callable[..., None]

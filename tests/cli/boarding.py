@@ -11,8 +11,8 @@ import sys
 import warnings
 
 from jexport.cli.jobs import Board
-from jexport.matrix import Job
-from jexport.run import Event
+from jexport.jobs.matrix import Job
+from jexport.workspace.run import Event
 
 TASKS = ("retrieval.query", "retrieval.passage", "separation")
 BAR = b"\r 10 %\r\x1b[31m 55 %\x1b[0m\r100 %\n"

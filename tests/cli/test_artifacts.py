@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest
+from jexport.artifacts import manifest
 
 
 def test_verify(artifact: Path, cli: Callable[..., Any]) -> None:

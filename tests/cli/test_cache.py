@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jexport import entries, pipeline
+from jexport.build import pipeline
+from jexport.cache import entries
 
 
 def test_a_second_build_takes_finished_stages_from_the_cache(

@@ -10,7 +10,7 @@ import termios
 import pytest
 
 from jexport.cli import console
-from jexport.run import Event
+from jexport.workspace.run import Event
 
 
 class Terminal:

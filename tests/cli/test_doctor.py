@@ -54,7 +54,7 @@ def test_what_is_missing_has_its_remedy(
 def test_a_target_that_this_machine_cannot_compile_for(
     cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jexport.trt import device
+    from jexport.targets.trt import device
 
     monkeypatch.setattr(device, "_installed", lambda name: name != "tensorrt")
     answer = cli("doctor")

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jexport import targets
 from jexport.errors import UnsupportedGraphError
-from jexport.findings import Finding
-from jexport.trt.lint import lint
+from jexport.graph.diagnostics import Finding
+from jexport.targets.trt.lint import lint
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_ctrl_c_that_a_library_keeps_to_itself(becomes: str) -> None:
     code = (
         "import os, signal, sys\n"
         "from jexport.cli import console, doctor, main\n"
-        "from jexport.run import Event\n"
+        "from jexport.workspace.run import Event\n"
         "def go_on():\n"
         "    console.listener(quiet=True, json_lines=False)(Event(kind='start', stage='export'))\n"
         "def library():\n"
@@ -274,7 +274,7 @@ def test_ctrl_c_while_an_object_is_dropped_is_remembered() -> None:
     code = (
         "import os, signal, sys\n"
         "from jexport.cli import console, doctor, main\n"
-        "from jexport.run import Event\n"
+        "from jexport.workspace.run import Event\n"
         "class Dropped:\n"
         "    def __del__(self):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"

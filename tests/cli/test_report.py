@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest, store
+from jexport.artifacts import manifest, store
 
 QUANTIZATION = {
     "format": 1, "scheme": "uint8", "precision": "int8", "effort": "fast", "reached": True,

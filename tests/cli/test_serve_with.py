@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest
+from jexport.artifacts import manifest
 
 SERVING, CHANGED = 32, 13
 
@@ -73,7 +73,7 @@ def test_versions_of_what_is_installed_there(
 
 def test_versions_for_jina_and_for_others(cli: Callable[..., Any], artifact_copy: Path) -> None:
     """A merged jina-embeddings-v3 needs transformers 5.4; a merged BERT does not."""
-    from jexport import servers
+    from jexport.serving import servers
 
     content = dict(manifest.read(artifact_copy).content)
     for kind, known in (("jina_embeddings_v3", {"transformers": ">=5.4"}), ("bert", {})):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from jexport import signing
+from jexport.publishing import signing
 
-SIGNING = Path(__file__).parents[1] / "signing" / "conftest.py"
+SIGNING = Path(__file__).parents[1] / "publishing" / "signing" / "conftest.py"
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport.trt import building, device, profiles
+from jexport.targets.trt import building, device, profiles
 
 PACKAGE = Path(str(jexport.__file__)).parent
-SOURCES = [*sorted((PACKAGE / "trt").glob("*.py")), PACKAGE / "targets" / "trt.py"]
+TRT = PACKAGE / "targets" / "trt"
+SOURCES = sorted(TRT.glob("*.py"))
 INTERNAL = {"record", "mro"}
 
 
@@ -233,7 +234,7 @@ def test_every_cuda_function_is_real(bench_tools: Any) -> None:
 def test_every_cuda_name_in_jexport_is_in_the_stand_in(bench_tools: Any) -> None:
     real = pytest.importorskip("cuda.bindings.runtime")
     fake = bench_tools.module("fake_cuda").FakeGpu().runtime
-    text = "".join((PACKAGE / "trt" / name).read_text("utf-8") for name in ("cuda.py", "device.py"))
+    text = "".join((TRT / name).read_text("utf-8") for name in ("cuda.py", "device.py"))
     names = set(re.findall(r"\bruntime\.(cuda\w+)", text))
     assert len(names) > 15
     for name in names:

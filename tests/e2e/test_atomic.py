@@ -21,7 +21,9 @@ from typing import Any
 
 import pytest
 
-from jexport import entries, manifest, pipeline
+from jexport.artifacts import manifest
+from jexport.build import pipeline
+from jexport.cache import entries
 from jexport.stages import package
 
 HERE = Path(__file__).parent

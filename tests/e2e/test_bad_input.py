@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jexport import toy
+from jexport.toy import checkpoint
 
 WEIGHTS = "model.safetensors"
 LORA_A = "roberta.encoder.layers.0.mlp.fc1.parametrizations.weight.0.lora_A"
@@ -107,7 +107,7 @@ def refused(answer: Any, code: int, said: str) -> None:
 
 @pytest.fixture
 def native(tmp_path: Path) -> Path:
-    return toy.write(tmp_path / "native", layout="native")
+    return checkpoint.write(tmp_path / "native", layout="native")
 
 
 ADAPTER = "retrieval_query"

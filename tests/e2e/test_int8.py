@@ -14,14 +14,16 @@ import onnxruntime
 import pytest
 
 import jexport
-from jexport import layouts, manifest, recipe, store
+from jexport import recipe
+from jexport.artifacts import manifest, store
 from jexport.errors import ArtifactError, CalibrationError, QuantizationError
-from jexport.flow import Artifact
-from jexport.int8.bench import Bench
-from jexport.int8.journal import Journal
+from jexport.quantization.bench import Bench
+from jexport.quantization.journal import Journal
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.open import embedding_of
 from jexport.runtime.tokenise import TextTokenizer
+from jexport.serving import layouts
+from jexport.types import Artifact
 
 TASK = "retrieval.passage"
 GATES = {"cosine_mean": 0.9, "cosine_p1": 0.8, "batch_cosine_min": 0.999999}

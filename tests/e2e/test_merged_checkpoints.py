@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest, store
+from jexport.artifacts import manifest, store
 
 TARGETS = ("hf", "vllm")
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest
+from jexport.artifacts import manifest
 from jexport.errors import DimensionError
 
 TOLERANCE = 1e-6

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jexport import identity, store
+from jexport.artifacts import identity, store
 
 from_separation = ("--task", "separation", "--target", "onnx")
 
@@ -40,7 +40,7 @@ def test_the_second_is_refused_before_any_weight_work(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from jexport import pipeline
+    from jexport.build import pipeline
 
     out, latest = tmp_path / "out", "final/separation/onnx-fp32/latest"
     made = build(cli, twins[0], out)
@@ -86,9 +86,9 @@ def test_a_name_that_is_none(cli: Callable[..., Any], small: Path, nothing_left:
 
 def test_two_at_once(artifact: Path, tmp_path: Path) -> None:
     """Whoever is second learns it when it places: `latest` has one checkpoint."""
-    from jexport import manifest
+    from jexport.artifacts import manifest
     from jexport.errors import OutputPathError
-    from jexport.run import open_run
+    from jexport.workspace.run import open_run
 
     other = Path(shutil.copytree(artifact, tmp_path / "other"))
     content = json.loads((other / manifest.NAME).read_text())

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest, recipe
+from jexport import recipe
+from jexport.artifacts import manifest
 from jexport.errors import ArtifactError, DependencyError
 
 TASK = "retrieval.passage"

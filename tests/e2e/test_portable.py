@@ -1,6 +1,7 @@
 """Two machines: one without a GPU builds up to the engine, one with a GPU completes it.
 
-The second machine's TensorRT and GPU are stand-ins that compute with onnxruntime (tests/trt).
+The second machine's TensorRT and GPU are stand-ins that compute with onnxruntime
+(tests/targets/trt).
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import jexport
-from jexport import completion, entries, manifest, reference, store
+from jexport.artifacts import manifest, reference, store
+from jexport.build import portable as completion
+from jexport.cache import entries
 from jexport.errors import ArtifactError, DeviceError, ParityError, QuantizationError
-from jexport.findings import errors
-from jexport.run import Event
-from jexport.trt.lint import lint
+from jexport.graph.diagnostics import errors
+from jexport.targets.trt.lint import lint
+from jexport.workspace.run import Event
 
 TASK = "retrieval.query"
 RECIPE = """name = "small"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest
+from jexport.artifacts import manifest
 
 
 def test_the_shipped_jina_recipe_builds(
@@ -83,7 +83,7 @@ def test_a_recipe_file_of_other_tasks_is_asked_for_them(
 def test_the_recipes_first_precision_is_the_default(
     small: Path, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jexport import pipeline
+    from jexport.build import pipeline
 
     asked: list[str] = []
 

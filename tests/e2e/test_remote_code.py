@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest
+from jexport.artifacts import manifest
 
 WORDS = ("--target", "onnx", "--validate-tokens", 64)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jexport import manifest
+from jexport.artifacts import manifest
 
 TASK = "retrieval.query"
 RECIPE = """

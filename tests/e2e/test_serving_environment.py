@@ -61,7 +61,7 @@ def test_wheel_has_what_jexport_reads(wheel: Path) -> None:
     assert len(shipped) >= 4
     for path in shipped:
         assert f"jexport/{path.relative_to(PROJECT).as_posix()}" in names
-    assert "jexport/manifest.schema.json" in names
+    assert "jexport/artifacts/manifest.schema.json" in names
     for path in PROJECT.glob("jexport/**/*.py"):
         assert path.relative_to(PROJECT).as_posix() in names
     assert not [n for n in names if n.startswith("tests/") or "__pycache__" in n]

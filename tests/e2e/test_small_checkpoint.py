@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest, store
+from jexport.artifacts import manifest, store
 
 TASKS = (
     "retrieval.query",

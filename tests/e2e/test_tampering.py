@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import jexport
-from jexport import manifest
+from jexport.artifacts import manifest
 from jexport.errors import ArtifactError
 
 CHANGES = int(os.environ.get("JEXPORT_CHANGES", "10000"))

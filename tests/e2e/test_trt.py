@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest
+from jexport.artifacts import manifest
 from jexport.errors import ArtifactError, DeviceError
 
 TASK = "retrieval.query"

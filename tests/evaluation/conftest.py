@@ -16,15 +16,15 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from jexport import calibration
+from jexport.datasets import calibration
 from jexport.errors import ParityError
 from jexport.evaluation import reference_set
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.reference_set import ReferenceSet
-from jexport.flow import LoadedModel, TensorSpec
 from jexport.recipe import LoadSpec, ValidateSpec
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import load, validate
+from jexport.types import LoadedModel, TensorSpec
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 QUICK = ValidateSpec(budget_tokens=300, max_tokens=60)

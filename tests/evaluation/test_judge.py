@@ -14,12 +14,12 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from jexport import toy
 from jexport.checkpoints import native_class, transformer_files
 from jexport.errors import StateDictError
 from jexport.evaluation import edge_texts, judge, reference_set
 from jexport.recipe import LoadSpec
 from jexport.stages import load
+from jexport.toy import checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"
@@ -78,10 +78,10 @@ def gone(*_: Any, **__: Any) -> Any:
 
 def test_both_layouts_of_one_model_agree(tmp_path: Path) -> None:
     made = {
-        layout: toy.write(
+        layout: checkpoint.write(
             tmp_path / layout, layout=layout, tokenizer=SMALL / "tokenizer.json", seed=5
         )
-        for layout in toy.LAYOUTS
+        for layout in checkpoint.LAYOUTS
     }
     first, *others = (vectors(folder, "classification", TEXTS) for folder in made.values())
     for other in others:
@@ -91,7 +91,7 @@ def test_both_layouts_of_one_model_agree(tmp_path: Path) -> None:
 
 
 def test_a_weight_that_transformers_does_not_find_is_refused(tmp_path: Path) -> None:
-    folder = toy.write(
+    folder = checkpoint.write(
         tmp_path / "native", layout="native", tokenizer=SMALL / "tokenizer.json", seed=5
     )
     asked = LoadSpec(model=str(folder))

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from jexport.cache import Cache, Wanted
-from jexport.flow import CompiledModel, Signature
+from jexport.cache.stages import Cache, Wanted
+from jexport.types import CompiledModel, Signature
 
 
 def main() -> None:

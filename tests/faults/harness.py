@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jexport import entries, manifest
+from jexport.artifacts import manifest
+from jexport.cache import entries
 
 HERE = Path(__file__).parent
 CACHE = ".cache"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jexport import entries
+from jexport.cache import entries
 
 BUILDERS = 32
 

@@ -183,7 +183,7 @@ def good_manifest() -> dict[str, Any]:
 
 def read_manifest(content: bytes, folder: Path) -> None:
     import jexport
-    from jexport import manifest
+    from jexport.artifacts import manifest
 
     (folder / "manifest.json").write_bytes(content)
     for name in ("config.json", "model.onnx"):
@@ -199,7 +199,7 @@ def read_manifest(content: bytes, folder: Path) -> None:
 
 @st.composite
 def manifests(draw: st.DrawFn) -> bytes:
-    from jexport import manifest
+    from jexport.artifacts import manifest
 
     content = draw(changed(good_manifest()))
     if isinstance(content, dict) and draw(st.booleans()):
@@ -324,14 +324,15 @@ def onnx_folder(content: bytes, folder: Path) -> Path:
 
 def read_onnx(content: bytes, folder: Path) -> None:
     """Lint and the check of target onnx; both must see a weight that lies elsewhere."""
-    from jexport import findings
-    from jexport.flow import OnnxModel, Signature
+    from jexport.graph import diagnostics
+    from jexport.graph.lint import onnx_reader
     from jexport.targets import onnx as target
-    from jexport.trt import lint, reading
+    from jexport.targets.trt import lint
+    from jexport.types import OnnxModel, Signature
 
     path = onnx_folder(content, folder)
-    bad = findings.errors(lint.lint(path))
-    read = reading.read(path)
+    bad = diagnostics.errors(lint.lint(path))
+    read = onnx_reader.read(path)
     for scope in read.scopes():
         for constant in scope.constants.values():
             found = constant.values()
@@ -378,7 +379,7 @@ def graphs() -> Bytes:
 
 
 def read_calibration(content: bytes, folder: Path) -> None:
-    from jexport import calibration
+    from jexport.datasets import calibration
 
     (folder / "t.jsonl").write_bytes(content)
     (folder / "t.txt").write_bytes(content)
@@ -393,7 +394,7 @@ def read_calibration(content: bytes, folder: Path) -> None:
 
 
 def read_set(content: bytes, folder: Path) -> None:
-    from jexport import calibration
+    from jexport.datasets import calibration
 
     lines = "".join(f'"text number {n}"\n' for n in range(50))
     (folder / "set.toml").write_bytes(content)
@@ -429,7 +430,7 @@ def vouched() -> tuple[Any, dict[str, str], bytes, bytes]:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from jexport.signing import Signer, envelope, openssf
+    from jexport.publishing.signing import Signer, envelope, openssf
 
     key = ec.generate_private_key(ec.SECP256R1())
     files = {"manifest.json": hashlib.sha256(b"{}").hexdigest()}
@@ -451,7 +452,7 @@ def vouched() -> tuple[Any, dict[str, str], bytes, bytes]:
 def read_signature(content: bytes, folder: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 
-    from jexport.signing import Policy, openssf
+    from jexport.publishing.signing import Policy, openssf
 
     public, files, _, _ = vouched()
     (folder / "artifact").mkdir()
@@ -477,7 +478,7 @@ def signatures() -> Bytes:
 
 
 def read_provenance(content: bytes, folder: Path) -> None:
-    from jexport.signing import envelope
+    from jexport.publishing.signing import envelope
 
     assert envelope.opened(content, vouched()[0]) == {"subject": []}
 
@@ -493,9 +494,10 @@ def provenances() -> Bytes:
 @functools.cache
 def published() -> tuple[Path, bytes]:
     """A registry with one release of small files, and the release's document."""
-    from jexport import manifest, release
-    from jexport.flow import Artifact
+    from jexport.artifacts import manifest
+    from jexport.publishing import release
     from jexport.stages import publish
+    from jexport.types import Artifact
 
     room = Path(tempfile.mkdtemp(prefix="jexport-fuzz-"))
     atexit.register(shutil.rmtree, room, ignore_errors=True)
@@ -519,7 +521,8 @@ def published() -> tuple[Path, bytes]:
 
 def read_release(content: bytes, folder: Path) -> None:
     """Pull whatever it says, from a registry that has it under its right digest."""
-    from jexport import manifest, pull, registries
+    from jexport.artifacts import manifest
+    from jexport.publishing import pull, registries
 
     registry, _ = published()
     document = registry / "releases" / "sha256" / hashlib.sha256(content).hexdigest()

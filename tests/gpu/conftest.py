@@ -26,7 +26,7 @@ SHARED_TASK = "retrieval.passage"
 
 
 def _lacks_tensorrt() -> str:
-    from jexport.trt import device
+    from jexport.targets.trt import device
 
     try:
         device.check_installed("polygraphy")

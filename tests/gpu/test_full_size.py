@@ -16,7 +16,8 @@ import pytest
 
 import jexport
 from benchmarks.on_gpu import models, sides
-from jexport import manifest, recipe
+from jexport import recipe
+from jexport.artifacts import manifest
 from jexport.runtime.tokenise import TextTokenizer
 
 pytestmark = pytest.mark.device

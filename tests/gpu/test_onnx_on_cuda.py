@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import jexport
-from jexport import manifest, recipe
+from jexport import recipe
+from jexport.artifacts import manifest
 from jexport.errors import DeviceError, DeviceMemoryError, UnsupportedGraphError
 from jexport.runtime.tokenise import TextTokenizer
 

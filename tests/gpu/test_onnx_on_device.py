@@ -21,8 +21,11 @@ import onnxruntime
 import pytest
 
 import jexport
-from jexport import calibration, gates, manifest, parity, recipe
+from jexport import gates, recipe
+from jexport.artifacts import manifest
+from jexport.datasets import calibration
 from jexport.errors import DependencyError
+from jexport.evaluation import parity
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.tasks import JINA_V3_PROMPTS
 

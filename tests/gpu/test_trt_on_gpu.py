@@ -19,12 +19,12 @@ from jexport.errors import (
     ProfileError,
     QuantizationError,
 )
-from jexport.flow import CompiledModel, OnnxModel
 from jexport.recipe import CompileSpec, ExportSpec, LoadSpec, ProfileSpec
 from jexport.targets import onnx as onnx_target
 from jexport.targets import trt as target
-from jexport.trt import building, cuda, device
-from jexport.trt.log import Log
+from jexport.targets.trt import building, cuda, device
+from jexport.targets.trt.log import Log
+from jexport.types import CompiledModel, OnnxModel
 
 LEVELS = {"fp32": 0.99999, "fp16": 0.999}
 PROFILES = (
@@ -148,7 +148,7 @@ def test_memory_comes_back(engine: CompiledModel) -> None:
 
 
 def test_a_graph_is_not_slower(engine: CompiledModel) -> None:
-    from jexport.trt import origin, plan
+    from jexport.targets.trt import origin, plan
 
     given = feed([12])
     made = origin.of(engine.facts)
@@ -295,7 +295,8 @@ def texts_a_second(artifact: Path) -> float:
 
 
 def test_int8_is_kept_only_when_it_beats_fp16(minilm: Path, tmp_path: Path) -> None:
-    from jexport import pipeline, recipe
+    from jexport import recipe
+    from jexport.build import pipeline
 
     made = recipe.for_model(str(minilm)).replace_quantize(samples=64)
     half = pipeline.build(made, task="none", target="trt", precision="fp16", out=tmp_path)

@@ -14,10 +14,10 @@ import onnx
 import pytest
 import torch
 
-from jexport.flow import LoadedModel, OnnxModel
 from jexport.recipe import CompileSpec, ExportSpec, LoadSpec
 from jexport.stages import export, load, merge
 from jexport.targets import onnx as onnx_target
+from jexport.types import LoadedModel, OnnxModel
 
 BOTH = ("last_hidden_state", "sentence_embedding")
 REAL = ("minilm", "small", "unknown")

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 import transformers
 
-from jexport.flow import Embedding, LoadedModel, Source
+from jexport.types import Embedding, LoadedModel, Source
 
 PAD = 1
 ROWS = 331

@@ -18,8 +18,8 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from jexport.artifacts.manifest import file_digest
 from jexport.graph import tidy
-from jexport.manifest import file_digest
 from jexport.recipe import ExportSpec, LoadSpec
 from jexport.runtime.pool import finish, pool
 from jexport.stages import export, load

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jexport.flow import Batching
 from jexport.runtime.batches import plan, plan_batches, round_up
+from jexport.types import Batching
 
 FEW_SHAPES = Batching(tokens=2048, fixed_rows=True, single_multiple=16)
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from jexport.flow import Batching
 from jexport.runtime.batches import plan
 from jexport.runtime.combine import Combiner, Ids, Wanted
 from jexport.runtime.pool import Floats
+from jexport.types import Batching
 
 PLAIN = Wanted("last_hidden_state")
 

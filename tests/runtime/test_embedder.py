@@ -20,10 +20,10 @@ from jexport.errors import (
     TextTooLongError,
     UnsupportedGraphError,
 )
-from jexport.flow import Batching, Embedding, Runner, Tensors
 from jexport.runtime import Embedder, TextTokenizer
 from jexport.runtime.batches import plan_batches
 from jexport.runtime.engine import MANY
+from jexport.types import Batching, Embedding, Runner, Tensors
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 DIM = 16

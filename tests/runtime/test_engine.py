@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from jexport.errors import DeviceMemoryError
-from jexport.flow import Batching, Embedding, Tensors
 from jexport.runtime import Embedder, TextTokenizer
 from jexport.runtime.engine import MANY, DeviceMemoryWarning
+from jexport.types import Batching, Embedding, Tensors
 from tests.runtime.test_embedder import DIM, EMBEDDING, REFERENCE, SmallModel
 
 TEXTS = ["word " * (number % 9) + f"and {number}" for number in range(40)]

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from jexport.flow import Runner, Tensors
 from jexport.runtime.lanes import in_order
+from jexport.types import Runner, Tensors
 
 
 class Lane:

@@ -19,8 +19,8 @@ import pytest
 import jexport
 from jexport import targets
 from jexport.errors import ArtifactError, DependencyError, DeviceError, UnknownTaskError
-from jexport.flow import Batching, CompiledModel, Runner
 from jexport.runtime import open as opening
+from jexport.types import Batching, CompiledModel, Runner
 
 
 def test_path_may_be_a_str_or_a_link(artifact: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_closing_frees_the_engine(artifact: Path) -> None:
 
 
 def test_what_the_manifest_says_is_what_is_opened(artifact: Path) -> None:
-    from jexport import manifest
+    from jexport.artifacts import manifest
 
     content = manifest.read(artifact).content
     embedding = opening.embedding_of(content)

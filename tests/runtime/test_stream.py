@@ -26,9 +26,9 @@ from jexport.errors import (
     TextInputError,
     TextTooLongError,
 )
-from jexport.flow import Embedding, Runner, Tensors
 from jexport.runtime import Embedder, TextTokenizer
 from jexport.runtime.stream import embed_stream, read_texts
+from jexport.types import Embedding, Runner, Tensors
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 DIM = 8

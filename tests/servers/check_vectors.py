@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jexport import manifest
+from jexport.artifacts import manifest
 from jexport.tasks import JINA_V3_PROMPTS
 
 JINA, MINILM = "jina-embeddings-v3", "all-MiniLM-L6-v2"

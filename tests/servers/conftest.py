@@ -23,13 +23,17 @@ import pytest
 from filelock import FileLock
 from uv import find_uv_bin
 
-from jexport import calibration, pipeline, recipe, servers, toy
-from jexport.flow import Artifact
+from jexport import recipe
+from jexport.build import pipeline
+from jexport.datasets import calibration
 from jexport.runtime.embedder import TOKEN_VECTORS, Embedder
 from jexport.runtime.open import embedding_of
 from jexport.runtime.tokenise import TextTokenizer
-from jexport.servers.lines import Served
+from jexport.serving import servers
+from jexport.serving.servers.lines import Served
 from jexport.stages import load
+from jexport.toy import checkpoint
+from jexport.types import Artifact
 
 PROJECT = Path(__file__).parents[2]
 KEPT = PROJECT / ".servers"
@@ -166,7 +170,7 @@ def asked(
     with FileLock(shared / "toy.lock"):
         small = shared / "toy"
         if not small.is_dir():
-            toy.write(small)
+            checkpoint.write(small)
     recipes = {
         JINA: _quick(recipe.read(JINA).replace_load(model=str(small))),
         MINILM: _quick(recipe.read(MINILM).replace_load(model=str(minilm))),

@@ -2,8 +2,8 @@
 
     python tests/servers/results.py     # writes the table into README.md
 
-Every way in which jexport.servers says that an engine loads an artifact is a row: measured, or with
-the reason why it was not run.
+Every way in which jexport.serving.servers says that an engine loads an artifact is a row: measured,
+or with the reason why it was not run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from jexport.servers import ENGINES
+from jexport.serving.servers import ENGINES
 from jexport.tasks import JINA_V3_PROMPTS
 
 FILE = Path(__file__).with_name("results.json")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from jexport import servers
-from jexport.manifest import read
-from jexport.servers.lines import Served
-from jexport.servers.ways import ENGINES
+from jexport.artifacts.manifest import read
+from jexport.serving import servers
+from jexport.serving.servers.lines import Served
+from jexport.serving.servers.ways import ENGINES
 
 CONTENT = {
     "name": "a model", "target": "onnx", "precision": "fp32",

@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 from jexport import targets
+from jexport.artifacts.manifest import file_digest
 from jexport.errors import UnsupportedGraphError
-from jexport.flow import CompiledModel, OnnxModel, Signature
-from jexport.manifest import file_digest
 from jexport.recipe import CompileSpec
 from jexport.stages import compile as compile_stage
+from jexport.types import CompiledModel, OnnxModel, Signature
 
 
 def digests(folder: Path) -> list[Any]:

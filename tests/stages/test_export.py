@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from jexport.errors import DimensionError, RecipeError
-from jexport.flow import LoadedModel
 from jexport.recipe import ExportSpec, LoadSpec
 from jexport.stages import export, load, merge
+from jexport.types import LoadedModel
 
 
 @pytest.fixture(autouse=True, scope="module")

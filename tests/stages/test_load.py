@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jexport import toy
 from jexport.errors import JexportError
 from jexport.recipe import LoadSpec
 from jexport.stages import load
+from jexport.toy import checkpoint
 
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
 
@@ -33,7 +33,7 @@ def test_every_file_that_was_read_is_recorded_with_its_digest(small: Path) -> No
         assert file.sha256 == hashlib.sha256(content).hexdigest()
 
 
-@pytest.mark.parametrize("layout", toy.LAYOUTS)
+@pytest.mark.parametrize("layout", checkpoint.LAYOUTS)
 @pytest.mark.parametrize("task", ["none", *TASKS])
 def test_every_task_of_both_jina_layouts_is_loaded(layout: str, task: str, toys: Path) -> None:
     model = load.run(LoadSpec(model=str(toys / layout)), task=task)
@@ -48,8 +48,8 @@ def test_every_task_of_both_jina_layouts_is_loaded(layout: str, task: str, toys:
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("toys")
-    for layout in toy.LAYOUTS:
-        toy.write(home / layout, layout=layout)
+    for layout in checkpoint.LAYOUTS:
+        checkpoint.write(home / layout, layout=layout)
     return home
 
 
@@ -67,7 +67,7 @@ def test_no_number_is_read_while_it_loads(
         return opened(path, framework=framework, **how)
 
     monkeypatch.setattr(safetensors, "safe_open", spy)
-    for layout in toy.LAYOUTS:
+    for layout in checkpoint.LAYOUTS:
         model = load.run(LoadSpec(model=str(toys / layout)), task="separation")
         assert "pt" not in ways
         model.weights["layers.0.mlp.fc1.weight"]()

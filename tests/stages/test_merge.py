@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from jexport.errors import AdapterError, NotFiniteError
-from jexport.flow import LoadedModel, LowRank
 from jexport.recipe import LoadSpec
 from jexport.stages import load, merge
+from jexport.types import LoadedModel, LowRank
 
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
 STACK = ".parametrizations.weight"

@@ -14,7 +14,7 @@ import markdown_it
 import pytest
 import yaml
 
-from jexport import manifest, model_card
+from jexport.artifacts import manifest, model_card
 from jexport.stages import package
 
 PROMPT = "Represent the query for retrieving evidence documents: "
@@ -421,7 +421,7 @@ def test_the_compiled_files_are_moved_not_copied(
 
 
 def test_weights_digest_depends_on_weights_and_code_alone(recorded: Any) -> None:
-    from jexport.flow import FileDigest
+    from jexport.types import FileDigest
 
     base = package.weights_digest(recorded.loaded)
 

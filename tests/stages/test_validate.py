@@ -15,17 +15,17 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from jexport import calibration
+from jexport.datasets import calibration
 from jexport.errors import ParityError, RecipeError
 from jexport.evaluation import reference_set
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.reference_set import ReferenceSet
-from jexport.flow import CalibrationSet, CompiledModel, LoadedModel, Signature
 from jexport.recipe import CompileSpec, ExportSpec, LoadSpec, ValidateSpec
 from jexport.runtime.pool import finish, pool
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, load, merge, validate
 from jexport.targets import onnx as engine
+from jexport.types import CalibrationSet, CompiledModel, LoadedModel, Signature
 
 HIDDEN, POOLED = "last_hidden_state", "sentence_embedding"
 TASK = "retrieval.passage"

@@ -219,7 +219,7 @@ def make(model_type: str, folder: Path, *, seed: int = 0, **overrides: Any) -> N
     from transformers import AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from jexport import toy_tokenizer
+    from jexport.toy import tokenizer as toy_tokenizer
 
     torch.manual_seed(seed)
     folder.mkdir(parents=True)

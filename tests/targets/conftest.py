@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from jexport.flow import CompiledModel, MergedModel, OnnxModel
 from jexport.recipe import CompileSpec, LoadSpec
 from jexport.stages import load, merge
 from jexport.targets import onnx
+from jexport.types import CompiledModel, MergedModel, OnnxModel
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -24,10 +24,10 @@ from jexport.errors import (
     PrecisionError,
     UnknownTargetError,
 )
-from jexport.flow import MergedModel, OnnxModel
 from jexport.recipe import PRECISIONS, CompileSpec
 from jexport.stages import compile as compile_stage
 from jexport.targets import Target, load, names
+from jexport.types import MergedModel, OnnxModel
 
 FOLDER = Path(targets.__file__).parent
 EXTRAS = tomllib.loads((FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
@@ -50,7 +50,8 @@ def target(request: Any) -> Target:
 
 
 def test_there_is_a_file_a_name() -> None:
-    files = {path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")}
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"}
+    files |= {path.parent.name for path in FOLDER.glob("*/__init__.py")}
     assert set(names()) == files
     assert "onnx" in files
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jexport import toy
 from jexport.errors import (
     CheckpointError,
     DependencyError,
     StateDictError,
     UnsupportedCheckpointError,
 )
-from jexport.flow import CompiledModel, MergedModel
 from jexport.recipe import CompileSpec, LoadSpec
 from jexport.stages import load, merge
 from jexport.targets import hf as target
+from jexport.toy import checkpoint
+from jexport.types import CompiledModel, MergedModel
 
 WEIGHTS = "model.safetensors"
 IDS = np.array([[0, 17, 230, 9, 2], [0, 44, 2, 1, 1]], dtype=np.int64)
@@ -226,9 +226,9 @@ def test_a_checkpoint_of_its_own_code_is_refused(unknown: MergedModel) -> None:
     assert "--target onnx" in caught.value.fix
 
 
-@pytest.mark.parametrize("layout", toy.LAYOUTS)
+@pytest.mark.parametrize("layout", checkpoint.LAYOUTS)
 def test_both_jina_layouts_can_be_written(layout: str, tmp_path: Path) -> None:
-    folder = toy.write(tmp_path / "toy", layout=layout)
+    folder = checkpoint.write(tmp_path / "toy", layout=layout)
     loaded = load.run(LoadSpec(model=str(folder)), task="text-matching")
     (tmp_path / "out").mkdir()
     made = target.build(

@@ -17,7 +17,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from jexport import layouts, manifest, pipeline, recipe, servers, targets
+from jexport import recipe, targets
+from jexport.artifacts import manifest
+from jexport.build import pipeline
 from jexport.errors import (
     DependencyError,
     DeviceError,
@@ -26,11 +28,12 @@ from jexport.errors import (
     RecipeError,
     ServingError,
 )
-from jexport.flow import OnnxModel
 from jexport.recipe import CompileSpec
 from jexport.runtime.open import open_artifact
-from jexport.targets import _onnx_devices
+from jexport.serving import layouts, servers
 from jexport.targets import onnx as target
+from jexport.targets.onnx import devices
+from jexport.types import OnnxModel
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 STEPS = ("efficient_attention", "skip_layer_norm")
@@ -194,11 +197,11 @@ def test_lengths_need_no_square_of_memory_and_packing_no_cuda_graph(
         (tmp_path / step).mkdir()
         made[step] = target.build(standard, CompileSpec(cuda=(step,)), tmp_path / step)
     free = 1 << 28
-    tokens = {name: _onnx_devices.batch_tokens(one, free) for name, one in made.items()}
-    assert tokens["skip_layer_norm"] < _onnx_devices.batch_tokens(for_cuda, free)
-    assert tokens["packed_attention"] == _onnx_devices.batch_tokens(for_cuda, free)
-    assert _onnx_devices.capturable(for_cuda)
-    assert not _onnx_devices.capturable(made["packed_attention"])
+    tokens = {name: devices.batch_tokens(one, free) for name, one in made.items()}
+    assert tokens["skip_layer_norm"] < devices.batch_tokens(for_cuda, free)
+    assert tokens["packed_attention"] == devices.batch_tokens(for_cuda, free)
+    assert devices.capturable(for_cuda)
+    assert not devices.capturable(made["packed_attention"])
 
 
 # --- a whole build, and what tells of it ----------------------------------------------------------

@@ -27,13 +27,14 @@ from jexport.errors import (
     DeviceMemoryError,
     UnsupportedGraphError,
 )
-from jexport.flow import Batching, CompiledModel, Embedding
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.tokenise import TextTokenizer
-from jexport.targets import _onnx_capture, _onnx_devices, _onnx_session
 from jexport.targets import onnx as target
-from jexport.targets._onnx_devices import CPU, CUDA, Device
-from jexport.targets._onnx_session import Choice
+from jexport.targets.onnx import capture, devices
+from jexport.targets.onnx import session as _onnx_session
+from jexport.targets.onnx.devices import CPU, CUDA, Device
+from jexport.targets.onnx.session import Choice
+from jexport.types import Batching, CompiledModel, Embedding
 
 HIDDEN, POOLED = "last_hidden_state", "sentence_embedding"
 
@@ -178,21 +179,21 @@ def test_a_text_of_8192_tokens(compiled: CompiledModel, plain: Any, small: Path)
 def captured(compiled: CompiledModel) -> Iterator[tuple[Any, list[str]]]:
     """A Captured on the CPU provider, and the gpu_graph_id of every run."""
     numbers: list[str] = []
-    make = _onnx_capture.graph_options
+    make = capture.graph_options
 
     def graph_options(number: str) -> Any:
         numbers.append(number)
         return make(number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_onnx_capture, "graph_options", graph_options)
+        patch.setattr(capture, "graph_options", graph_options)
         choice = Choice(device=Device(kind="cpu"), threads=1)
         session = _onnx_session._session(compiled, choice)
         names = [spec.name for spec in compiled.signature.inputs]
-        skip = _onnx_capture.graph_options(_onnx_capture.SKIP)
+        skip = capture.graph_options(capture.SKIP)
         assert numbers.pop() == "-1"
         whole = _onnx_session._bound(session, names, skip)
-        made = _onnx_capture.Captured(session, whole, compiled.signature, choice.device)
+        made = capture.Captured(session, whole, compiled.signature, choice.device)
         yield made, numbers
 
 
@@ -226,8 +227,8 @@ def test_large_batches_and_too_many_shapes_are_not_captured(
     captured: tuple[Any, list[str]], plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, numbers = captured
-    monkeypatch.setattr(_onnx_capture, "SMALL_TOKENS", 32)
-    monkeypatch.setattr(_onnx_capture, "MOST_SHAPES", 2)
+    monkeypatch.setattr(capture, "SMALL_TOKENS", 32)
+    monkeypatch.setattr(capture, "MOST_SHAPES", 2)
     for one in (FEEDS[1], FEEDS[2], FEEDS[0], feed([4], 4), feed([5], 5)):
         found = made.run([POOLED], one)[0]
         np.testing.assert_allclose(found, plain(one)[POOLED], rtol=1e-5, atol=1e-6)
@@ -293,8 +294,8 @@ def test_cuda_graphs_are_refused_where_they_cannot_be(
     ],
 )
 def test_a_device_is_read(text: str, kind: str, index: int) -> None:
-    assert _onnx_devices.parse(text) == Device(kind=kind, index=index)
-    assert _onnx_devices.parse(str(_onnx_devices.parse(text))) == _onnx_devices.parse(text)
+    assert devices.parse(text) == Device(kind=kind, index=index)
+    assert devices.parse(str(devices.parse(text))) == devices.parse(text)
 
 
 @pytest.mark.parametrize("text", ["gpu", "cuda:", "cuda:-1", "cuda:1:2", "cuda:x", "cpu:0", "CUDA"])
@@ -326,7 +327,7 @@ def onnxruntime_with_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
         monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-        monkeypatch.setattr(_onnx_devices, "_driver", lambda: None)
+        monkeypatch.setattr(devices, "_driver", lambda: None)
         return asked
 
     return install
@@ -345,7 +346,7 @@ def test_what_the_cuda_provider_is_told(
 ) -> None:
     wanted = plain(FEEDS[1])
     asked = onnxruntime_with_cuda()
-    monkeypatch.setattr(_onnx_devices, "free_memory", lambda number: 10_000_000_000)
+    monkeypatch.setattr(devices, "free_memory", lambda number: 10_000_000_000)
     with target.runner(compiled, device, 3) as run:
         assert run.device == ("cuda:1" if index == "1" else "cuda")
         np.testing.assert_allclose(run(FEEDS[1])[POOLED], wanted[POOLED], rtol=1e-4, atol=1e-6)
@@ -367,7 +368,7 @@ def test_what_the_cuda_provider_is_told(
 
 def test_tf32_is_used_only_where_it_was_asked_for_by_name(compiled: CompiledModel) -> None:
     told = {
-        precision: _onnx_devices.provider_options(
+        precision: devices.provider_options(
             dataclasses.replace(compiled, precision=precision), 0, None, cuda_graphs=False
         )
         for precision in target.TARGET.precisions
@@ -381,7 +382,7 @@ def test_tf32_is_used_only_where_it_was_asked_for_by_name(compiled: CompiledMode
 def test_what_an_artifact_that_is_made_for_cuda_needs_is_told(compiled: CompiledModel) -> None:
     facts = {**compiled.facts, "cuda": {"steps": {}, "provider_options": {"sdpa_kernel": "2"}}}
     made = dataclasses.replace(compiled, facts=facts)
-    told = _onnx_devices.provider_options(made, 0, None, cuda_graphs=True)
+    told = devices.provider_options(made, 0, None, cuda_graphs=True)
     assert (told["sdpa_kernel"], told["enable_cuda_graph"]) == ("2", "1")
     with pytest.raises(DeviceError, match="CUDA alone"):
         target.runner(made, "cpu", 1).__enter__()
@@ -463,9 +464,9 @@ def test_evidence_names_the_library_that_cannot_be_loaded(monkeypatch: pytest.Mo
             ctypes.cast(count, ctypes.POINTER(ctypes.c_int))[0] = 1
             return 0
 
-    monkeypatch.setattr(_onnx_devices, "_driver", Driver)
-    assert "libonnxruntime_providers" in _onnx_devices.why_not(0)
-    assert "there are 1 GPUs" in _onnx_devices.why_not(1)
+    monkeypatch.setattr(devices, "_driver", Driver)
+    assert "libonnxruntime_providers" in devices.why_not(0)
+    assert "there are 1 GPUs" in devices.why_not(1)
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -534,12 +535,12 @@ def test_a_real_arena_that_is_full_is_recognised(compiled: CompiledModel, tmp_pa
 
 def batch(compiled: CompiledModel, free: float, **facts: Any) -> int:
     made = dataclasses.replace(compiled, facts={**compiled.facts, **facts})
-    return _onnx_devices.batch_tokens(made, int(free * 1024**3))
+    return devices.batch_tokens(made, int(free * 1024**3))
 
 
 def test_batches_are_as_large_as_what_is_free(compiled: CompiledModel) -> None:
-    assert batch(compiled, 139) == _onnx_devices.LARGEST_BATCH
-    assert batch(compiled, 0.001) == _onnx_devices.SMALLEST_BATCH
+    assert batch(compiled, 139) == devices.LARGEST_BATCH
+    assert batch(compiled, 0.001) == devices.SMALLEST_BATCH
     sizes = [batch(compiled, free, max_tokens=8192) for free in (0.1, 1, 2, 4, 8)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 2
@@ -552,16 +553,16 @@ def test_batches_are_as_large_as_what_is_free(compiled: CompiledModel) -> None:
 def test_how_each_device_wants_its_batches(
     compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_onnx_devices, "free_memory", lambda index: 64 * 1024**3)
+    monkeypatch.setattr(devices, "free_memory", lambda index: 64 * 1024**3)
     wants = target.TARGET.batching
     assert wants(compiled, "cpu") == wants(compiled, "auto") == Batching()
     on_gpu = wants(compiled, "cuda:1")
     assert (on_gpu.in_flight, on_gpu.pooled, on_gpu.length_multiple) == (2, True, 1)
     operators = {k: n for k, n in compiled.facts["operators"].items() if k != "If"}
     whole = dataclasses.replace(compiled, facts={**compiled.facts, "operators": operators})
-    assert wants(whole, "cuda").length_multiple == _onnx_devices.LENGTH_MULTIPLE
-    monkeypatch.setattr(_onnx_devices, "free_memory", lambda index: None)
-    assert wants(compiled, "cuda").tokens == _onnx_devices.UNKNOWN_BATCH
+    assert wants(whole, "cuda").length_multiple == devices.LENGTH_MULTIPLE
+    monkeypatch.setattr(devices, "free_memory", lambda index: None)
+    assert wants(compiled, "cuda").tokens == devices.UNKNOWN_BATCH
 
 
 def test_free_memory_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,11 +581,11 @@ def test_free_memory_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> 
 
             return call
 
-    monkeypatch.setattr(_onnx_devices, "_driver", Driver)
-    assert _onnx_devices.free_memory(0) == 7
+    monkeypatch.setattr(devices, "_driver", Driver)
+    assert devices.free_memory(0) == 7
     assert calls[-3:] == ["cuMemGetInfo_v2", "cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2"]
-    monkeypatch.setattr(_onnx_devices, "_driver", lambda: None)
-    assert _onnx_devices.free_memory(0) is None
+    monkeypatch.setattr(devices, "_driver", lambda: None)
+    assert devices.free_memory(0) is None
 
 
 # --- the real bindings --------------------------------------------------------------------------
@@ -614,7 +615,7 @@ def test_every_name_that_is_used_is_one_of_the_real_bindings() -> None:
 
 
 def test_run_options_that_are_set_can_be_read_back() -> None:
-    assert _onnx_capture.graph_options("3").get_run_config_entry("gpu_graph_id") == "3"
+    assert capture.graph_options("3").get_run_config_entry("gpu_graph_id") == "3"
 
 
 DOCUMENTED = {
@@ -643,6 +644,6 @@ DOCUMENTED = {
 
 
 def test_every_provider_option_is_one_of_the_cuda_providers(compiled: CompiledModel) -> None:
-    told = _onnx_devices.provider_options(compiled, 1, 1 << 30, cuda_graphs=True)
+    told = devices.provider_options(compiled, 1, 1 << 30, cuda_graphs=True)
     assert set(told) <= DOCUMENTED
     assert all(isinstance(value, str) for value in told.values())

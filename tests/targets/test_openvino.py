@@ -18,14 +18,16 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from jexport import calibration, targets
+from jexport import targets
+from jexport.datasets import calibration
 from jexport.errors import DependencyError, UnsupportedGraphError
-from jexport.flow import CompiledModel, OnnxModel, Signature
 from jexport.recipe import CompileSpec
 from jexport.runtime.lanes import in_order
 from jexport.runtime.tokenise import TextTokenizer
-from jexport.targets import Furnishing, _openvino_tokenizer
+from jexport.targets import Furnishing
 from jexport.targets import openvino as target
+from jexport.targets.openvino import tokenizer
+from jexport.types import CompiledModel, OnnxModel, Signature
 
 IDS = np.array([[0, 5, 6, 7, 2], [0, 9, 2, 1, 1]], dtype=np.int64)
 FEED = {"input_ids": IDS, "attention_mask": (IDS != 1).astype(np.int64)}
@@ -362,7 +364,7 @@ def test_real_bert_ids_in_30_languages_and_odd_texts(
     minilm: Path, room: Callable[..., Furnishing]
 ) -> None:
     furnishing = room(minilm, 256)
-    facts = _openvino_tokenizer.write(furnishing)
+    facts = tokenizer.write(furnishing)
     assert facts == {"written": True, "texts_compared": 302, "differs_on": [],
                      "differs_on_characters": []}  # fmt: skip
     # final sigma; Japanese marks; words over 100 characters; cut to the limit
@@ -376,14 +378,14 @@ def test_a_unigram_tokenizer_tells_where_it_differs(
     small: Path, room: Callable[..., Furnishing]
 ) -> None:
     furnishing = room(small, 64)
-    facts = _openvino_tokenizer.write(furnishing)
+    facts = tokenizer.write(furnishing)
     first = [path.read_bytes() for path in sorted(furnishing.folder.glob("openvino_*"))]
-    assert _openvino_tokenizer.write(furnishing) == facts
+    assert tokenizer.write(furnishing) == facts
     assert [path.read_bytes() for path in sorted(furnishing.folder.glob("openvino_*"))] == first
     assert facts["written"] is True
     assert "  two  spaces " in facts["differs_on"]
     assert facts["differs_on_characters"] == ["U+0020"]
-    more = _openvino_tokenizer.write(dataclasses.replace(furnishing, edge=["a \u2581 b", "plain"]))
+    more = tokenizer.write(dataclasses.replace(furnishing, edge=["a \u2581 b", "plain"]))
     assert more["differs_on"] == [*facts["differs_on"], "a \u2581 b"]
     assert more["differs_on_characters"] == ["U+0020", "U+2581"]
     texts = ["Ein Satz.", "", "word " * 80]
@@ -398,7 +400,7 @@ def test_a_graph_that_gives_other_ids_is_not_kept(
     def shifted(many: list[str]) -> list[list[int]]:
         return [[one + 1 for one in ids] for ids in honest.tokenize(many)]
 
-    facts = _openvino_tokenizer.write(dataclasses.replace(honest, tokenize=shifted))
+    facts = tokenizer.write(dataclasses.replace(honest, tokenize=shifted))
     assert facts["written"] is False
     assert len(facts["differs_on"]) == 10
     assert not list(honest.folder.glob("openvino_tokenizer*"))

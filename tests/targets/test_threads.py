@@ -13,10 +13,10 @@ import pytest
 
 from jexport import targets
 from jexport.errors import JexportError
-from jexport.flow import Embedding, MergedModel, OnnxModel
 from jexport.recipe import CompileSpec
 from jexport.runtime import Embedder, TextTokenizer
 from jexport.stages import compile as compile_stage
+from jexport.types import Embedding, MergedModel, OnnxModel
 
 THREADS, CALLS = 16, 500
 TEXTS = [

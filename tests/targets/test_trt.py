@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from jexport.errors import DependencyError, DeviceError, ProfileError, UnsupportedGraphError
-from jexport.flow import OnnxModel
 from jexport.recipe import CompileSpec, ProfileSpec
 from jexport.targets import trt as target
-from jexport.trt import building, device
+from jexport.targets.trt import building, device
+from jexport.types import OnnxModel
 
 PROFILES = (
     ProfileSpec(batch=(1, 4, 8), tokens=(1, 8, 16)),

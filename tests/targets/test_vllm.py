@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from jexport.checkpoints import nomic_bert
 from jexport.errors import CheckpointError, StateDictError, UnsupportedCheckpointError
-from jexport.flow import CompiledModel, MergedModel
 from jexport.recipe import CompileSpec
 from jexport.targets import vllm as target
+from jexport.types import CompiledModel, MergedModel
 
 WEIGHTS = "model.safetensors"
 IDS = np.array([[0, 17, 230, 9, 2], [0, 44, 2, 1, 1]], dtype=np.int64)

@@ -65,7 +65,8 @@ def why_not(pin: Pin) -> str:
 
 def build(pin: Pin, task: str, out: Path, **validate: int) -> Path:
     """The onnx fp32 artifact of a task; its parity gates hold, or a ParityError is raised."""
-    from jexport import pipeline, recipe
+    from jexport import recipe
+    from jexport.build import pipeline
 
     load = {"model": pin.model, "revision": pin.commit}
     chosen = recipe.from_table(

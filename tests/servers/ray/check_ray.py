@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jexport import manifest
+from jexport.artifacts import manifest
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all checks
 

@@ -31,12 +31,16 @@ os.environ |= {
 import ray
 from ray.cluster_utils import Cluster
 
-from jexport import cluster, manifest, pipeline, recipe, toy
-from jexport.cluster import connection, node, shipping
+from jexport import recipe
+from jexport.artifacts import manifest
+from jexport.build import pipeline
 from jexport.errors import ClusterError, JexportError, ParityError
-from jexport.flow import Artifact
-from jexport.matrix import Job
-from jexport.run import Event, Listener
+from jexport.jobs import ray as cluster
+from jexport.jobs.matrix import Job
+from jexport.jobs.ray import connection, node, shipping
+from jexport.toy import checkpoint as toy
+from jexport.types import Artifact
+from jexport.workspace.run import Event, Listener
 
 HERE = {"node_ip_address": "127.0.0.1"}
 RECIPE = recipe.read("jina-embeddings-v3")

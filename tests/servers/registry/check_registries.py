@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 
 import jexport
-from jexport import catalogue, manifest, pull, registries
+from jexport.artifacts import manifest
 from jexport.errors import RegistryError
-from jexport.flow import Artifact
-from jexport.registries import Access
+from jexport.publishing import listing, pull, registries
+from jexport.publishing.registries import Access
 from jexport.stages import publish
 from jexport.stages.publish import PublishSpec
+from jexport.types import Artifact
 
 pytestmark = pytest.mark.xdist_group("registry")  # one server of each kind
 
@@ -169,8 +170,8 @@ def server(request: pytest.FixtureRequest, home: Path) -> Server:
 
 @pytest.fixture(scope="session")
 def tools(imported: Callable[[Path], Any]) -> Any:
-    """tests/registries/conftest.py: write_artifact, tree."""
-    return imported(PROJECT / "tests" / "registries" / "conftest.py")
+    """tests/publishing/registries/conftest.py: write_artifact, tree."""
+    return imported(PROJECT / "tests" / "publishing" / "registries" / "conftest.py")
 
 
 @pytest.fixture(scope="session")
@@ -192,7 +193,7 @@ def made(tools: Any, tmp_path: Path) -> Callable[..., Artifact]:
 
 
 def listed(dest: str) -> Any:
-    return catalogue.read(registries.parse(dest), Access())
+    return listing.read(registries.parse(dest), Access())
 
 
 def pulled(ref: str, out: Path, **options: Any) -> Path:
@@ -280,7 +281,7 @@ def test_an_upload_cut_off_after_each_request_is_never_visible(
     server: Server, flaky: Any, made: Callable[..., Artifact], tmp_path: Path, monkeypatch: Any
 ) -> None:
     artifact = made(4)
-    monkeypatch.setattr("jexport.patience.ATTEMPTS", 1)
+    monkeypatch.setattr("jexport.publishing.retry.ATTEMPTS", 1)
     one = PublishSpec(tags=("latest",), threads=1)
     with flaky(server.port, lambda n, *_: "") as proxy:
         whole = publish.run(artifact, server.dest("cut-whole", proxy.port), one)
@@ -429,7 +430,7 @@ def test_secrets_of_s3_are_not_said(
     assert refused.code == 33, refused.err
     assert "an-s3-secret" not in refused.err
     assert "AKIATEST" not in refused.err
-    monkeypatch.setattr("jexport.patience.ATTEMPTS", 2)
+    monkeypatch.setattr("jexport.publishing.retry.ATTEMPTS", 2)
     dead = cli("list", s3.dest("secret", 9))
     assert dead.code == 33, dead.err
     assert "failed 2 times" in dead.err

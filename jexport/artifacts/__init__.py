@@ -1,0 +1,1 @@
+"""The artifact: its manifest, its place, its model card and its report."""

@@ -1,0 +1,155 @@
+"""What two artifacts say of themselves, name by name. Checks no file; knows no terminal."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jexport.artifacts.report import findings
+from jexport.artifacts.report.findings import MIB
+from jexport.artifacts.report.reading import Facts, cosine, mapping, number, percent, share, value
+
+
+class Said(NamedTuple):
+    """A value for JSON and as it is shown."""
+
+    value: Any
+    shown: str
+
+
+class Row(NamedTuple):
+    """One name and what either artifact says of it."""
+
+    name: str
+    a: Said
+    b: Said
+
+    @property
+    def differs(self) -> bool:
+        """Whether the values do, as they are shown."""
+        return self.a.shown != self.b.shown
+
+
+ABSENT = Said(None, "-")
+
+
+class Sides(NamedTuple):
+    """What is read of one artifact: manifest.json, quantization.json and parity.json."""
+
+    manifest: Facts
+    quantization: Facts
+    parity: Facts
+
+
+def rows(a: Sides, b: Sides) -> list[Row]:
+    """Every name that either has, in one order whichever comes first."""
+    ours, theirs = _facts(a), _facts(b)
+    more, fewer = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
+    names = [*more, *(name for name in fewer if name not in more)]
+    return [Row(name, ours.get(name, ABSENT), theirs.get(name, ABSENT)) for name in names]
+
+
+def verdicts(a: Sides, b: Sides) -> list[str]:
+    """What follows from the rows, in words."""
+    told = []
+    sizes = [sum(entry["size_bytes"] for entry in one.manifest["files"]) for one in (a, b)]
+    if sizes[0] and sizes[0] != sizes[1]:
+        told.append(f"B takes {percent(sizes[1] / sizes[0])} of the bytes of A")
+    rates = _rates(a, b)
+    if rates:
+        told.append(f"B does {rates[1] / rates[0]:.2f} times the texts per second of A")
+    if same_space(a, b):
+        told.append("one embedding space: one may search the other's index, as near as their gates")
+    else:
+        told.append("the embedding spaces differ: never mix their vectors in one index")
+    if not same_texts(a, b):
+        told.append("parity was measured on different texts: its numbers do not compare")
+    return told
+
+
+def same_space(a: Sides, b: Sides) -> bool:
+    """Whether vectors of both may share an index."""
+    return bool(a.manifest["embedding"]["space"] == b.manifest["embedding"]["space"])
+
+
+def same_texts(a: Sides, b: Sides) -> bool:
+    """Whether parity was measured on the same texts."""
+    ours, theirs = _facts(a)["parity texts"], _facts(b)["parity texts"]
+    return bool(ours.value == theirs.value)
+
+
+def _rates(a: Sides, b: Sides) -> tuple[float, float] | None:
+    """Texts a second of both, from a run that measured them side by side: one of the same model."""
+    first, second = a.manifest, b.manifest
+    same = all(first[key] == second[key] for key in ("name", "task", "target"))
+    if not same or not same_space(a, b) or first["precision"] == second["precision"]:
+        return None
+    for one in (second, first):
+        rates = {row["precision"]: number(row["texts_per_second"]) for row in one.get("speed", ())}
+        slow, fast = rates.get(first["precision"]), rates.get(second["precision"])
+        if slow and fast:
+            return slow, fast
+    return None
+
+
+def _facts(one: Sides) -> dict[str, Said]:
+    """What is shown of one artifact, by name."""
+    content, compared = one.manifest, mapping(one.parity, "texts")
+    embedding, parity, checkpoint = content["embedding"], content["parity"], content["checkpoint"]
+    size = sum(entry["size_bytes"] for entry in content["files"])
+    digest = compared.get("sha256")
+    facts: dict[str, Said] = {
+        name: Said(content[name], content[name])
+        for name in ("name", "task", "target", "precision", "version")
+    }
+    named = [checkpoint["name"], checkpoint["revision"]]
+    prompt = embedding["prompt"]
+    facts |= {
+        "checkpoint": Said(named, " ".join(named).strip()),
+        "size": Said(size, f"{size / MIB:,.1f} MiB"),
+        "speed": _speed(content),
+        "dimension": Said(embedding["dimension"], str(embedding["dimension"])),
+        "Matryoshka sizes": Said(
+            embedding["matryoshka"],
+            ", ".join(map(str, embedding["matryoshka"])) or "full size only",
+        ),
+        "length limit": Said(embedding["max_tokens"], f"{embedding['max_tokens']} tokens"),
+        "prompt": Said(prompt, repr(prompt) if prompt else "none"),
+        "pooling": Said(embedding["pooling"], embedding["pooling"]),
+        "normalised": Said(embedding["normalize"], "yes" if embedding["normalize"] else "no"),
+        "embedding space": Said(embedding["space"], embedding["space"][:16]),
+        "parity texts": Said(
+            [parity["texts"], digest], f"{parity['texts']} texts, {(digest or '-')[:16]}"
+        ),
+    }
+    for measure in findings.MEASURES:
+        if measure.key in parity:
+            found = parity[measure.key]
+            facts[measure.brief] = Said(found, measure.shown(found))
+    return facts | _quantized(one.quantization)
+
+
+def _speed(content: Facts) -> Said:
+    """Texts a second of its own precision."""
+    for row in content.get("speed", ()):
+        if row["precision"] == content["precision"]:
+            return Said(row["texts_per_second"], f"{row['texts_per_second']:,.4g} texts/s")
+    return ABSENT
+
+
+def _quantized(quantization: Facts) -> dict[str, Said]:
+    """What only an int8 artifact has."""
+    treated = findings.treatments(quantization)
+    if not treated:
+        return {}
+    counts = {name: many for name, many, _ in treated}
+    chosen, texts = findings.kept(quantization), mapping(quantization, "calibration")
+    scheme, mean = quantization.get("scheme"), chosen.get("cosine_mean")
+    top, digest = value(chosen, "top10_overlap"), texts.get("sha256")
+    named = f"{texts.get('name', '-')}, {str(digest or '-')[:16]}"
+    return {
+        "scheme": Said(scheme, str(scheme or "-")),
+        "matrices": Said(counts, ", ".join(f"{many} {name}" for name, many in counts.items())),
+        "held-out cosine": Said(mean, cosine(mean)),
+        "held-out top-10": Said(top, share(top)),
+        "calibrated with": Said([texts.get("name"), digest], named),
+    }

@@ -1,0 +1,266 @@
+"""What quantization.json, parity.json and a manifest say, before anybody shows it.
+
+Every number comes from them. Knows no HTML and no terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jexport.artifacts.report.reading import (
+    MISSING,
+    Facts,
+    cosine,
+    count,
+    fine,
+    line,
+    listed,
+    mapping,
+    number,
+    or_infinite,
+    percent,
+    rows,
+    share,
+    short,
+    value,
+)
+
+FORMAT = 1
+"""The quantization.json that this room reads."""
+
+MIB = 1 << 20
+FLOATS = ("fp32", "fp16", "bf16")
+PLAIN = ("int8", "int8-weights")
+TREATMENTS = {
+    "int8": "activation and weight in 8 bits",
+    "int8x2": "activation as two 8-bit terms, the value and what rounding left of it",
+    "float": "not quantized",
+    "int8-weights": "only the weight in 8 bits",
+}
+PAIRS = {
+    "queries_int8_passages_int8": "int8 queries, int8 passages",
+    "queries_int8_passages_fp32": "int8 queries, fp32 passages",
+    "queries_fp32_passages_int8": "fp32 queries, int8 passages",
+}
+
+
+class Measure(NamedTuple):
+    """A line of the headline: its words, its key in a try and in parity, which side is good."""
+
+    words: str
+    brief: str
+    key: str
+    shown: Callable[[object], str] = cosine
+    at_least: bool = True
+
+
+MEASURES = (
+    Measure("cosine, mean", "cosine, mean", "cosine_mean"),
+    Measure("cosine, 1st percentile", "cosine, p1", "cosine_p1"),
+    Measure("cosine, lowest", "cosine, lowest", "cosine_min"),
+    Measure("shared top-10 neighbours", "shared top-10", "top10_overlap", share),
+    Measure("Spearman of pairwise similarities", "Spearman", "spearman"),
+    Measure("largest difference of a component", "max difference", "largest_difference",
+            short, False),
+    Measure("loss of the worst language over the mean loss", "worst language", "language_loss",
+            short, False),
+)  # fmt: skip
+TOKENS = Measure("token vectors, lowest cosine", "token vectors", "token_cosine_min")
+BATCH = Measure(
+    "alone against in a padded batch, lowest cosine", "in any batch", "batch_cosine_min", fine
+)
+
+
+class Held(NamedTuple):
+    """A value beside its gate; number and gate are None where there is none."""
+
+    number: float | None
+    gate: float | None
+    measure: Measure
+
+    @property
+    def shown(self) -> str:
+        """The value alone."""
+        return self.measure.shown(self.number)
+
+    @property
+    def missed_by(self) -> float | None:
+        """How far below (or above) its gate; None when it holds, or has no gate or value."""
+        if self.gate is None or self.number is None:
+            return None
+        above = self.number - self.gate if self.measure.at_least else self.gate - self.number
+        return -above if above < 0 else None
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing speaks against it: no gate, or one that holds."""
+        return self.gate is None or (self.number is not None and self.missed_by is None)
+
+
+def title(manifest: Facts) -> str:
+    """Model, task, engine and version, as far as they are known."""
+    engine = " ".join(str(manifest[key]) for key in ("target", "precision") if manifest.get(key))
+    parts = [str(manifest.get("name") or ""), str(manifest.get("task") or ""), engine]
+    return line(" · ".join(part for part in [*parts, str(manifest.get("version") or "")] if part))
+
+
+def verdict(quantization: Facts) -> str:
+    """Whether the gates were reached, and under which settings."""
+    told = "The gates were reached" if quantization.get("reached") is True else (
+        "The gates were NOT reached; this is the best that was found")  # fmt: skip
+    how = [f"{key} {quantization[key]}" for key in ("precision", "scheme", "effort")
+           if quantization.get(key)]  # fmt: skip
+    return line(f"{told} ({', '.join(how)})" if how else told)
+
+
+def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, Held]]:
+    """Per measure its value on the held-out texts and on the parity texts; rows without are left.
+
+    The last ones are about the artifact alone: its token vectors, and the same text in a batch.
+    """
+    metrics = mapping(parity, "metrics")
+    held_out = mapping(quantization, "held_out_quality")
+    ours = {**mapping(held_out, "overall"), **kept(quantization)}
+    theirs = dict(mapping(metrics, "overall"))
+    for side, found in ((ours, held_out), (theirs, metrics)):
+        side["language_loss"] = mapping(found, "languages").get("largest_loss")
+    theirs[TOKENS.key] = mapping(metrics, "tokens").get("cosine_min")
+    theirs[BATCH.key] = mapping(metrics, "batch").get("cosine_min")
+    lines = []
+    for one in (*MEASURES, TOKENS, BATCH):
+        first, second = (
+            Held(number(value(side, one.key)), number(value(gates, one.key)), one)
+            for side, gates in (
+                (ours, mapping(quantization, "gates")),
+                (theirs, mapping(parity, "gates")),
+            )
+        )
+        if (first.number, first.gate, second.number, second.gate) != (None,) * 4:
+            lines.append((one, first, second))
+    return lines
+
+
+def kept(quantization: Facts) -> Facts:
+    """The try that the artifact is: `chosen`, else the one whose products its own are.
+
+    Without either the last that passed.
+    """
+    chosen = mapping(quantization, "chosen")
+    if chosen:
+        return chosen
+    tried, matrices = rows(quantization, "tried"), rows(quantization, "matrices")
+    special = {str(m.get("name")) for m in matrices if m.get("treatment") not in PLAIN}
+    same = [
+        t for t in tried
+        if matrices and {str(n) for n in (*listed(t, "wide"), *listed(t, "floats"))} == special
+    ]  # fmt: skip
+    passed = [t for t in tried if t.get("passed") is True]
+    both = [t for t in same if t in passed]
+    return next((found[-1] for found in (both, same, passed, tried) if found), {})
+
+
+def treatments(quantization: Facts) -> list[tuple[str, int, float]]:
+    """Name, number of matrices and share of the work (0 to 1); unknown names last."""
+    found: dict[str, tuple[int, float]] = dict.fromkeys(TREATMENTS, (0, 0.0))
+    for matrix in rows(quantization, "matrices"):
+        name = str(matrix.get("treatment", MISSING))
+        matrices, work = found.get(name, (0, 0.0))
+        found[name] = matrices + 1, work + (number(matrix.get("share")) or 0)
+    return [(name, many, work) for name, (many, work) in found.items() if many]
+
+
+class Precision(NamedTuple):
+    """What one precision of the same model weighs and does; None where it was not measured."""
+
+    name: str
+    size: float | None
+    of_fp32: float | None
+    speed: float | None
+    times_fp32: float | None
+    cosine_mean: float | None
+
+    @property
+    def size_in_words(self) -> str:
+        """'22.9 MiB (26.4 % of fp32)'."""
+        if self.size is None:
+            return MISSING
+        part = "" if self.of_fp32 is None else f" ({percent(self.of_fp32)} of fp32)"
+        return f"{self.size / MIB:,.1f} MiB{part}"
+
+    @property
+    def speed_in_words(self) -> str:
+        """'241.8 texts/s (2.34 times fp32)'."""
+        if self.speed is None:
+            return MISSING
+        times = "" if self.times_fp32 is None else f" ({self.times_fp32:.2f} times fp32)"
+        return f"{self.speed:,.4g} texts/s{times}"
+
+
+def precisions(quantization: Facts, parity: Facts, manifest: Facts) -> list[Precision]:
+    """Every precision of which size or speed is known; the cosine is this artifact's own."""
+    sizes = mapping(quantization, "bytes")
+    overall = mapping(mapping(parity, "metrics"), "overall")
+    measured = [*rows(quantization, "speed"), *rows(manifest, "speed")]
+    speeds = {str(row.get("precision")): row.get("texts_per_second") for row in measured}
+    own = str(quantization.get("precision", "int8"))
+    if own not in sizes and own != "int8" and "int8" in sizes:
+        sizes = {own if name == "int8" else name: size for name, size in sizes.items()}
+    whole, slowest = number(sizes.get("fp32")), number(speeds.get("fp32"))
+    found = []
+    for name in dict.fromkeys([*FLOATS, *sizes, *speeds]):
+        if name not in sizes and name not in speeds:
+            continue
+        size, speed = number(sizes.get(name)), number(speeds.get(name))
+        found.append(
+            Precision(
+                name=name,
+                size=size,
+                of_fp32=size / whole if size is not None and whole and name != "fp32" else None,
+                speed=speed,
+                times_fp32=speed / slowest if speed and slowest and name != "fp32" else None,
+                cosine_mean=number(overall.get("cosine_mean")) if name == own else None,
+            )
+        )
+    return found
+
+
+def groups(metrics: Facts, key: str, *, worst_first: bool = False) -> list[tuple[str, Facts]]:
+    """The groups of parity's metrics by name, or the one with the lowest 1st percentile first."""
+    found = mapping(metrics, key)
+    named = [(str(name), group) for name, group in found.items() if isinstance(group, Mapping)]
+    if worst_first:
+        named.sort(key=lambda row: or_infinite(row[1].get("cosine_p1")))
+    return named
+
+
+def pairs(quantization: Facts) -> tuple[str, list[tuple[str, Facts]]]:
+    """The task on the other side, and per mix of precisions its name and numbers."""
+    pair = mapping(quantization, "pair")
+    mixes = [(PAIRS[key], mapping(pair, key)) for key in PAIRS if mapping(pair, key)]
+    return str(pair.get("with", MISSING)), mixes
+
+
+def worst_matrices(quantization: Facts) -> list[Facts]:
+    """The matrices, largest error left first."""
+    return sorted(
+        rows(quantization, "matrices"), key=lambda matrix: -(number(matrix.get("error")) or 0)
+    )
+
+
+def texts_used(texts: Facts) -> str:
+    """'everyday: 300 texts, 20,310 tokens, a1b2c3d4...'; '' when nothing is known."""
+    if not texts:
+        return ""
+    digest = str(texts.get("sha256") or "")[:16]
+    counts = f"{count(texts.get('texts'))} texts, {count(texts.get('tokens'))} tokens"
+    return line(f"{texts.get('name', MISSING)}: {counts}{f', {digest}' if digest else ''}")
+
+
+def tried_in_brief(quantization: Facts) -> str:
+    """How many ways, and which was kept."""
+    tried = rows(quantization, "tried")
+    if not tried:
+        return ""
+    ways = "way" if len(tried) == 1 else "ways"
+    return line(f"{len(tried)} {ways}; kept: {kept(quantization).get('what', MISSING)}")

@@ -1,0 +1,141 @@
+"""The report for a terminal, in at most 50 lines as wide as it is. Knows no colour."""
+
+from __future__ import annotations
+
+import textwrap
+
+from jexport.artifacts.report import findings
+from jexport.artifacts.report.findings import Held
+from jexport.artifacts.report.reading import (
+    MISSING,
+    Facts,
+    columns,
+    cosine,
+    fitting,
+    line,
+    mapping,
+    or_infinite,
+    percent,
+    rows,
+    share,
+    short,
+    value,
+)
+
+LINES = 50
+NARROWEST, WIDEST = 60, 100
+INDENT = 17
+"""Where the values stand."""
+
+
+def render(quantization: Facts, parity: Facts, manifest: Facts, *, width: int = WIDEST) -> str:
+    """The report in at most LINES lines; arguments as for the page.
+
+    width: of the terminal; no line is longer, but for names that have no space to break at.
+    """
+    room = min(max(width, NARROWEST), WIDEST)
+    ways = textwrap.wrap(findings.verdict(quantization), room)
+    told = [fitting(findings.title(manifest), room), *ways, "", *_headline(quantization, parity)]
+    told += ["", *_facts(quantization, parity, manifest, room), ""]
+    # In one line, however long: it is there to be copied.
+    command = [line(quantization["command"])] if quantization.get("command") else []
+    matrices = _matrices(quantization, room)
+    left = LINES - len(told) - len(command)
+    return "\n".join([*told, *(matrices if len(matrices) <= left else []), *command][:LINES]) + "\n"
+
+
+def _headline(quantization: Facts, parity: Facts) -> list[str]:
+    found = findings.headline(quantization, parity)
+    if not found:
+        return []
+    lines = [f"{'':<{INDENT}}{'held-out texts':<22}parity texts"]
+    for one, ours, its in found:
+        lines.append(f"{one.brief:<{INDENT}}{_held(ours):<22}{_held(its)}".rstrip())
+    return lines
+
+
+def _held(held: Held) -> str:
+    """'0.99650 >= 0.996', '0.99412 MISSED 0.996'."""
+    if held.gate is None:
+        return held.shown
+    if not held.good:
+        return f"{held.shown} MISSED {held.gate:g}"
+    return f"{held.shown} {'>=' if held.measure.at_least else '<='} {held.gate:g}"
+
+
+def _facts(quantization: Facts, parity: Facts, manifest: Facts, room: int) -> list[str]:
+    """A name and what is known of it per line, in order of what users ask first."""
+    found = [(p.name, _of(p)) for p in findings.precisions(quantization, parity, manifest)]
+    treated = findings.treatments(quantization)
+    work = "; ".join(f"{many} {name} ({percent(part)})" for name, many, part in treated)
+    found.append(("matrices", f"{work} of the work" if work else ""))
+    other, pairs = findings.pairs(quantization)
+    mixes = "; ".join(f"{words} {share(value(mix, 'top10_overlap'))}" for words, mix in pairs)
+    found.append(("rankings", f"top-10 with {other}: {mixes}" if mixes else ""))
+    held_out = mapping(quantization, "held_out_quality")
+    metrics = held_out if held_out else mapping(parity, "metrics")
+    for key, words in (("by_language", "worst languages"), ("by_length", "worst lengths")):
+        worst = findings.groups(metrics, key, worst_first=True)[:5]
+        told = ", ".join(f"{name} {cosine(group.get('cosine_p1'))}" for name, group in worst)
+        found.append((words, f"{told} (p1)" if told else ""))
+    sizes = findings.groups(metrics, "by_dimension")
+    told = ", ".join(f"{name} {cosine(group.get('cosine_mean'))}" for name, group in sizes)
+    found.append(("dimensions", f"{told} (mean)" if len(sizes) > 1 else ""))
+    found.append(("techniques", _techniques(quantization)))
+    for key, words in (("calibration", "calibrated with"), ("held_out", "chosen by")):
+        found.append((words, findings.texts_used(mapping(quantization, key))))
+    found.append(("tried", findings.tried_in_brief(quantization)))
+    return [told for name, words in found for told in _indented(name, words, room)]
+
+
+def _of(precision: findings.Precision) -> str:
+    known = (precision.size_in_words, precision.speed_in_words)
+    return ", ".join(word for word in known if word != MISSING)
+
+
+def _techniques(quantization: Facts) -> str:
+    """The best of them by shared neighbours; the page has all."""
+    found = rows(quantization, "techniques")
+    if not found:
+        return ""
+    best = min(found, key=lambda one: or_infinite(_negative(value(one, "top10_overlap"))))
+    told = f"{best.get('what', MISSING)}: top-10 {share(value(best, 'top10_overlap'))}"
+    return f"{len(found)} measured, the best {told}"
+
+
+def _negative(found: object) -> object:
+    return -found if isinstance(found, int | float) else found
+
+
+def _indented(name: str, words: str, room: int) -> list[str]:
+    """A name and words behind it, broken at spaces into at most three lines; [] without words."""
+    if not words:
+        return []
+    name = fitting(name, INDENT - 2)
+    wrapped = textwrap.wrap(
+        line(words), room - INDENT, break_long_words=False, break_on_hyphens=False
+    )
+    if len(wrapped) > 3:
+        wrapped[2:] = [fitting(" ".join(wrapped[2:]), room - INDENT)]
+    first, *rest = (fitting(part, room - INDENT) for part in wrapped)
+    pad = " " * (INDENT - columns(name))
+    return [f"{name}{pad}{first}", *(f"{'':<{INDENT}}{more}" for more in rest)]
+
+
+def _matrices(quantization: Facts, room: int) -> list[str]:
+    """The five with the largest error left."""
+    worst = findings.worst_matrices(quantization)[:5]
+    if not worst:
+        return []
+    lines = ["largest errors left (before -> after):"]
+    for matrix in worst:
+        error = f"{short(matrix.get('error_naive'))} -> {short(matrix.get('error'))}"
+        treatment = line(matrix.get("treatment", MISSING))
+        name = _end(line(matrix.get("name", MISSING)), room - 36)
+        lines.append(f"  {error:<20}{fitting(treatment, 12):<13} {name}")
+    return [*lines, ""]
+
+
+def _end(name: str, room: int) -> str:
+    """A name's end where it is too long: that is where names of one graph differ."""
+    return name if columns(name) <= room else "…" + fitting(name[::-1], room)[:-1][::-1]

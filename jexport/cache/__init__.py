@@ -1,0 +1,1 @@
+"""What stages made, kept by what decided it."""

@@ -1,0 +1,259 @@
+"""A folder of entries: written whole or not at all, verified when read, least recently used out.
+
+<root>/<name>/ holds entry.json (a value and the digest of each file) and content/. Beside them
+.locks/ says who makes and who uses which, and .work/ is where an entry is before it has its name.
+Knows nothing of what is kept, nor of why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from jexport.artifacts import manifest, store
+from jexport.workspace.run import WORK, own_folder, sweep
+
+LOCKS, RECORD, CONTENT = ".locks", "entry.json", "content"
+FORMAT = 1
+MAKE, USE = ".make", ".use"
+"""An entry's two locks: its maker holds the first alone, all who read it share the second."""
+
+ATTEMPTS = 100
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Damaged(Exception):
+    """An entry that is not what was put there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One entry as it says of itself; nothing of it was verified."""
+
+    name: str
+    about: str
+    size_bytes: int
+    used_s: float
+
+
+def lock(root: Path, name: str, kind: str, *, shared: bool, wait: bool) -> IO[str] | None:
+    """Hold one of an entry's locks until the file is closed; None when it is taken and not `wait`.
+
+    Raises OSError where a lock cannot be made.
+    """
+    path = root / LOCKS / f"{name}{kind}"
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    for attempt in range(ATTEMPTS):
+        try:
+            handle = _opened(path)
+        except FileNotFoundError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            fcntl.flock(handle, how)
+            # Whoever removed the entry meanwhile removed this file with it: then take the new one.
+            if os.fstat(handle.fileno()).st_ino == path.stat().st_ino:
+                return handle
+        except BlockingIOError:
+            handle.close()
+            return None
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()
+    raise OSError(errno.EAGAIN, "its lock file is removed again and again", str(path))
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return open(path, "a", encoding="ascii")
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return open(path, encoding="ascii")  # a cache that may only be read
+
+
+def read(root: Path, name: str) -> dict[str, Any] | None:
+    """The record of an entry whose every file is as it was put there; None when there is no entry.
+
+    Raises Damaged, saying what is wrong with it.
+    """
+    folder = root / name
+    if not os.path.lexists(folder):
+        return None
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT or record["name"] != name:
+            raise Damaged(f"{RECORD} is of another entry or format")
+        if record["sha256"] != manifest.seal(record):
+            raise Damaged(f"{RECORD} was changed")
+        listed = {one["path"]: one for one in record["files"]}
+        found = dict(_files(folder / CONTENT))
+        if set(found) != set(listed):
+            raise Damaged(f"its files are not those listed: {sorted(set(found) ^ set(listed))[:3]}")
+        for path, one in listed.items():
+            digest = manifest.file_digest(found[path], root=folder / CONTENT)
+            if (digest.size_bytes, digest.sha256) != (one["size_bytes"], one["sha256"]):
+                raise Damaged(f"{path} was changed")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from error
+    with contextlib.suppress(OSError):
+        os.utime(folder / RECORD)  # when it was last used
+    return dict(record)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise Damaged(f"{path.name} is a link or a special file")
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def put(root: Path, name: str, room: Path, value: Mapping[str, Any], about: str) -> None:
+    """Give `room` (with its files in content/) its name in one step, once it is on the disk.
+
+    Called under the entry's make lock.
+    """
+    content = room / CONTENT
+    files = [manifest.file_digest(path, root=content) for _, path in _files(content)]
+    record = {
+        "format": FORMAT,
+        "name": name,
+        "about": about,
+        "value": dict(value),
+        "files": manifest.listed(files),
+    }
+    record["sha256"] = manifest.seal(record)
+    manifest.write_json(room / RECORD, record)
+    store.sync_tree(room)
+    os.rename(room, root / name)
+    with contextlib.suppress(OSError):  # it is verified when it is read
+        store.sync(root)
+
+
+def drop(root: Path, name: str, scratch: Path) -> None:
+    """Take an entry away in one step, then remove it. scratch: a folder of its own below .work."""
+    aside = scratch / f"dropped-{name}"
+    os.rename(root / name, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _about(record: Path) -> str:
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["about"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "damaged"
+
+
+def listed(
+    root: Path, *, record_name: str = RECORD, about: Callable[[Path], str] = _about
+) -> list[Entry]:
+    """All entries, the least recently used first; damaged ones too.
+
+    record_name: the file whose time is when an entry was last used; about: what that file tells.
+    """
+    found = []
+    for folder in root.glob("[!.]*") if root.is_dir() else ():
+        with contextlib.suppress(OSError):
+            sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
+            record = folder / record_name
+            used_s = (record if record.is_file() else folder).stat().st_mtime
+            found.append(
+                Entry(name=folder.name, about=about(record), size_bytes=sum(sizes), used_s=used_s)
+            )
+    return sorted(found, key=lambda one: (one.used_s, one.name))
+
+
+def shrink(
+    root: Path, limit_bytes: int, *, listing: Callable[[Path], list[Entry]] = listed
+) -> list[Entry]:
+    """Remove what was used least recently until the rest fits; never what is in use.
+
+    Also what killed builds left. listing: what there is, in that order. Returns what was removed.
+    """
+    if not root.is_dir():
+        return []
+    removed = []
+    with contextlib.suppress(OSError):
+        sweep(root / WORK)
+    entries = listing(root)
+    total = sum(one.size_bytes for one in entries)
+    for one in entries:
+        if total <= limit_bytes:
+            break
+        if _remove(root, one.name):
+            removed.append(one)
+        elif os.path.lexists(root / one.name):  # in use
+            continue
+        total -= one.size_bytes
+    tidy(root)
+    return removed
+
+
+def tidy(root: Path) -> None:
+    """Remove lock files that belong to no entry, and folders that hold nothing."""
+    with contextlib.suppress(OSError):
+        _drop_idle_locks(root)
+    for folder in (root / LOCKS, root / WORK, root):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only when nothing is in it
+
+
+def _remove(root: Path, name: str) -> bool:
+    """Remove an entry that nobody makes or uses; whether it was, and by us."""
+    with contextlib.ExitStack() as stack:
+        for kind in (MAKE, USE):
+            held = lock(root, name, kind, shared=False, wait=False)
+            if held is None:
+                return False
+            stack.enter_context(held)
+        was_there = os.path.lexists(root / name)  # else another process was faster
+        if was_there:
+            drop(root, name, stack.enter_context(own_folder(root / WORK)))
+        for kind in (MAKE, USE):
+            (root / LOCKS / f"{name}{kind}").unlink(missing_ok=True)
+    return was_there
+
+
+def _drop_idle_locks(root: Path) -> None:
+    """Remove lock files of entries that are not there and that nobody is about to make."""
+    for path in sorted((root / LOCKS).glob("*")):
+        if (root / path.stem).exists():
+            continue
+        with contextlib.suppress(OSError):
+            held = lock(root, path.stem, path.suffix, shared=False, wait=False)
+            if held is not None:
+                with held:
+                    path.unlink(missing_ok=True)
+
+
+def verify(root: Path) -> Iterator[tuple[str, str]]:
+    """Read every entry: its name and what is wrong with it, '' for nothing."""
+    for one in listed(root):
+        with contextlib.ExitStack() as stack:
+            held = lock(root, one.name, USE, shared=True, wait=True)
+            if held is not None:
+                stack.enter_context(held)
+            try:
+                problem = "" if read(root, one.name) else "it was removed meanwhile"
+            except Damaged as error:
+                problem = str(error)
+        yield one.name, problem
+
+
+def remove_damaged(root: Path, name: str) -> bool:
+    """Remove one entry, unless it is in use; whether it was."""
+    return os.path.lexists(root / name) and _remove(root, name)

@@ -1,0 +1,1 @@
+"""The texts that builds calibrate on and validate with."""

@@ -1,0 +1,1 @@
+"""Reads an ONNX graph for a lint: types, constants and shapes."""

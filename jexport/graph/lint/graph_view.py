@@ -1,0 +1,234 @@
+"""A graph as rules see it: scopes with their nodes, constants and stated values.
+
+A scope is a graph, a branch or body inside a node, or a model-local function. Knows no file format
+and judges nothing; `error` and `warning` make the findings of the rules.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jexport.graph.diagnostics import ERROR, WARNING, Finding
+
+STANDARD = ("", "ai.onnx")
+READ_ELEMENTS = 1 << 20
+"""Constants up to this many elements are looked into; larger ones are weights and stay on disk."""
+
+NUMPY = {
+    "FP32": "<f4", "FP16": "<f2", "DOUBLE": "<f8", "INT8": "i1", "UINT8": "u1", "INT16": "<i2",
+    "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "BOOL": "?",
+}  # fmt: skip
+FIELDS = {"FP32": "float_data", "DOUBLE": "double_data", "INT64": "int64_data"}
+"""Where a tensor without raw_data keeps its numbers; int32_data for all others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an external weight says it lies."""
+
+    location: str
+    offset: str
+    length: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Constant:
+    """An initializer or the value of a Constant node. stored_bytes: -1 where it is not raw."""
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    place: Place | None
+    stored_bytes: int
+    folder: Path
+    tensor: Any = field(repr=False)
+
+    @property
+    def elements(self) -> int:
+        """How many numbers; -1 when a dimension is negative."""
+        return -1 if any(size < 0 for size in self.dims) else math.prod(self.dims)
+
+    def values(self, limit: int = READ_ELEMENTS) -> NDArray[Any] | None:
+        """Its numbers, flat; None when there are more than limit, or they cannot be read."""
+        if self.dtype not in NUMPY or not 0 <= self.elements <= limit:
+            return None
+        try:
+            found = self._stored()
+        except (OSError, ValueError, OverflowError):
+            return None
+        return found if len(found) == self.elements else None
+
+    def _stored(self) -> NDArray[Any]:
+        kind = np.dtype(NUMPY[self.dtype])
+        if self.place is not None:
+            if Path(self.place.location).name != self.place.location:
+                raise ValueError("not a plain file name")
+            path = self.folder / self.place.location
+            if path.is_symlink() or not path.is_file():  # a pipe would never end
+                raise ValueError("not a file")
+            return np.fromfile(path, kind, self.elements, offset=int(self.place.offset or 0))
+        if self.tensor.HasField("raw_data"):
+            return np.frombuffer(self.tensor.raw_data, kind)
+        stored = getattr(self.tensor, FIELDS.get(self.dtype, "int32_data"))
+        if self.dtype == "FP16":  # its bits, as integers
+            return np.array(stored, np.int64).astype(np.uint16).view(kind)
+        return np.array(stored).astype(kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """An input or output with its stated type; a dimension is a number, a name, or '' (unknown)."""
+
+    name: str
+    dtype: str
+    dims: tuple[int | str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Node:
+    """One operator call. label: its name and, inside a branch or function, where that is."""
+
+    label: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    scopes: tuple[Scope, ...]
+
+    @property
+    def operator(self) -> str:
+        """Its operator, with the domain unless it is standard ONNX."""
+        return self.op if self.standard else f"{self.domain}.{self.op}"
+
+    @property
+    def standard(self) -> bool:
+        """Whether it is of ONNX itself."""
+        return self.domain in STANDARD
+
+    def given(self, index: int) -> str:
+        """The name of an input, '' when it was left out."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+
+@dataclass(kw_only=True, eq=False)
+class Scope:
+    """Nodes that see each other's values, and those of the scopes around them."""
+
+    where: str
+    parent: Scope | None
+    nodes: list[Node] = field(default_factory=list)
+    constants: dict[str, Constant] = field(default_factory=dict)
+    sparse: list[str] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    stated: dict[str, Value] = field(default_factory=dict)
+    producers: dict[str, Node] = field(default_factory=dict)
+    types: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def readers(self) -> Mapping[str, list[tuple[Node, int]]]:
+        """By value: the nodes of this scope that read it, with the index of their input."""
+        found: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes:
+            for index, name in enumerate(node.inputs):
+                found.setdefault(name, []).append((node, index))
+        return found
+
+    def around(self) -> Iterator[Scope]:
+        """Itself, then the scopes around it."""
+        scope: Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    def constant(self, name: str) -> Constant | None:
+        """The initializer or Constant node of that name."""
+        return next((s.constants[name] for s in self.around() if name in s.constants), None)
+
+    def producer(self, name: str) -> Node | None:
+        """The node that makes a value."""
+        return next((s.producers[name] for s in self.around() if name in s.producers), None)
+
+    def dtype(self, name: str) -> str:
+        """A value's element type, '' where it is not known."""
+        return next((s.types[name] for s in self.around() if name in s.types), "")
+
+    def knows(self, name: str) -> bool:
+        """Whether anything makes this value."""
+        return any(
+            name in s.constants
+            or name in s.producers
+            or name in s.sparse
+            or any(value.name == name for value in s.inputs)
+            for s in self.around()
+        )
+
+    def rank(self, name: str) -> int | None:
+        """A value's number of dimensions where the file states it."""
+        constant = self.constant(name)
+        if constant is not None:
+            return len(constant.dims)
+        stated = next((s.stated[name] for s in self.around() if name in s.stated), None)
+        return None if stated is None or stated.dims is None else len(stated.dims)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GraphFile:
+    """A whole file. functions: by domain and name."""
+
+    path: Path
+    opsets: Mapping[str, int]
+    graph: Scope
+    functions: Mapping[tuple[str, str], Scope]
+
+    def scopes(self) -> list[Scope]:
+        """The graph, every branch and body in it, and every function that is called."""
+        found: list[Scope] = []
+        waiting = [self.graph]
+        while waiting:
+            scope = waiting.pop(0)
+            found.append(scope)
+            for node in scope.nodes:
+                waiting += node.scopes
+                called = self.functions.get((node.domain, node.op))
+                if called is not None and called not in found and called not in waiting:
+                    waiting.append(called)
+        return found
+
+    @property
+    def opset(self) -> int:
+        """Of standard ONNX, 0 when the file names none."""
+        return max((self.opsets.get(domain, 0) for domain in STANDARD), default=0)
+
+
+def error(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Finding:
+    """A finding for which the graph is refused; node None: the graph itself."""
+    return _finding(ERROR, rule, node, what, evidence, fix)
+
+
+def warning(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Finding:
+    """A finding that is told and refuses nothing."""
+    return _finding(WARNING, rule, node, what, evidence, fix)
+
+
+def _finding(
+    severity: str, rule: str, node: Node | None, what: str, evidence: str, fix: str
+) -> Finding:
+    return Finding(
+        rule=rule,
+        severity=severity,
+        node=node.label if node else "",
+        operator=node.operator if node else "",
+        what=what,
+        evidence=evidence,
+        fix=fix,
+    )

@@ -1,0 +1,332 @@
+"""What runs on a node: one job's function in a thread, and a stream of what happens to the driver.
+
+Knows no other job and no store but its own: a folder for this job, gone when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from jexport import errors
+from jexport.artifacts import manifest
+from jexport.build import cache_keys
+from jexport.errors import ClusterError, JexportError, OutputPathError
+from jexport.jobs.matrix import Job
+from jexport.jobs.ray import shipping
+from jexport.types import Artifact
+from jexport.workspace.run import Event, Listener, open_run
+
+BESIDE_BYTES = 1 << 24
+"""The largest file beside an artifact that is sent."""
+
+PROGRESS_S = 0.5
+"""Bars are not news more often than this."""
+
+WAIT_S = 0.2
+STOP_S = 5.0
+"""How long a cancelled job may take to its next event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a job works on its node. out: for artifacts, gone when the job ends.
+
+    kept: what outlives jobs, such as finished stages. checkpoint: the folder that was sent, if one.
+    """
+
+    out: Path
+    kept: Path
+    checkpoint: Path | None
+
+
+Build: TypeAlias = Callable[[Job, Place, Listener], Artifact]
+"""A job's function. It is pickled, so it holds plain values only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One job for one node. code: SHA-256 of the driver's jexport, which must be the node's.
+
+    held: versions of the job's artifact that the driver's store has: their files need not travel.
+    """
+
+    job: Job
+    code: str
+    held: tuple[str, ...]
+    scratch: Path | None
+    sent: shipping.Sent | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The first message: a node took the job."""
+
+    node: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """An event of the job's run."""
+
+    event: Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A JexportError, in its parts: kind is the name of its class.
+
+    out: the folder for artifacts on the node, which is gone: its files come as Beside.
+    """
+
+    out: str
+    kind: str
+    what: str
+    evidence: str
+    fix: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """An artifact is ready: its manifest.json, and that file's SHA-256.
+
+    is_held: the driver has that version already, so nothing follows.
+    """
+
+    manifest: bytes
+    sha256: str
+    is_held: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Some bytes of one file, in order."""
+
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A file beside the versions of an artifact: a failed build's report, what was measured."""
+
+    path: str
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The last message: every file was sent."""
+
+
+Message: TypeAlias = Started | Said | Refused | Made | Piece | Beside | Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineBuild:
+    """The function of a job that builds it as `jexport build` does; recipe: `Recipe.resolved()`."""
+
+    recipe: dict[str, Any]
+
+    def __call__(self, job: Job, place: Place, listen: Listener) -> Artifact:
+        """Build below `place.out`. Raises what `pipeline.build` raises."""
+        from jexport import recipe as recipes
+        from jexport.build import pipeline
+        from jexport.cache.stages import FOLDER, Cache
+
+        chosen = recipes.from_table(self.recipe, origin="the recipe that was sent")
+        if place.checkpoint is not None:
+            chosen = chosen.replace_load(model=str(place.checkpoint))
+        return pipeline.build(
+            chosen, task=job.task, target=job.target, precision=job.precision, out=place.out,
+            cache=Cache(root=place.kept / FOLDER), listen=listen,
+        )  # fmt: skip
+
+
+def work(build: Build, order: Order) -> Iterator[Message]:
+    """Do one job: what it says, then its artifact. A JexportError is a message."""
+    yield Started(node=_name())
+    out, beside = Path(), list[Beside]()
+    try:
+        _check_code(order.code)
+        scratch = _scratch(order.scratch)
+        with open_run(scratch) as room:
+            out = room.folder / "artifacts"
+            try:
+                made = yield from _built(build, order, out, scratch)
+            finally:
+                beside += _beside(out)
+            yield from _sent(made.path, order.held, beside)
+    except JexportError as error:
+        for one in beside:  # noqa: UP028 (Ray sends values into the stream; a list takes none)
+            yield one
+        yield refusal(error, out)
+
+
+def _beside(out: Path) -> Iterator[Beside]:
+    """The small files beside the versions: model/task/target-precision/FILE."""
+    for path in sorted(out.glob("*/*/*/*")):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size <= BESIDE_BYTES:
+            yield Beside(path=path.relative_to(out).as_posix(), content=path.read_bytes())
+
+
+def _built(
+    build: Build, order: Order, out: Path, scratch: Path
+) -> Generator[Message, None, Artifact]:
+    """Run the function in a thread, and pass on its events; its artifact is the value.
+
+    A thread, since a generator can only speak between two steps of its own.
+    """
+    heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    stop = threading.Event()
+    outcome: list[Artifact | BaseException] = []
+
+    def body() -> None:
+        try:
+            kept = None
+            if order.sent is not None:
+                kept = shipping.there(order.sent, scratch / "checkpoints")
+            place = Place(out=out, kept=scratch, checkpoint=kept)
+            outcome.append(build(order.job, place, _throttled(heard, stop)))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive() or not heard.empty():
+            with contextlib.suppress(queue.Empty):
+                yield Said(event=heard.get(timeout=WAIT_S))
+    finally:
+        stop.set()
+        thread.join(STOP_S)
+        if thread.is_alive():
+            # In the middle of somebody's C code: a process that Ray uses again would go on with it.
+            signal.raise_signal(signal.SIGKILL)
+    [ended] = outcome
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
+
+
+def _throttled(heard: queue.SimpleQueue[Event], stop: threading.Event) -> Listener:
+    """Hand events on, bars now and then; a job that is no longer wanted ends at its next event."""
+    last = 0.0
+
+    def listen(event: Event) -> None:
+        nonlocal last
+        if stop.is_set():
+            raise KeyboardInterrupt
+        now = time.monotonic()
+        bar = event.kind == "progress" and event.done < event.total
+        if bar and now - last < PROGRESS_S:
+            return
+        last = now if event.kind == "progress" else last
+        heard.put(event)
+
+    return listen
+
+
+def _sent(folder: Path, held: tuple[str, ...], beside: Sequence[Beside] = ()) -> Iterator[Message]:
+    """An artifact's manifest, then its files as the manifest lists them, unless they are held."""
+    content = manifest.verify(folder).content
+    text = (folder / manifest.NAME).read_bytes()
+    is_held = content["version"] in held
+    yield Made(manifest=text, sha256=hashlib.sha256(text).hexdigest(), is_held=is_held)
+    if is_held:
+        return
+    for entry in content["files"]:
+        with open(folder / entry["path"], "rb") as stream:
+            # At least one piece, so that an empty file is made, too.
+            piece = stream.read(shipping.PIECE_BYTES)
+            yield Piece(path=entry["path"], content=piece)
+            while piece := stream.read(shipping.PIECE_BYTES):
+                yield Piece(path=entry["path"], content=piece)
+    for one in beside:  # noqa: UP028
+        yield one
+    yield Whole()
+
+
+def refusal(error: JexportError, out: Path) -> Refused:
+    """An error in parts that need no class to travel."""
+    notes = tuple(getattr(error, "__notes__", ()))
+    return Refused(
+        out=str(out),
+        kind=type(error).__name__, what=error.what, evidence=error.evidence, fix=error.fix,
+        notes=notes,
+    )  # fmt: skip
+
+
+def rebuilt(told: Refused, out: Path) -> JexportError:
+    """The error as it was raised on the node, exit code and notes included.
+
+    Files that it names below the node's folder for artifacts are named below `out`.
+    """
+
+    def here(text: str) -> str:
+        return text.replace(f"{told.out}{os.sep}", f"{out}{os.sep}")
+
+    found = getattr(errors, told.kind, None)
+    kind: type[JexportError] = ClusterError
+    if isinstance(found, type) and issubclass(found, JexportError):
+        kind = found
+    error = kind(here(told.what), evidence=here(told.evidence), fix=here(told.fix))
+    for note in told.notes:
+        error.add_note(here(note))
+    return error
+
+
+def explained(error: Any) -> Exception:
+    """What a job's exception means, where that is known; else itself, with the node's traceback."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, ModuleNotFoundError) and (cause.name or "").split(".")[0] == "jexport":
+        return ClusterError(
+            "a node has no jexport",
+            evidence=str(cause),
+            fix='pip install "jexport[build]" on every node, the same version as here',
+        )
+    found: Exception = error
+    return found
+
+
+def _check_code(code: str) -> None:
+    own = cache_keys.code_digest()
+    if own != code:
+        raise ClusterError(
+            f"node {_name()} has another jexport",
+            evidence=f"its sources have the SHA-256 {own[:12]}, here it is {code[:12]}: it would"
+            " build another version",
+            fix="install the same jexport on every node",
+        )
+
+
+def _scratch(given: Path | None) -> Path:
+    """The folder to work in: nobody else's, since what is in it is run."""
+    folder = given or Path(tempfile.gettempdir()) / f"jexport-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise OutputPathError(
+            f"cannot work in {folder} on node {_name()}",
+            evidence="it is a link, or another user's",
+            fix="remove it, or give another folder",
+        )
+    return folder
+
+
+def _name() -> str:
+    """A node as errors and tables call it: its address and the start of its id."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{ray.util.get_node_ip_address()} ({context.get_node_id()[:8]})"

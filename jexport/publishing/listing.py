@@ -1,0 +1,79 @@
+"""What is published in a place: one row a release, with the ref that `pull` takes.
+
+Reads documents, no file of any artifact. Knows no service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from jexport.errors import RegistryError
+from jexport.publishing import registries
+from jexport.publishing import release as releases
+from jexport.publishing.registries import THREADS, Access, Ref, Store
+from jexport.publishing.release import Release
+from jexport.publishing.retry import patiently
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One release and the tags that point to it now."""
+
+    ref: str
+    release: Release
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Catalogue:
+    """The rows, by name, and what was wrong with releases and tags that cannot be read."""
+
+    rows: tuple[Row, ...]
+    troubles: tuple[str, ...]
+
+
+def read(ref: Ref, access: Access) -> Catalogue:
+    """What a destination holds. One that its digest does not name is a trouble, no row."""
+    with registries.opened(ref, access) as store, ThreadPoolExecutor(THREADS) as pool:
+        what = f"listing {ref.address}"
+        listing = patiently(store.listing, what=what)
+        asked = [pool.submit(_tried, lambda t=tag: _target(store, t, what)) for tag in listing.tags]
+        targets = [future.result() for future in asked]
+        troubles = [each for each in targets if isinstance(each, RegistryError)]
+        tags: dict[str, list[str]] = {}
+        for tag, digest in zip(listing.tags, targets, strict=True):
+            if isinstance(digest, str):
+                tags.setdefault(digest, []).append(tag)
+        digests = listing.digests
+        asked_for = [pool.submit(_tried, lambda d=each: _read(store, d, ref)) for each in digests]
+        found = [future.result() for future in asked_for]
+    rows = [
+        Row(ref=ref.at(each.digest), release=each, tags=tuple(tags.get(each.digest, ())))
+        for each in found
+        if isinstance(each, Release)
+    ]
+    troubles += [each for each in found if isinstance(each, RegistryError)]
+    rows.sort(key=lambda row: [*row.release.facts.values(), row.ref])
+    lines = tuple(f"{trouble.what}: {trouble.evidence}" for trouble in troubles)
+    return Catalogue(rows=tuple(rows), troubles=lines)
+
+
+def _tried(call: Callable[[], T]) -> T | RegistryError:
+    try:
+        return call()
+    except RegistryError as error:
+        return error
+
+
+def _target(store: Store, tag: str, what: str) -> str:
+    return patiently(lambda: store.resolve(tag), what=what)
+
+
+def _read(store: Store, digest: str, ref: Ref) -> Release:
+    document = patiently(lambda: store.document(digest), what=f"reading from {ref.address}")
+    return releases.read(document, digest, where=ref.address)

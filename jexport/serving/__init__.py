@@ -1,0 +1,1 @@
+"""How other programs load an artifact: servers, their layouts, frameworks."""

@@ -1,0 +1,271 @@
+"""Pair: queries go through one artifact, documents through another, and both must belong together.
+
+With a task such as text-matching, or a plain model, one artifact serves both. This module knows no
+framework, no engine and no token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from jexport.artifacts import manifest
+from jexport.errors import PairError
+from jexport.runtime import prompts
+from jexport.runtime.embedder import Embedder
+from jexport.runtime.open import open_artifact
+from jexport.tasks import COUNTERPART, QUERIES
+
+DOCUMENTS = COUNTERPART[QUERIES]
+
+Content = Mapping[str, Any]
+Vectors = list[list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How both artifacts are opened, and how they embed.
+
+    dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length
+    1, None as the checkpoint does.
+    truncate: cut texts over the length limit instead of refusing them. batch_tokens: tokens of one
+    forward pass, padding included; None for what suits the engine. device, threads, verify: as
+    `jexport.open_artifact` takes them.
+    """
+
+    dimensions: int | None = None
+    normalize: bool | None = None
+    truncate: bool = True
+    batch_tokens: int | None = None
+    device: str = "auto"
+    threads: int = 0
+    verify: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """An open artifact; the lock lets one thread at a time into its engine."""
+
+    model: Embedder
+    lock: threading.Lock
+
+
+class Pair:
+    """Embeds queries and documents so that their vectors may be compared; a context manager.
+
+    Opened when made, so a wrong path shows there. Threads may share it: calls on one artifact wait
+    for each other (the engine uses every core for one of them), the two artifacts do not. A pickled
+    or copied Pair opens its own engines when first used, and only on vectors of the same space.
+    name: what was opened: model, and task, engine and version of each artifact. dimension: size of
+    every vector.
+    """
+
+    def __init__(
+        self, queries: str | Path, documents: str | Path | None = None, *, options: Options
+    ) -> None:
+        """Take the artifact for queries and the one for documents; None for the same one.
+
+        Raises what `open_artifact` raises; PairError for artifacts that do not belong together;
+        DimensionError or UnsupportedGraphError for options that one of them does not have.
+        """
+        self._folders = (str(queries), str(queries if documents is None else documents))
+        self._options = options
+        self._spaces: tuple[str, str] | None = None
+        self.name = ""
+        self.dimension = 0
+        self._begin()
+        self._engines()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: tuple[_Opened, _Opened] | None = None
+        self._release = contextlib.ExitStack()
+        self._closed = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made from: everything but the engines and the locks."""
+        kept = ("_folders", "_options", "_spaces", "name", "dimension")
+        return {key: vars(self)[key] for key in kept}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Make a copy that opens its engines when first used."""
+        vars(self).update(state)
+        self._begin()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Embed search queries: a list of floats each."""
+        return self._embed(self._engines()[0], texts, prompts.QUERY_NAMES)
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Embed what is searched: a list of floats each."""
+        return self._embed(self._engines()[1], texts, prompts.DOCUMENT_NAMES)
+
+    def close(self) -> None:
+        """Free the engines, after calls that are under way. Twice is harmless.
+
+        Embedding afterwards is a RuntimeError.
+        """
+        with self._lock, contextlib.ExitStack() as held:
+            for lock in {id(one.lock): one.lock for one in self._opened or ()}.values():
+                held.enter_context(lock)
+            self._closed, self._opened = True, None
+            self._release.close()
+
+    def _embed(self, engine: _Opened, texts: Sequence[str], side: tuple[str, ...]) -> Vectors:
+        with engine.lock:
+            return _encode(engine.model, texts, self._options, side)
+
+    def _engines(self) -> tuple[_Opened, _Opened]:
+        """Both engines, opened now if they are not: one and the same where one artifact does."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("these embeddings are closed")
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
+
+    def _open(self) -> tuple[_Opened, _Opened]:
+        # Resolved once: what is opened is what was checked, though `latest` moves in between.
+        folders = [Path(folder).resolve() for folder in self._folders]
+        contents = [manifest.read(folder).content for folder in folders]
+        check_belong(contents[0], contents[1], folders=self._folders)
+        self._check_same_spaces(contents)
+        alone = contents[0]["sha256"] == contents[1]["sha256"]
+        with contextlib.ExitStack() as stack:
+            engines = []
+            for folder in folders[:1] if alone else folders:
+                model = stack.enter_context(
+                    open_artifact(
+                        folder,
+                        device=self._options.device,
+                        threads=self._options.threads,
+                        verify=self._options.verify,
+                    )
+                )
+                _encode(model, [], self._options)  # refuses options the artifact does not have
+                engines.append(_Opened(model=model, lock=threading.Lock()))
+            self._release = stack.pop_all()
+        parts = [
+            f"{c['task']}/{c['target']}-{c['precision']}/{c['version']}"
+            for c in contents[: len(engines)]
+        ]
+        self.name = f"{contents[0]['name']} ({', '.join(parts)})"
+        self.dimension = self._options.dimensions or contents[0]["embedding"]["dimension"]
+        return engines[0], engines[-1]
+
+    def _check_same_spaces(self, contents: Sequence[Content]) -> None:
+        """A copy must not embed into another space because `latest` moved on in the meantime."""
+        spaces = (contents[0]["embedding"]["space"], contents[1]["embedding"]["space"])
+        if self._spaces not in (None, spaces):
+            raise PairError(
+                "the artifacts are not those that this was copied from",
+                evidence=f"{' and '.join(dict.fromkeys(self._folders))} now hold another model",
+                fix="name the versions instead of 'latest', and embed everything with one of them",
+            )
+        self._spaces = spaces
+
+
+def _encode(
+    model: Embedder, texts: Sequence[str], options: Options, side: tuple[str, ...] = ()
+) -> Vectors:
+    """Embed with the prompt of one side of retrieval, where the checkpoint has prompts for both."""
+    sided = side and prompts.has_sides(model.embedding)
+    vectors: Vectors = model.encode(
+        list(texts),
+        prompt_name=prompts.name_for(model.embedding, side) if sided else None,
+        dimensions=options.dimensions,
+        normalize=options.normalize,
+        truncate=options.truncate,
+        max_batch_tokens=options.batch_tokens,
+    ).tolist()
+    return vectors
+
+
+def check_belong(queries: Content, documents: Content, *, folders: tuple[str, str]) -> None:
+    """Raise PairError unless vectors of both artifacts (manifest contents) may be compared.
+
+    They may when one task embeds both into one space (text-matching, or a plain model), or when
+    they are retrieval.query and retrieval.passage, in this order, of one checkpoint. Precision and
+    engine may differ: each was held against the same reference when it was built.
+    """
+    tasks = (queries["task"], documents["task"])
+    told = f"queries: {folders[0]} ({tasks[0]})\ndocuments: {folders[1]} ({tasks[1]})"
+    if tasks == (DOCUMENTS, QUERIES):
+        raise PairError(
+            "the artifacts for queries and for documents are swapped",
+            evidence=told,
+            fix="exchange the two",
+        )
+    if tasks[0] == tasks[1]:
+        if tasks[0] in COUNTERPART:
+            raise _needs_other(tasks[0], told)
+        differs = _first_difference(queries, documents)
+        if not differs and queries["embedding"]["space"] != documents["embedding"]["space"]:
+            differs = "their embedding spaces"
+    elif tasks == (QUERIES, DOCUMENTS):
+        differs = _first_difference(queries, documents)
+    else:
+        raise PairError(
+            f"vectors of {tasks[0]} and of {tasks[1]} cannot be compared",
+            evidence=told,
+            fix=f"pair {QUERIES} with {DOCUMENTS}, or give one artifact for both",
+        )
+    if differs:
+        raise PairError(
+            "the artifacts for queries and for documents are not of one model",
+            evidence=f"{told}\nnot the same: {differs}",
+            fix="build both from the same checkpoint and revision",
+        )
+
+
+def _needs_other(task: str, told: str) -> PairError:
+    other = COUNTERPART[task]
+    need = f"{'queries' if other == QUERIES else 'documents'} need an artifact of {other}"
+    return PairError(
+        f"an artifact of {task} cannot embed both queries and documents",
+        evidence=told,
+        fix=f"{need} of the same checkpoint; or use text-matching for both",
+    )
+
+
+def _first_difference(one: Content, other: Content) -> str:
+    """What shows that two artifacts come from two models, '' for nothing.
+
+    Files that only one of them read are the adapter of its task. A README may change freely.
+    """
+    ours, theirs = one["checkpoint"], other["checkpoint"]
+    for key in ("dimension", "matryoshka", "pooling", "normalize"):
+        if one["embedding"][key] != other["embedding"][key]:
+            return f"{key} ({one['embedding'][key]} and {other['embedding'][key]})"
+    for key in ("revision", "code_revision"):
+        if ours[key] and theirs[key] and ours[key] != theirs[key]:
+            return f"the checkpoint's {key} ({ours[key]:.12} and {theirs[key]:.12})"
+    left, right = _digests(ours), _digests(theirs)
+    common = left.keys() & right.keys()
+    changed = sorted(path for path in common if left[path] != right[path])
+    if changed:
+        return f"the checkpoint's {', '.join(changed[:3])}"
+    if not any(path.endswith((".safetensors", ".bin")) for path in common):
+        return f"the checkpoint ({ours['name']} and {theirs['name']} share no weights)"
+    return ""
+
+
+def _digests(checkpoint: Content) -> dict[str, str]:
+    listed = [*checkpoint["files"], *checkpoint["code"]]
+    return {one["path"]: one["sha256"] for one in listed if not one["path"].endswith(".md")}

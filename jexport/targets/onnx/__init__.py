@@ -1,0 +1,183 @@
+"""onnx: a graph for ONNX Runtime on CPU and CUDA, with onnxruntime's own fused operators.
+
+The standard graph comes from `export`; here it gets flash attention, rotary and bias-gelu nodes
+(graph/ort_fusion.py), pools (graph/pooled_output.py), is checked and can be run
+(_onnx_session.py). Knows no other engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jexport.errors import UnsupportedGraphError
+from jexport.graph.diagnostics import merged, refuse
+from jexport.recipe import CompileSpec
+from jexport.targets import Target
+from jexport.targets.onnx import cuda, devices, session
+from jexport.types import CompiledModel, OnnxModel, Runner, Signature, TensorSpec
+
+MAX_OPSET = 23
+GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
+
+
+def ready() -> None:
+    """Compiling for it needs nothing that a machine may lack."""
+
+
+def fingerprint() -> dict[str, Any]:
+    """Say where it runs: any machine whose onnxruntime is as new as the oldest that was tried."""
+    return {"onnxruntime": ">=1.27", "device": "any"}
+
+
+def check(model: OnnxModel) -> None:
+    """Refuse a graph that is not valid standard ONNX, or newer than onnxruntime reads."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    if model.opset > MAX_OPSET:
+        raise UnsupportedGraphError(
+            f"onnxruntime does not take opset {model.opset}",
+            evidence=f"supported up to {MAX_OPSET}",
+            fix=f"set export.opset to {MAX_OPSET} or less",
+        )
+    _check_weights(model.path)  # first: the checker opens what a graph names
+    try:
+        onnx.checker.check_model(str(model.path))
+        graph = onnx.load(str(model.path), load_external_data=False).graph
+    except (onnx.checker.ValidationError, DecodeError, OSError, ValueError, RuntimeError) as error:
+        # ValueError: a name that is not UTF-8, which it cannot even say. RuntimeError: of C++.
+        raise UnsupportedGraphError(
+            "the exported graph is not valid ONNX",
+            evidence=next(iter(str(error).strip().splitlines()), repr(error)),
+            fix="report this model with its recipe",
+        ) from error
+    strange = [node for node in graph.node if node.domain not in ("", "ai.onnx")]
+    if strange:
+        raise UnsupportedGraphError(
+            f"onnxruntime may not have operator {strange[0].domain}.{strange[0].op_type} "
+            f"(node {strange[0].name})",
+            evidence=f"{len(strange)} of {len(graph.node)} nodes are not standard ONNX",
+            fix="export the model without its own operators, or report it",
+        )
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse weights that are not inside one plain file: the checker takes any offset and length.
+
+    Raises UnsupportedGraphError.
+    """
+    from jexport.graph.lint import onnx_reader, weights
+
+    refuse(merged(weights.check(onnx_reader.read(path))))
+
+
+def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
+    """Fuse (unless spec.fuse is false), write out_dir/model.onnx and model.onnx_data."""
+    import onnx_ir as ir
+
+    from jexport.graph import cuda_ready, ort_fusion, pooled_output, storage, tidy
+
+    graph = ir.load(model.path)
+    signature = model.signature
+    if model.pooling and pooled_output.append(graph, model.pooling, normalize=model.normalize):
+        signature = _with_pooled(signature)
+    cuda_ready.rewrite(graph)
+    facts: dict[str, Any] = {"fused": {}}
+    if spec.cuda:
+        facts = cuda.rewrite(graph, spec, model.max_tokens)
+    elif spec.fuse:
+        facts["fused"] = ort_fusion.fuse(
+            graph, skip_layer_norm=spec.skip_layer_norm, max_tokens=model.max_tokens
+        )
+    storage.save(graph, out_dir / GRAPH)
+    operators = tidy.operators(graph)
+    return CompiledModel(
+        target="onnx",
+        precision=model.precision,
+        folder=out_dir,
+        files=(GRAPH, WEIGHTS),
+        signature=signature,
+        facts={
+            "opset": model.opset,
+            "max_tokens": model.max_tokens,
+            **facts,
+            "operators": operators,
+        },
+    )
+
+
+def _with_pooled(signature: Signature) -> Signature:
+    """The signature with one vector a text behind the token vectors: the first output stays."""
+    hidden = next(spec for spec in signature.outputs if spec.name == "last_hidden_state")
+    shape = (hidden.shape[0], hidden.shape[2])
+    pooled = TensorSpec(name="sentence_embedding", dtype=hidden.dtype, shape=shape)
+    return dataclasses.replace(signature, outputs=(*signature.outputs, pooled))
+
+
+def runner(
+    compiled: CompiledModel, device: str, threads: int
+) -> contextlib.AbstractContextManager[Runner]:
+    """Open a session. device: 'auto' (CUDA when it starts), 'cpu', 'cuda' or 'cuda:1'.
+
+    threads: 0 for all cores. The runner gives those outputs of the signature that the graph has.
+    Raises DependencyError when 'cuda' is asked for and this onnxruntime has no CUDA provider, or
+    one that cannot start here; UnsupportedGraphError for a graph that it cannot run there;
+    DeviceError for 'cpu' when the artifact is made for CUDA alone.
+    """
+    return session.opened(compiled, device, threads)
+
+
+def graph_runner(
+    compiled: CompiledModel, device: str, threads: int
+) -> contextlib.AbstractContextManager[Runner]:
+    """The same on a GPU, with small batches replayed as CUDA graphs."""
+    return session.opened(compiled, device, threads, cuda_graphs=True)
+
+
+def version() -> str:
+    """The installed onnxruntime, CPU or GPU build, else ''."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return f"{name} {metadata.version(name)}"
+    return ""
+
+
+def variant(spec: CompileSpec) -> Target:
+    """The target as [compile] wants it: with compile.cuda, for CUDA alone."""
+    if not spec.cuda:
+        return TARGET
+    return dataclasses.replace(
+        TARGET,
+        summary="ONNX Runtime on CUDA alone",
+        precisions=cuda.PRECISIONS,
+        devices=("cuda",),
+        ready=cuda.ready,
+        fingerprint=lambda: {**fingerprint(), "device": "cuda"},
+    )
+
+
+TARGET = Target(
+    name="onnx",
+    summary="ONNX Runtime on CPU and CUDA; also what sentence-transformers, TEI, Infinity load",
+    precisions=("fp32", "fp16", "tf32", "int8", "int8-weights"),
+    scheme="uint8",
+    wide="int8x2",  # float products cost eight times int8's, two int8 terms twice (DECISIONS.md)
+    needs_onnx=True,
+    devices=("cpu", "cuda"),
+    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    run_needs=("onnxruntime", "tokenizers", "numpy"),
+    extra="onnx",
+    ready=ready,
+    fingerprint=fingerprint,
+    check=check,
+    build=build,
+    runner=runner,
+    graph_runner=graph_runner,
+    batching=devices.batching,
+    graphs={"tf32": "fp32"},
+    variant=variant,
+)

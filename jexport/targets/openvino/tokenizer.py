@@ -1,0 +1,143 @@
+"""An artifact's tokenizer.json -> openvino_tokenizer.xml and .bin, compared before it is kept.
+
+OpenVINO GenAI and Model Server tokenise with this graph; jexport itself and sentence-transformers
+use tokenizer.json. The converter is not exact for every tokenizer, so the graph is kept only when
+it gives the same ids on every text of the parity set; on which odd texts and characters it differs,
+the manifest says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jexport.targets import Furnishing
+from jexport.targets.openvino import names
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+GRAPH = "openvino_tokenizer.xml"
+ODD_TEXTS = (
+    " ", "\n\t ", "  two  spaces ", "don't  stop...!!", "x" * 3000, "\x00", "a\x00b",
+    "tab\tnew\nline\r\n", "\ufeffbom", "\u00a0nbsp\u3000ideographic", "\u200bzero\u200d",
+    "e\u0301 \u00e9 \ufb01 \u2460 \u00bd \uff21",
+    "\U0001f600 \U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "\u0130stanbul \u00df \u1e9e \u01c5", "[CLS] x [SEP]", "<s> x </s>", "\U0001d400\U0001d401",
+    "\u30a2" * 60, "\u00e9" * 101, "b" * 100, "\u65e5\u3005\u306b\u3007",
+)  # fmt: skip
+"""Texts that real inputs hold now and then, and that tokenizers disagree on."""
+
+STAND_INS = {"\u03c2": "\u16f1", "\u3005": "\u16f2", "\u3006": "\u16f3", "\u3007": "\u16f4"}
+"""Letters that the converter gets wrong where BERT's normaliser runs, and runes that texts do not
+hold, in their place while it does. It folds case, so both small sigmas become one, and sets apart
+three Japanese marks that are of the Han script and no ideograph to BERT.
+"""
+
+WORD_CHARACTERS = 100
+LONG_WORD = r"[^\s\p{P}$+<=>^`|~\p{Han}]{101,}"
+"""BERT's limit of a word, over which it is unknown: characters to it, bytes to the converter."""
+
+
+def write(room: Furnishing) -> dict[str, Any]:
+    """Convert, compare, and keep the graph when it is right; returns what the manifest says.
+
+    Of the conversions tried, the first without a difference is taken.
+    """
+    import openvino
+
+    texts = list(dict.fromkeys([*room.texts, "", "word " * room.max_tokens]))
+    wanted = dict(zip(texts, room.tokenize(texts), strict=True))
+    lost: list[str] = []
+    for source in _sources(room):
+        graph = _converted(source, room)
+        tokenize = _Opened(graph)
+        wrong = [text for text in texts if tokenize(text) != wanted[text]]
+        if not wrong:
+            names.settle(graph)
+            openvino.save_model(graph, str(room.folder / GRAPH), compress_to_fp16=False)
+            odd = _differing(tokenize, room, [*ODD_TEXTS, *room.edge])
+            return {
+                "written": True,
+                "texts_compared": len(texts),
+                "differs_on": [text[:40] for text in odd],
+                "differs_on_characters": _characters(tokenize, room, odd),
+            }
+        lost = min(lost or wrong, wrong, key=len)
+    return {
+        "written": False,
+        "texts_compared": len(texts),
+        "differs_on": [text[:40] for text in lost[:10]],
+    }
+
+
+def _differing(tokenize: _Opened, room: Furnishing, texts: Sequence[str]) -> list[str]:
+    """The texts for which the graph gives other ids than tokenizer.json."""
+    several = list(dict.fromkeys(texts))
+    pairs = zip(several, room.tokenize(several), strict=True)
+    return [text for text, wanted in pairs if list(tokenize(text)) != wanted]
+
+
+def _characters(tokenize: _Opened, room: Furnishing, texts: Sequence[str]) -> list[str]:
+    """Code points ("U+200B") of these texts that alone make a difference in a plain text."""
+    seen = sorted({letter for text in texts for letter in text})
+    around = {f"a {letter} b{letter}c": letter for letter in seen}
+    return [f"U+{ord(around[text]):04X}" for text in _differing(tokenize, room, [*around])]
+
+
+def _sources(room: Furnishing) -> Iterator[Tokenizer]:
+    """As it is; then, of BERT's kind, the same one said in steps that convert well."""
+    from tokenizers import Regex, Tokenizer, normalizers
+
+    path = str(room.folder / "tokenizer.json")
+    plain = Tokenizer.from_file(path)
+    yield plain
+    said = json.loads(plain.to_str())
+    if said["model"]["type"] != "WordPiece" or plain.normalizer is None:
+        return
+    there = [normalizers.Replace(letter, rune) for letter, rune in STAND_INS.items()]
+    back = [normalizers.Replace(rune, letter) for letter, rune in STAND_INS.items()]
+    steps = [*there, plain.normalizer, *back]
+    if said["model"].get("max_input_chars_per_word") == WORD_CHARACTERS:
+        steps.append(normalizers.Replace(Regex(LONG_WORD), STAND_INS["\u03c2"]))
+    guarded = Tokenizer.from_file(path)
+    guarded.normalizer = normalizers.Sequence(steps)
+    yield guarded
+
+
+def _converted(source: Tokenizer, room: Furnishing) -> Any:
+    """Its graph: strings -> input_ids, attention_mask, cut to the length limit."""
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    source.no_padding()
+    source.no_truncation()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=source,
+        pad_token=source.id_to_token(room.pad_id),
+        model_max_length=room.max_tokens,
+        truncation_side=room.cut,
+    )
+    graph = convert_tokenizer(wrapped, with_detokenizer=False, truncation=True)
+    for node in graph.get_ops():
+        if node.get_type_name() == "WordpieceTokenizer":
+            node.set_attribute("max_bytes_per_word", 4 * WORD_CHARACTERS)
+    return graph
+
+
+class _Opened:
+    """A tokenizer graph, compiled: text -> ids."""
+
+    def __init__(self, graph: Any) -> None:
+        import openvino
+
+        self._run = openvino.Core().compile_model(graph, "CPU")
+
+    def __call__(self, text: str) -> Sequence[int]:
+        """Its token ids; empty where the graph refuses the text."""
+        try:
+            ids: list[int] = self._run([text])["input_ids"][0].tolist()
+        except (RuntimeError, IndexError):
+            return []
+        return ids

@@ -1,0 +1,302 @@
+"""trt: TensorRT engines for NVIDIA GPUs, 11 and 10, with optimization profiles.
+
+What is checked and built is in jexport/trt; here it becomes a target. Knows no other engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jexport import targets
+from jexport.artifacts import manifest
+from jexport.errors import DeviceError, EngineError, UnsupportedGraphError
+from jexport.graph.diagnostics import Finding, refuse
+from jexport.recipe import CompileSpec
+from jexport.targets import Target
+from jexport.types import CompiledModel, OnnxModel, Runner, Tensors
+
+if TYPE_CHECKING:
+    from jexport.targets.trt.profiles import Profile
+
+PLAN, STRIPPED = "model.plan", "model.stripped.plan"
+GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
+MAX_OPSET = 25
+"""TensorRT 11's ONNX parser reads opsets up to 25 (engine notes; 10.x stops earlier)."""
+
+DEVICES = ("auto", "cuda")
+
+
+def ready() -> None:
+    """Refuse a machine without a GPU, a driver or a TensorRT that fits; each says the way out."""
+    from jexport.targets.trt import device
+
+    device.check_installed("polygraphy")
+    device.machine()
+
+
+def fingerprint() -> dict[str, Any]:
+    """Say where it runs: the GPU, TensorRT and system of this machine, as far as they are there."""
+    from jexport.targets.trt import device
+
+    return dict(device.fingerprint())
+
+
+def profiled(spec: CompileSpec, lengths: Sequence[int], max_tokens: int) -> CompileSpec:
+    """Profiles for texts of these lengths in tokens. Raises ProfileError."""
+    from jexport.targets.trt import profiles
+
+    chosen = profiles.choose(lengths, max_tokens=max_tokens)
+    return replace(spec, profiles=profiles.specs(chosen))
+
+
+def accept(spec: CompileSpec, max_tokens: int) -> None:
+    """Refuse profiles that contradict themselves or the model. Raises ProfileError."""
+    from jexport.targets.trt import profiles
+
+    profiles.read(spec.profiles, max_tokens=max_tokens)
+
+
+def check(model: OnnxModel) -> None:
+    """Refuse what TensorRT cannot take, naming the operator; needs no GPU."""
+    if model.opset > MAX_OPSET:
+        raise UnsupportedGraphError(
+            f"TensorRT does not take opset {model.opset}",
+            evidence=f"supported up to {MAX_OPSET}",
+            fix=f"set export.opset to {MAX_OPSET} or less",
+        )
+    refuse(lint(model.path, model.max_tokens))
+
+
+def lint(path: Path, max_tokens: int | None) -> Sequence[Finding]:
+    """Everything that TensorRT would not take; needs neither it nor a GPU."""
+    from jexport.targets.trt.lint import lint as read
+
+    return read(path, max_tokens=max_tokens)
+
+
+def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
+    """Build out_dir/model.plan on this machine's GPU; it is asked for before any work.
+
+    With spec.weight_stripped also model.stripped.plan, which takes the weights of other tasks: with
+    spec.refit_from nothing is built, and the plan is that artifact's with this graph's weights.
+    """
+    from jexport.targets.trt import building, device, memory, origin, profiles
+
+    ready()
+    machine = device.machine()
+    if spec.refit_from:
+        return _refitted(model, Path(spec.refit_from), out_dir)
+    found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
+    refuse(lint_at(model.path, found, model.max_tokens))
+    need = memory.predict(model.path, found)
+    device.check_memory(need.total_bytes, what=str(need))
+    options = building.Options(
+        hardware_compatible=spec.hardware_compatible,
+        version_compatible=spec.version_compatible,
+        workspace_bytes=int(spec.workspace_gib * 2**30),
+        timings=Path(spec.timing_cache) if spec.timing_cache else None,
+        weight_stripped=spec.weight_stripped,
+    )
+    built = building.build(model.path, model.signature, found, options, machine)
+    plan, files = built.plan, [PLAN]
+    if spec.weight_stripped:
+        (out_dir / STRIPPED).write_bytes(plan)
+        files.append(STRIPPED)
+        plan = building.refit(plan, model.path, version_compatible=spec.version_compatible)
+    (out_dir / PLAN).write_bytes(plan)
+    made = origin.Origin(
+        tensorrt=machine.tensorrt,
+        gpu=machine.gpu.name,
+        capability=machine.gpu.capability,
+        system=machine.system,
+        hardware_compatible=spec.hardware_compatible,
+        version_compatible=spec.version_compatible,
+        profiles=found,
+        sha256=hashlib.sha256(plan).hexdigest(),
+    )
+    return CompiledModel(
+        target="trt",
+        precision=model.precision,
+        folder=out_dir,
+        files=tuple(files),
+        signature=model.signature,
+        facts={
+            **made.plain(),
+            "graph_sha256": model.sha256,
+            "reproducible": False,
+            "opset": model.opset,
+            "costs": options.costs(),
+            "notes": list(built.notes),
+            "weights_bytes": need.weights_bytes,
+            "activations_bytes": need.activations_bytes,
+        },
+    )
+
+
+def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
+    """The donor's engine with this graph's weights: another task of the same model."""
+    from jexport.targets.trt import building, device, origin
+
+    content = manifest.verify(donor).content  # a plan is native code: first of all its digest
+    if STRIPPED not in content["engine"]["files"] or content["precision"] != model.precision:
+        raise EngineError(
+            f"{donor} has no engine that takes the weights of this graph",
+            evidence=f"{content['target']}-{content['precision']}: "
+            f"{', '.join(content['engine']['files'])}; wanted: {STRIPPED}, {model.precision}",
+            fix="compile one task with --weight-stripped first, and give that artifact",
+        )
+    made = origin.of(content["engine"]["facts"])
+    origin.check(made, device.machine(), path=donor / STRIPPED)
+    plan = building.refit(
+        (donor / STRIPPED).read_bytes(), model.path, version_compatible=made.version_compatible
+    )
+    (out_dir / PLAN).write_bytes(plan)
+    digest = hashlib.sha256(plan).hexdigest()
+    return CompiledModel(
+        target="trt",
+        precision=model.precision,
+        folder=out_dir,
+        files=(PLAN,),
+        signature=model.signature,
+        facts={
+            **replace(made, sha256=digest).plain(),
+            "graph_sha256": model.sha256,
+            "reproducible": False,
+            "opset": model.opset,
+            "refitted_from": content["sha256"],
+        },
+    )
+
+
+@contextlib.contextmanager
+def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
+    """Open the plan. device: 'auto' or 'cuda', which are the same here. threads: of no effect.
+
+    Raises DeviceError for 'cpu', and what plan.open_plan raises.
+    """
+    if device == "cpu":
+        raise DeviceError(
+            "a TensorRT engine does not run on the CPU",
+            evidence=f"{compiled.files[0]} is native code for a GPU",
+            fix="leave --device away, or build the target onnx for the CPU",
+        )
+    if device not in DEVICES:
+        raise ValueError(f"device is {device!r}; trt knows {', '.join(DEVICES)}")
+    from jexport.targets.trt import origin, plan
+
+    made = origin.of(compiled.facts)
+    names = [spec.name for spec in compiled.signature.outputs]
+    with plan.open_plan(compiled.folder / compiled.files[0], made) as run:
+        opened = [run]
+
+        def select(feed: Tensors) -> Tensors:
+            found = opened[0](feed)
+            return {name: found[name] for name in names if name in found}
+
+        try:
+            yield select
+        finally:
+            opened.clear()
+
+
+def version() -> str:
+    """The installed TensorRT, else ''."""
+    from jexport.targets.trt.device import tensorrt_version
+
+    found = tensorrt_version()
+    return f"tensorrt {found}" if found else ""
+
+
+def prepare(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
+    """The graph as TensorRT will read it, with its profiles: all that another machine needs."""
+    from jexport.targets.trt import profiles
+
+    found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
+    refuse(lint_at(model.path, found, model.max_tokens))
+    for name in (GRAPH, WEIGHTS):
+        shutil.copyfile(model.path.parent / name, out_dir / name)
+    return CompiledModel(
+        target="trt",
+        precision=model.precision,
+        folder=out_dir,
+        files=(GRAPH, WEIGHTS),
+        signature=model.signature,
+        facts={
+            "portable": True,
+            "profiles": [profile.plain() for profile in found],
+            "opset": model.opset,
+            "max_tokens": model.max_tokens,
+        },
+    )
+
+
+def lint_at(path: Path, found: Sequence[Profile], max_tokens: int) -> Sequence[Finding]:
+    """The lint, told which shapes the profiles hold."""
+    from jexport.targets.trt.lint import lint as read
+
+    dims = {
+        "batch": [(one.batch.min, one.batch.max) for one in found],
+        "sequence": [(one.tokens.min, one.tokens.max) for one in found],
+    }
+    return read(path, dims, max_tokens=min(max_tokens, max(one.tokens.max for one in found)))
+
+
+def anywhere() -> dict[str, Any]:
+    """Say where a portable artifact runs: nowhere as it is; what completes it."""
+    return {"device": "none yet", "complete": "jexport compile ARTIFACT, on a machine with a GPU"}
+
+
+PORTABLE = Target(
+    name="trt",
+    summary="everything up to the TensorRT engine",
+    precisions=("fp32", "fp16", "int8"),
+    scheme="symmetric",
+    wide="int8-weights",
+    needs_onnx=True,
+    devices=("cpu",),
+    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    run_needs=("onnxruntime", "tokenizers", "numpy"),
+    extra="build",
+    ready=lambda: None,
+    fingerprint=anywhere,
+    check=check,
+    build=prepare,
+    runner=targets.load(targets.JUDGE).runner,
+    lint=lint,
+    profiled=profiled,
+    accept=accept,
+    float_rest="fp16",
+    int8_tables=False,
+    timed=False,
+)
+
+TARGET = Target(
+    name="trt",
+    summary="TensorRT engines for NVIDIA GPUs, one per GPU architecture",
+    precisions=("fp32", "fp16", "int8"),
+    scheme="symmetric",
+    wide="int8-weights",  # tensor cores do float16 at half the speed of int8, as two int8 terms do
+    needs_onnx=True,
+    devices=("cuda",),
+    # What it takes up to the engine; the rest is asked for by `ready`.
+    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    run_needs=("tensorrt", "cuda", "tokenizers", "numpy"),
+    extra="trt",
+    ready=ready,
+    fingerprint=fingerprint,
+    check=check,
+    build=build,
+    runner=runner,
+    lint=lint,
+    profiled=profiled,
+    accept=accept,
+    float_rest="fp16",
+    int8_tables=False,  # the parser's table has no int8 for Gather, and no lookup is slow on a GPU
+    portable=PORTABLE,
+)

@@ -1,0 +1,49 @@
+"""lint: an ONNX file against what TensorRT takes, without TensorRT and without a GPU.
+
+It names what TensorRT would refuse, and what it would compute otherwise than onnxruntime. It is no
+proof that an engine can be built: kernels, memory and the builder's own limits only a GPU shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from jexport.graph.diagnostics import Finding, merged, refuse
+from jexport.graph.lint import dataflow, onnx_reader, weights
+from jexport.targets.trt import operators, quantization, ranges, shapes
+
+__all__ = ["Finding", "lint", "refuse"]
+
+
+def lint(
+    path: Path,
+    dims: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    *,
+    max_tokens: int | None = None,
+) -> list[Finding]:
+    """What TensorRT would not take: errors first, one finding a kind, the same order every time.
+
+    dims: by dynamic axis ('batch', 'sequence', or its name in the file), the lowest and highest
+    size of each profile; None: profiles are not looked at. max_tokens: the longest text. Raises
+    UnsupportedGraphError for a file that is not an ONNX graph.
+    """
+    file = onnx_reader.read(path)
+    dataflow.infer_types(file)
+    found = dataflow.origins(file)
+    kinds: tuple[Iterable[Finding], ...] = (
+        weights.check(file),
+        weights.check_connected(file),
+        operators.check_opset(file),
+        operators.check_operators(file),
+        operators.check_types(file),
+        operators.check_border_types(file),
+        operators.check_restrictions(file, found),
+        quantization.check(file, found),
+        shapes.check_data_dependent(file, found),
+        shapes.check_inputs(file),
+        shapes.check_axes(file),
+        shapes.check_profiles(file, dims, max_tokens),
+        ranges.check(file),
+    )
+    return merged(one for kind in kinds for one in kind)

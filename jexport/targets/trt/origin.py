@@ -1,0 +1,143 @@
+"""Where a plan was built and what for; whether it may be opened here, asked before TensorRT is.
+
+TensorRT has no such check of its own: a plan is native code, a wrong one may crash, and a changed
+one runs whatever it was changed to. Reads the plan only to hash it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jexport.errors import ArtifactError, DeviceError, EngineError
+from jexport.targets.trt import profiles
+from jexport.targets.trt.device import Machine
+from jexport.targets.trt.profiles import Profile
+
+AMPERE = (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a manifest says of a plan. sha256: of the plan's bytes."""
+
+    tensorrt: str
+    gpu: str
+    capability: str
+    system: str
+    hardware_compatible: str
+    version_compatible: bool
+    profiles: tuple[Profile, ...]
+    sha256: str
+
+    def plain(self) -> dict[str, Any]:
+        """As a manifest writes it; `of` reads it back."""
+        return {
+            "tensorrt": self.tensorrt,
+            "gpu": self.gpu,
+            "capability": self.capability,
+            "system": self.system,
+            "hardware_compatible": self.hardware_compatible,
+            "version_compatible": self.version_compatible,
+            "profiles": [profile.plain() for profile in self.profiles],
+            "sha256": self.sha256,
+        }
+
+
+def of(facts: Mapping[str, Any], *, max_tokens: int = 1 << 30) -> Origin:
+    """The Origin in a manifest's facts. Raises ArtifactError when something is not said there."""
+    texts = ("tensorrt", "gpu", "capability", "system", "hardware_compatible", "sha256")
+    absent = [key for key in texts if not isinstance(facts.get(key), str)]
+    absent += [] if isinstance(facts.get("version_compatible"), bool) else ["version_compatible"]
+    absent += [] if isinstance(facts.get("profiles"), list) else ["profiles"]
+    if absent:
+        raise ArtifactError(
+            "the manifest does not say what this plan was built for",
+            evidence=f"without a usable value: {', '.join(absent)}",
+            fix="compile it again: jexport compile ARTIFACT",
+        )
+    return Origin(
+        **{key: facts[key] for key in texts},
+        version_compatible=facts["version_compatible"],
+        profiles=profiles.from_tables(facts["profiles"], max_tokens=max_tokens),
+    )
+
+
+def check(origin: Origin, machine: Machine, *, path: Path) -> None:
+    """Refuse a plan that is for another system, GPU architecture or TensorRT.
+
+    Raises DeviceError or EngineError; each says how to compile it again.
+    """
+    again = f"compile it again on this machine: jexport compile {path.parent}"
+    if origin.system != machine.system:
+        raise DeviceError(
+            f"{path.name} was built for another operating system or processor",
+            evidence=f"built on {origin.system}, this is {machine.system}",
+            fix=again,
+        )
+    if not _gpu_fits(origin, machine):
+        allowed = origin.hardware_compatible or "that architecture only"
+        raise DeviceError(
+            f"{path.name} was built for another GPU architecture",
+            evidence=f"built on {origin.gpu} (compute capability {origin.capability}) for "
+            f"{allowed}; this is {machine.gpu.name} ({machine.gpu.capability})",
+            fix=f"{again} (or build it with compile.hardware_compatible)",
+        )
+    if not _tensorrt_fits(origin, machine):
+        how = "and later ones of that major" if origin.version_compatible else "only"
+        raise EngineError(
+            f"{path.name} was built with another TensorRT",
+            evidence=f"built with {origin.tensorrt}, for its version {how}; "
+            f"installed is {machine.tensorrt}",
+            fix=f"{again} (or install that TensorRT)",
+        )
+
+
+def _gpu_fits(origin: Origin, machine: Machine) -> bool:
+    if origin.hardware_compatible == "ampere_plus":
+        return _numbers(machine.gpu.capability) >= AMPERE
+    return origin.capability == machine.gpu.capability
+
+
+def _tensorrt_fits(origin: Origin, machine: Machine) -> bool:
+    """Same major and minor; a version-compatible plan takes later minors of its major too."""
+    built, here = _numbers(origin.tensorrt)[:2], _numbers(machine.tensorrt)[:2]
+    if origin.version_compatible:
+        return built[0] == here[0] and built <= here
+    return built == here
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """'11.4.0.106' -> (11, 4, 0, 106); what is not a number ends it."""
+    found: list[int] = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        found.append(int(part))
+    return tuple(found)
+
+
+def read(origin: Origin, path: Path) -> bytes:
+    """The plan's bytes, once their digest is the manifest's. Raises ArtifactError."""
+    try:
+        plan = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path.name} cannot be read", evidence=str(error), fix=_again(path)
+        ) from error
+    found = hashlib.sha256(plan).hexdigest()
+    if found != origin.sha256:
+        raise ArtifactError(
+            f"{path.name} is not the plan that its manifest describes",
+            evidence=f"SHA-256 {found[:16]}..., {len(plan)} bytes; the manifest says "
+            f"{origin.sha256[:16]}...",
+            fix=_again(path),
+        )
+    return plan
+
+
+def _again(path: Path) -> str:
+    return f"fetch the artifact again, or compile it again: jexport compile {path.parent}"

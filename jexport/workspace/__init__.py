@@ -1,0 +1,1 @@
+"""A run's work folder, locks, memory and threads."""

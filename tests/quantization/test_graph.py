@@ -1,0 +1,329 @@
+"""Q/DQ graphs and what onnxruntime makes of them, against numpy, on small seeded graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from jexport.errors import PrecisionError, UnsupportedGraphError
+from jexport.graph import edit, half, ort_fusion, ort_integer, storage
+from jexport.quantization import numbers, prepare, products, settings, statistics
+from jexport.quantization.graph import rewrite, row_scales
+from jexport.quantization.treatment import INT8, TWICE, WEIGHTS, Treatment
+
+ROWS, WIDE, INNER = 1100, 64, 160
+MS = "com.microsoft"
+RNG = np.random.default_rng(11)
+TABLE = (RNG.normal(size=(ROWS, WIDE)) * np.exp(RNG.normal(size=WIDE))).astype(np.float32)
+UP = (RNG.normal(size=(WIDE, INNER)) / 8).astype(np.float32)
+DOWN = (RNG.normal(size=(INNER, WIDE)) / 12).astype(np.float32)
+BIAS = RNG.normal(size=INNER).astype(np.float32)
+SHIFT = RNG.normal(size=WIDE).astype(np.float32)
+IDS = RNG.integers(0, ROWS, (6, 32)).astype(np.int64)
+
+
+def graph(*, table: bool = True, both: bool = True) -> ir.Model:
+    """[table ->] x -> Relu(x up + bias) [-> y = .. down + shift]."""
+    weights = {"up": UP, "bias": BIAS}
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "s", WIDE])
+    nodes = []
+    if table:
+        weights["table"] = TABLE
+        given = helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "s"])
+        nodes.append(helper.make_node("Gather", ["table", "ids"], ["x"], name="embeddings/Gather"))
+    nodes.append(helper.make_node("MatMul", ["x", "up"], ["upped"], name="layers/0/fc1/MatMul"))
+    nodes.append(helper.make_node("Add", ["upped", "bias"], ["biased"], name="layers/0/fc1/Add"))
+    nodes.append(helper.make_node("Relu", ["biased"], ["act"], name="layers/0/Relu"))
+    if both:
+        weights["down"] = DOWN
+        weights["shift"] = SHIFT
+        nodes.append(
+            helper.make_node("MatMul", ["act", "down"], ["downed"], name="layers/0/fc2/MatMul")
+        )
+        nodes.append(helper.make_node("Add", ["downed", "shift"], ["y"], name="layers/0/fc2/Add"))
+    last = ("y", WIDE) if both else ("act", INNER)
+    made = helper.make_graph(
+        nodes,
+        "small",
+        [given],
+        [helper.make_tensor_value_info(last[0], TensorProto.FLOAT, ["b", "s", last[1]])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    read: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    return read
+
+
+def values(ids: np.ndarray = IDS) -> dict[str, np.ndarray]:
+    """What a float graph computes."""
+    x = TABLE[ids]
+    act = np.maximum(x @ UP + BIAS, 0)
+    return {"x": x, "act": act, "y": act @ DOWN + SHIFT}
+
+
+def treatments(
+    model: ir.Model, room: Path, *, scheme: str = numbers.UINT8, smoothing: float = 0.5, kind: str
+) -> dict[str, Treatment]:
+    """As quantize makes them, from texts that the tests do not use."""
+    items = products.find(model)
+    ids = np.random.default_rng(5).integers(0, ROWS, (40, 24))
+    sites = statistics.collect(
+        lambda feeds: values(feeds["input_ids"]),
+        {item.source: item.rows for item in items},
+        ids.tolist(),
+        pad=lambda some: {
+            "input_ids": np.array(some),
+            "attention_mask": np.ones_like(np.array(some)),
+        },
+    )
+    setting = settings.Setting(
+        scheme=scheme, smoothing=smoothing, kind=WEIGHTS if kind == WEIGHTS else INT8
+    )
+    made = prepare.run(
+        items, {"up": UP, "down": DOWN}.__getitem__, sites, setting, out_dir=room / "weights"
+    )
+    found = {}
+    for name, one in made.items():
+        assert one.error() < one.error_naive
+        assert one.errors[WEIGHTS] <= one.errors[TWICE] * 1.01 < one.errors[INT8]
+        found[name] = Treatment(**{**vars(one.treatment), "kind": kind})
+    return found
+
+
+def quantized(
+    room: Path, kind: str = INT8, *, table: bool = True, both: bool = True, tables: bool = True,
+    **options: Any,
+) -> ir.Model:  # fmt: skip
+    model = graph(table=table, both=both)
+    rewrite(model, treatments(model, room, kind=kind, **options), tables=tables)
+    return model
+
+
+def run(
+    model: ir.Model, room: Path, given: Mapping[str, np.ndarray], *, plain: bool = False
+) -> np.ndarray:
+    """plain: onnxruntime with every optimisation off; else its default options."""
+    room.mkdir(exist_ok=True)
+    storage.save(model, room / "model.onnx")
+    onnx.checker.check_model(str(room / "model.onnx"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        str(room / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    made: np.ndarray = session.run(None, dict(given))[0]
+    return made
+
+
+def off(made: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.abs(made - truth).max() / np.abs(truth).max())
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+@pytest.mark.parametrize("scheme", numbers.SCHEMES)
+@pytest.mark.parametrize("kind", [INT8, TWICE, WEIGHTS])
+def test_close_to_float_in_standard_operators(
+    kind: str, scheme: str, smoothing: float, tmp_path: Path
+) -> None:
+    model = quantized(tmp_path, kind, scheme=scheme, smoothing=smoothing)
+    made = run(model, tmp_path, {"ids": IDS}, plain=True)
+    truth = values()["y"]
+    assert made.shape == truth.shape
+    assert 1e-6 < off(made, truth) < 0.05
+    assert {node.domain for node in model.graph} == {""}
+    assert set(model.opset_imports) == {""}
+    rounding = {INT8: 2, TWICE: 4, WEIGHTS: 0}[kind]
+    assert operators(model).count("QuantizeLinear") == rounding
+    assert operators(model).count("DequantizeLinear") == rounding + 2
+    assert operators(model).count("MatMul") == (4 if kind == TWICE else 2)
+
+
+def test_weights_and_table_are_stored_as_int8(tmp_path: Path) -> None:
+    model = quantized(tmp_path)
+    run(model, tmp_path, {"ids": IDS})
+    stored = {w.name: w for w in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    large = {name: w.data_type for name, w in stored.items() if np.prod(w.dims) > 2 * ROWS}
+    assert large == dict.fromkeys(("up.int8", "down.int8", "table.int8"), TensorProto.INT8)
+    for name in ("up", "down"):
+        steps = numpy_helper.to_array(stored[f"{name}.int8"])
+        scale = numpy_helper.to_array(stored[f"{name}.scale"])
+        assert scale.shape == (steps.shape[1],)
+        assert -127 <= steps.min() < steps.max() <= 127
+    assert numpy_helper.to_array(stored["table.scale"]).shape == (ROWS, 1)
+
+
+def test_table_rows_are_half_a_step_off_at_most(tmp_path: Path) -> None:
+    model = graph(both=False)
+    model.graph.outputs[:] = [node.outputs[0] for node in model.graph][:1]  # the rows themselves
+    rewrite(model, {})
+    made = run(model, tmp_path, {"ids": IDS}, plain=True)
+    truth, step = TABLE[IDS], row_scales(TABLE)[IDS]
+    assert (np.abs(made - truth) <= step * 0.501).all()
+    assert off(made, truth) > 1e-5
+
+
+def test_twice_leaves_the_error_of_the_weights_alone(tmp_path: Path) -> None:
+    x = {"x": values()["x"]}
+    made = {}
+    for kind in (INT8, TWICE):
+        model = quantized(tmp_path / kind, kind, table=False, both=False, smoothing=0.5)
+        made[kind] = run(model, tmp_path / kind, x, plain=True)
+    found = treatments(graph(both=False), tmp_path, kind=INT8)["layers/0/fc1/MatMul"]
+    assert found.divisors is not None
+    restored = found.steps() * found.scales / found.divisors[:, None]
+    truth = np.maximum(x["x"] @ restored + BIAS, 0)
+    assert 50 * off(made[TWICE], truth) < off(made[INT8], truth)
+
+
+def test_twice_also_where_the_product_is_the_graphs_output(tmp_path: Path) -> None:
+    model = graph(both=False)
+    model.graph.outputs[:] = [n.outputs[0] for n in model.graph if n.op_type == "MatMul"]
+    rewrite(model, treatments(model, tmp_path, kind=TWICE))
+    assert operators(model).count("QuantizeLinear") == 2
+
+
+def test_a_weight_that_is_used_twice_is_stored_once(tmp_path: Path) -> None:
+    model = graph(both=False)
+    act, x = model.graph.outputs[0], next(iter(model.graph)).outputs[0]
+    second = ir.node("MatMul", [x, model.graph.initializers["up"]], name="layers/1/fc1/MatMul")
+    total = ir.node("Add", [act, second.outputs[0]], name="total")
+    total.outputs[0].type, total.outputs[0].shape = act.type, act.shape
+    second.outputs[0].name, total.outputs[0].name = "again", "total"
+    model.graph.extend([second, total])
+    model.graph.outputs[:] = [total.outputs[0]]
+    rewrite(model, treatments(model, tmp_path, kind=INT8))
+    made = run(model, tmp_path, {"ids": IDS}, plain=True)
+    assert off(made, values()["act"] + values()["x"] @ UP) < 0.03
+    assert sum(name.endswith("up.int8") for name in model.graph.initializers) == 1
+
+
+def test_a_graph_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrecisionError, match="quantized already"):
+        products.find(quantized(tmp_path))
+
+
+def test_a_graph_without_products_is_refused() -> None:
+    model = graph(both=False)
+    for node in model.graph:
+        if node.op_type == "MatMul":
+            node.op_type = "Gemm"
+    with pytest.raises(UnsupportedGraphError, match="nothing to quantize"):
+        products.find(model)
+
+
+def test_products_and_their_shares() -> None:
+    first, second = products.find(graph())
+    assert (first.source, first.weight, first.rows, first.columns) == ("x", "up", WIDE, INNER)
+    assert (second.source, second.layer) == ("act", 0)
+    assert first.share == second.share == 0.5
+
+
+@pytest.mark.parametrize("kind", [INT8, TWICE])
+def test_fused_gives_the_numbers_of_the_standard_graph(kind: str, tmp_path: Path) -> None:
+    # One product: behind a second rounding a difference of 1e-7 may be a whole step.
+    x = {"x": values()["x"]}
+    plain = run(quantized(tmp_path, kind, table=False, both=False), tmp_path, x, plain=True)
+    model = quantized(tmp_path, kind, table=False, both=False)
+    counts = ort_fusion.fuse(model, max_tokens=64)
+    assert counts["MatMulIntegerToFloat"] == operators(model).count("MatMulIntegerToFloat")
+    assert counts["MatMulIntegerToFloat"] == (2 if kind == TWICE else 1)
+    assert "MatMul" not in operators(model)
+    assert off(run(model, tmp_path / "fused", x), plain) < 1e-5
+
+
+def test_a_bias_becomes_part_of_the_product(tmp_path: Path) -> None:
+    model = quantized(tmp_path, table=False, both=False)
+    ort_fusion.fuse(model, max_tokens=64)
+    assert "Add" not in operators(model)
+    assert "DequantizeLinear" not in operators(model)
+    product = next(node for node in model.graph if node.op_type == "MatMulIntegerToFloat")
+    assert product.domain == MS
+    assert product.inputs[6] is not None
+    assert product.inputs[6].name == "bias"
+
+
+def test_both_products_fused_are_close_to_float(tmp_path: Path) -> None:
+    model = quantized(tmp_path)
+    assert ort_fusion.fuse(model, max_tokens=64)["MatMulIntegerToFloat"] == 2
+    assert off(run(model, tmp_path, {"ids": IDS}), values()["y"]) < 0.05
+
+
+def test_int8_activations_are_left_alone(tmp_path: Path) -> None:
+    model = quantized(tmp_path, scheme=numbers.SYMMETRIC)
+    before = operators(model)
+    assert ort_integer.fuse(edit.Edit(model.graph)) == 0
+    assert operators(model) == before
+
+
+def test_float_activations_are_not_taken_for_integers(tmp_path: Path) -> None:
+    model = quantized(tmp_path, WEIGHTS)
+    assert ort_integer.fuse(edit.Edit(model.graph)) == 0
+    model = quantized(tmp_path)
+    assert ort_integer.unfuse_weights(edit.Edit(model.graph)) == 0
+
+
+def test_unfused_weights_keep_float_activations(tmp_path: Path) -> None:
+    x = {"x": values()["x"]}
+    model = quantized(tmp_path, WEIGHTS, table=False, both=False)
+    found = treatments(graph(both=False), tmp_path, kind=WEIGHTS)["layers/0/fc1/MatMul"]
+    assert found.divisors is None
+    truth = np.maximum(x["x"] @ (found.steps() * found.scales) + BIAS, 0)
+    work = edit.Edit(model.graph)
+    assert ort_integer.unfuse_weights(work) == 1
+    work.drop_dead()
+    model.graph.sort()
+    assert "DequantizeLinear" not in operators(model)
+    assert off(run(model, tmp_path, x), truth) < 1e-5  # onnxruntime's default options
+    stored = {w.name: w.data_type for w in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert stored["up.int8"] == TensorProto.INT8
+
+
+@pytest.mark.parametrize("kind", [INT8, TWICE, WEIGHTS])
+def test_the_rest_in_float16_leaves_products_between_their_quantizers(
+    kind: str, tmp_path: Path
+) -> None:
+    truth = values()["y"]
+    model = quantized(tmp_path, kind, scheme=numbers.SYMMETRIC, tables=False)
+    half.to_float16(model, half.Keep(()))
+    assert off(run(model, tmp_path / "fp16", {"ids": IDS}, plain=True), truth) < 0.03
+    for node in model.graph:
+        if node.op_type == "MatMul":
+            assert {value.dtype for value in node.inputs} == {ir.DataType.FLOAT16}
+            weight = node.inputs[1].producer()
+            assert weight.op_type == "DequantizeLinear"  # no cast between
+            if kind != WEIGHTS:
+                assert node.inputs[0].producer().op_type == "DequantizeLinear"
+        if node.op_type == "QuantizeLinear":
+            assert {value.dtype for value in node.inputs[:2]} == {ir.DataType.FLOAT16}
+            assert node.outputs[0].dtype == ir.DataType.INT8
+    tables = [n for n in model.graph if n.op_type == "Gather"]
+    assert [node.inputs[0].dtype for node in tables] == [ir.DataType.FLOAT16]
+
+
+def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
+    made = treatments(graph(), tmp_path, kind=INT8, scheme=numbers.SYMMETRIC)
+    name = next(iter(made))
+    made[name] = replace(made[name], scales=made[name].scales * np.float32(1e-6))
+    model = graph()
+    rewrite(model, made)
+    half.to_float16(model, half.Keep(()))
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    kinds = {str(n.name): n.outputs[0].dtype for n in model.graph if "/weight" in str(n.name)
+             and n.op_type == "DequantizeLinear"}  # fmt: skip
+    assert set(kinds.values()) == {ir.DataType.FLOAT, ir.DataType.FLOAT16}

@@ -1,0 +1,226 @@
+"""Copies of outlier channels: the same sums in float, finer steps in int8, nothing else touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from jexport.graph import edit, storage
+from jexport.quantization import outliers, prepare, products, settings, statistics
+from jexport.quantization.statistics import Site
+
+WIDE, HIDDEN, FAR = 64, 320, 17
+RNG = np.random.default_rng(3)
+UP = (RNG.normal(size=(WIDE, HIDDEN)) / 8).astype(np.float32)
+DOWN = (RNG.normal(size=(HIDDEN, WIDE)) / 12).astype(np.float32)
+BIAS = RNG.normal(size=HIDDEN).astype(np.float32)
+SHIFT = RNG.normal(size=WIDE).astype(np.float32)
+ROWS = RNG.normal(size=(40, 30, WIDE)).astype(np.float32)
+PRODUCTS = ("mlp/up/MatMul", "mlp/down/MatMul")
+
+Nodes = list[Any]
+
+
+def far_weights() -> dict[str, np.ndarray]:
+    """One channel reaches eight times beyond the rest, and so does its row of the second matrix."""
+    up, down = UP.copy(), DOWN.copy()
+    up[:, FAR] *= 8
+    down[FAR] *= 8
+    return {"up": up, "down": down, "bias": BIAS, "shift": SHIFT}
+
+
+def model(
+    activation: str = "Gelu",
+    change: Callable[[Nodes], Nodes] = lambda nodes: nodes,
+    *,
+    weights: dict[str, np.ndarray] | None = None,
+    bias: bool = True,
+) -> ir.Model:
+    """act(x up + bias) down + shift."""
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["x", "up"], ["upped"], name=PRODUCTS[0]),
+        node("Add", ["bias", "upped"], ["biased"], name="mlp/up/Add"),
+        node(activation, ["biased" if bias else "upped"], ["act"], name="mlp/act"),
+        node("MatMul", ["act", "down"], ["downed"], name=PRODUCTS[1]),
+        node("Add", ["downed", "shift"], ["y"], name="mlp/down/Add"),
+    ]
+    if not bias:
+        del nodes[1]
+    made = helper.make_graph(
+        change(nodes), "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "s", WIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "s", None])],
+        [numpy_helper.from_array(a, name) for name, a in (weights or far_weights()).items()],
+    )  # fmt: skip
+    whole = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    read: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(whole))
+    return read
+
+
+def run(graph: ir.Model, folder: Path, *outputs: str) -> list[np.ndarray]:
+    """What onnxruntime gives for ROWS: y, then other values by name."""
+    folder.mkdir(exist_ok=True)
+    values = {value.name: value for node in graph.graph for value in node.outputs}
+    graph.graph.outputs.extend(values[name] for name in outputs)
+    storage.save(graph, folder / "model.onnx")
+    onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    made: list[np.ndarray] = session.run(None, {"x": ROWS})
+    return made
+
+
+def weight_of(graph: ir.Model) -> Callable[[str], np.ndarray]:
+    def read(name: str) -> np.ndarray:
+        tensor = graph.graph.initializers[name].const_value
+        assert tensor is not None
+        return tensor.numpy()
+
+    return read
+
+
+def site(rows: np.ndarray) -> Site:
+    flat = rows.reshape(-1, rows.shape[-1])
+    made = Site.empty(flat.shape[1])
+    made.add(flat, statistics.KEPT_ROWS)
+    return made
+
+
+def sites(folder: Path, graph: ir.Model) -> dict[str, Site]:
+    return {"x": site(ROWS), "act": site(run(graph, folder, "act")[1])}
+
+
+def error(graph: ir.Model, known: dict[str, Site], folder: Path, **options: Any) -> float:
+    """What int8 loses of the second product, after SmoothQuant and GPTQ."""
+    setting = settings.Setting(**{"scheme": "uint8", "smoothing": 0.85, **options})
+    made = prepare.run(
+        products.find(graph), weight_of(graph), known, setting, out_dir=folder / "weights"
+    )
+    return made[PRODUCTS[1]].error()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", outliers.ACTIVATIONS)
+def test_the_same_sums(activation: str, bias: bool, tmp_path: Path) -> None:
+    plain = run(model(activation, bias=bias), tmp_path / "plain")[0]
+    copies = RNG.integers(1, 5, HIDDEN)
+    graph = model(activation, bias=bias)
+    outliers.copy(graph, [outliers.Copied(activation="mlp/act", copies=copies)], {})
+    names = [item.name for item in products.find(graph)]
+    after = run(graph, tmp_path / "copied")[0]
+    assert tuple(names) == PRODUCTS
+    assert np.abs(after - plain).max() < 2e-6 * np.abs(plain).max()
+    assert weight_of(graph)("down.copied").shape == (copies.sum(), WIDE)
+    assert not {"up", "down", "bias"} & set(graph.graph.initializers)
+
+
+def test_found_is_what_is_far_and_only_that(tmp_path: Path) -> None:
+    graph = model()
+    known = sites(tmp_path / "far", model())
+    (found,) = outliers.find(graph, known, weight_of(graph))
+    assert found.activation == "mlp/act"
+    assert found.copies.argmax() == FAR
+    assert found.copies.max() >= outliers.FAR
+    assert found.copies.sum() - HIDDEN == outliers.MULTIPLE
+    said = found.report()
+    assert said["activation"] == "mlp/act"
+    assert said["channels"][str(FAR)] == found.copies.max()
+    assert sum(many - 1 for many in said["channels"].values()) == outliers.MULTIPLE
+    even = {"up": UP, "down": DOWN, "bias": BIAS, "shift": SHIFT}
+    graph = model(weights=even)
+    known = sites(tmp_path / "even", model(weights=even))
+    assert outliers.find(graph, known, weight_of(graph)) == ()
+    assert outliers.find(graph, {"x": known["x"]}, weight_of(graph)) == ()
+
+
+@pytest.mark.parametrize(("channels", "extra"), [(64, 16), (1024, 16), (1025, 32), (4096, 64)])
+def test_no_other_share_of_the_copies_reaches_less_far(channels: int, extra: int) -> None:
+    reach = np.exp(np.random.default_rng(channels).normal(size=channels) * 1.5)
+    copies = outliers._copies(reach)
+    assert copies.sum() == channels + extra
+    left = (reach / copies).max()
+    # One copy less anywhere, given to the furthest, and another channel is at least as far.
+    fewer = np.maximum(copies - 1, 1)
+    assert (reach / fewer)[copies > 1].min() >= left
+
+
+def test_statistics_are_those_of_the_copies(tmp_path: Path) -> None:
+    graph, known = model(), sites(tmp_path / "plain", model())
+    copied = outliers.find(graph, known, weight_of(graph))
+    outliers.copy(graph, copied, known)
+    again = sites(tmp_path / "again", graph)["act"]
+    for name in ("low", "high", "rows"):
+        np.testing.assert_array_equal(getattr(known["act"], name), getattr(again, name))
+    # float32 rounds a sum of products by a share of both channels' energies, however small the sum:
+    # some kernels add up a column at a block's edge in another order.
+    energy = np.sqrt(np.diag(again.gram))
+    apart = np.abs(known["act"].gram - again.gram) / np.outer(energy, energy)
+    assert apart.max() < 1e-5
+    assert known["act"].tokens == again.tokens
+
+
+@pytest.mark.parametrize("scheme", ["uint8", "symmetric"])
+def test_int8_loses_less(scheme: str, tmp_path: Path) -> None:
+    graph, known = model(), sites(tmp_path / "plain", model())
+    before = error(graph, known, tmp_path / "before", scheme=scheme)
+    copied = outliers.find(graph, known, weight_of(graph))
+    outliers.copy(graph, copied, known)
+    after = error(graph, known, tmp_path / "after", scheme=scheme)
+    assert after < 0.6 * before
+
+
+def read_twice(nodes: Nodes) -> Nodes:
+    return [*nodes[:-1], helper.make_node("Add", ["downed", "act"], ["y"], name="both")]
+
+
+def same_weight_twice(nodes: Nodes) -> Nodes:
+    """The second matrix is read by another product, too."""
+    first, *rest, _ = nodes
+    turned = helper.make_node("MatMul", ["act_2", "down"], ["other"], name="other/MatMul")
+    held = helper.make_node("Relu", ["biased"], ["act_2"], name="other/act")
+    total = helper.make_node("Add", ["downed", "other"], ["y"], name="both")
+    return [first, *rest, held, turned, total]
+
+
+def gated(nodes: Nodes) -> Nodes:
+    """act(x up) * (x up): what lies between is read by a product of values."""
+    nodes[3].input[0] = "gated"
+    return [*nodes[:3], helper.make_node("Mul", ["act", "biased"], ["gated"], name="gate"),
+            *nodes[3:]]  # fmt: skip
+
+
+def no_product_before(nodes: Nodes) -> Nodes:
+    nodes[1].input[1] = "turned"
+    between = helper.make_node("Neg", ["upped"], ["turned"], name="neg")
+    return [nodes[0], between, *nodes[1:]]
+
+
+def another_function(nodes: Nodes) -> Nodes:
+    nodes[2].op_type = "Sin"
+    return nodes
+
+
+@pytest.mark.parametrize(
+    "change", [read_twice, same_weight_twice, gated, no_product_before, another_function]
+)
+def test_other_places_are_left_alone(change: Callable[[Nodes], Nodes]) -> None:
+    square = dict(far_weights())
+    if change is read_twice:
+        square["down"] = np.zeros((HIDDEN, HIDDEN), np.float32)
+    graph = model(change=change, weights=square)
+    known = {"x": site(ROWS), "act": site(np.float32(1e3) ** np.eye(HIDDEN, dtype=np.float32)[:40])}
+    names = {node.name for node in graph.graph}
+    assert "mlp/act" not in {
+        one.activation for one in outliers.find(graph, known, weight_of(graph))
+    }
+    outliers.copy(graph, [outliers.Copied(activation="mlp/act", copies=np.full(HIDDEN, 2))], known)
+    assert {node.name for node in graph.graph} == names
+    assert edit.sizes(graph.graph.initializers["up"].const_value) == (WIDE, HIDDEN)

@@ -1,0 +1,32 @@
+"""settings: what `full` tries holds the recipe's own choice, and every trial has its own name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from jexport.quantization import settings
+from jexport.quantization.settings import Setting
+
+OWN = Setting(scheme="asymmetric", smoothing=0.85)
+
+
+@pytest.mark.parametrize("own", [OWN, replace(OWN, smoothing=0.6, clip=0.95)])
+def test_the_own_setting_is_tried_once_and_before_other_strengths(own: Setting) -> None:
+    tried = [setting for _, setting in settings.tried(own)]
+    assert tried.count(own) == 1
+    assert tried.index(own) == 3  # after the three that leave a part out
+    assert {setting.compensate for setting in tried[:2]} == {False}
+    assert {(one.smoothing, one.clip) for one in tried[3:]} >= set(settings.FULL_SETTINGS)
+    assert {one.scheme for one in tried} == {own.scheme}
+    assert {one.kind for one in tried} == {own.kind}
+
+
+def test_each_is_told_apart_in_words_and_in_names() -> None:
+    tried = list(settings.tried(OWN))
+    assert len({what for what, _ in tried}) == len(tried)
+    keys = [setting.key(wide) for _, setting in tried for wide in ((), ("a",), ("b", "a"))]
+    assert len(set(keys)) == len(keys)
+    assert not any(set(key) & set("/\0 ") for key in keys)
+    assert OWN.key(("b", "a")) == OWN.key(("a", "b")) == "asymmetric-int8-0.85-1-gptq-a-b"
