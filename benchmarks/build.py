@@ -35,10 +35,14 @@ def plain_export(checkpoint: str, out: str) -> None:
     names = ("input_ids", "attention_mask")
     begin = time.perf_counter()
     program = torch.onnx.export(
-        model, (), kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)}, dynamo=True,
-        opset_version=20, verbose=False,
+        model,
+        (),
+        kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        dynamo=True,
+        opset_version=20,
+        verbose=False,
         dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
-    )  # fmt: skip
+    )
     program.save(Path(out) / "plain.onnx", external_data=True)
     print(json.dumps({"seconds": time.perf_counter() - begin}))
 

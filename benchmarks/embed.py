@@ -48,8 +48,15 @@ def main() -> None:
         f"{ROUNDS} rounds, the two in turn. Texts a second are those of the median round; a ratio "
         "is one round's: lowest / **median** / highest."
     )
-    head = ["texts", "", "mean tokens", "jexport, onnx fp32", "sentence-transformers, torch fp32",
-            "ratio", "lowest cosine between the two"]  # fmt: skip
+    head = [
+        "texts",
+        "",
+        "mean tokens",
+        "jexport, onnx fp32",
+        "sentence-transformers, torch fp32",
+        "ratio",
+        "lowest cosine between the two",
+    ]
     table.write("Embedding with all-MiniLM-L6-v2", "make bench", note, head, rows)
 
 

@@ -35,9 +35,10 @@ def jina() -> Any:
 
     torch.manual_seed(0)
     config = JinaEmbeddingsV3Config(
-        vocab_size=2000, num_hidden_layers=4,
+        vocab_size=2000,
+        num_hidden_layers=4,
         rope_parameters={"rope_theta": 20000.0, "rope_type": "default"},
-    )  # fmt: skip
+    )
     return JinaEmbeddingsV3Model(config, add_pooling_layer=False).eval().requires_grad_(False)
 
 
@@ -58,10 +59,15 @@ def traced(module: Any) -> ir.Model:
     ids = torch.full((2, 16), 4)
     names = ("input_ids", "attention_mask")
     return torch.onnx.export(
-        module, (ids, torch.ones_like(ids)), dynamo=True, opset_version=20, input_names=names,
-        output_names=["last_hidden_state"], verbose=False,
+        module,
+        (ids, torch.ones_like(ids)),
+        dynamo=True,
+        opset_version=20,
+        input_names=names,
+        output_names=["last_hidden_state"],
+        verbose=False,
         dynamic_shapes={name: {0: batch, 1: sequence} for name in names},
-    ).model  # fmt: skip
+    ).model
 
 
 class Plain(torch.nn.Module):
@@ -82,9 +88,14 @@ class Plain(torch.nn.Module):
 def encoder(model: Any) -> traceable.Encoder:
     """Jexport's traceable form of the model."""
     embedding = Embedding(
-        task="none", prompt="", pooling="mean", normalize=True, dimension=0, matryoshka=(),
+        task="none",
+        prompt="",
+        pooling="mean",
+        normalize=True,
+        dimension=0,
+        matryoshka=(),
         max_tokens=512,
-    )  # fmt: skip
+    )
     return traceable.Encoder(model, embedding, ("last_hidden_state",), 0).eval()
 
 
@@ -144,9 +155,11 @@ def session(graph: ir.Model, path: Path) -> onnxruntime.InferenceSession:
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"],
+        str(path),
+        options,
+        providers=["CPUExecutionProvider"],
         disabled_optimizers=["SkipLayerNormFusion"],
-    )  # fmt: skip
+    )
 
 
 def compare(title: str, make: Model, vocabulary: int) -> list[list[str]]:
@@ -183,9 +196,12 @@ def main() -> None:
         "graph of the same round; above 1 is faster. Nodes in branches are counted."
     )
     table.write(
-        "Graph simplifications in onnxruntime", "make bench-graph", note,
-        ["model", "graph", "nodes", "ms (median)", "speed"], rows,
-    )  # fmt: skip
+        "Graph simplifications in onnxruntime",
+        "make bench-graph",
+        note,
+        ["model", "graph", "nodes", "ms (median)", "speed"],
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -72,12 +72,14 @@ def quality() -> None:
         )["overall"]
         rows.append([*row, *(f"{outcome[metric]:.4f}" for metric in METRICS)])
     table.write(
-        "INT8 of all-MiniLM-L6-v2", "make bench-int8",
+        "INT8 of all-MiniLM-L6-v2",
+        "make bench-int8",
         f"{TEXTS:,} English docstrings that nothing was tuned on, against fp32. At most 15 % of "
         "the work of the products is not plain int8. The last row is what TensorRT takes, run "
         "in onnxruntime.",
-        ["precision", "size", "speed, 8 x 128 tokens", *HEADS], rows,
-    )  # fmt: skip
+        ["precision", "size", "speed, 8 x 128 tokens", *HEADS],
+        rows,
+    )
 
 
 def symmetric(chosen: recipe.Recipe, fp32: Path, folder: Path) -> Path:
@@ -122,8 +124,11 @@ def curve() -> None:
     with tempfile.TemporaryDirectory() as folder:
         built = jexport.build(
             minilm().replace_quantize(effort="full"),
-            task="none", target="onnx", precision="int8", out=Path(folder),
-        )  # fmt: skip
+            task="none",
+            target="onnx",
+            precision="int8",
+            out=Path(folder),
+        )
         report = json.loads((built.path / "quantization.json").read_text(encoding="utf-8"))
     points = [{**one, "what": f"all int8: {one['what']}"} for one in report["techniques"]]
     points += report["curve"]
@@ -137,11 +142,13 @@ def curve() -> None:
         for one in points
     ]
     table.write(
-        "INT8 quality against the share that is wide", "make bench-int8",
+        "INT8 quality against the share that is wide",
+        "make bench-int8",
         f"all-MiniLM-L6-v2 with --effort full, its {report['held_out']['texts']} held-out texts in "
         "30 languages. Wide: activations as two int8 terms (about 16 bits), weights int8.",
-        ["", "share wide", *HEADS], rows,
-    )  # fmt: skip
+        ["", "share wide", *HEADS],
+        rows,
+    )
 
 
 def wide() -> None:
@@ -165,8 +172,10 @@ def wide() -> None:
                 out = module(**{name: torch.from_numpy(value) for name, value in feed.items()})
             return {"last_hidden_state": out.last_hidden_state.numpy()}
 
-        opened = [ENGINE.runner(compiled_model(p, manifest.read(p).content), "cpu", 0)
-                  for p in built.values()]  # fmt: skip
+        opened = [
+            ENGINE.runner(compiled_model(p, manifest.read(p).content), "cpu", 0)
+            for p in built.values()
+        ]
         with opened[0] as first, opened[1] as second:
             rates = speed.compare(
                 {"torch fp32": in_torch, "onnx fp32": first, "onnx int8": second},
@@ -174,10 +183,12 @@ def wide() -> None:
             )
     rows = [[name, f"{rate / rates['torch fp32']:.2f}"] for name, rate in rates.items()]
     table.write(
-        "INT8 of four layers of 1,024", "make bench-int8",
+        "INT8 of four layers of 1,024",
+        "make bench-int8",
         "Seeded XLM-R shape, batch of 8 x 128 tokens, speed against torch fp32.",
-        ["", "times torch fp32"], rows,
-    )  # fmt: skip
+        ["", "times torch fp32"],
+        rows,
+    )
 
 
 def wide_recipe(toy: Path) -> recipe.Recipe:
@@ -198,16 +209,23 @@ def _write_wide(folder: Path) -> None:
 
     torch.manual_seed(0)
     shutil.copytree(
-        weights.minilm(), folder,
+        weights.minilm(),
+        folder,
         ignore=shutil.ignore_patterns("*.safetensors", "*.onnx*", "*.bin"),
-    )  # fmt: skip
+    )
     made = XLMRobertaModel(
         XLMRobertaConfig(
-            vocab_size=30522, hidden_size=1024, num_hidden_layers=4, num_attention_heads=16,
-            intermediate_size=4096, max_position_embeddings=514, pad_token_id=0, type_vocab_size=1,
+            vocab_size=30522,
+            hidden_size=1024,
+            num_hidden_layers=4,
+            num_attention_heads=16,
+            intermediate_size=4096,
+            max_position_embeddings=514,
+            pad_token_id=0,
+            type_vocab_size=1,
         ),
         add_pooling_layer=False,
-    )  # fmt: skip
+    )
     made.save_pretrained(folder)
     pooling = folder / "1_Pooling" / "config.json"
     content = json.loads(pooling.read_text(encoding="utf-8"))
@@ -233,12 +251,14 @@ def full() -> None:
             rows.append([f"{samples}", f"{seconds:.0f}", f"{peak_gb:.2f}", f"{size:.3f}"])
     least, most = (min(float(row[2]) for row in rows), max(float(row[2]) for row in rows))
     table.write(
-        "INT8 at full size", "make bench-int8",
+        "INT8 at full size",
+        "make bench-int8",
         "Full-size seeded checkpoint (559 M parameters), the stage quantize for "
         f"{weights.TASK}: calibration texts of at most 128 tokens, 90 held-out texts, goals that "
         f"the first trial meets. Most over least memory: **{most / least:.2f}**.",
-        ["calibration texts", "seconds", "peak memory, GB", "size against fp32"], rows,
-    )  # fmt: skip
+        ["calibration texts", "seconds", "peak memory, GB", "size against fp32"],
+        rows,
+    )
 
 
 def _at_full_size(checkpoint: str) -> recipe.Recipe:
@@ -283,11 +303,15 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
 
 
 PARTS: dict[str, Callable[..., None]] = {
-    "quality": quality, "curve": curve, "wide": wide, "full": full,
-}  # fmt: skip
+    "quality": quality,
+    "curve": curve,
+    "wide": wide,
+    "full": full,
+}
 INSIDE: dict[str, Callable[..., None]] = {
-    "export-full": export_full, "quantize-full": quantize_full,
-}  # fmt: skip
+    "export-full": export_full,
+    "quantize-full": quantize_full,
+}
 
 if __name__ == "__main__":
     if sys.argv[1:]:

@@ -56,8 +56,11 @@ def embedding() -> None:
         theirs = {"sentence-transformers, torch fp32": [sys.executable, *THEIRS, "torch", model]}
         if os.environ.get("OPENVINO_ENV"):
             theirs["sentence-transformers, its openvino backend"] = [
-                *shlex.split(os.environ["OPENVINO_ENV"]), *THEIRS, "openvino", model
-            ]  # fmt: skip
+                *shlex.split(os.environ["OPENVINO_ENV"]),
+                *THEIRS,
+                "openvino",
+                model,
+            ]
         commands = dict(theirs)
         for precision in PRECISIONS:
             # What is slower is a number to read here, no reason to stop.
@@ -82,13 +85,15 @@ def embedding() -> None:
         others = [spread(seconds[other], own) for other in theirs]
         rows.append([name, rate, *others, f"{worst:.5f}"])
     table.write(
-        f"OpenVINO: embedding with all-MiniLM-L6-v2{LIMIT and ', ' + LIMIT}", COMMAND,
+        f"OpenVINO: embedding with all-MiniLM-L6-v2{LIMIT and ', ' + LIMIT}",
+        COMMAND,
         f"{TEXTS:,} docstrings, mean 50 tokens; {ROUNDS} rounds, all in turn, each in a process "
         "of its own. Texts a second are those of the median round; a ratio is one round's: lowest "
         "/ **median** / highest. "
         "sentence-transformers' backend runs in the precision that it chooses by itself.",
-        ["", "", *(f"times {name}" for name in theirs), "lowest cosine to torch"], rows,
-    )  # fmt: skip
+        ["", "", *(f"times {name}" for name in theirs), "lowest cosine to torch"],
+        rows,
+    )
 
 
 @contextlib.contextmanager
@@ -170,11 +175,13 @@ def wide() -> None:
         seconds = in_turn({name: _passes(run, feed) for name, run in runners.items()})
     rows = [[name, spread(seconds["torch fp32"], own)] for name, own in seconds.items()]
     table.write(
-        f"OpenVINO: four layers of 1,024{LIMIT and ', ' + LIMIT}", COMMAND,
+        f"OpenVINO: four layers of 1,024{LIMIT and ', ' + LIMIT}",
+        COMMAND,
         f"Seeded XLM-R shape, batch of 8 x 128 tokens, {ROUNDS} rounds of four passes, in turn. "
         "Speed against torch fp32 of the same round: lowest / **median** / highest.",
-        ["", "times torch fp32"], rows,
-    )  # fmt: skip
+        ["", "times torch fp32"],
+        rows,
+    )
 
 
 def _passes(run: Callable[..., Any], feed: Mapping[str, Any]) -> Side:

@@ -307,18 +307,28 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
     rules: list[tuple[str, object, bool, str]] = [
         ("name", recipe.name, _may_name_folder(recipe.name), NAME_RULE),
         ("version", recipe.version, _may_name_folder(recipe.version), NAME_RULE),
-        ("precisions", recipe.precisions, set(recipe.precisions) <= set(PRECISIONS),
-         f"some of {', '.join(PRECISIONS)}"),
+        (
+            "precisions",
+            recipe.precisions,
+            set(recipe.precisions) <= set(PRECISIONS),
+            f"some of {', '.join(PRECISIONS)}",
+        ),
         ("load.revision", load.revision, _is_commit(load.revision), COMMIT_RULE),
         ("load.code_revision", load.code_revision, _is_commit(load.code_revision), COMMIT_RULE),
         ("load.max_tokens", load.max_tokens, load.max_tokens >= 0, "0 (the model's own) or more"),
-        ("load.prompts", tuple(load.prompts),
-         not recipe.tasks or set(load.prompts) <= {*recipe.tasks, NONE},
-         f"prompts of this recipe's tasks: {', '.join(recipe.tasks)}"),
+        (
+            "load.prompts",
+            tuple(load.prompts),
+            not recipe.tasks or set(load.prompts) <= {*recipe.tasks, NONE},
+            f"prompts of this recipe's tasks: {', '.join(recipe.tasks)}",
+        ),
         ("export.opset", export.opset, export.opset in OPSETS, f"{OPSETS[0]} to {OPSETS[-1]}"),
-        ("export.outputs", export.outputs,
-         set() < set(export.outputs) <= set(OUTPUTS) and _once(export.outputs),
-         f"one or both of {', '.join(OUTPUTS)}"),
+        (
+            "export.outputs",
+            export.outputs,
+            set() < set(export.outputs) <= set(OUTPUTS) and _once(export.outputs),
+            f"one or both of {', '.join(OUTPUTS)}",
+        ),
         ("export.dimension", export.dimension, export.dimension >= 0, "0 (full size) or more"),
         ("quantize.effort", quantize.effort, quantize.effort in EFFORTS, " or ".join(EFFORTS)),
         ("quantize.samples", quantize.samples, quantize.samples >= 1, "1 or more"),
@@ -326,26 +336,49 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
         ("quantize.smoothing", quantize.smoothing, 0 <= quantize.smoothing <= 1, "0 to 1"),
         ("quantize.clip", quantize.clip, 0 < quantize.clip <= 1, "above 0, up to 1"),
         ("quantize.max_share", quantize.max_share, 0 <= quantize.max_share <= 1, "0 to 1"),
-        ("compile.cuda", compiling.cuda,
-         set(compiling.cuda) <= {*CUDA_STEPS, "all"} and _once(compiling.cuda),
-         f"'all', or some of {', '.join(CUDA_STEPS)}"),
-        ("compile.cuda", compiling.cuda, compiling.fuse or not compiling.cuda,
-         "none with compile.fuse = false: they go on from there"),
-        ("compile.hardware_compatible", compiling.hardware_compatible,
-         compiling.hardware_compatible in HARDWARE_COMPATIBLE,
-         " or ".join(repr(name) for name in HARDWARE_COMPATIBLE)),
-        ("compile.workspace_gib", compiling.workspace_gib,
-         math.isfinite(compiling.workspace_gib) and compiling.workspace_gib >= 0,
-         "0 (all there is) or more"),
-        ("quantize.symmetric", tuple(quantize.symmetric), set(quantize.symmetric) <= set(GOALS),
-         f"some of {', '.join(GOALS)}"),
+        (
+            "compile.cuda",
+            compiling.cuda,
+            set(compiling.cuda) <= {*CUDA_STEPS, "all"} and _once(compiling.cuda),
+            f"'all', or some of {', '.join(CUDA_STEPS)}",
+        ),
+        (
+            "compile.cuda",
+            compiling.cuda,
+            compiling.fuse or not compiling.cuda,
+            "none with compile.fuse = false: they go on from there",
+        ),
+        (
+            "compile.hardware_compatible",
+            compiling.hardware_compatible,
+            compiling.hardware_compatible in HARDWARE_COMPATIBLE,
+            " or ".join(repr(name) for name in HARDWARE_COMPATIBLE),
+        ),
+        (
+            "compile.workspace_gib",
+            compiling.workspace_gib,
+            math.isfinite(compiling.workspace_gib) and compiling.workspace_gib >= 0,
+            "0 (all there is) or more",
+        ),
+        (
+            "quantize.symmetric",
+            tuple(quantize.symmetric),
+            set(quantize.symmetric) <= set(GOALS),
+            f"some of {', '.join(GOALS)}",
+        ),
         ("validate.budget_tokens", validate.budget_tokens, validate.budget_tokens > 0, "1 or more"),
         ("validate.max_tokens", validate.max_tokens, validate.max_tokens >= 3, "3 or more"),
-    ]  # fmt: skip
+    ]
     for number, profile in enumerate(compiling.profiles):
         for key, sizes in (("batch", profile.batch), ("tokens", profile.tokens)):
-            rules.append((f"compile.profiles[{number}].{key}", sizes, len(sizes) == 3,
-                          "three numbers: smallest, usual, largest"))  # fmt: skip
+            rules.append(
+                (
+                    f"compile.profiles[{number}].{key}",
+                    sizes,
+                    len(sizes) == 3,
+                    "three numbers: smallest, usual, largest",
+                )
+            )
     for precision, gates in _known_gates(validate.gates, origin).items():
         for key, bound in gates.items():
             rules.append(

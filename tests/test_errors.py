@@ -65,8 +65,12 @@ def test_text_is_what_evidence_fix_and_notes() -> None:
     error = errors.RecipeError("it broke", evidence="line 1\nline 2", fix="mend it")
     error.add_note("  report: x")
     assert str(error).splitlines() == [
-        "it broke", "  line 1", "  line 2", "  fix: mend it", "  report: x",
-    ]  # fmt: skip
+        "it broke",
+        "  line 1",
+        "  line 2",
+        "  fix: mend it",
+        "  report: x",
+    ]
     assert (error.what, error.evidence, error.fix) == ("it broke", "line 1\nline 2", "mend it")
 
 

@@ -99,8 +99,14 @@ def test_only_the_command_line_prints_or_exits() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                "print", "exit", "quit", "sys.exit", "os._exit", "input", "click.echo",
-            ):  # fmt: skip
+                "print",
+                "exit",
+                "quit",
+                "sys.exit",
+                "os._exit",
+                "input",
+                "click.echo",
+            ):
                 found.append(f"{path}:{node.lineno}: {ast.unparse(node)[:60]}")
     assert not found, "\n".join(found)
 

@@ -11,10 +11,32 @@ import pytest
 
 import jexport
 
-HEAVY = ("torch", "transformers", "peft", "safetensors", "tokenizers", "huggingface_hub", "onnx",
-         "onnx_ir", "onnxscript", "onnxruntime", "sentence_transformers", "scipy")  # fmt: skip
-COMMANDS = ("build", "embed", "matrix", "package", "verify", "inspect", "list", "recipe", "doctor",
-            "toy")  # fmt: skip
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "sentence_transformers",
+    "scipy",
+)
+COMMANDS = (
+    "build",
+    "embed",
+    "matrix",
+    "package",
+    "verify",
+    "inspect",
+    "list",
+    "recipe",
+    "doctor",
+    "toy",
+)
 PROGRAM = Path(sys.executable).with_name("jexport")
 
 

@@ -135,8 +135,12 @@ def test_failure_text_names_everything() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", sorted(GATES))
 def test_a_value_that_is_not_finite_never_passes(key: str, value: float) -> None:
-    places = {"batch_cosine_min": "batch", "token_cosine_min": "tokens", "norm_error": "norms",
-              "language_loss": "languages"}  # fmt: skip
+    places = {
+        "batch_cosine_min": "batch",
+        "token_cosine_min": "tokens",
+        "norm_error": "norms",
+        "language_loss": "languages",
+    }
     path = (places.get(key, "overall"),)
     metric = GATES[key].metric
     bound = -2.0 if GATES[key].at_least else 3.0

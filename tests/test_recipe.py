@@ -34,16 +34,25 @@ def write(folder: Path, text: str) -> str:
         (LEAST + "[export]\nopsset = 20", "'export.opsset'", "did you mean 'opset'?"),
         (LEAST + "[compile]\nfuze = true", "'compile.fuze'", "did you mean 'fuse'?"),
         (LEAST + "[compile]\nprofile = []", "'compile.profile'", "did you mean 'profiles'?"),
-        (LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3]\ntoken = [1, 2, 3]",
-         "'compile.profiles[0].token'", "did you mean 'tokens'?"),
+        (
+            LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3]\ntoken = [1, 2, 3]",
+            "'compile.profiles[0].token'",
+            "did you mean 'tokens'?",
+        ),
         (LEAST + "[validate]\ntext = 'x'", "'validate.text'", "did you mean 'texts'?"),
-        (LEAST + "[validate.gates.fp32]\ncosine_mim = 1", "'validate.gates.fp32.cosine_mim'",
-         "did you mean 'cosine_min'?"),
-        (LEAST + "[validate.gates.fp61]\ncosine_min = 1", "'validate.gates.fp61'",
-         "did you mean 'fp16'?"),
+        (
+            LEAST + "[validate.gates.fp32]\ncosine_mim = 1",
+            "'validate.gates.fp32.cosine_mim'",
+            "did you mean 'cosine_min'?",
+        ),
+        (
+            LEAST + "[validate.gates.fp61]\ncosine_min = 1",
+            "'validate.gates.fp61'",
+            "did you mean 'fp16'?",
+        ),
         (LEAST + "[quantise]\nx = 1", "'quantise'", "did you mean 'quantize'"),
     ],
-)  # fmt: skip
+)
 def test_unknown_keys_are_refused_with_the_nearest(
     text: str, key: str, hint: str, tmp_path: Path
 ) -> None:
@@ -73,21 +82,33 @@ def test_unknown_keys_are_refused_with_the_nearest(
         (LEAST + "[export]\noutputs = 'last_hidden_state'", "export.outputs", "a list"),
         (LEAST + "[compile]\nprofiles = 3", "compile.profiles", "a list"),
         (LEAST + "[compile]\nprofiles = [[1, 2, 3]]", "compile.profiles[0]", "a table"),
-        (LEAST + "[[compile.profiles]]\nbatch = 8\ntokens = [1, 2, 3]",
-         "compile.profiles[0].batch", "a list"),
-        (LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3.5]\ntokens = [1, 2, 3]",
-         "compile.profiles[0].batch", "type int"),
+        (
+            LEAST + "[[compile.profiles]]\nbatch = 8\ntokens = [1, 2, 3]",
+            "compile.profiles[0].batch",
+            "a list",
+        ),
+        (
+            LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3.5]\ntokens = [1, 2, 3]",
+            "compile.profiles[0].batch",
+            "type int",
+        ),
         (LEAST + "[compile]\ntiming_cache = true", "compile.timing_cache", "type str"),
         (LEAST + "[compile]\nweight_stripped = 1", "compile.weight_stripped", "type bool"),
         (LEAST + "[compile]\nworkspace_gib = '4'", "compile.workspace_gib", "type float"),
         (LEAST + "[validate]\ngates = 1", "validate.gates", "a table"),
         (LEAST + "[validate.gates]\nfp32 = 1", "validate.gates.fp32", "a table"),
-        (LEAST + "[validate.gates.fp32]\ncosine_min = 'high'", "validate.gates.fp32.cosine_min",
-         "type float"),
-        (LEAST + "[validate.gates.fp32]\ncosine_min = true", "validate.gates.fp32.cosine_min",
-         "type float"),
+        (
+            LEAST + "[validate.gates.fp32]\ncosine_min = 'high'",
+            "validate.gates.fp32.cosine_min",
+            "type float",
+        ),
+        (
+            LEAST + "[validate.gates.fp32]\ncosine_min = true",
+            "validate.gates.fp32.cosine_min",
+            "type float",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_types_are_refused(text: str, key: str, wanted: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="wrong type") as caught:
         recipe.read(write(tmp_path, text))
@@ -116,22 +137,28 @@ def test_wrong_types_are_refused(text: str, key: str, wanted: str, tmp_path: Pat
         (LEAST + "[export]\nopset = 99", "export.opset"),
         (LEAST + "[export]\noutputs = []", "export.outputs"),
         (LEAST + '[export]\noutputs = ["pooler_output"]', "export.outputs"),
-        (LEAST + '[export]\noutputs = ["last_hidden_state", "last_hidden_state"]',
-         "export.outputs"),
+        (
+            LEAST + '[export]\noutputs = ["last_hidden_state", "last_hidden_state"]',
+            "export.outputs",
+        ),
         (LEAST + "[export]\ndimension = -3", "export.dimension"),
         (LEAST + "[compile]\nworkspace_gib = -1", "compile.workspace_gib"),
         (LEAST + "[compile]\nworkspace_gib = inf", "compile.workspace_gib"),
         (LEAST + '[compile]\nhardware_compatible = "ampere"', "compile.hardware_compatible"),
-        (LEAST + "[[compile.profiles]]\nbatch = [1, 2]\ntokens = [1, 2, 3]",
-         "compile.profiles[0].batch"),
-        (LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3]\ntokens = []",
-         "compile.profiles[0].tokens"),
+        (
+            LEAST + "[[compile.profiles]]\nbatch = [1, 2]\ntokens = [1, 2, 3]",
+            "compile.profiles[0].batch",
+        ),
+        (
+            LEAST + "[[compile.profiles]]\nbatch = [1, 2, 3]\ntokens = []",
+            "compile.profiles[0].tokens",
+        ),
         (LEAST + "[validate]\nbudget_tokens = 0", "validate.budget_tokens"),
         (LEAST + "[validate]\nmax_tokens = 2", "validate.max_tokens"),
         (LEAST + "[validate.gates.fp32]\ncosine_min = nan", "validate.gates.fp32.cosine_min"),
         (LEAST + "[validate.gates.fp16]\ncosine_min = -inf", "validate.gates.fp16.cosine_min"),
     ],
-)  # fmt: skip
+)
 def test_values_that_cannot_be_used_are_refused(text: str, key: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be used") as caught:
         recipe.read(write(tmp_path, text))
@@ -248,8 +275,11 @@ def test_resolved_has_every_default_and_is_json(tmp_path: Path) -> None:
     resolved = made.resolved()
     assert json.loads(json.dumps(resolved)) == resolved
     assert resolved["export"] == {
-        "opset": 20, "outputs": ["last_hidden_state"], "dimension": 0, "keep_fp32": [],
-    }  # fmt: skip
+        "opset": 20,
+        "outputs": ["last_hidden_state"],
+        "dimension": 0,
+        "keep_fp32": [],
+    }
     assert recipe.from_table(resolved, origin="itself") == made
 
 
@@ -291,13 +321,38 @@ values = st.recursive(
 
 
 @given(
-    key=st.sampled_from(["name", "version", "tasks", "targets", "precisions", "load", "export",
-                         "compile", "validate"]),
+    key=st.sampled_from(
+        [
+            "name",
+            "version",
+            "tasks",
+            "targets",
+            "precisions",
+            "load",
+            "export",
+            "compile",
+            "validate",
+        ]
+    ),
     value=values,
-    inner=st.sampled_from(["model", "revision", "max_tokens", "prompts", "opset", "outputs",
-                           "dimension", "keep_fp32", "fuse", "texts", "budget_tokens", "gates"]),
+    inner=st.sampled_from(
+        [
+            "model",
+            "revision",
+            "max_tokens",
+            "prompts",
+            "opset",
+            "outputs",
+            "dimension",
+            "keep_fp32",
+            "fuse",
+            "texts",
+            "budget_tokens",
+            "gates",
+        ]
+    ),
     nested=st.booleans(),
-)  # fmt: skip
+)
 def test_whatever_a_table_holds_it_is_a_recipe_or_a_recipe_error(
     key: str, value: Any, inner: str, nested: bool
 ) -> None:

@@ -56,12 +56,14 @@ def test_shipped_recipes_are_read_back_the_same(name: str) -> None:
     ("table", "key"),
     [
         ({"name": "x", "leafs": []}, "leafs"),
-        ({"name": "x", "leaves": [{"sizes": [1]}, {"sizes": [1], "shares": 1.0}]},
-         "leaves[1].shares"),
+        (
+            {"name": "x", "leaves": [{"sizes": [1]}, {"sizes": [1], "shares": 1.0}]},
+            "leaves[1].shares",
+        ),
         ({"name": "x", "first": {}}, "first.sizes"),
         ({"leaves": []}, "name"),
     ],
-)  # fmt: skip
+)
 def test_the_key_is_named_with_the_way_to_it(table: dict[str, object], key: str) -> None:
     with pytest.raises(RecipeError) as caught:
         read_table(Tree, table, origin="here")

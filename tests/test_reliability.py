@@ -18,8 +18,9 @@ def page(imported: Callable[[Path], Any]) -> Any:
 
 
 def test_counts_of_several_tests_meet_in_one_line(page: Any, tmp_path: Path) -> None:
-    for number, one in enumerate(({"name": "b", "x": 1}, {"name": "b", "y_z": 20000},
-                                  {"name": "a", "x": 3})):  # fmt: skip
+    for number, one in enumerate(
+        ({"name": "b", "x": 1}, {"name": "b", "y_z": 20000}, {"name": "a", "x": 3})
+    ):
         (tmp_path / f"{number}.json").write_text(json.dumps(one))
     counts = page.read(tmp_path)
     assert counts == {"b": {"x": 1, "y_z": 20000}, "a": {"x": 3}}

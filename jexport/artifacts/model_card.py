@@ -106,7 +106,7 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
         *_special(quantization),
         ("size of graph and weights", own.size_in_words if own else ""),
         ("calibrated with", _texts(calibrated)),
-    ]  # fmt: skip
+    ]
     said = "reached" if quantization.get("reached") is True else "NOT reached"
     return [
         f"## What {_plain(content['precision'])} cost",

@@ -21,9 +21,25 @@ from jexport.stages import quantize
 from jexport.targets import Target
 from jexport.types import CalibrationSet, LoadedModel, MergedModel, OnnxModel
 
-TOOLS = ("torch", "transformers", "sentence-transformers", "peft", "tokenizers", "safetensors",
-         "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt",
-         "polygraphy", "cuda-bindings", "openvino", "openvino-tokenizers")  # fmt: skip
+TOOLS = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "polygraphy",
+    "cuda-bindings",
+    "openvino",
+    "openvino-tokenizers",
+)
 
 LARGE_BYTES = 64 << 20
 
@@ -90,9 +106,13 @@ def of_export(
 
 
 def of_quantize(
-    recipe: Recipe, loaded: LoadedModel, engine: Target, precision: str, graph: OnnxModel,
+    recipe: Recipe,
+    loaded: LoadedModel,
+    engine: Target,
+    precision: str,
+    graph: OnnxModel,
     parts: calibration.Parts,
-) -> Wanted:  # fmt: skip
+) -> Wanted:
     """What decides an int8 graph made of `graph`."""
     said = recipe.resolved()
     decided = {
@@ -109,9 +129,12 @@ def of_quantize(
 
 
 def of_compile(
-    recipe: Recipe, loaded: LoadedModel, engine: Target, precision: str,
+    recipe: Recipe,
+    loaded: LoadedModel,
+    engine: Target,
+    precision: str,
     model: OnnxModel | MergedModel,
-) -> Wanted:  # fmt: skip
+) -> Wanted:
     """What decides an engine's files; not kept where an artifact outside of this build does."""
     spec, refitted = _compiling(recipe)
     of = {"graph": model.sha256} if isinstance(model, OnnxModel) else {}

@@ -26,9 +26,13 @@ MEMORY_PER_WEIGHT = {"quantize": 11.4, "validate": 10.2}
 the checkpoint's own forward pass beside the engine's), 6.39 GB (quantize)."""
 
 SECONDS_PER_WEIGHT = {
-    "load": 9e-9, "export": 75e-9, "quantize": 1850e-9, "compile": 9e-9, "validate": 297e-9,
+    "load": 9e-9,
+    "export": 75e-9,
+    "quantize": 1850e-9,
+    "compile": 9e-9,
+    "validate": 297e-9,
     "package": 9e-9,
-}  # fmt: skip
+}
 """BENCHMARKS.md, 559 M weights on two cores: 5, 42, 5 and 166 s; quantize is 0.85 s a calibration
 text and 163 s, of 1,024 texts."""
 
@@ -64,12 +68,21 @@ def weights(model: str) -> int | None:
 def of(count: int, precision: str, *, graph: bool, finished: Collection[str] = ()) -> Estimate:
     """A build of so many weights. graph: whether it goes through ONNX. finished: stages cached."""
     is_int8 = precision.startswith("int8")
-    stages = ["load", *(["export"] if graph else []), *(["quantize"] if is_int8 else []),
-              "compile", "validate", "package"]  # fmt: skip
+    stages = [
+        "load",
+        *(["export"] if graph else []),
+        *(["quantize"] if is_int8 else []),
+        "compile",
+        "validate",
+        "package",
+    ]
     todo = [stage for stage in stages if stage not in finished]
     own = BYTES_PER_WEIGHT.get(precision, FLOAT_BYTES) * count
-    kept = [own if stage == "compile" else own if stage == "quantize" else FLOAT_BYTES * count
-            for stage in todo if stage in ("export", "quantize", "compile")]  # fmt: skip
+    kept = [
+        own if stage == "compile" else own if stage == "quantize" else FLOAT_BYTES * count
+        for stage in todo
+        if stage in ("export", "quantize", "compile")
+    ]
     return Estimate(
         seconds=SECONDS_AT_LEAST + count * sum(SECONDS_PER_WEIGHT[stage] for stage in todo),
         memory_bytes=memory(count, is_int8=is_int8),

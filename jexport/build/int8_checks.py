@@ -101,14 +101,19 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
     held_ids = [sampling.cut_ids(ids, limit) for ids, _ in held]
     about = {
         "calibration": {
-            "name": parts.calibration.name, "sha256": parts.calibration.sha256,
-            "texts": len(calibrated), "tokens": sum(map(len, calibrated)), "cut": cut,
+            "name": parts.calibration.name,
+            "sha256": parts.calibration.sha256,
+            "texts": len(calibrated),
+            "tokens": sum(map(len, calibrated)),
+            "cut": cut,
         },
         "held_out": {
-            "name": parts.held_out.name, "sha256": parts.held_out.sha256,
-            "texts": len(held_ids), "tokens": sum(map(len, held_ids)),
+            "name": parts.held_out.name,
+            "sha256": parts.held_out.sha256,
+            "texts": len(held_ids),
+            "tokens": sum(map(len, held_ids)),
         },
-    }  # fmt: skip
+    }
     return Material(
         calibration=calibrated,
         held_out=held_ids,
@@ -140,9 +145,13 @@ def listed(speeds: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def beside_float(
-    engine: Target, plain: OnnxModel, compiled: CompiledModel, texts: Texts, recipe: Recipe,
+    engine: Target,
+    plain: OnnxModel,
+    compiled: CompiledModel,
+    texts: Texts,
+    recipe: Recipe,
     room: Path,
-) -> Beside:  # fmt: skip
+) -> Beside:
     """Run each float graph of the same target beside the quantized one, in turn.
 
     One float graph is open at a time: two of full size do not fit a small machine. Speeds of
@@ -258,18 +267,24 @@ def ranking_kept(own: Beside, other: Counterpart, *, own_are_queries: bool) -> d
     passages = (other.plain, other.quantized) if own_are_queries else (own.plain, own.quantized)
     truth = _similarities(queries[0], passages[0])
     found: dict[str, Any] = {
-        "with": other.task, "queries": len(queries[0]), "passages": len(passages[0]),
-    }  # fmt: skip
+        "with": other.task,
+        "queries": len(queries[0]),
+        "passages": len(passages[0]),
+    }
     for name, first, second in (
         ("queries_int8_passages_fp32", queries[1], passages[0]),
         ("queries_fp32_passages_int8", queries[0], passages[1]),
         ("queries_int8_passages_int8", queries[1], passages[1]),
     ):
         made = None if first is None or second is None else _similarities(first, second)
-        found[name] = made if made is None else {
-            "top10_overlap": float(ranking.shared(truth, made, _count(truth)).mean()),
-            "top1": float(ranking.shared(truth, made, 1).mean()),
-        }  # fmt: skip
+        found[name] = (
+            made
+            if made is None
+            else {
+                "top10_overlap": float(ranking.shared(truth, made, _count(truth)).mean()),
+                "top1": float(ranking.shared(truth, made, 1).mean()),
+            }
+        )
     return found
 
 
@@ -321,8 +336,13 @@ def reports(
     content = _read(model.path.with_name(quantize.REPORT)) | dict(more)
     content["bytes"] = dict(content.pop("sizes"))
     manifest.write_json(path, content)
-    facts = {"name": slot.model, "task": slot.task, "target": slot.target,
-             "precision": slot.precision, "version": slot.version}  # fmt: skip
+    facts = {
+        "name": slot.model,
+        "task": slot.task,
+        "target": slot.target,
+        "precision": slot.precision,
+        "version": slot.version,
+    }
     page = path.with_name(quantize.PAGE)
     page.write_text(report_page.render(content, _read(parity_path), facts), encoding="utf-8")
     return path, page

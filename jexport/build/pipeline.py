@@ -123,11 +123,16 @@ def build(
                 exported = kept.obtain(
                     cache_keys.of_export(recipe, loaded, precision=graph, samples=samples),
                     lambda room: export.run(
-                        merged, recipe.export, precision=graph, samples=samples, out_dir=room,
+                        merged,
+                        recipe.export,
+                        precision=graph,
+                        samples=samples,
+                        out_dir=room,
                         will_be_half=will_be_half,
                     ),
-                    spare=lambda: run.room("export"), tell=note,
-                )  # fmt: skip
+                    spare=lambda: run.room("export"),
+                    tell=note,
+                )
         journal = Journal(cache_keys.journal_path(slot, made_of) if is_int8 else None)
         plain: OnnxModel | None = None
         if parts is not None:
@@ -140,34 +145,46 @@ def build(
                     lambda room: _quantized(
                         plain, own, recipe, engine, precision, room, _ways(run, listen, journal)
                     ),
-                    spare=lambda: run.room("quantize"), tell=note,
-                )  # fmt: skip
+                    spare=lambda: run.room("quantize"),
+                    tell=note,
+                )
                 note(int8_checks.treated(exported))
         with run.stage("compile") as note:
             model = dataclasses.replace(exported, precision=precision)
             compiled = kept.obtain(
                 cache_keys.of_compile(recipe, loaded, engine, precision, model),
                 lambda room: compile_stage.run(model, engine, recipe.compile, out_dir=room),
-                spare=lambda: run.room("compile"), tell=note,
-            )  # fmt: skip
+                spare=lambda: run.room("compile"),
+                tell=note,
+            )
             note(_fused(compiled))
         case = acceptance.Case(
-            recipe=recipe, loaded=loaded, engine=engine, compiled=compiled, texts=texts,
-            tokenizer=tokenizer, slot=slot,
-            small=None if plain is None else acceptance.Small(
+            recipe=recipe,
+            loaded=loaded,
+            engine=engine,
+            compiled=compiled,
+            texts=texts,
+            tokenizer=tokenizer,
+            slot=slot,
+            small=None
+            if plain is None
+            else acceptance.Small(
                 plain=plain, texts=own, pair=_pair(cache, recipe, engine, precision, task, out)
             ),
-        )  # fmt: skip
+        )
         with run.stage("validate") as note:
             judged = kept.obtain(
                 case.wanted(),
                 lambda room: acceptance.run(
-                    case, reference=partial(_reference, case, run, kept, note),
-                    out_dir=room, beside=lambda: run.room("beside"),
+                    case,
+                    reference=partial(_reference, case, run, kept, note),
+                    out_dir=room,
+                    beside=lambda: run.room("beside"),
                     progress=lambda done, total: run.progress("validate", done, total),
                 ),
-                spare=lambda: run.room("validate"), tell=note,
-            )  # fmt: skip
+                spare=lambda: run.room("validate"),
+                tell=note,
+            )
             for line in judged.notes:
                 note(line)
         with run.stage("package"):
@@ -193,10 +210,15 @@ def build(
             )
             shown = export.as_shipped(loaded, recipe.export) if engine.needs_onnx else loaded
             staged = package.run(
-                shown, compiled, judged.report, facts,
-                report_path=judged.folder / validate.REPORT, out_dir=run.room("package"),
-                furnish=_furnish(engine, precision, tokenizer, texts), take=kept.take,
-            )  # fmt: skip
+                shown,
+                compiled,
+                judged.report,
+                facts,
+                report_path=judged.folder / validate.REPORT,
+                out_dir=run.room("package"),
+                furnish=_furnish(engine, precision, tokenizer, texts),
+                take=kept.take,
+            )
             made = store.place(staged, slot, replace=replace)
             journal.forget()
         store.keep_measured(made, {**run.measured(), **judged.measured}, scratch=run.folder)
@@ -210,12 +232,16 @@ def _reference(
     found = kept.obtain(
         case.wanted_reference(),
         lambda room: reference_set.run(
-            case.loaded, case.recipe.load, case.texts, case.recipe.validate, out_dir=room,
+            case.loaded,
+            case.recipe.load,
+            case.texts,
+            case.recipe.validate,
+            out_dir=room,
             progress=lambda done, total: run.progress("validate", done, total),
         ),
         spare=lambda: run.room("reference"),
         tell=lambda text: note(f"the judge's vectors: {text}"),
-    )  # fmt: skip
+    )
     note(f"judged by {found.library}")
     return reference_set.read(found.folder / reference_set.FILE)
 
@@ -229,9 +255,15 @@ class Foreseen:
 
 
 def foresee(
-    recipe: Recipe, *, task: str, target: str, precision: str, out: Path, cache: Cache,
+    recipe: Recipe,
+    *,
+    task: str,
+    target: str,
+    precision: str,
+    out: Path,
+    cache: Cache,
     replace: bool = False,
-) -> Foreseen:  # fmt: skip
+) -> Foreseen:
     """What `build` would find done; the checkpoint is opened, and nothing is written.
 
     Raises what `build` would raise before it begins.
@@ -242,9 +274,13 @@ def foresee(
     parts = calibration.parts(recipe.quantize.calibration, task) if is_int8 else None
     loaded = _loaded(cache, recipe, task)
     slot = cache_keys.slot(
-        recipe, loaded, engine, precision, out,
+        recipe,
+        loaded,
+        engine,
+        precision,
+        out,
         cache_keys.of(recipe, loaded, engine, precision, texts, parts),
-    )  # fmt: skip
+    )
     store.check_name(slot, identity.of_loaded(loaded), replace=replace)
     if slot.path.is_dir():
         return Foreseen(built=slot.path, cached=())
@@ -255,9 +291,12 @@ def foresee(
     )
     graph = "fp32" if is_int8 else engine.graphs.get(precision, precision)
     samples = _in_range(
-        texts, partial(tokenizer.model_ids, prefix=loaded.embedding.prompt), loaded, graph,
+        texts,
+        partial(tokenizer.model_ids, prefix=loaded.embedding.prompt),
+        loaded,
+        graph,
         is_int8 and engine.float_rest == "fp16",
-    )  # fmt: skip
+    )
     if engine.needs_onnx:
         wanted = cache_keys.of_export(recipe, loaded, precision=graph, samples=samples)
         exported = cache.peeked(wanted)
@@ -308,9 +347,14 @@ def _in_range(
 
 
 def _quantized(
-    plain: OnnxModel, own: int8_checks.Texts, recipe: Recipe, engine: Target, precision: str,
-    room: Path, ways: quantize.Ways,
-) -> OnnxModel:  # fmt: skip
+    plain: OnnxModel,
+    own: int8_checks.Texts,
+    recipe: Recipe,
+    engine: Target,
+    precision: str,
+    room: Path,
+    ways: quantize.Ways,
+) -> OnnxModel:
     """The int8 graph with its report, what is not int8 in float16 where the engine wants that."""
     halved = engine.float_rest == "fp16"
     aim = quantize.Aim(

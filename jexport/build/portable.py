@@ -86,8 +86,9 @@ def complete(
             compiled = kept.obtain(
                 wanted,
                 lambda room: compile_stage.run(model, given.engine, spec, out_dir=room),
-                spare=lambda: run.room("compile"), tell=note,
-            )  # fmt: skip
+                spare=lambda: run.room("compile"),
+                tell=note,
+            )
         with (
             run.stage("validate") as note,
             store.kept_report((room := run.room("validate")) / validate.REPORT, slot),
@@ -105,10 +106,14 @@ def complete(
             for name in compiled.files:
                 kept.take(compiled.folder / name, own / name)
             staged = package.complete(
-                path, given.content, dataclasses.replace(compiled, folder=own), report,
+                path,
+                given.content,
+                dataclasses.replace(compiled, folder=own),
+                report,
                 package.Completed(version=slot.version, runs_on=given.engine.fingerprint()),
-                report_path=room / validate.REPORT, out_dir=run.room("package"),
-            )  # fmt: skip
+                report_path=room / validate.REPORT,
+                out_dir=run.room("package"),
+            )
             made = store.place(staged, slot, replace=replace)
         measured = run.measured() | {"speed": int8_checks.listed(speeds)}
         store.keep_measured(made, measured, scratch=run.folder)

@@ -224,9 +224,15 @@ def _open(folder: Path, spec: LoadSpec) -> _Opened:
             fix="put them into config.json and tokenizer_config.json",
         )
     return _Opened(
-        folder=folder, home=home, base=base, config=config, layout=layout, spec=spec, peft=peft,
+        folder=folder,
+        home=home,
+        base=base,
+        config=config,
+        layout=layout,
+        spec=spec,
+        peft=peft,
         transformer=transformer,
-    )  # fmt: skip
+    )
 
 
 def _around(opened: _Opened, licence: str) -> list[Path]:

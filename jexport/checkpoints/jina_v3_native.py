@@ -21,10 +21,20 @@ from jexport.types import LowRank, WeightReader
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
 HARMLESS = {
-    "r", "lora_alpha", "target_modules", "lora_dropout", "inference_mode", "task_type", "revision",
-    "base_model_name_or_path", "auto_mapping", "peft_version", "megatron_core", "qalora_group_size",
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "lora_dropout",
+    "inference_mode",
+    "task_type",
+    "revision",
+    "base_model_name_or_path",
+    "auto_mapping",
+    "peft_version",
+    "megatron_core",
+    "qalora_group_size",
     "eva_config",
-}  # fmt: skip
+}
 """Keys of PEFT's LoraConfig (0.21.2) that do not change what a saved adapter adds."""
 
 PLAIN_STARTS = (True, "gaussian", "orthogonal", "eva")

@@ -57,8 +57,10 @@ def read(
     found = shards.tensors(folder)
     adapted = _adapted(found)
     base = {name: entry for name, entry in found.items() if name not in adapted}
-    plain = [(name.removesuffix(BASE) + ".weight" if name.endswith(BASE) else name, name)
-             for name in base]  # fmt: skip
+    plain = [
+        (name.removesuffix(BASE) + ".weight" if name.endswith(BASE) else name, name)
+        for name in base
+    ]
     pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in found)
     weights = native_class.native_weights(plain, base, config, pooler=pooler)
     adapter = _adapter(found, config, task, pooler=pooler) if adapted else {}

@@ -14,9 +14,20 @@ from jexport.errors import CheckpointError, UnsupportedCheckpointError
 NATIVE_THETA, ORIGINAL_THETA = 20_000.0, 10_000.0
 """RoPE bases that the native and the authors' config class take when config.json names none."""
 
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-         "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-         "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id")  # fmt: skip
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
 """Keys that both layouts and the native class have in common."""
 
 

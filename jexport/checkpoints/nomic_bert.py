@@ -161,13 +161,23 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
 def _check_config(config: Mapping[str, Any], precision: str) -> None:
     """Raise CheckpointError unless config.json says what both servers take for this block."""
     wanted = {
-        "model_type": MODEL_TYPE, "activation_function": "gelu", "prenorm": False,
-        "qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True,
-        "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
-        "rotary_scaling_factor": None, "torch_dtype": DTYPES[precision][1],
-    }  # fmt: skip
-    odd = [f"{key} = {config.get(key)!r}" for key, value in wanted.items()
-           if key not in config or config[key] != value]  # fmt: skip
+        "model_type": MODEL_TYPE,
+        "activation_function": "gelu",
+        "prenorm": False,
+        "qkv_proj_bias": True,
+        "mlp_fc1_bias": True,
+        "mlp_fc2_bias": True,
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False,
+        "rotary_emb_scale_base": None,
+        "rotary_scaling_factor": None,
+        "torch_dtype": DTYPES[precision][1],
+    }
+    odd = [
+        f"{key} = {config.get(key)!r}"
+        for key, value in wanted.items()
+        if key not in config or config[key] != value
+    ]
     if odd:
         raise CheckpointError(
             f"config.json is not that of a relabelled checkpoint in {precision}",
@@ -200,8 +210,11 @@ def _check_names(found: Mapping[str, shards.Entry], config: Mapping[str, Any]) -
     shapes = {name: entry.shape for name, entry in found.items()}
     if shapes != wanted:
         both = set(shapes) & set(wanted)
-        other = [f"{name} {list(shapes[name])} instead of {list(wanted[name])}"
-                 for name in sorted(both) if shapes[name] != wanted[name]]  # fmt: skip
+        other = [
+            f"{name} {list(shapes[name])} instead of {list(wanted[name])}"
+            for name in sorted(both)
+            if shapes[name] != wanted[name]
+        ]
         raise mismatch(set(wanted) - both, set(shapes) - both, other)
 
 

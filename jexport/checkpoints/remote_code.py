@@ -134,8 +134,11 @@ def _local_code(folder: Path, names: list[str]) -> tuple[FileDigest, ...]:
 
 def _digests(root: Path, names: list[str], *, home: str = "") -> tuple[FileDigest, ...]:
     """Digest of every .py file below root, in which the named ones have to be."""
-    needed = {f"{name.split('--')[-1].split('.')[0]}.py" for name in names
-              if name.startswith(f"{home}--") or not home}  # fmt: skip
+    needed = {
+        f"{name.split('--')[-1].split('.')[0]}.py"
+        for name in names
+        if name.startswith(f"{home}--") or not home
+    }
     absent = sorted(name for name in needed if not is_there(root / name))
     if absent:
         raise RemoteCodeError(

@@ -111,8 +111,10 @@ def modules(folder: Path) -> tuple[Module, ...] | None:
         return None
     try:
         entries = json.loads(path.read_text("utf-8"))
-        listed = [Module(type=str(m["type"]), kind=str(m["type"]).rsplit(".", 1)[-1],
-                         home=str(m["path"])) for m in entries]  # fmt: skip
+        listed = [
+            Module(type=str(m["type"]), kind=str(m["type"]).rsplit(".", 1)[-1], home=str(m["path"]))
+            for m in entries
+        ]
         names = [str(m["name"]) for m in entries]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
@@ -154,8 +156,11 @@ def transformer_home(folder: Path) -> Path:
 
 def _check_kinds(listed: tuple[Module, ...], *, own_transformer: bool) -> None:
     """Raise UnsupportedCheckpointError for a module that jexport would have to leave out."""
-    strange = [one.type for one in listed[own_transformer:]
-               if not one.type.startswith("sentence_transformers.")]  # fmt: skip
+    strange = [
+        one.type
+        for one in listed[own_transformer:]
+        if not one.type.startswith("sentence_transformers.")
+    ]
     kinds = [one.kind for one in listed if one.kind != "Dropout"]
     if strange or kinds not in (
         ["Transformer", "Pooling"],
@@ -209,8 +214,10 @@ def _pooling(folder: Path, home: str) -> Pooling:
         # Without any flag sentence-transformers takes the mean, too.
         modes = [mode for key, mode in POOLING_MODES.items() if settings.get(key)] or ["mean"]
     else:
-        modes = [NEW_POOLING_NAMES.get(str(mode), str(mode))
-                 for mode in (named if isinstance(named, list) else [named])]  # fmt: skip
+        modes = [
+            NEW_POOLING_NAMES.get(str(mode), str(mode))
+            for mode in (named if isinstance(named, list) else [named])
+        ]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise _unsupported(
             "pools in a way that jexport does not have",

@@ -28,8 +28,21 @@ HEADS = ("pooler.dense.", "cls.", "lm_head.")
 POSITIONS = ("position_embeddings.weight", "wpe.weight", "embed_positions.weight")
 """Learned tables of absolute positions."""
 
-ROBERTA = ("roberta", "xlm-roberta", "camembert", "mpnet", "xlm-roberta-xl", "roberta-prelayernorm",
-           "xmod", "longformer", "luke", "ibert", "data2vec-text", "markuplm", "lilt")  # fmt: skip
+ROBERTA = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "xmod",
+    "longformer",
+    "luke",
+    "ibert",
+    "data2vec-text",
+    "markuplm",
+    "lilt",
+)
 """Architectures whose learned positions begin at pad_token_id + 1 (transformers 5.23)."""
 
 BART = ("bart", "mbart", "plbart", "opt", "biogpt", "blenderbot")

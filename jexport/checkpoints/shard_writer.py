@@ -94,8 +94,10 @@ class _Shard:
         self._stream.write(value.reshape(-1).view(torch.uint8).numpy().data)
         self.end += value.numel() * value.element_size()
         self.entries[name] = {
-            "dtype": dtype, "shape": list(value.shape), "data_offsets": [begin, self.end]
-        }  # fmt: skip
+            "dtype": dtype,
+            "shape": list(value.shape),
+            "data_offsets": [begin, self.end],
+        }
 
     def close(self) -> None:
         """Put the header in front; closing twice is harmless."""

@@ -84,8 +84,11 @@ def _indexed(folder: Path, index: str) -> dict[str, Entry]:
     """The tensors of the shards that an index names."""
     listed = _weight_map(folder / index)
     found = entries(folder / name for name in sorted(set(listed.values())))
-    lacking = [f"{name} in {file}" for name, file in listed.items()
-               if name not in found or found[name].path.name != file]  # fmt: skip
+    lacking = [
+        f"{name} in {file}"
+        for name, file in listed.items()
+        if name not in found or found[name].path.name != file
+    ]
     unlisted = [f"{name} in {found[name].path.name}" for name in set(found) - set(listed)]
     if lacking or unlisted:
         raise CheckpointError(
@@ -178,14 +181,19 @@ def _header(path: Path) -> dict[str, Entry]:
 def _pickled_header(path: Path) -> dict[str, Entry]:
     """A pickled file's tensors, under the names of safetensors' dtypes."""
     return {
-        name: Entry(path=path, dtype=_DTYPES.get(str(one.dtype), str(one.dtype)),
-                    shape=tuple(one.shape))
+        name: Entry(
+            path=path, dtype=_DTYPES.get(str(one.dtype), str(one.dtype)), shape=tuple(one.shape)
+        )
         for name, one in _unpickled(path, path.stat().st_mtime_ns).items()
-    }  # fmt: skip
+    }
 
 
-_DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
-           "torch.bfloat16": "BF16"}  # fmt: skip
+_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+}
 
 
 @functools.lru_cache(maxsize=4)

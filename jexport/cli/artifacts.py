@@ -72,15 +72,21 @@ def _facts(content: Any) -> list[tuple[str, str]]:
         *_prompts(embedding),
         ("pooling", embedding["pooling"] + (", normalised" if embedding["normalize"] else "")),
         ("dimension", f"{embedding['dimension']} (Matryoshka: {sizes})"),
-        *([("cut to", f"{embedding['truncate_dim']} dimensions, after normalising")]
-          if embedding.get("truncate_dim") else []),
+        *(
+            [("cut to", f"{embedding['truncate_dim']} dimensions, after normalising")]
+            if embedding.get("truncate_dim")
+            else []
+        ),
         ("similarity", embedding.get("similarity", "cosine")),
         ("length limit", f"{embedding['max_tokens']} tokens"),
         ("embedding space", embedding["space"][:16]),
         ("outputs", ", ".join(spec["name"] for spec in content["engine"]["outputs"])),
-        ("parity", f"lowest cosine {parity['cosine_min']:.8f}, mean {parity['cosine_mean']:.8f}, "
-                   f"top-10 overlap {parity['top10_overlap']:.4f} on {parity['texts']} texts"),
-    ]  # fmt: skip
+        (
+            "parity",
+            f"lowest cosine {parity['cosine_min']:.8f}, mean {parity['cosine_mean']:.8f}, "
+            f"top-10 overlap {parity['top10_overlap']:.4f} on {parity['texts']} texts",
+        ),
+    ]
 
 
 def _prompts(embedding: Any) -> list[tuple[str, str]]:
@@ -180,8 +186,10 @@ def _published(where: str, plain_http: bool) -> list[dict[str, Any]]:
             "ref": row.ref,
             "digest": row.release.digest,
             "tags": list(row.tags),
-            **{name: row.release.facts[name] for name in
-               ("name", "task", "target", "precision", "version", "licence")},
+            **{
+                name: row.release.facts[name]
+                for name in ("name", "task", "target", "precision", "version", "licence")
+            },
             "size_bytes": row.release.size_bytes,
             "cosine_min": float(row.release.facts["cosine_min"]),
             "space": row.release.facts["space"],
@@ -189,7 +197,7 @@ def _published(where: str, plain_http: bool) -> list[dict[str, Any]]:
             "attested": [each.path for each in row.release.layers if each.beside],
         }
         for row in found.rows
-    ]  # fmt: skip
+    ]
 
 
 COMMANDS = {"verify": verify, "inspect": inspect, "list": list_}

@@ -21,31 +21,69 @@ ALL = "all"
     "--name", metavar="NAME", help="What artifacts are called. Default: as the recipe or the model."
 )
 @click.option("--replace", is_flag=True, help=console.REPLACE)
-@click.option("--task", "tasks", multiple=True, metavar="TASK",
-              help="retrieval.query, ..., none, or all; may be given several times.")  # fmt: skip
-@click.option("--target", "chosen_targets", multiple=True, metavar="TARGET",
-              help="onnx, openvino, trt, hf, vllm; may be given several times.")  # fmt: skip
-@click.option("--precision", "precisions", multiple=True, metavar="P",
-              help="fp32 (default), fp16, bf16, int8, int8-weights; or several.")  # fmt: skip
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="TASK",
+    help="retrieval.query, ..., none, or all; may be given several times.",
+)
+@click.option(
+    "--target",
+    "chosen_targets",
+    multiple=True,
+    metavar="TARGET",
+    help="onnx, openvino, trt, hf, vllm; may be given several times.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    metavar="P",
+    help="fp32 (default), fp16, bf16, int8, int8-weights; or several.",
+)
 @click.option(
     "--plan", is_flag=True, help="Say what would be built and what it needs; build nothing."
 )
-@click.option("--jobs", "workers", type=click.IntRange(min=1), metavar="N",
-              help="Build so many at once.")  # fmt: skip
-@click.option("--gpu", "gpus", multiple=True, metavar="KIND",
-              help="trt with --executor ray: an engine for this kind; or several.")  # fmt: skip
-@click.option("--executor", type=click.Choice(["local", "ray"]), default="local",
-              help="ray: on the nodes of an existing Ray cluster.")  # fmt: skip
+@click.option(
+    "--jobs", "workers", type=click.IntRange(min=1), metavar="N", help="Build so many at once."
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="KIND",
+    help="trt with --executor ray: an engine for this kind; or several.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="ray: on the nodes of an existing Ray cluster.",
+)
 @click.option("--ray-address", metavar="HOST:PORT", help="Default: the cluster of this machine.")
-@click.option("--memory-budget", type=click.FloatRange(min=0, min_open=True), metavar="GIB",
-              help="Memory for all of them. Default: 80 % of what is free.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), metavar="DIR",
-              help="Where artifacts go. Default: artifacts")  # fmt: skip
+@click.option(
+    "--memory-budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Memory for all of them. Default: 80 % of what is free.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("artifacts"),
+    metavar="DIR",
+    help="Where artifacts go. Default: artifacts",
+)
 @click.option("--revision", metavar="COMMIT", help="40-hex commit of a hub checkpoint.")
 @click.option("--trust-remote-code", is_flag=True, help="Run the checkpoint's own Python code.")
 @click.option("--code-revision", metavar="COMMIT", help="40-hex commit of that code's repository.")
-@click.option("--validate-tokens", type=int, metavar="N",
-              help="Compare texts up to N tokens (default 2048; 8192 takes longer).")  # fmt: skip
+@click.option(
+    "--validate-tokens",
+    type=int,
+    metavar="N",
+    help="Compare texts up to N tokens (default 2048; 8192 takes longer).",
+)
 @click.option(
     "--calibration",
     metavar="SET|DIR|FILE",
@@ -72,8 +110,13 @@ ALL = "all"
     metavar="DIR",
     help="trt: keep TensorRT's timings there; later builds are faster.",
 )
-@click.option("--cache", "cache_folder", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where finished stages are kept. Default: OUT/.cache")  # fmt: skip
+@click.option(
+    "--cache",
+    "cache_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where finished stages are kept. Default: OUT/.cache",
+)
 @click.option("--no-cache", is_flag=True, help="Do every stage, and keep none.")
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
@@ -121,14 +164,20 @@ def build(
             raise click.UsageError("--until and --profile-from go with one task and one target")
         asked = (tasks, chosen_targets, precisions)
         budget_bytes = int(memory_budget * (1 << 30)) if memory_budget else None
-        means = {"out": out, "cache": cache, "workers": workers or 1,
-                 "memory_bytes": budget_bytes, "replace": replace}  # fmt: skip
+        means = {
+            "out": out,
+            "cache": cache,
+            "workers": workers or 1,
+            "memory_bytes": budget_bytes,
+            "replace": replace,
+        }
         console.tell_as_json(json_lines)
         recipe = _chosen(recipe_name, model, options)
         jobs = _jobs(recipe, asked, gpus, named=recipe_name is not None)
         address = (ray_address or "auto") if on_ray else ""
-        _build_all(recipe, jobs, means, plan=plan, address=address, quiet=quiet,
-                   json_lines=json_lines)  # fmt: skip
+        _build_all(
+            recipe, jobs, means, plan=plan, address=address, quiet=quiet, json_lines=json_lines
+        )
         return
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import targets
@@ -191,9 +240,15 @@ def _jobs(
 
 
 def _build_all(
-    chosen: Any, jobs: Any, means: dict[str, Any], *, plan: bool, address: str, quiet: bool,
+    chosen: Any,
+    jobs: Any,
+    means: dict[str, Any],
+    *,
+    plan: bool,
+    address: str,
+    quiet: bool,
     json_lines: bool,
-) -> None:  # fmt: skip
+) -> None:
     from jexport.cli import jobs as board
     from jexport.jobs import local
 

@@ -34,14 +34,26 @@ def _which(command: Any) -> Any:
     """The options that say which cache is meant; `_chosen` takes what they gave."""
     for option in reversed(
         (
-            click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-                         help="Where artifacts are; the cache is DIR/.cache. Default: artifacts"),
-            click.option("--cache", "folder", type=click.Path(path_type=Path), metavar="DIR",
-                         help="The cache itself, where it is elsewhere."),
-            click.option("--pulled", is_flag=True,
-                         help="The pulled releases in the user's cache folder instead."),
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path),
+                metavar="DIR",
+                help="Where artifacts are; the cache is DIR/.cache. Default: artifacts",
+            ),
+            click.option(
+                "--cache",
+                "folder",
+                type=click.Path(path_type=Path),
+                metavar="DIR",
+                help="The cache itself, where it is elsewhere.",
+            ),
+            click.option(
+                "--pulled",
+                is_flag=True,
+                help="The pulled releases in the user's cache folder instead.",
+            ),
         )
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 
@@ -68,10 +80,15 @@ def list_(out: Path | None, folder: Path | None, pulled: bool, as_json: bool) ->
     found: list[Entry] = keeper.listed(root)
     if as_json:
         rows = [
-            {"name": one.name, "stage": _stage(one, pulled), "about": one.about,
-             "size_bytes": one.size_bytes, "used": round(one.used_s)}
+            {
+                "name": one.name,
+                "stage": _stage(one, pulled),
+                "about": one.about,
+                "size_bytes": one.size_bytes,
+                "used": round(one.used_s),
+            }
             for one in found
-        ]  # fmt: skip
+        ]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     for one in found:
@@ -87,9 +104,14 @@ def list_(out: Path | None, folder: Path | None, pulled: bool, as_json: bool) ->
 
 @cache.command()
 @_which
-@click.option("--limit", "limit_gib", type=click.FloatRange(min=0), metavar="GIB",
-              help="How much may stay. Default: 32, or $JEXPORT_CACHE_GIB with --pulled; 0 removes "
-                   "all that is not in use.")  # fmt: skip
+@click.option(
+    "--limit",
+    "limit_gib",
+    type=click.FloatRange(min=0),
+    metavar="GIB",
+    help="How much may stay. Default: 32, or $JEXPORT_CACHE_GIB with --pulled; 0 removes "
+    "all that is not in use.",
+)
 def gc(out: Path | None, folder: Path | None, pulled: bool, limit_gib: float | None) -> None:
     """Remove what was used least recently until the rest fits, and what killed builds left.
 

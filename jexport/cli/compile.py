@@ -11,8 +11,12 @@ from jexport.cli import console
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where artifacts go. Default: beside the portable one.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where artifacts go. Default: beside the portable one.",
+)
 @click.option(
     "--timing-cache",
     type=click.Path(path_type=Path),
@@ -28,8 +32,13 @@ from jexport.cli import console
     metavar="ARTIFACT",
     help="Give that task's engine these weights instead of building one.",
 )
-@click.option("--cache", "cache_folder", type=click.Path(path_type=Path), metavar="DIR",
-              help="Where the built engine is kept. Default: OUT/.cache")  # fmt: skip
+@click.option(
+    "--cache",
+    "cache_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the built engine is kept. Default: OUT/.cache",
+)
 @click.option("--no-cache", is_flag=True, help="Build the engine in any case, and keep none.")
 @click.option("--allow-slower", is_flag=True, help="int8: keep it even when fp16 is as fast here.")
 @click.option("--replace", is_flag=True, help=console.REPLACE)

@@ -126,8 +126,12 @@ def report_error(error: JexportError) -> None:
 def report_usage(error: click.ClickException) -> None:
     """Wrong words on the command line, as click shows them; as one JSON line for `build --json`."""
     if _json_lines:
-        line = {"kind": "error", "error": "UsageError", "exit_code": error.exit_code,
-                "what": error.format_message()}  # fmt: skip
+        line = {
+            "kind": "error",
+            "error": "UsageError",
+            "exit_code": error.exit_code,
+            "what": error.format_message(),
+        }
         click.echo(json.dumps(line, ensure_ascii=False), err=True)
     else:
         error.show()

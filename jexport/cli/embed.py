@@ -24,24 +24,52 @@ def _device(context: click.Context, option: click.Parameter, text: str) -> str:
 
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--input", "source", required=True, metavar="FILE|-",
-              help="A .txt (one text a line) or .jsonl file; - for stdin.")  # fmt: skip
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="A .npy (float32, rows in input order) or .jsonl file.")  # fmt: skip
-@click.option("--format", "kind", type=click.Choice(["txt", "jsonl"]),
-              help="Of the input; default: by its name, txt for stdin.")  # fmt: skip
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    metavar="FILE|-",
+    help="A .txt (one text a line) or .jsonl file; - for stdin.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .npy (float32, rows in input order) or .jsonl file.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["txt", "jsonl"]),
+    help="Of the input; default: by its name, txt for stdin.",
+)
 @click.option("--task", default="", help="Refuse an artifact of another task.")
 @click.option("--dimensions", type=int, metavar="N", help="Matryoshka size; default: full.")
-@click.option("--normalize/--no-normalize", default=None,
-              help="To length 1, or not; default: as the checkpoint does.")  # fmt: skip
-@click.option("--prompt-name", metavar="NAME",
-              help="The prompt before each text (inspect lists them).")  # fmt: skip
+@click.option(
+    "--normalize/--no-normalize",
+    default=None,
+    help="To length 1, or not; default: as the checkpoint does.",
+)
+@click.option(
+    "--prompt-name", metavar="NAME", help="The prompt before each text (inspect lists them)."
+)
 @click.option("--no-prompt", is_flag=True, help="Put no prompt before the texts.")
 @click.option("--no-truncate", is_flag=True, help="Refuse over-long texts instead of cutting them.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), metavar="N",
-              help="Tokens of one forward pass, with padding; default: the engine's.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, callback=_device, metavar="NAME",
-              help="auto (a GPU where the engine sees one), cpu, cuda, cuda:1 ...")  # fmt: skip
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of one forward pass, with padding; default: the engine's.",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    callback=_device,
+    metavar="NAME",
+    help="auto (a GPU where the engine sees one), cpu, cuda, cuda:1 ...",
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="0: all cores.")
 @click.option("--quiet", is_flag=True, help="Only the output's path, on stdout.")
 def embed(

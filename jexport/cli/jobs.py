@@ -118,9 +118,12 @@ class Board:
         lines = [self._line(job, width, clock) for job in shown]
         if hidden:
             built = sum(job in self._took and job not in self._failed for job in hidden)
-            counts = {"built": built, "failed": len(self._failed.intersection(hidden)),
-                      "running": len(set(self._running()).intersection(hidden)),
-                      WAITING: sum(job not in self._begin for job in hidden)}  # fmt: skip
+            counts = {
+                "built": built,
+                "failed": len(self._failed.intersection(hidden)),
+                "running": len(set(self._running()).intersection(hidden)),
+                WAITING: sum(job not in self._begin for job in hidden),
+            }
             told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
             lines.append(f"and {told}")
         return lines
@@ -152,12 +155,14 @@ def show_plan(found: Sequence[Planned], *, as_json: bool) -> None:
     if as_json:
         rows = [
             {
-                "job": one.job.key, **asdict(one.job),
-                "built": str(one.built) if one.built else None, "cached": list(one.cached),
+                "job": one.job.key,
+                **asdict(one.job),
+                "built": str(one.built) if one.built else None,
+                "cached": list(one.cached),
                 "need": asdict(one.need) if one.need else None,
             }
             for one in found
-        ]  # fmt: skip
+        ]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     width = max((len(one.job.key) for one in found), default=0)

@@ -18,37 +18,99 @@ def _listed(
 
 
 @click.command()
-@click.option("--recipe", "recipe_name", metavar="NAME|FILE",
-              help="A shipped recipe or a .toml file. Default: jina-embeddings-v3")  # fmt: skip
-@click.option("--model", metavar="FOLDER|HUB_ID",
-              help="The checkpoint, where the jobs run; overrides the recipe's.")  # fmt: skip
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME|FILE",
+    help="A shipped recipe or a .toml file. Default: jina-embeddings-v3",
+)
+@click.option(
+    "--model",
+    metavar="FOLDER|HUB_ID",
+    help="The checkpoint, where the jobs run; overrides the recipe's.",
+)
 @click.option(
     "--name", metavar="NAME", help="What artifacts are called. Default: the recipe's name"
 )
-@click.option("--task", "tasks", multiple=True, callback=_listed, metavar="T,..|all",
-              help="Default: all of the recipe.")  # fmt: skip
-@click.option("--target", "chosen", multiple=True, callback=_listed, metavar="T,..",
-              help="Default: all of the recipe.")  # fmt: skip
-@click.option("--precision", "precisions", multiple=True, callback=_listed, metavar="P,..",
-              help="Default: all of the recipe that a target takes.")  # fmt: skip
-@click.option("--gpu", "gpus", multiple=True, callback=_listed, metavar="KIND,..",
-              help="trt: build an engine for each, such as L4,A100.")  # fmt: skip
-@click.option("--format", "form", required=True, type=click.Choice(schedulers.names()),
-              help="What is to run the jobs.")  # fmt: skip
-@click.option("--phase", "phases", multiple=True, type=click.Choice(schedulers.PHASES),
-              help="Only what builds, or only what completes on GPUs.")  # fmt: skip
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    callback=_listed,
+    metavar="T,..|all",
+    help="Default: all of the recipe.",
+)
+@click.option(
+    "--target",
+    "chosen",
+    multiple=True,
+    callback=_listed,
+    metavar="T,..",
+    help="Default: all of the recipe.",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    callback=_listed,
+    metavar="P,..",
+    help="Default: all of the recipe that a target takes.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    callback=_listed,
+    metavar="KIND,..",
+    help="trt: build an engine for each, such as L4,A100.",
+)
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    type=click.Choice(schedulers.names()),
+    help="What is to run the jobs.",
+)
+@click.option(
+    "--phase",
+    "phases",
+    multiple=True,
+    type=click.Choice(schedulers.PHASES),
+    help="Only what builds, or only what completes on GPUs.",
+)
 @click.option("--publish", default="", metavar="DEST", help="Publish each artifact there.")
-@click.option("--accept-licence", is_flag=True,
-              help="Publish a non-commercial model where everybody can read it.")  # fmt: skip
+@click.option(
+    "--accept-licence",
+    is_flag=True,
+    help="Publish a non-commercial model where everybody can read it.",
+)
 @click.option("--image", default="", metavar="IMAGE", help="kubernetes: an image with jexport.")
-@click.option("--claim", default="jexport", metavar="NAME",
-              help="kubernetes: the volume claim for artifacts. Default: jexport")  # fmt: skip
-@click.option("--secret", default="", metavar="NAME",
-              help="kubernetes: the Secret with the credentials for --publish.")  # fmt: skip
-@click.option("--gpu-label", type=click.Choice(schedulers.GPU_LABELS), default=schedulers.PRODUCT,
-              help="kubernetes: the node label that says the kind of GPU.")  # fmt: skip
-@click.option("--memory", "memory_gib", type=click.IntRange(min=1), default=16, metavar="GIB",
-              help="kubernetes: what a job may take. Default: 16")  # fmt: skip
+@click.option(
+    "--claim",
+    default="jexport",
+    metavar="NAME",
+    help="kubernetes: the volume claim for artifacts. Default: jexport",
+)
+@click.option(
+    "--secret",
+    default="",
+    metavar="NAME",
+    help="kubernetes: the Secret with the credentials for --publish.",
+)
+@click.option(
+    "--gpu-label",
+    type=click.Choice(schedulers.GPU_LABELS),
+    default=schedulers.PRODUCT,
+    help="kubernetes: the node label that says the kind of GPU.",
+)
+@click.option(
+    "--memory",
+    "memory_gib",
+    type=click.IntRange(min=1),
+    default=16,
+    metavar="GIB",
+    help="kubernetes: what a job may take. Default: 16",
+)
 def matrix(
     recipe_name: str | None,
     model: str | None,

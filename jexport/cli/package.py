@@ -16,20 +16,31 @@ from jexport.serving import layouts
 @click.argument(
     "artifacts", nargs=-1, required=True, metavar="ARTIFACT...", type=click.Path(path_type=Path)
 )
-@click.option("--layout", required=True, type=click.Choice(layouts.names()),
-              help="What the server reads.")  # fmt: skip
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
-              help="Where the layout goes; versions are added to what is there.")  # fmt: skip
-@click.option("--device", type=click.Choice(layouts.DEVICES), default="auto",
-              help="Where it is served. Default: onnx on the CPU, trt on the GPU.")  # fmt: skip
+@click.option(
+    "--layout", required=True, type=click.Choice(layouts.names()), help="What the server reads."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the layout goes; versions are added to what is there.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(layouts.DEVICES),
+    default="auto",
+    help="Where it is served. Default: onnx on the CPU, trt on the GPU.",
+)
 @click.option(
     "--max-batch",
     type=click.IntRange(min=1),
     metavar="N",
     help="The largest batch. Default: 8 on a CPU, 32 on a GPU; trt: as its profiles allow.",
 )
-@click.option("--replace", is_flag=True,
-              help="The next version of a model may be of another checkpoint.")  # fmt: skip
+@click.option(
+    "--replace", is_flag=True, help="The next version of a model may be of another checkpoint."
+)
 @click.option("--quiet", is_flag=True, help="Only the paths, on stdout.")
 def package(
     artifacts: tuple[Path, ...],

@@ -18,18 +18,27 @@ PLAIN = "An OCI registry without TLS that is not on this machine."
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("dest")
-@click.option("--tag", "tags", multiple=True, metavar="T",
-              help="A name for it from now on, such as latest; may be repeated.")  # fmt: skip
-@click.option("--accept-licence", is_flag=True,
-              help="Publish a non-commercial model where everybody can read it.")  # fmt: skip
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="T",
+    help="A name for it from now on, such as latest; may be repeated.",
+)
+@click.option(
+    "--accept-licence",
+    is_flag=True,
+    help="Publish a non-commercial model where everybody can read it.",
+)
 @click.option("--sign", is_flag=True, help="Sign it first; with one of the next four.")
 @signer_options
 @click.option("--public", is_flag=True, help="Everybody can read DEST (hf:// says so itself).")
 @click.option("--repair", is_flag=True, help="Send also what seems to be there.")
 @click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
 @click.option("--plain-http", is_flag=True, help=PLAIN)
-@click.option("--replace", is_flag=True,
-              help="A tag may move to it from an artifact of another checkpoint.")  # fmt: skip
+@click.option(
+    "--replace", is_flag=True, help="A tag may move to it from an artifact of another checkpoint."
+)
 @click.option("--quiet", is_flag=True, help="Only the ref, on stdout.")
 def publish(
     artifact: Path,

@@ -70,8 +70,13 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
             {"name": row.name, "a": row.a.value, "b": row.b.value, "differs": row.differs}
             for row in rows
         ]
-        told = {"a": str(a), "b": str(b), "same_space": compared.same_space(ours, theirs),
-                "same_parity_texts": compared.same_texts(ours, theirs), "rows": listed}  # fmt: skip
+        told = {
+            "a": str(a),
+            "b": str(b),
+            "same_space": compared.same_space(ours, theirs),
+            "same_parity_texts": compared.same_texts(ours, theirs),
+            "rows": listed,
+        }
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
         return
     click.echo(f"A  {a}\nB  {b}\n")

@@ -13,11 +13,21 @@ from jexport.serving.servers.lines import HOST, PORT, Served
 @click.command("serve-with")
 @click.argument("engine", metavar="ENGINE")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
-              help="Where a server is to listen.")  # fmt: skip
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=PORT,
+    show_default=True,
+    help="Where a server is to listen.",
+)
 @click.option("--host", default=HOST, show_default=True, help="0.0.0.0 for every interface.")
-@click.option("--version", "installed", multiple=True, metavar="PACKAGE==VERSION",
-              help="A package where it will run, to be checked.")  # fmt: skip
+@click.option(
+    "--version",
+    "installed",
+    multiple=True,
+    metavar="PACKAGE==VERSION",
+    help="A package where it will run, to be checked.",
+)
 @click.option("--quiet", is_flag=True, help="Only the line, on stdout.")
 def serve_with(
     engine: str, artifact: Path, port: int, host: str, installed: tuple[str, ...], quiet: bool

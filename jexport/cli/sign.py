@@ -19,16 +19,23 @@ def signer_options(command: Any) -> Any:
     """The options that say who signs; `signer` takes what they gave."""
     for option in reversed(
         (
-            click.option("--key", type=FILE, metavar="FILE",
-                         help=f"Private key (PEM; ${PASSWORD} opens it)."),
-            click.option("--certificate", type=FILE, metavar="FILE",
-                         help="Its certificate (PEM)."),
-            click.option("--certificate-chain", "chain", type=FILE, multiple=True, metavar="FILE",
-                         help="Certificates between that one and the root; may be repeated."),
-            click.option("--sigstore", is_flag=True,
-                         help="No key: an identity, through Sigstore (network)."),
+            click.option(
+                "--key", type=FILE, metavar="FILE", help=f"Private key (PEM; ${PASSWORD} opens it)."
+            ),
+            click.option("--certificate", type=FILE, metavar="FILE", help="Its certificate (PEM)."),
+            click.option(
+                "--certificate-chain",
+                "chain",
+                type=FILE,
+                multiple=True,
+                metavar="FILE",
+                help="Certificates between that one and the root; may be repeated.",
+            ),
+            click.option(
+                "--sigstore", is_flag=True, help="No key: an identity, through Sigstore (network)."
+            ),
         )
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 
@@ -51,16 +58,22 @@ def policy_options(command: Any) -> Any:
     """The options that say whose signature is asked for; `policy` takes what they gave."""
     for option in reversed(
         (
-            click.option("--key", type=FILE, metavar="PUB",
-                         help="Its signature, too: by this public key."),
-            click.option("--identity", metavar="ID",
-                         help="Its signature, too: by this e-mail, URI or name."),
+            click.option(
+                "--key", type=FILE, metavar="PUB", help="Its signature, too: by this public key."
+            ),
+            click.option(
+                "--identity", metavar="ID", help="Its signature, too: by this e-mail, URI or name."
+            ),
             click.option("--issuer", metavar="URL", help="Who must have vouched for the identity."),
-            click.option("--certificate-chain", "chain", type=FILE, metavar="FILE",
-                         help="The root certificate the identity's must lead to; without it "
-                              "Sigstore's."),
+            click.option(
+                "--certificate-chain",
+                "chain",
+                type=FILE,
+                metavar="FILE",
+                help="The root certificate the identity's must lead to; without it Sigstore's.",
+            ),
         )
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 

@@ -9,11 +9,20 @@ import click
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--layout", type=click.Choice(["original", "native"]), default="original",
-              show_default=True, help="Of jina-embeddings-v3.")  # fmt: skip
+@click.option(
+    "--layout",
+    type=click.Choice(["original", "native"]),
+    default="original",
+    show_default=True,
+    help="Of jina-embeddings-v3.",
+)
 @click.option("--full-size", is_flag=True, help="24 layers x 1,024, 250,002 tokens (1.1 GB).")
-@click.option("--tokenizer", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              metavar="FILE", help="A tokenizer.json to use instead of a small one.")  # fmt: skip
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="A tokenizer.json to use instead of a small one.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
 def toy(folder: Path, layout: str, full_size: bool, tokenizer: Path | None, seed: int) -> None:
     """Write a checkpoint with seeded random weights, for tests and rehearsals.

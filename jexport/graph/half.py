@@ -101,8 +101,11 @@ def to_float16(model: ir.Model, keep: Keep) -> None:
 
 def _kind(node: ir.Node, half: set[int], keep: Keep) -> str:
     """'half', 'full', or 'other' for nodes that touch no float at all."""
-    floats = [v for v in node.inputs if v is not None and v.dtype is not None
-              and v.dtype.is_floating_point()]  # fmt: skip
+    floats = [
+        v
+        for v in node.inputs
+        if v is not None and v.dtype is not None and v.dtype.is_floating_point()
+    ]
     if not floats:
         return "other"
     if keep(str(node.name)):

@@ -248,10 +248,15 @@ def _match_attention(work: edit.Edit, softmax: ir.Node) -> _Attention | None:
     dtype = ir.DataType.FLOAT if wide else ir.DataType.FLOAT16
     inputs = [work.cast(scores, heads.source, dtype) for heads in (query, key, value)]
     return _Attention(
-        query=inputs[0], key=inputs[1], value=inputs[2], heads=query.heads,
-        head_size=query.size, scale=factor,
-        dtype=dtype, output=flat.outputs[0],
-    )  # fmt: skip
+        query=inputs[0],
+        key=inputs[1],
+        value=inputs[2],
+        heads=query.heads,
+        head_size=query.size,
+        scale=factor,
+        dtype=dtype,
+        output=flat.outputs[0],
+    )
 
 
 def _user_of(value: ir.Value, op: str) -> ir.Node | None:

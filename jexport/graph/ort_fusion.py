@@ -144,9 +144,14 @@ def fuse_bias_gelu(work: edit.Edit) -> int:
         if match is None or match[0] is not added or edit.only_user(added.outputs[0]) is not gelu:
             continue
         node = work.insert(
-            gelu, "BiasGelu", [added.inputs[0], match[1]], {}, name=f"{gelu.name}/bias",
-            like=gelu.outputs[0], domain=MS,
-        )  # fmt: skip
+            gelu,
+            "BiasGelu",
+            [added.inputs[0], match[1]],
+            {},
+            name=f"{gelu.name}/bias",
+            like=gelu.outputs[0],
+            domain=MS,
+        )
         work.take_over(gelu, node)
         count += 1
     return count

@@ -61,9 +61,13 @@ def unfuse_weights(work: edit.Edit) -> int:
             continue
         like, name = right.outputs[0], str(right.name)
         wide = work.insert(
-            node, "Cast", [right.inputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}/cast",
+            node,
+            "Cast",
+            [right.inputs[0]],
+            {"to": int(ir.DataType.FLOAT)},
+            name=f"{name}/cast",
             like=like,
-        )  # fmt: skip
+        )
         scaled = work.insert(
             node, "Mul", [wide.outputs[0], right.inputs[1]], name=f"{name}/scaled", like=like
         )

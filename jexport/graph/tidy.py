@@ -281,9 +281,11 @@ def _side_by_side(
         taken = sum(other.startswith(name) for other in work.graph.initializers)
         shape = (*tensors[0].shape[:-1], sum(int(t.shape[-1]) for t in tensors))
         made[key] = work.lazy(
-            f"{name}_{taken + 1}" if taken else name, tensors[0], shape,
+            f"{name}_{taken + 1}" if taken else name,
+            tensors[0],
+            shape,
             lambda: np.concatenate([t.numpy() for t in tensors], axis=-1),
-        )  # fmt: skip
+        )
     return made[key]
 
 

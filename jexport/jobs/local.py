@@ -86,9 +86,12 @@ class Means:
 
 
 def build_all(
-    chosen: Recipe, jobs: Sequence[Job], means: Means, *,
+    chosen: Recipe,
+    jobs: Sequence[Job],
+    means: Means,
+    *,
     listen: Listen = lambda job, event: None,
-) -> tuple[Outcome, ...]:  # fmt: skip
+) -> tuple[Outcome, ...]:
     """Build every job, the failed ones told among the others; in the order of the jobs.
 
     Ctrl-C ends all of them, and nothing half-made is left.
@@ -104,9 +107,14 @@ def plan(chosen: Recipe, jobs: Sequence[Job], means: Means) -> tuple[Planned, ..
     found = []
     for job in jobs:
         seen = pipeline.foresee(
-            chosen, task=job.task, target=job.target, precision=job.precision,
-            out=means.out, cache=means.cache, replace=means.replace,
-        )  # fmt: skip
+            chosen,
+            task=job.task,
+            target=job.target,
+            precision=job.precision,
+            out=means.out,
+            cache=means.cache,
+            replace=means.replace,
+        )
         need = None
         if count is not None and seen.built is None:
             graph = targets.load(job.target).needs_onnx
@@ -121,10 +129,16 @@ def _built_here(chosen: Recipe, job: Job, means: Means, listen: Listen) -> Outco
     listen(job, Event(kind="begin", stage=""))
     try:
         artifact = pipeline.build(
-            chosen, task=job.task, target=job.target, precision=job.precision, out=means.out,
-            cache=means.cache, memory_bytes=means.memory_bytes, replace=means.replace,
+            chosen,
+            task=job.task,
+            target=job.target,
+            precision=job.precision,
+            out=means.out,
+            cache=means.cache,
+            memory_bytes=means.memory_bytes,
+            replace=means.replace,
             listen=lambda event: listen(job, event),
-        )  # fmt: skip
+        )
     except Exception as error:  # one job's bug must not stop the others; it is shown at the end
         trouble = error
     seconds = time.monotonic() - begin
@@ -308,9 +322,12 @@ def _told(error: Exception) -> dict[str, Any]:
     """An error as it goes through a pipe."""
     if isinstance(error, JexportError):
         return {
-            "kind": type(error).__name__, "what": error.what, "evidence": error.evidence,
-            "fix": error.fix, "notes": list(getattr(error, "__notes__", [])),
-        }  # fmt: skip
+            "kind": type(error).__name__,
+            "what": error.what,
+            "evidence": error.evidence,
+            "fix": error.fix,
+            "notes": list(getattr(error, "__notes__", [])),
+        }
     return {"what": "".join(traceback.format_exception(error))}
 
 

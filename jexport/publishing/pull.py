@@ -59,15 +59,22 @@ def run(
     with registries.opened(ref, access) as store, writable(out):
         release = resolved(store, ref)
         said = release.facts
-        slot = Slot(out=out, model=said["name"], task=said["task"], target=said["target"],
-                    precision=said["precision"], version=said["version"])  # fmt: skip
+        slot = Slot(
+            out=out,
+            model=said["name"],
+            task=said["task"],
+            target=said["target"],
+            precision=said["precision"],
+            version=said["version"],
+        )
         with (
             own_room(out, release.digest) as room,
             _dropped_if_refused(room),
             Run(folder=room, listen=listen).stage(STAGE) as note,
         ):
-            fetching = Fetching(store, release, room, where=ref.address, threads=threads,
-                                 listen=listen)  # fmt: skip
+            fetching = Fetching(
+                store, release, room, where=ref.address, threads=threads, listen=listen
+            )
             found = _same(slot, release)
             if policy is not None:
                 _check_signed(release, ref.address)

@@ -28,8 +28,14 @@ SETTINGS = "application/vnd.cncf.model.weight.config.v1.raw"
 PAPERS = "application/vnd.cncf.model.doc.v1.raw"
 PATH = "org.cncf.model.filepath"
 
-SUFFIXES = {".json": SETTINGS, ".txt": SETTINGS, ".model": SETTINGS, ".jinja": SETTINGS,
-            ".md": PAPERS, ".html": PAPERS}  # fmt: skip
+SUFFIXES = {
+    ".json": SETTINGS,
+    ".txt": SETTINGS,
+    ".model": SETTINGS,
+    ".jinja": SETTINGS,
+    ".md": PAPERS,
+    ".html": PAPERS,
+}
 """What a file is by its suffix; any other is weights (a graph, a plan)."""
 
 OURS = "dev.jexport."

@@ -109,9 +109,13 @@ def _table(work: edit.Edit, node: ir.Node) -> None:
     picked = work.insert(node, "Gather", [steps, ids], name=f"{name}/int8", like=like)
     picked.outputs[0].type = ir.TensorType(ir.DataType.INT8)
     wide = work.insert(
-        node, "Cast", [picked.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}/cast",
+        node,
+        "Cast",
+        [picked.outputs[0]],
+        {"to": int(ir.DataType.FLOAT)},
+        name=f"{name}/cast",
         like=like,
-    )  # fmt: skip
+    )
     factor = work.insert(node, "Gather", [column, ids], name=f"{name}/scale")
     factor.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     result = work.insert(

@@ -18,8 +18,15 @@ SMALLEST = 64
 LARGE_TABLE_ROWS = 1024
 """Rows from which a table that ids look up is stored as int8; positions and types stay float."""
 
-QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger",
-             "QLinearMatMul", "MatMulNBits", "MatMulIntegerToFloat")  # fmt: skip
+QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "MatMulNBits",
+    "MatMulIntegerToFloat",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

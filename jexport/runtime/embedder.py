@@ -117,9 +117,11 @@ class Embedder:
         self._reopen = reopen
         self._lock = threading.Lock()
         self._engine = Engine(
-            Opened(runner=runner, lanes=lanes, release=release), self._pooled, self._batching,
+            Opened(runner=runner, lanes=lanes, release=release),
+            self._pooled,
+            self._batching,
             max_tokens=tokenizer.max_tokens,
-        )  # fmt: skip
+        )
         _LIVE.add(self)
         self._outputs = [name for name in (TOKEN_VECTORS, TEXT_VECTORS) if name in outputs]
         if not self._outputs:

@@ -87,9 +87,12 @@ class _Source:
                 "them), fork before the first artifact is opened, or use device='cpu'",
             )
         return open_artifact(
-            self.place, device=self.device, threads=self.threads, verify=self.verify,
+            self.place,
+            device=self.device,
+            threads=self.threads,
+            verify=self.verify,
             cuda_graphs=self.cuda_graphs,
-        )  # fmt: skip
+        )
 
 
 def _pinned(path: str | Path, folder: Path) -> str:

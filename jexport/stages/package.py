@@ -218,9 +218,20 @@ def server_config(model: LoadedModel) -> dict[str, Any]:
     if model.source.layout not in JINA:
         own = {key: value for key, value in model.config.items() if key != "auto_map"}
         return own | limit
-    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "vocab_size", "type_vocab_size", "hidden_act", "layer_norm_eps", "pad_token_id",
-             "bos_token_id", "eos_token_id", "matryoshka_dimensions")  # fmt: skip
+    sizes = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+        "type_vocab_size",
+        "hidden_act",
+        "layer_norm_eps",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "matryoshka_dimensions",
+    )
     return {
         "architectures": ["XLMRobertaModel"],
         "model_type": "xlm-roberta",

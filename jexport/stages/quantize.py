@@ -111,10 +111,14 @@ def run(
         return tensor.numpy()
 
     bench = Bench(
-        model=model, material=material, judge=judge, room=out_dir / "trials", journal=ways.journal,
+        model=model,
+        material=material,
+        judge=judge,
+        room=out_dir / "trials",
+        journal=ways.journal,
         gates={key: bound for key, bound in aim.gates.items() if key in TEXT_GATES},
         tables=aim.tables,
-    )  # fmt: skip
+    )
     truth = bench.truth(ways.step("held-out texts in float"))
     sites = _statistics(model, items, material, judge, out_dir / "statistics", ways)
     copied: tuple[outliers.Copied, ...] = ()
@@ -123,9 +127,15 @@ def run(
         outliers.copy(source, copied, sites)
         bench, items = replace(bench, copied=copied), products.find(source)
     job = _Job(
-        items=items, weight=weight, bench=bench, spec=spec, aim=aim, ways=ways, truth=truth,
+        items=items,
+        weight=weight,
+        bench=bench,
+        spec=spec,
+        aim=aim,
+        ways=ways,
+        truth=truth,
         room=out_dir / "weights",
-    )  # fmt: skip
+    )
     give_back_memory()
     own = job.prepare(sites, job.own_setting)
     prepared, techniques = _best_setting(job, sites, own) if job.full else (own, [])

@@ -200,7 +200,7 @@ def test_two_files_swapped(artifact_copy: Path) -> None:
     two.write_bytes(kept)
     assert [line.split(" (")[0] for line in refused(artifact_copy).splitlines()] == [
         "changed: config.json", "changed: modules.json",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_manifest_of_another_artifact(builds: Callable[..., Any], artifact_copy: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_graph_that_is_gone_when_files_are_not_checked(artifact_copy: Path) ->
         b'{"a":' * 100_000, b'{"format": 1}', b'{"format": true}', b'{"format": "1"}',
         b'{"format": 2}', b'{"format": 1e999}', b"{}", b'{"format": ' + b"9" * 5000 + b"}",
     ],
-)  # fmt: skip
+)
 def test_a_manifest_that_is_not_one(text: bytes, artifact_copy: Path) -> None:
     (artifact_copy / "manifest.json").write_bytes(text)
     refused(artifact_copy)
@@ -455,7 +455,7 @@ def test_schema_is_a_schema_and_every_built_manifest_follows_it(
 def test_schema_uses_only_words_that_our_reader_knows() -> None:
     known = {"$schema", "$id", "$defs", "$ref", "title", "description", "type", "required",
              "additionalProperties", "properties", "items", "minItems", "minimum", "maximum",
-             "pattern", "not", "enum", "const", "minLength"}  # fmt: skip
+             "pattern", "not", "enum", "const", "minLength"}
 
     def words(rule: Any) -> set[str]:
         if not isinstance(rule, dict):
@@ -485,7 +485,7 @@ def test_schema_uses_only_words_that_our_reader_knows() -> None:
         (("engine", "inputs", 0, "name"), "token_type_ids", "'engine.inputs[0].name'"),
         (("files", 0, "path"), "/x", "'files[0].path' is '/x'"),
     ],
-)  # fmt: skip
+)
 def test_a_deviation_is_named(path: tuple[Any, ...], value: Any, said: str, artifact: Path) -> None:
     content = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
     value_at(content, path[:-1])[path[-1]] = value
@@ -503,7 +503,7 @@ def test_no_top_level_key_may_be_missing(key: str, artifact_copy: Path) -> None:
 EMBEDDING = types.Embedding(
     task="retrieval.query", prompt="p: ", pooling="mean", normalize=True, dimension=64,
     matryoshka=(16, 64), max_tokens=512,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
@@ -560,7 +560,7 @@ def test_format_2_is_still_read(artifact_copy: Path) -> None:
     def older(content: dict[str, Any]) -> None:
         content["format"] = 2
         for key in ("prompts", "default_prompt_name", "similarity", "truncate_dim",
-                    "include_prompt"):  # fmt: skip
+                    "include_prompt"):
             del content["embedding"][key]
 
     now = embedding_of(manifest.read(artifact_copy).content)

@@ -192,7 +192,7 @@ with open_run(out) as run:
     "moment",
     [f"{call}:{when}" for call in ("fsync", "mkdir", "rename", "symlink_to", "replace")
      for when in ("before", "after")],
-)  # fmt: skip
+)
 def test_killed_around_every_step_of_placing(moment: str, tmp_path: Path, artifact: Path) -> None:
     """A reader sees the old artifact or the new one, whole; the next run leaves no trace of it."""
     old, new = slot_in(tmp_path, version="1.0-old"), slot_in(tmp_path, version="2.0-new")
@@ -210,7 +210,7 @@ def test_killed_around_every_step_of_placing(moment: str, tmp_path: Path, artifa
     if whole:
         manifest.verify(new.path)
     assert whole is (moment in ("rename:after", "symlink_to:before", "symlink_to:after",
-                                "replace:before", "replace:after"))  # fmt: skip
+                                "replace:before", "replace:after"))
     assert [a.path for a in store.artifacts(tmp_path)] == [old.path, new.path][: 1 + whole]
     placed(new, artifact)
     assert left_in(tmp_path) == ["1.0-old", "2.0-new", "latest"]

@@ -183,8 +183,14 @@ def test_a_changed_verdict_is_given_anew(ended: Builds) -> None:
 def int8_builds(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], tuple[Path, dict[str, str]]]:
-    low = {"cosine_mean": 0.9, "cosine_p1": 0.8, "top10_overlap": 0.3, "allow_slower": True,
-           "pair_top10_overlap": 0.3, "samples": 48}  # fmt: skip
+    low = {
+        "cosine_mean": 0.9,
+        "cosine_p1": 0.8,
+        "top10_overlap": 0.3,
+        "allow_slower": True,
+        "pair_top10_overlap": 0.3,
+        "samples": 48,
+    }
     made = recipe.for_model(str(small)).replace_quantize(**low)
     gates = recipe.DEFAULT_GATES | {"int8": {"cosine_mean": 0.9, "batch_cosine_min": 0.999999}}
     spec = dataclasses.replace(made.validate, budget_tokens=1, max_tokens=64, gates=gates)
@@ -193,11 +199,15 @@ def int8_builds(
     def build() -> tuple[Path, dict[str, str]]:
         stages: dict[str, str] = {}
         built = pipeline.build(
-            made, task="retrieval.passage", target="onnx", precision="int8", out=tmp_path / "out",
-            listen=lambda event: stages.update({event.stage: event.text})
-            if event.kind == "done"
-            else None,
-        )  # fmt: skip
+            made,
+            task="retrieval.passage",
+            target="onnx",
+            precision="int8",
+            out=tmp_path / "out",
+            listen=lambda event: (
+                stages.update({event.stage: event.text}) if event.kind == "done" else None
+            ),
+        )
         return built.path, stages
 
     return build

@@ -52,8 +52,13 @@ def test_tools_are_those_installed() -> None:
 
 def test_what_decides_the_engine_of_a_portable_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = recipe.for_model("acme/model")
-    content = {"sha256": "a" * 64, "name": "m", "task": "none", "target": "trt",
-               "precision": "fp16"}  # fmt: skip
+    content = {
+        "sha256": "a" * 64,
+        "name": "m",
+        "task": "none",
+        "target": "trt",
+        "precision": "fp16",
+    }
     engine = targets.load("onnx")
 
     def name(content: Any = content, spec: Any = chosen, where: str = "here") -> str:

@@ -45,8 +45,11 @@ def test_ranking_is_measured_from_queries_to_passages() -> None:
     swapped = queries[::-1].copy()  # as wrong as int8 queries could be
     other = int8_checks.Counterpart(task="retrieval.passage", plain=passages, quantized=passages)
     same = int8_checks.ranking_kept(beside(queries, queries), other, own_are_queries=True)
-    for name in ("queries_int8_passages_fp32", "queries_fp32_passages_int8",
-                 "queries_int8_passages_int8"):  # fmt: skip
+    for name in (
+        "queries_int8_passages_fp32",
+        "queries_fp32_passages_int8",
+        "queries_int8_passages_int8",
+    ):
         assert same[name] == {"top10_overlap": 1.0, "top1": 1.0}
     assert (same["queries"], same["passages"], same["with"]) == (5, 40, "retrieval.passage")
     wrong = int8_checks.ranking_kept(beside(queries, swapped), other, own_are_queries=True)
@@ -76,11 +79,13 @@ def test_top10_overlap_is_the_share_of_passages_that_stay() -> None:
 
 def test_the_lowest_combination_is_judged() -> None:
     pair: dict[str, Any] = {
-        "with": "retrieval.passage", "queries": 90, "passages": 80,
+        "with": "retrieval.passage",
+        "queries": 90,
+        "passages": 80,
         "queries_int8_passages_fp32": {"top10_overlap": 0.97, "top1": 1.0},
         "queries_fp32_passages_int8": {"top10_overlap": 0.96, "top1": 1.0},
         "queries_int8_passages_int8": {"top10_overlap": 0.93, "top1": 1.0},
-    }  # fmt: skip
+    }
     assert "top-10 0.930" in int8_checks.check_ranking(pair, 0.93)
     with pytest.raises(QuantizationError) as caught:
         int8_checks.check_ranking(pair, 0.94)
@@ -104,9 +109,13 @@ def test_the_command_builds_the_same_again(chosen: recipe.Recipe, wanted: list[s
     from jexport.cli.build import build
 
     slot = store.Slot(
-        out=Path("artifacts"), model=chosen.name, task="separation", target="onnx",
-        precision="int8", version="1",
-    )  # fmt: skip
+        out=Path("artifacts"),
+        model=chosen.name,
+        task="separation",
+        target="onnx",
+        precision="int8",
+        version="1",
+    )
     words = shlex.split(
         int8_checks.command(chosen.replace_quantize(allow_slower=True), slot, "the name")
     )
@@ -114,8 +123,10 @@ def test_the_command_builds_the_same_again(chosen: recipe.Recipe, wanted: list[s
     assert words[2 : 2 + len(wanted)] == wanted
     given = build.make_context("build", words[2:]).params
     assert (given["tasks"], given["precisions"], given["calibration"]) == (
-        ("separation",), ("int8",), "everyday",
-    )  # fmt: skip
+        ("separation",),
+        ("int8",),
+        "everyday",
+    )
     assert given["allow_slower"] is True
     assert given["effort"] == "fast"
     assert given["until"] is None

@@ -191,9 +191,10 @@ def test_tools_and_code_and_texts_count(
     with monkeypatch.context() as patch:
         read = pipeline.calibration.read
         patch.setattr(
-            pipeline.calibration, "read",
+            pipeline.calibration,
+            "read",
             lambda *words: dataclasses.replace(read(*words), sha256="0" * 64),
-        )  # fmt: skip
+        )
         assert version(made_for(small)) != base
 
 
@@ -261,9 +262,12 @@ def test_manifest_says_what_was_built(
     ],
 )
 def test_cheap_refusals_come_before_anything_is_read_or_made(
-    shipped: dict[str, Any], asked: dict[str, str], code: int, tmp_path: Path,
+    shipped: dict[str, Any],
+    asked: dict[str, str],
+    code: int,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
@@ -312,15 +316,20 @@ def test_two_builds_of_the_same_at_once(
     assert paths[0] == paths[1]
     manifest.verify(paths[0])
     assert sorted(p.name for p in paths[0].parent.iterdir()) == [
-        paths[0].name, f"{paths[0].name}.run.json", "latest",
-    ]  # fmt: skip
+        paths[0].name,
+        f"{paths[0].name}.run.json",
+        "latest",
+    ]
     assert not (tmp_path / ".work").exists()
 
 
 def test_a_failed_gate_leaves_its_report_and_no_artifact(
-    canned: Any, cli: Callable[..., Any], as_separation: tuple[object, ...], tmp_path: Path,
+    canned: Any,
+    cli: Callable[..., Any],
+    as_separation: tuple[object, ...],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def fail(*_: Any, out_dir: Path, **__: Any) -> None:
         (out_dir / "parity.json").write_text('{"passed": false}')
         raise ParityError("validate: no", evidence="cosine 0.1", fix="look")
@@ -335,9 +344,12 @@ def test_a_failed_gate_leaves_its_report_and_no_artifact(
 
 
 def test_a_gate_stays_failed_when_its_report_cannot_be_kept(
-    canned: Any, cli: Callable[..., Any], as_separation: tuple[object, ...], tmp_path: Path,
+    canned: Any,
+    cli: Callable[..., Any],
+    as_separation: tuple[object, ...],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ParityError("validate: no", evidence="cosine 0.1", fix="look")
 

@@ -29,9 +29,13 @@ def wanted(key: object = 1, **more: object) -> Wanted:
 def compiled(folder: Path, content: bytes = b"engine") -> CompiledModel:
     (folder / "model.bin").write_bytes(content)
     return CompiledModel(
-        target="t", precision="fp32", folder=folder, files=("model.bin",), signature=SIGNATURE,
+        target="t",
+        precision="fp32",
+        folder=folder,
+        files=("model.bin",),
+        signature=SIGNATURE,
         facts={"sizes": (1, 2), "fused": {"a": 1}},
-    )  # fmt: skip
+    )
 
 
 class Maker:
@@ -79,8 +83,14 @@ def test_made_once_and_the_same_for_all_who_ask(tmp_path: Path) -> None:
 def test_a_graph_too(tmp_path: Path) -> None:
     def make(folder: Path) -> OnnxModel:
         (folder / "model.onnx").write_bytes(b"graph")
-        return OnnxModel(path=folder / "model.onnx", signature=SIGNATURE, precision="fp32",
-                         opset=20, sha256="0" * 64, max_tokens=9)  # fmt: skip
+        return OnnxModel(
+            path=folder / "model.onnx",
+            signature=SIGNATURE,
+            precision="fp32",
+            opset=20,
+            sha256="0" * 64,
+            max_tokens=9,
+        )
 
     with Cache(root=tmp_path).lease() as lease:
         made = lease.obtain(wanted(), make, spare=never)

@@ -111,15 +111,26 @@ def test_a_cache_without_a_commit_is_refused(
 
 
 WANTED = {
-    "config.json", "model.safetensors", "retrieval_query/adapter_model.safetensors",
-    "1_Pooling/config.json", "tokenizer.json", "vocab.txt", "README.md",
-    "sentencepiece.bpe.model", "model.safetensors.index.json",
-}  # fmt: skip
+    "config.json",
+    "model.safetensors",
+    "retrieval_query/adapter_model.safetensors",
+    "1_Pooling/config.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "README.md",
+    "sentencepiece.bpe.model",
+    "model.safetensors.index.json",
+}
 CODE = {"modeling_tiny.py", "custom_st.py"}
 NOT_WANTED = {
-    "pytorch_model.bin", "model.pt", "x.pkl", "onnx/model.onnx", "onnx/config.json",
-    "openvino/openvino_model.bin", "openvino/config.json",
-}  # fmt: skip
+    "pytorch_model.bin",
+    "model.pt",
+    "x.pkl",
+    "onnx/model.onnx",
+    "onnx/config.json",
+    "openvino/openvino_model.bin",
+    "openvino/config.json",
+}
 
 
 def asked_for(monkeypatch: pytest.MonkeyPatch, snapshot: Path) -> dict[str, Any]:
@@ -151,9 +162,14 @@ def test_neither_pickle_nor_code_is_fetched(
 
 @pytest.mark.usefixtures("own_module_cache")
 def test_code_beside_a_hub_models_weights_is_fetched_when_it_is_trusted(
-    cache: Path, tmp_path: Path, opened: Open, write_unknown: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch, texts: list[str], reference_vectors: Vectors,
-) -> None:  # fmt: skip
+    cache: Path,
+    tmp_path: Path,
+    opened: Open,
+    write_unknown: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    texts: list[str],
+    reference_vectors: Vectors,
+) -> None:
     folder = write_unknown(tmp_path / "unknown")
     snapshot = put(cache, "someone/tiny", NEWEST, folder)
     trusted = {"trust_remote_code": True, "revision": NEWEST}
@@ -169,9 +185,13 @@ def test_code_beside_a_hub_models_weights_is_fetched_when_it_is_trusted(
 
 @pytest.mark.usefixtures("own_module_cache")
 def test_code_in_a_repository_of_its_own_runs_at_its_pinned_commit(
-    cache: Path, small_copy: Path, opened: Open, edit_json: Callable[..., None],
-    texts: list[str], reference_vectors: Vectors,
-) -> None:  # fmt: skip
+    cache: Path,
+    small_copy: Path,
+    opened: Open,
+    edit_json: Callable[..., None],
+    texts: list[str],
+    reference_vectors: Vectors,
+) -> None:
     """As jina-embeddings-v3 is published: weights here, code in another repository."""
     put(cache, "someone/code", OLDER, FIXTURES / "remote_original", newest=False)
     broken = small_copy.parent / "broken"
@@ -197,9 +217,12 @@ def test_code_in_a_repository_of_its_own_runs_at_its_pinned_commit(
 
 @pytest.mark.usefixtures("own_module_cache")
 def test_a_folder_of_the_repositorys_name_is_not_taken_for_it(
-    cache: Path, small_copy: Path, opened: Open, edit_json: Callable[..., None],
+    cache: Path,
+    small_copy: Path,
+    opened: Open,
+    edit_json: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Transformers would run the folder's code, while the manifest names the pinned commit's."""
     put(cache, "someone/code", OLDER, FIXTURES / "remote_original")
     here = small_copy.parent

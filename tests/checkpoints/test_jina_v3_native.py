@@ -28,8 +28,17 @@ from jexport.types import LoadedModel
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "jina_original_small"
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
-ADAPTED = ["word_embeddings", "token_type_embeddings", "q_proj", "k_proj", "v_proj", "o_proj",
-           "fc1", "fc2", "dense"]  # fmt: skip
+ADAPTED = [
+    "word_embeddings",
+    "token_type_embeddings",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "fc1",
+    "fc2",
+    "dense",
+]
 FACTORS = "adapter_model.safetensors"
 Open = Callable[..., LoadedModel]
 Edit = Callable[..., None]
@@ -87,9 +96,13 @@ IDS = [0, *range(30, 90), 2]
 
 @pytest.mark.parametrize("task", ["none", *TASKS])
 def test_both_layouts_give_the_same_vectors(
-    task: str, toys: dict[str, Path], opened: Open, texts: list[str],
-    reference_vectors: Vectors, merged_vectors: Vectors,
-) -> None:  # fmt: skip
+    task: str,
+    toys: dict[str, Path],
+    opened: Open,
+    texts: list[str],
+    reference_vectors: Vectors,
+    merged_vectors: Vectors,
+) -> None:
     found = [
         vectors(opened(folder, task), texts)
         for folder in toys.values()
@@ -106,8 +119,10 @@ def test_what_is_known_of_it(toys: dict[str, Path], opened: Open) -> None:
     model = opened(toys["native"], "text-matching")
     assert model.source.layout == "jina_v3_native"
     assert {file.path for file in model.source.files} >= {
-        "model.safetensors", f"text_matching/{FACTORS}", "text_matching/adapter_config.json",
-    }  # fmt: skip
+        "model.safetensors",
+        f"text_matching/{FACTORS}",
+        "text_matching/adapter_config.json",
+    }
     assert not [file for file in model.source.files if "retrieval" in file.path]
     assert opened(toys["native"], "retrieval.passage").embedding.prompt == (
         "Represent the document for retrieval: "
@@ -191,9 +206,13 @@ def peft_checkpoint(folder: Path, **lora: Any) -> tuple[Any, list[str]]:
     ],
 )
 def test_an_adapter_as_peft_writes_it_gives_pefts_vectors(
-    lora: dict[str, Any], tmp_path: Path, opened: Open, reference_vectors: Vectors,
-    merged_vectors: Vectors, texts: list[str],
-) -> None:  # fmt: skip
+    lora: dict[str, Any],
+    tmp_path: Path,
+    opened: Open,
+    reference_vectors: Vectors,
+    merged_vectors: Vectors,
+    texts: list[str],
+) -> None:
     wrapped, names = peft_checkpoint(tmp_path, **lora)
     assert all(name.startswith("base_model.model.") for name in names)
     model = opened(tmp_path, "text-matching")
@@ -254,12 +273,23 @@ def test_only_tasks_with_a_folder_are_offered(native: Path, opened: Open) -> Non
     assert opened(native, "classification").adapter
 
 
-BASE = [f"roberta.{name}" for name in (
-    "embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight",
-    "emb_ln.weight", "emb_ln.bias", "pooler.dense.weight", "pooler.dense.bias",
-    *[f"encoder.layers.{n}.{part}.{kind}" for n in range(2) for kind in ("weight", "bias")
-      for part in ("mixer.Wqkv", "mixer.out_proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")],
-)]  # fmt: skip
+BASE = [
+    f"roberta.{name}"
+    for name in (
+        "embeddings.word_embeddings.weight",
+        "embeddings.token_type_embeddings.weight",
+        "emb_ln.weight",
+        "emb_ln.bias",
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+        *[
+            f"encoder.layers.{n}.{part}.{kind}"
+            for n in range(2)
+            for kind in ("weight", "bias")
+            for part in ("mixer.Wqkv", "mixer.out_proj", "mlp.fc1", "mlp.fc2", "norm1", "norm2")
+        ],
+    )
+]
 
 
 def test_the_keys_below_are_all_there_are(toys: dict[str, Path]) -> None:
@@ -310,10 +340,16 @@ MODULES = [
     *[
         f"roberta.encoder.layers.{n}.{module}"
         for n in range(2)
-        for module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                       "mixer.out_proj", "mlp.fc1", "mlp.fc2")
+        for module in (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "mixer.out_proj",
+            "mlp.fc1",
+            "mlp.fc2",
+        )
     ],
-]  # fmt: skip
+]
 TABLES = [f"roberta.embeddings.{kind}_embeddings" for kind in ("word", "token_type")]
 PAIRS = [
     *[f"{module}.lora_{side}.weight" for module in MODULES for side in "AB"],
@@ -422,9 +458,19 @@ def test_a_variant_of_lora_is_refused(
 
 
 @pytest.mark.parametrize(
-    "change", [{"r": 0}, {"r": "4"}, {"r": ...}, {"r": True}, {"r": None}, {"lora_alpha": ...},
-               {"lora_alpha": "1"}, {"lora_alpha": math.nan}, {"target_modules": "("}],
-)  # fmt: skip
+    "change",
+    [
+        {"r": 0},
+        {"r": "4"},
+        {"r": ...},
+        {"r": True},
+        {"r": None},
+        {"lora_alpha": ...},
+        {"lora_alpha": "1"},
+        {"lora_alpha": math.nan},
+        {"target_modules": "("},
+    ],
+)
 def test_adapter_settings_that_cannot_be_used_are_refused(
     change: dict[str, Any], native: Path, opened: Open, edit_json: Edit
 ) -> None:

@@ -28,8 +28,13 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = FIXTURES / "jina_original_small"
 KEYS = sorted(load_file(SMALL / "model.safetensors"))
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
-SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads",
-         "intermediate_size")  # fmt: skip
+SIZES = (
+    "hidden_size",
+    "vocab_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
 STACK = ".parametrizations.weight"
 Open = Callable[..., LoadedModel]
 Vectors = Callable[[LoadedModel, list[str]], np.ndarray]
@@ -119,9 +124,13 @@ def test_what_is_known_of_it(opened: Open) -> None:
     assert model.source.layout == "jina_v3_original"
     assert model.source.licence == "CC-BY-NC-4.0"
     assert {Path(file.path).name for file in model.source.files} >= {
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "modules.json", "config_sentence_transformers.json",
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "modules.json",
+        "config_sentence_transformers.json",
+    }
     assert not model.source.code
 
 
@@ -238,9 +247,13 @@ def poison(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def test_a_nan_counts_in_the_adapter_that_is_read_only(
-    small_copy: Path, opened: Open, edit_weights: Callable[..., None], texts: list[str],
-    reference_vectors: Vectors, merged_vectors: Vectors,
-) -> None:  # fmt: skip
+    small_copy: Path,
+    opened: Open,
+    edit_weights: Callable[..., None],
+    texts: list[str],
+    reference_vectors: Vectors,
+    merged_vectors: Vectors,
+) -> None:
     edit_weights(small_copy, poison)
     model = opened(small_copy, TASKS[2])
     merged = merge.run(model)
@@ -290,9 +303,15 @@ def merge_all(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("keep_lora_keys", [True, False])
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_merged_checkpoint_offers_none_only(
-    keep_lora_keys: bool, prefix: bool, small_copy: Path, opened: Open, texts: list[str],
-    edit_weights: Callable[..., None], edit_json: Callable[..., None], reference_vectors: Vectors,
-) -> None:  # fmt: skip
+    keep_lora_keys: bool,
+    prefix: bool,
+    small_copy: Path,
+    opened: Open,
+    texts: list[str],
+    edit_weights: Callable[..., None],
+    edit_json: Callable[..., None],
+    reference_vectors: Vectors,
+) -> None:
     edit_weights(small_copy, merge_all)
     if not prefix:
         edit_weights(small_copy, lambda ts: {n.removeprefix("roberta."): t for n, t in ts.items()})
@@ -309,9 +328,12 @@ def test_a_merged_checkpoint_offers_none_only(
 
 
 def test_an_early_fork_without_names_has_the_usual_tasks(
-    small_copy: Path, opened: Open, edit_json: Callable[..., None], texts: list[str],
+    small_copy: Path,
+    opened: Open,
+    edit_json: Callable[..., None],
+    texts: list[str],
     reference_vectors: Vectors,
-) -> None:  # fmt: skip
+) -> None:
     gone = ("model_type", "task_instructions", "lora_adaptations", "type_vocab_size")
     edit_json(small_copy / "config.json", **dict.fromkeys(gone, ...))
     found = reference_vectors(opened(small_copy, "retrieval.passage"), texts)
@@ -319,9 +341,12 @@ def test_an_early_fork_without_names_has_the_usual_tasks(
 
 
 def test_tasks_of_ones_own_need_no_instruction(
-    small_copy: Path, opened: Open, edit_json: Callable[..., None], texts: list[str],
+    small_copy: Path,
+    opened: Open,
+    edit_json: Callable[..., None],
+    texts: list[str],
     reference_vectors: Vectors,
-) -> None:  # fmt: skip
+) -> None:
     edit_json(small_copy / "config.json", lora_adaptations=["a", "b", "c", "d", "e"])
     model = opened(small_copy, "c")
     assert model.embedding.prompt == ""
@@ -371,7 +396,7 @@ def test_an_option_that_the_native_class_lacks_is_refused(
         ("matryoshka_dimensions", ["small"]),
         ("matryoshka_dimensions", 32),
     ],
-)  # fmt: skip
+)
 def test_a_config_that_cannot_be_used_is_a_checkpoint_error(
     key: str, value: Any, small_copy: Path, opened: Open, edit_json: Callable[..., None]
 ) -> None:

@@ -38,9 +38,11 @@ for argument in sys.argv[1:]:
 
 
 def test_loading_says_nothing(
-    tmp_path: Path, minilm: Path, write_unknown: Callable[..., Path],
+    tmp_path: Path,
+    minilm: Path,
+    write_unknown: Callable[..., Path],
     edit_json: Callable[..., None],
-) -> None:  # fmt: skip
+) -> None:
     native = checkpoint.write(
         tmp_path / "native", layout="native", tokenizer=SMALL / "tokenizer.json"
     )
@@ -60,11 +62,29 @@ def test_loading_says_nothing(
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("a" * 40)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, f"{SMALL}|separation|", f"{native}|separation|",
-         f"{minilm}|none|", f"{half}|none|", "someone/minilm|none|", f"{unknown}|none|yes",
-         f"{coded}|separation|yes"],
-        check=False, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
-        env=os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1",
-                          "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            f"{SMALL}|separation|",
+            f"{native}|separation|",
+            f"{minilm}|none|",
+            f"{half}|none|",
+            "someone/minilm|none|",
+            f"{unknown}|none|yes",
+            f"{coded}|separation|yes",
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+        env=os.environ
+        | {
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(tmp_path / "modules"),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -82,9 +82,12 @@ def test_an_unknown_layout_is_refused_without_the_flag(unknown: Path, opened: Op
 
 
 def test_an_unknown_layout_is_sentence_transformers_with_the_flag(
-    unknown: Path, opened: Open, texts: list[str], reference_vectors: Vectors,
+    unknown: Path,
+    opened: Open,
+    texts: list[str],
+    reference_vectors: Vectors,
     merged_vectors: Vectors,
-) -> None:  # fmt: skip
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     wanted = SentenceTransformer(str(unknown), trust_remote_code=True, device="cpu").encode(texts)
@@ -144,9 +147,13 @@ def test_sizes_under_names_of_the_codes_own_are_asked_for(
 @pytest.mark.usefixtures("unfilled_is_nan")
 @pytest.mark.parametrize("task", ["none", *TASKS])
 def test_the_authors_code_is_the_reference_when_it_is_trusted(
-    task: str, original: Path, opened: Open, texts: list[str], reference_vectors: Vectors,
+    task: str,
+    original: Path,
+    opened: Open,
+    texts: list[str],
+    reference_vectors: Vectors,
     merged_vectors: Vectors,
-) -> None:  # fmt: skip
+) -> None:
     model = opened(original, task, trust_remote_code=True)
     wanted = np.load(FIXTURES / f"jina_original_small.{task}.npy")
     # The texts are of several tasks' lengths: batches of the reference are padded.
@@ -211,9 +218,12 @@ def test_a_repair_that_does_not_hold_is_an_error(
 
 
 def test_frequencies_of_another_name_are_repaired_too(
-    original: Path, opened: Open, texts: list[str], reference_vectors: Vectors,
+    original: Path,
+    opened: Open,
+    texts: list[str],
+    reference_vectors: Vectors,
     unfilled_is_nan: None,
-) -> None:  # fmt: skip
+) -> None:
     path = original / "rotary.py"
     path.write_text(path.read_text().replace("inv_freq", "steps_per_token"))
     wanted = np.load(FIXTURES / "jina_original_small.none.npy")
@@ -363,9 +373,17 @@ def test_an_empty_auto_map_is_none(
 
 
 @pytest.mark.parametrize(
-    "said", ["code.Model", 3, {"AutoModel": "Model"}, {"AutoModel": 3}, {"AutoModel": "a.b.c"},
-             {"AutoModel": "../code.Model"}, {"AutoModel": "x--y--code.Model"}],
-)  # fmt: skip
+    "said",
+    [
+        "code.Model",
+        3,
+        {"AutoModel": "Model"},
+        {"AutoModel": 3},
+        {"AutoModel": "a.b.c"},
+        {"AutoModel": "../code.Model"},
+        {"AutoModel": "x--y--code.Model"},
+    ],
+)
 def test_an_auto_map_that_names_no_class_is_refused(
     said: Any, unknown: Path, opened: Open, edit_json: Edit
 ) -> None:

@@ -32,8 +32,15 @@ Open = Callable[..., LoadedModel]
 Edit = Callable[..., None]
 Vectors = Callable[[LoadedModel, list[str]], np.ndarray]
 
-SIZES = {"vocab_size": 331, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 48, "max_position_embeddings": 130, "pad_token_id": 1}  # fmt: skip
+SIZES = {
+    "vocab_size": 331,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 130,
+    "pad_token_id": 1,
+}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Bert": {},
     "Roberta": {"type_vocab_size": 1},
@@ -109,9 +116,13 @@ def test_minilm_is_what_sentence_transformers_makes_of_it(
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures_are_what_sentence_transformers_makes_of_them(
-    name: str, tmp_path: Path, opened: Open, texts: list[str],
-    reference_vectors: Vectors, merged_vectors: Vectors,
-) -> None:  # fmt: skip
+    name: str,
+    tmp_path: Path,
+    opened: Open,
+    texts: list[str],
+    reference_vectors: Vectors,
+    merged_vectors: Vectors,
+) -> None:
     wanted = write_sentence(tmp_path, Pooling(32, "mean"), name=name).encode([*texts, LONG])
     model = opened(tmp_path / "saved")
     assert (model.embedding.dimension, model.embedding.max_tokens) == (32, 60)
@@ -122,8 +133,13 @@ def test_architectures_are_what_sentence_transformers_makes_of_them(
     assert np.abs(wanted - wanted[:1]).max() > 1e-2
 
 
-POOLINGS = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last",
-            "mean_sqrt_len_tokens": "mean_sqrt_len"}  # fmt: skip
+POOLINGS = {
+    "mean": "mean",
+    "cls": "cls",
+    "max": "max",
+    "lasttoken": "last",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+}
 OLD_KEYS = {
     mode: f"pooling_mode_{mode}_token" + "s" * (mode in ("mean", "max")) for mode in POOLINGS
 }
@@ -133,9 +149,13 @@ OLD_KEYS |= {mode: f"pooling_mode_{mode}" for mode in ("lasttoken", "mean_sqrt_l
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("mode", POOLINGS)
 def test_poolings_are_sentence_transformers(
-    mode: str, normalize: bool, tmp_path: Path, opened: Open, texts: list[str],
+    mode: str,
+    normalize: bool,
+    tmp_path: Path,
+    opened: Open,
+    texts: list[str],
     reference_vectors: Vectors,
-) -> None:  # fmt: skip
+) -> None:
     ends = [Normalize()] if normalize else []
     wanted = write_sentence(tmp_path, Pooling(32, mode), *ends).encode([*texts[:8], LONG])
     written = json.loads((tmp_path / "saved/1_Pooling/config.json").read_text())
@@ -277,13 +297,23 @@ def test_prompts_are_sentence_transformers(
 
 @pytest.mark.parametrize(
     ("written", "model_max", "limit"),
-    [(40, 60, 40), (100, 60, 100), (None, 60, 60), (None, 1e30, 130), (None, None, 130),
-     (500, 60, 130)],
-)  # fmt: skip
+    [
+        (40, 60, 40),
+        (100, 60, 100),
+        (None, 60, 60),
+        (None, 1e30, 130),
+        (None, None, 130),
+        (500, 60, 130),
+    ],
+)
 def test_the_length_limit_is_sentence_transformers_within_the_table(
-    written: int | None, model_max: float | None, limit: int, saved: Path, opened: Open,
+    written: int | None,
+    model_max: float | None,
+    limit: int,
+    saved: Path,
+    opened: Open,
     edit_json: Edit,
-) -> None:  # fmt: skip
+) -> None:
     edit_json(
         saved / "sentence_bert_config.json", max_seq_length=... if written is None else written
     )
@@ -353,11 +383,18 @@ def test_what_would_change_a_vector_is_refused(
 
 @pytest.mark.parametrize(
     "normalizer",
-    [{"type": "Lowercase"},
-     {"type": "BertNormalizer", "lowercase": True, "clean_text": True,
-      "handle_chinese_chars": True, "strip_accents": None},
-     {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}],
-)  # fmt: skip
+    [
+        {"type": "Lowercase"},
+        {
+            "type": "BertNormalizer",
+            "lowercase": True,
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+        },
+        {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]},
+    ],
+)
 def test_lower_case_that_the_tokenizer_makes_anyway_is_taken(
     normalizer: dict[str, Any], saved: Path, opened: Open, edit_json: Edit
 ) -> None:
@@ -384,9 +421,13 @@ def assembled(model: LoadedModel) -> Any:
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
 def test_names_with_and_without_the_architectures_prefix(
-    prefix: str, saved: Path, opened: Open, edit_weights: Edit, texts: list[str],
+    prefix: str,
+    saved: Path,
+    opened: Open,
+    edit_weights: Edit,
+    texts: list[str],
     reference_vectors: Vectors,
-) -> None:  # fmt: skip
+) -> None:
     wanted = reference_vectors(opened(saved), texts)
     edit_weights(saved, lambda tensors: {prefix + name: t for name, t in tensors.items()})
     assert np.array_equal(reference_vectors(opened(saved), texts), wanted)
@@ -434,9 +475,16 @@ def test_every_missing_or_reshaped_tensor_is_named(
 
 
 @pytest.mark.parametrize(
-    "name", ["encoder.layer.2.output.dense.bias", "classifier.bias", "x.pooler.dense.bias",
-             "embeddings.LayerNorm.scale", "qa_outputs.weight", "pooler.more"],
-)  # fmt: skip
+    "name",
+    [
+        "encoder.layer.2.output.dense.bias",
+        "classifier.bias",
+        "x.pooler.dense.bias",
+        "embeddings.LayerNorm.scale",
+        "qa_outputs.weight",
+        "pooler.more",
+    ],
+)
 def test_a_tensor_too_many_is_named(
     name: str, saved: Path, opened: Open, edit_weights: Edit
 ) -> None:

@@ -74,8 +74,11 @@ def test_larger_than_a_shard(tmp_path: Path) -> None:
     index = json.loads((tmp_path / files[0]).read_text(encoding="utf-8"))
     assert index["metadata"] == {"total_size": 28 + 60 + 32 + 4}
     assert index["weight_map"] == {
-        "a": files[1], "b.weight": files[2], "c.ü": files[3], "scalar": files[3]
-    }  # fmt: skip
+        "a": files[1],
+        "b.weight": files[2],
+        "c.ü": files[3],
+        "scalar": files[3],
+    }
     found = shards.tensors(tmp_path)  # index and shards belong together
     for name, entry in found.items():
         assert torch.equal(shards.reader(name, entry)(), TENSORS[name])

@@ -39,10 +39,20 @@ def test_no_folder_is_a_checkpoint_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"model": {}}', '{"model": {"vocab": {}}}',
-             '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "b"}}}', "[" * 100_000,
-             '{"model": {"vocab": {"a": 1}}, "added_tokens": [{"content": "x"}]}'],
-)  # fmt: skip
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"model": {}}',
+        '{"model": {"vocab": {}}}',
+        '{"model": {"vocab": 3}}',
+        '{"model": {"vocab": {"a": "b"}}}',
+        "[" * 100_000,
+        '{"model": {"vocab": {"a": 1}}, "added_tokens": [{"content": "x"}]}',
+    ],
+)
 def test_a_tokenizer_that_cannot_be_read_is_refused(
     text: str, small_copy: Path, opened: Open
 ) -> None:
@@ -106,8 +116,11 @@ def test_ids_are_the_tokenizers_own(small_copy: Path, opened: Open, texts: list[
 def test_a_tokenizer_of_an_unknown_class_is_an_error_not_a_question(
     small_copy: Path, opened: Open, edit_json: Edit
 ) -> None:
-    edit_json(small_copy / "tokenizer_config.json", tokenizer_class="MyTokenizer",
-              auto_map={"AutoTokenizer": ["my_code.MyTokenizer", None]})  # fmt: skip
+    edit_json(
+        small_copy / "tokenizer_config.json",
+        tokenizer_class="MyTokenizer",
+        auto_map={"AutoTokenizer": ["my_code.MyTokenizer", None]},
+    )
     (small_copy / "my_code.py").write_text("raise SystemExit('this code must not run')\n")
     with pytest.raises(TokenizerError, match="transformers cannot open"):
         opened(small_copy).tokenize_reference(["a"])

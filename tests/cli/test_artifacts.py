@@ -41,11 +41,20 @@ def test_inspect(artifact: Path, cli: Callable[..., Any]) -> None:
     content = json.loads((artifact / "manifest.json").read_text())
     told = cli("inspect", artifact)
     assert told.code == 0
-    for value in ("retrieval.query", "jina_v3_original", "CC-BY-NC-4.0", "mean, normalised",
-                  "64 (Matryoshka: 16, 32, 64)", "8192 tokens", content["version"],
-                  content["embedding"]["space"][:16], "last_hidden_state", "validate",
-                  f"{content['parity']['cosine_min']:.8f}",
-                  repr("Represent the query for retrieving evidence documents: ")):  # fmt: skip
+    for value in (
+        "retrieval.query",
+        "jina_v3_original",
+        "CC-BY-NC-4.0",
+        "mean, normalised",
+        "64 (Matryoshka: 16, 32, 64)",
+        "8192 tokens",
+        content["version"],
+        content["embedding"]["space"][:16],
+        "last_hidden_state",
+        "validate",
+        f"{content['parity']['cosine_min']:.8f}",
+        repr("Represent the query for retrieving evidence documents: "),
+    ):
         assert value in told.out, value
     for entry in content["files"]:
         assert entry["path"] in told.out
@@ -64,12 +73,18 @@ def test_list(builds: Callable[..., Any], cli: Callable[..., Any]) -> None:
     [row] = [row for row in rows if row["path"] == str(path)]
     content = manifest.read(path).content
     assert row == {
-        "path": str(path), "name": "small", "task": "retrieval.query", "target": "onnx",
-        "precision": "fp32", "version": path.name, "latest": True,
+        "path": str(path),
+        "name": "small",
+        "task": "retrieval.query",
+        "target": "onnx",
+        "precision": "fp32",
+        "version": path.name,
+        "latest": True,
         "size_bytes": sum(entry["size_bytes"] for entry in content["files"]),
-        "cosine_min": content["parity"]["cosine_min"], "space": content["embedding"]["space"],
+        "cosine_min": content["parity"]["cosine_min"],
+        "space": content["embedding"]["space"],
         "licence": "CC-BY-NC-4.0",
-    }  # fmt: skip
+    }
     table = cli("list", out).out.splitlines()
     assert len(table) == 1 + len(rows)
     assert any("retrieval.query" in line and "(latest)" in line for line in table)

@@ -12,9 +12,12 @@ from jexport.cache import entries
 
 
 def test_a_second_build_takes_finished_stages_from_the_cache(
-    canned: Any, cli: Callable[..., Any], as_separation: tuple[object, ...], tmp_path: Path,
+    canned: Any,
+    cli: Callable[..., Any],
+    as_separation: tuple[object, ...],
+    tmp_path: Path,
     monkeypatch: Any,
-) -> None:  # fmt: skip
+) -> None:
     assert cli(*as_separation, "--out", tmp_path / "a", "--cache", tmp_path / "c").code == 0
 
     def again(*_: Any, **__: Any) -> None:

@@ -35,9 +35,10 @@ def test_what_is_missing_has_its_remedy(
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec",
+        importlib.util,
+        "find_spec",
         lambda name, *rest: None if name in ("torch", "onnxruntime") else find(name, *rest),
-    )  # fmt: skip
+    )
     answer = cli("doctor")
     assert answer.code == 0
     assert "target onnx       build: no   run: no" in answer.out

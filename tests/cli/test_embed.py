@@ -44,9 +44,13 @@ def read(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("output", ["out.npy", "out.jsonl"])
 @pytest.mark.parametrize("source", ["in.txt", "in.jsonl", "-", "- as jsonl", "other --format"])
 def test_every_input_to_every_output(
-    source: str, output: str, artifact: Path, cli: Callable[..., Any], wanted: np.ndarray,
+    source: str,
+    output: str,
+    artifact: Path,
+    cli: Callable[..., Any],
+    wanted: np.ndarray,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     words: list[object] = ["embed", artifact, "--output", tmp_path / output]
     content = as_jsonl(TEXTS) if "jsonl" in source else as_txt(TEXTS)
     if source.startswith("in."):
@@ -112,9 +116,14 @@ def test_options(
     ],
 )
 def test_bad_input_is_one_error_and_leaves_the_old_output(
-    content: bytes, options: list[object], code: int, said: str, artifact: Path,
-    cli: Callable[..., Any], tmp_path: Path,
-) -> None:  # fmt: skip
+    content: bytes,
+    options: list[object],
+    code: int,
+    said: str,
+    artifact: Path,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "out.npy"
     output.write_bytes(b"kept")
     answer = cli("embed", artifact, "--input", "-", "--output", output, *options, stdin=content)
@@ -139,9 +148,14 @@ def test_bad_input_is_one_error_and_leaves_the_old_output(
     ],
 )
 def test_wrong_files(
-    source: str, output: str, code: int, said: str, artifact: Path, cli: Callable[..., Any],
+    source: str,
+    output: str,
+    code: int,
+    said: str,
+    artifact: Path,
+    cli: Callable[..., Any],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     for name in ("in.txt", "in.pdf", "in.jsonl"):
         (tmp_path / name).write_text('"x"\n')
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -178,9 +192,15 @@ def test_nothing_in_nothing_out(artifact: Path, cli: Callable[..., Any], tmp_pat
 def test_a_terminal_gets_a_progress_bar(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a short text\n" * 3000)
     seen = in_terminal(
-        "embed", str(artifact), "--input", str(tmp_path / "in.txt"), "--output",
-        str(tmp_path / "o.npy"), "--batch-tokens", "64",
-    )  # fmt: skip
+        "embed",
+        str(artifact),
+        "--input",
+        str(tmp_path / "in.txt"),
+        "--output",
+        str(tmp_path / "o.npy"),
+        "--batch-tokens",
+        "64",
+    )
     assert "#" in seen
     assert " %" in seen
     assert "texts, " in seen

@@ -119,9 +119,12 @@ class Terminal:
         env = {key: value for key, value in os.environ.items() if key not in dropped}
         self.process = subprocess.Popen(
             [sys.executable, "-c", OWN_TERMINAL, *map(str, words)],
-            stdin=theirs, stdout=theirs if stdout is None else stdout, stderr=theirs,
-            start_new_session=True, env={**env, **usual, **environ},
-        )  # fmt: skip
+            stdin=theirs,
+            stdout=theirs if stdout is None else stdout,
+            stderr=theirs,
+            start_new_session=True,
+            env={**env, **usual, **environ},
+        )
         os.close(theirs)
         self.seen = b""
 
@@ -180,8 +183,24 @@ def building(small: Path, tmp_path: Path, *tasks: str) -> list[object]:
     recipe = tmp_path / "quick.toml"
     recipe.write_text('name = "small"\n[validate]\nbudget_tokens = 1\nmax_tokens = 64\n')
     asked = [word for task in tasks for word in ("--task", task)]
-    return ["-m", "jexport", "build", "--recipe", recipe, "--model", small, *asked, "--target",
-            "onnx", "--precision", "fp32", "--jobs", 2, "--out", tmp_path / "out"]  # fmt: skip
+    return [
+        "-m",
+        "jexport",
+        "build",
+        "--recipe",
+        recipe,
+        "--model",
+        small,
+        *asked,
+        "--target",
+        "onnx",
+        "--precision",
+        "fp32",
+        "--jobs",
+        2,
+        "--out",
+        tmp_path / "out",
+    ]
 
 
 def test_builds_of_which_one_fails(
@@ -191,8 +210,10 @@ def test_builds_of_which_one_fails(
     terminal = on_terminal(words, 80, 24)
     lines = terminal.until("export ...")
     assert [line.split()[0] for line in lines] == [
-        "separation-onnx-fp32", "none-onnx-fp32", "wrong-onnx-fp32",
-    ]  # fmt: skip
+        "separation-onnx-fp32",
+        "none-onnx-fp32",
+        "wrong-onnx-fp32",
+    ]
     assert lines[2].split()[1:] == ["waiting"]
     assert re.fullmatch(r"\w+-onnx-fp32 +\d+ s  (load|merge|export) (\.\.\.|.*)", lines[0])
     assert terminal.screen.row == 3  # below the table
@@ -218,8 +239,10 @@ def test_ctrl_c_on_a_small_terminal(
     terminal = on_terminal(words, 40, 10)
     lines = terminal.until("load ...")
     assert [line.split()[0] for line in lines] == [
-        "retrieval.pa..nnx-fp32", "retrieval.qu..nnx-fp32", "none-onnx-fp32",
-    ]  # fmt: skip
+        "retrieval.pa..nnx-fp32",
+        "retrieval.qu..nnx-fp32",
+        "none-onnx-fp32",
+    ]
     terminal.type(b"\x03")
     assert terminal.end() == 130
     assert re.fullmatch(
@@ -244,8 +267,9 @@ def test_more_jobs_than_rows(on_terminal: Callable[..., Terminal]) -> None:
     lines = terminal.screen.lines
     # What runs, what failed, what is next; then how many more there are, and of what kind.
     assert [line.split()[0] for line in lines[-8:]] == [
-        *(f"task{n}-onnx-fp32" for n in (3, 4, 25, 26, 27, 28, 29)), "and"
-    ]  # fmt: skip
+        *(f"task{n}-onnx-fp32" for n in (3, 4, 25, 26, 27, 28, 29)),
+        "and",
+    ]
     assert lines[-8].endswith("  failed: of itself")
     assert lines[-1] == "and 23 built"
     assert terminal.screen.above + lines[:-8] == []  # nothing scrolled away
@@ -326,13 +350,18 @@ def test_no_colour_and_no_cursor_is_hidden(on_terminal: Callable[..., Terminal])
 
 def test_lines_where_there_is_no_terminal(small: Path) -> None:
     done = subprocess.run(
-        [sys.executable, SCRIPT, "many", "5"], input="\n\n", capture_output=True, text=True,
-        check=True, env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm"},
-    )  # fmt: skip
+        [sys.executable, SCRIPT, "many", "5"],
+        input="\n\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm"},
+    )
     assert "\x1b" not in done.stderr + done.stdout
     assert done.stderr.splitlines()[:2] == [
-        "task0-onnx-fp32  begun", "task0-onnx-fp32  /out/m/task0/v0",
-    ]  # fmt: skip
+        "task0-onnx-fp32  begun",
+        "task0-onnx-fp32  /out/m/task0/v0",
+    ]
     assert done.stdout == "that was all\n"
 
 

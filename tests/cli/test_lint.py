@@ -43,12 +43,15 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         ]
         value = helper.make_tensor_value_info
         made = helper.make_graph(
-            nodes, "g",
-            [value(name, TensorProto.INT64, ["batch", tokens])
-             for name in ("input_ids", "attention_mask")],
+            nodes,
+            "g",
+            [
+                value(name, TensorProto.INT64, ["batch", tokens])
+                for name in ("input_ids", "attention_mask")
+            ],
             [value(names[-1], TensorProto.FLOAT, None)],
             [numpy_helper.from_array(np.ones((8, 4), np.float32), "t")],
-        )  # fmt: skip
+        )
         path = tmp_path / "model.onnx"
         onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)]), path)
         return path

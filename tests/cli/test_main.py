@@ -38,8 +38,11 @@ def test_a_foreseen_error_is_text_and_its_code(
     answer = cli("doctor")
     assert (answer.code, answer.out) == (5, "")
     assert answer.err.splitlines() == [
-        "error: it broke", "  here", "  fix: mend it", "  report: there",
-    ]  # fmt: skip
+        "error: it broke",
+        "  here",
+        "  fix: mend it",
+        "  report: there",
+    ]
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), EOFError("a bug"), OSError(5, "a bug")])
@@ -128,7 +131,7 @@ def test_ctrl_c_handler_is_given_back(cli: Callable[..., Any]) -> None:
         (["embed", "x", "--input", "-", "--output", "y.npy", "--batch-tokens", "0"], "0"),
         (["toy", "x", "--layout", "orignal"], "orignal"),
     ],
-)  # fmt: skip
+)
 def test_wrong_words_are_refused_with_what_was_meant(
     words: list[str], hint: str, cli: Callable[..., Any]
 ) -> None:
@@ -176,8 +179,12 @@ def test_every_option_is_explained() -> None:
 def test_a_reader_that_went_away_is_no_bug(artifact: Path) -> None:
     done = subprocess.run(
         f"{sys.executable} -m jexport inspect {artifact} --json | true; echo ${{PIPESTATUS[0]}}",
-        shell=True, executable="/bin/bash", capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() in ("0", "141")  # 0 when it had written all before
     assert done.stderr == ""
 
@@ -186,8 +193,11 @@ def test_stdout_on_a_full_disk(artifact: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "jexport", "inspect", str(artifact), "--json"],
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 12
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
@@ -196,20 +206,38 @@ def test_stdout_on_a_full_disk(artifact: Path) -> None:
 def test_shell_completion() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jexport"],
-        env={**os.environ, "_JEXPORT_COMPLETE": "bash_complete", "COMP_WORDS": "jexport do",
-             "COMP_CWORD": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={
+            **os.environ,
+            "_JEXPORT_COMPLETE": "bash_complete",
+            "COMP_WORDS": "jexport do",
+            "COMP_CWORD": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.strip() == "plain,doctor"
 
 
 def test_ctrl_c_in_a_real_process(artifact: Path, tmp_path: Path) -> None:
     """`embed` waits for its input; Ctrl-C ends it and leaves no output."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "jexport", "embed", str(artifact), "--input", "-",
-         "--output", str(tmp_path / "out.npy")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "jexport",
+            "embed",
+            str(artifact),
+            "--input",
+            "-",
+            "--output",
+            str(tmp_path / "out.npy"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdin is not None
     for _ in range(200):
         if list(tmp_path.iterdir()):  # the temporary file: it is reading now
@@ -264,8 +292,19 @@ def test_words_of_one_executor_are_refused_with_the_other(
 def test_a_cluster_without_ray_installed(
     cli: Callable[..., Any], small: Path, tmp_path: Path
 ) -> None:
-    answer = cli("build", "--model", small, "--task", "separation", "--target", "hf",
-                 "--executor", "ray", "--out", tmp_path / "out")  # fmt: skip
+    answer = cli(
+        "build",
+        "--model",
+        small,
+        "--task",
+        "separation",
+        "--target",
+        "hf",
+        "--executor",
+        "ray",
+        "--out",
+        tmp_path / "out",
+    )
     assert answer.code == 15
     assert 'pip install "jexport[ray]"' in answer.err
 

@@ -15,9 +15,11 @@ def test_a_matrix_on_stdout_and_notes_on_stderr(cli: Callable[..., Any]) -> None
     assert answer.code == 0
     names = [entry["name"] for entry in json.loads(answer.out)["include"]]
     assert names == [
-        "separation-onnx-fp16", "separation-trt-fp16-portable",
-        "classification-onnx-fp16", "classification-trt-fp16-portable",
-    ]  # fmt: skip
+        "separation-onnx-fp16",
+        "separation-trt-fp16-portable",
+        "classification-onnx-fp16",
+        "classification-trt-fp16-portable",
+    ]
     assert "engines are left to a machine with a GPU" in answer.err
     more = cli(*words, "--precision", "fp16", "--format", "github", "--gpu", "L4,T4")
     assert len(json.loads(more.out)["include"]) == 8
@@ -25,8 +27,21 @@ def test_a_matrix_on_stdout_and_notes_on_stderr(cli: Callable[..., Any]) -> None
 
 
 def test_kubernetes(cli: Callable[..., Any]) -> None:
-    words = ("matrix", "--format", "kubernetes", "--task", "separation", "--target", "trt",
-             "--precision", "fp16", "--gpu", "L4", "--model", "/models/toy")  # fmt: skip
+    words = (
+        "matrix",
+        "--format",
+        "kubernetes",
+        "--task",
+        "separation",
+        "--target",
+        "trt",
+        "--precision",
+        "fp16",
+        "--gpu",
+        "L4",
+        "--model",
+        "/models/toy",
+    )
     answer = cli(*words, "--image", "host/jexport:1", "--memory", 24)
     first, second = yaml.safe_load_all(answer.out)
     container = first["spec"]["template"]["spec"]["containers"][0]

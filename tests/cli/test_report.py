@@ -13,20 +13,44 @@ import pytest
 from jexport.artifacts import manifest, store
 
 QUANTIZATION = {
-    "format": 1, "scheme": "uint8", "precision": "int8", "effort": "fast", "reached": True,
+    "format": 1,
+    "scheme": "uint8",
+    "precision": "int8",
+    "effort": "fast",
+    "reached": True,
     "calibration": {"name": "retrieval.query", "sha256": "a" * 64, "texts": 300, "tokens": 20310},
     "held_out": {"name": "held out", "sha256": "b" * 64, "texts": 60, "tokens": 4001},
     "gates": {"cosine_mean": 0.996, "cosine_p1": 0.99, "overlap": 0.92},
-    "tried": [{"what": "all int8", "wide": [], "share": 0.0, "cosine_mean": 0.9971,
-               "cosine_p1": 0.992, "cosine_min": 0.99, "overlap": 0.93, "passed": True,
-               "seconds": 3.1}],
+    "tried": [
+        {
+            "what": "all int8",
+            "wide": [],
+            "share": 0.0,
+            "cosine_mean": 0.9971,
+            "cosine_p1": 0.992,
+            "cosine_min": 0.99,
+            "overlap": 0.93,
+            "passed": True,
+            "seconds": 3.1,
+        }
+    ],
     "curve": [],
-    "matrices": [{"name": f"layer/{n}/MatMul", "shape": [64, 64], "share": 0.5, "treatment": "int8",
-                  "smoothing": 0.5, "clip": 1.0, "error_naive": 0.03, "error": 0.004}
-                 for n in range(2)],
+    "matrices": [
+        {
+            "name": f"layer/{n}/MatMul",
+            "shape": [64, 64],
+            "share": 0.5,
+            "treatment": "int8",
+            "smoothing": 0.5,
+            "clip": 1.0,
+            "error_naive": 0.03,
+            "error": 0.004,
+        }
+        for n in range(2)
+    ],
     "bytes": {"fp32": 90000000, "int8": 23000000},
     "command": "jexport build --precision int8",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -50,8 +74,14 @@ def test_report(quantized: Path, cli: Callable[..., Any]) -> None:
     assert (answer.code, answer.err) == (0, "")
     assert answer.path == quantized / "report.html"
     overall = manifest.read(quantized).content["parity"]["cosine_mean"]
-    for wanted in ("The gates were reached", "0.99710 >= 0.996", f"{overall:.5f}",
-                   "2 int8 (100.0 %)", "0.03 -> 0.004", QUANTIZATION["command"]):  # fmt: skip
+    for wanted in (
+        "The gates were reached",
+        "0.99710 >= 0.996",
+        f"{overall:.5f}",
+        "2 int8 (100.0 %)",
+        "0.03 -> 0.004",
+        QUANTIZATION["command"],
+    ):
         assert str(wanted) in answer.out, wanted
 
 
@@ -163,8 +193,17 @@ def test_compare_marks_what_differs(
     assert answer.code == 0, answer.err
     assert answer.out.startswith(f"A  {artifact}\nB  {quantized}\n\n")
     differing = {name for name, mark in marked(answer.out).items() if mark}
-    assert differing == {"precision", "version", "size", "cosine, mean", "scheme", "matrices",
-                         "held-out cosine", "held-out top-10", "calibrated with"}  # fmt: skip
+    assert differing == {
+        "precision",
+        "version",
+        "size",
+        "cosine, mean",
+        "scheme",
+        "matrices",
+        "held-out cosine",
+        "held-out top-10",
+        "calibrated with",
+    }
     assert {"name", "task", "target", "dimension", "embedding space", "cosine, lowest"} <= set(
         marked(answer.out)
     )
@@ -174,8 +213,11 @@ def test_compare_marks_what_differs(
     told = json.loads(cli("compare", artifact, quantized, "--json").out)
     rows = {row["name"]: row for row in told["rows"]}
     assert rows["precision"] == {
-        "name": "precision", "a": "fp32", "b": "int8", "differs": True,
-    }  # fmt: skip
+        "name": "precision",
+        "a": "fp32",
+        "b": "int8",
+        "differs": True,
+    }
     assert rows["matrices"]["b"] == {"int8": 2}
     assert rows["matrices"]["a"] is None
     assert rows["size"]["b"] - rows["size"]["a"] == 5 << 20
@@ -192,8 +234,9 @@ def test_compare_of_two_spaces_and_two_sets_of_texts(
     (artifact_copy / "parity.json").write_text(json.dumps(parity), encoding="utf-8")
     answer = cli("compare", artifact, artifact_copy)
     assert {name for name, mark in marked(answer.out).items() if mark} == {
-        "embedding space", "parity texts",
-    }  # fmt: skip
+        "embedding space",
+        "parity texts",
+    }
     assert "the embedding spaces differ" in answer.out
     assert "its numbers do not compare" in answer.out
     told = json.loads(cli("compare", artifact, artifact_copy, "--json").out)
@@ -216,8 +259,10 @@ def test_compare_shows_the_speed_of_its_own_precision(
 def test_compare_says_what_follows(
     artifact: Path, quantized: Path, cli: Callable[..., Any]
 ) -> None:
-    speed = [{"precision": "fp32", "texts_per_second": 100.0},
-             {"precision": "int8", "texts_per_second": 250.0}]  # fmt: skip
+    speed = [
+        {"precision": "fp32", "texts_per_second": 100.0},
+        {"precision": "int8", "texts_per_second": 250.0},
+    ]
 
     def as_int8(content: dict[str, Any]) -> None:
         content.update(precision="int8")
@@ -256,8 +301,11 @@ def test_no_line_is_wider_than_the_terminal(
     assert max(map(len, lines)) <= columns
     assert told.count("x") >= 400, "nothing is left out"
     assert told.count("\x1b") == 0
-    lines = [line for line in cli("report", quantized).out.splitlines()
-             if str(quantized) not in line and not line.startswith("jexport build")]  # fmt: skip
+    lines = [
+        line
+        for line in cli("report", quantized).out.splitlines()
+        if str(quantized) not in line and not line.startswith("jexport build")
+    ]
     assert max(map(len, lines)) <= columns
 
 

@@ -51,21 +51,53 @@ def library(name: str, functions: list[str]) -> bytes:
         for text in functions
     )
     entries = [
-        (SONAME, at[name]), (HASH, places["table"]), (STRTAB, places["strings"]),
-        (SYMTAB, places["symbols"]), (STRSZ, len(strings)), (SYMENT, SYMBOL), (0, 0),
-    ]  # fmt: skip
+        (SONAME, at[name]),
+        (HASH, places["table"]),
+        (STRTAB, places["strings"]),
+        (SYMTAB, places["symbols"]),
+        (STRSZ, len(strings)),
+        (SYMENT, SYMBOL),
+        (0, 0),
+    ]
     parts["dynamic"] = b"".join(struct.pack("<QQ", *entry) for entry in entries)
     dynamic = places["dynamic"], len(parts["dynamic"])
-    parts["header"] = b"".join([
-        b"\x7fELF", bytes([2, 1, 1]), b"\0" * 9,
-        struct.pack("<HHIQQQIHHHHHH", 3, MACHINES[machine], 1, 0, FILE_HEADER, 0, 0,
-                    FILE_HEADER, PROGRAM_HEADER, 3, 64, 0, 0),
-        # readable, writable and executable in one piece: the loader relocates the dynamic section
-        struct.pack("<IIQQQQQQ", LOAD, 7, 0, 0, 0, end, end, 0x10000),
-        struct.pack("<IIQQQQQQ", DYNAMIC, 6, dynamic[0], dynamic[0], dynamic[0], dynamic[1],
-                    dynamic[1], 8),
-        struct.pack("<IIQQQQQQ", STACK, 6, 0, 0, 0, 0, 0, 16),
-    ])  # fmt: skip
+    parts["header"] = b"".join(
+        [
+            b"\x7fELF",
+            bytes([2, 1, 1]),
+            b"\0" * 9,
+            struct.pack(
+                "<HHIQQQIHHHHHH",
+                3,
+                MACHINES[machine],
+                1,
+                0,
+                FILE_HEADER,
+                0,
+                0,
+                FILE_HEADER,
+                PROGRAM_HEADER,
+                3,
+                64,
+                0,
+                0,
+            ),
+            # Readable, writable and executable: the loader relocates the dynamic section.
+            struct.pack("<IIQQQQQQ", LOAD, 7, 0, 0, 0, end, end, 0x10000),
+            struct.pack(
+                "<IIQQQQQQ",
+                DYNAMIC,
+                6,
+                dynamic[0],
+                dynamic[0],
+                dynamic[0],
+                dynamic[1],
+                dynamic[1],
+                8,
+            ),
+            struct.pack("<IIQQQQQQ", STACK, 6, 0, 0, 0, 0, 0, 16),
+        ]
+    )
     whole = bytearray(end)
     for key, blob in parts.items():
         whole[places[key] : places[key] + len(blob)] = blob

@@ -124,9 +124,11 @@ def _wrong_call(name: str, doc: str, use: Use) -> str:
     for parameters in found:
         named = [*list(parameters)[:words], *use.keywords]
         needed = {word for word, optional in parameters.items() if not optional}
-        if words <= len(parameters) and len(set(named)) == len(named) and (
-            needed <= set(named) <= set(parameters)
-        ):  # fmt: skip
+        if (
+            words <= len(parameters)
+            and len(set(named)) == len(named)
+            and (needed <= set(named) <= set(parameters))
+        ):
             return ""
     return f"{name} takes {found}, not {words} and {list(use.keywords)}"
 

@@ -21,15 +21,19 @@ import empty_library
 
 FUNCTIONS = {
     "libnvinfer": [
-        "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL",
-        "createInferRuntime_INTERNAL", "getBuilderPluginRegistry", "getPluginRegistry",
+        "createInferBuilder_INTERNAL",
+        "createInferRefitter_INTERNAL",
+        "createInferRuntime_INTERNAL",
+        "getBuilderPluginRegistry",
+        "getPluginRegistry",
     ],
     "libnvinfer_plugin": ["initLibNvInferPlugins"],
     "libnvonnxparser": [
-        "createNvOnnxParserRefitter_INTERNAL", "createNvOnnxParser_INTERNAL",
+        "createNvOnnxParserRefitter_INTERNAL",
+        "createNvOnnxParser_INTERNAL",
         "getNvOnnxParserVersion",
     ],
-}  # fmt: skip
+}
 
 
 def load(wheel: Path, folder: Path) -> Any:

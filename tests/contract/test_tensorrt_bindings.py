@@ -178,9 +178,12 @@ def record(
     bench_tools.forget_polygraphy()
     tiny = bench_tools.write_tiny(tmp_path / "tiny.onnx")
     options = building.Options(
-        hardware_compatible="ampere_plus", version_compatible=True, workspace_bytes=1 << 30,
-        timings=tmp_path / "timings", weight_stripped=True,
-    )  # fmt: skip
+        hardware_compatible="ampere_plus",
+        version_compatible=True,
+        workspace_bytes=1 << 30,
+        timings=tmp_path / "timings",
+        weight_stripped=True,
+    )
     shapes = profiles.standard(512)
     for _ in range(2):  # the second time there is a timing cache
         built = building.build(tiny.path, tiny.signature, shapes, options, device.machine())
@@ -197,10 +200,14 @@ def test_what_polygraphy_touches_is_real_and_what_it_misses_is_not(
 ) -> None:
     touched = {(kind, name) for kind, name in record.touched if kind}
     assert {
-        ("Builder", "build_serialized_network"), ("IBuilderConfig", "set_timing_cache"),
-        ("IBuilderConfig", "get_tactic_sources"), ("INetworkDefinition", "get_flag"),
-        ("OnnxParser", "get_error"), ("ITimingCache", "combine"), ("BuilderFlag", "STRIP_PLAN"),
-    } <= touched  # fmt: skip
+        ("Builder", "build_serialized_network"),
+        ("IBuilderConfig", "set_timing_cache"),
+        ("IBuilderConfig", "get_tactic_sources"),
+        ("INetworkDefinition", "get_flag"),
+        ("OnnxParser", "get_error"),
+        ("ITimingCache", "combine"),
+        ("BuilderFlag", "STRIP_PLAN"),
+    } <= touched
     unreal = {pair for pair in touched if not _is_real(*pair, real)}
     assert not unreal
     # What the stand-in lacks, the real module must lack too: else it would go another way there.

@@ -78,9 +78,20 @@ def test_every_language_has_as_many_texts_and_several_lengths(path: Path) -> Non
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_texts_are_in_the_script_of_their_language(path: Path) -> None:
-    scripts = {"ar": "ARABIC", "ur": "ARABIC", "bn": "BENGALI", "el": "GREEK", "hi": "DEVANAGARI",
-               "ja": ("HIRAGANA", "KATAKANA", "CJK"), "ka": "GEORGIAN", "ko": "HANGUL",
-               "ru": "CYRILLIC", "uk": "CYRILLIC", "th": "THAI", "zh": "CJK"}  # fmt: skip
+    scripts = {
+        "ar": "ARABIC",
+        "ur": "ARABIC",
+        "bn": "BENGALI",
+        "el": "GREEK",
+        "hi": "DEVANAGARI",
+        "ja": ("HIRAGANA", "KATAKANA", "CJK"),
+        "ka": "GEORGIAN",
+        "ko": "HANGUL",
+        "ru": "CYRILLIC",
+        "uk": "CYRILLIC",
+        "th": "THAI",
+        "zh": "CJK",
+    }
     others = Counter()
     for entry in lines(path):
         names = [unicodedata.name(c, "") for c in entry["text"] if c.isalpha()]
@@ -157,8 +168,11 @@ def test_a_broken_line_is_named(line: bytes, told: str, shelf: Path) -> None:
 
 
 def test_a_set_without_one_of_its_languages_is_refused(shelf: Path) -> None:
-    kept = [line for line in (shelf / "any.jsonl").read_text(encoding="utf-8").splitlines()
-            if '"th"' not in line]  # fmt: skip
+    kept = [
+        line
+        for line in (shelf / "any.jsonl").read_text(encoding="utf-8").splitlines()
+        if '"th"' not in line
+    ]
     (shelf / "any.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
     with pytest.raises(CalibrationError, match="th"):
         calibration.read("parity", "none")

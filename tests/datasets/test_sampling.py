@@ -75,8 +75,10 @@ def test_a_small_budget_costs_little(full: CalibrationSet) -> None:
 
 
 def test_a_language_whose_shortest_text_is_too_long_is_cut(full: CalibrationSet) -> None:
-    texts = (Sample(text="one two three four five six", language="en"),
-             Sample(text="eins", language="de"))  # fmt: skip
+    texts = (
+        Sample(text="one two three four five six", language="en"),
+        Sample(text="eins", language="de"),
+    )
     short = CalibrationSet(name="two", samples=texts, sha256="")
     chosen = sampling.within_budget(short, words, budget_tokens=100, max_tokens=5)
     assert Sample(text="one two three", language="en") in chosen
@@ -117,8 +119,14 @@ def letters(batch: list[str]) -> list[list[int]]:
 
 @pytest.fixture
 def three() -> CalibrationSet:
-    samples = [("aa", "en"), ("bbbb", "en"), (" ", "de"), ("cccccc", "de"), ("d", "fr"),
-               ("e", "en")]  # fmt: skip
+    samples = [
+        ("aa", "en"),
+        ("bbbb", "en"),
+        (" ", "de"),
+        ("cccccc", "de"),
+        ("d", "fr"),
+        ("e", "en"),
+    ]
     return CalibrationSet(
         name="three",
         samples=tuple(Sample(text=text, language=language) for text, language in samples),

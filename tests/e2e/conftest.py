@@ -31,8 +31,9 @@ def vouching() -> Callable[[Path, Path], dict[str, str]]:
         return hashlib.sha256(raw).hexdigest()
 
     def found(artifact: Path, graph: Path) -> dict[str, str]:
-        files = {name: sha256((graph / name).read_bytes())
-                 for name in ("model.onnx", "model.onnx_data")}  # fmt: skip
+        files = {
+            name: sha256((graph / name).read_bytes()) for name in ("model.onnx", "model.onnx_data")
+        }
         content = json.loads((artifact / "manifest.json").read_bytes())
         assert content["inputs_sha256"][:12] in content["version"].split("-")
         return {

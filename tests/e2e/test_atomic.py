@@ -72,8 +72,11 @@ class Nursery:
         program = [str(HERE / "forked_builds.py"), str(self.warm_out), str(self.warm_err)]
         self.process = subprocess.Popen(
             [sys.executable, *program, *self.words(folder / "warm"), "--quiet"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
         assert self.process.stdout is not None
         self.warm_code = json.loads(self.process.stdout.readline())["code"]
 
@@ -205,10 +208,16 @@ def test_ctrl_c_leaves_nothing(
 def small_disk(folder: Path, kib: int) -> Iterator[Path]:
     """A file system of that size, where this user may mount one."""
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)],
-        capture_output=True, text=True, check=False,
-    ) if sys.platform == "linux" else None  # fmt: skip
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if sys.platform == "linux"
+        else None
+    )
     if mounted is None or mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted and mounted.stderr.strip()}")
     try:
@@ -277,9 +286,14 @@ def test_embed_on_a_full_disk(artifact: Path, cli: Callable[..., Any], tmp_path:
     ],
 )
 def test_no_space_at_any_step_of_the_last_stage(
-    owner: Any, name: str, nth: int, canned: Any, cli: Callable[..., Any], tmp_path: Path,
+    owner: Any,
+    name: str,
+    nth: int,
+    canned: Any,
+    cli: Callable[..., Any],
+    tmp_path: Path,
     as_separation: tuple[object, ...],
-) -> None:  # fmt: skip
+) -> None:
     real, calls = getattr(owner, name), []
     run = pipeline.package.run
 
@@ -307,5 +321,6 @@ def test_no_space_at_any_step_of_the_last_stage(
     assert again.code == 0
     assert (again.path.parent / "latest").resolve() == again.path
     assert sorted(p.name for p in again.path.parent.iterdir() if p.suffix != ".json") == [
-        again.path.name, "latest",
-    ]  # fmt: skip
+        again.path.name,
+        "latest",
+    ]

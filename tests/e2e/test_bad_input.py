@@ -47,38 +47,70 @@ def narrower(tensors: dict[str, Any]) -> None:
 BREAKS: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "missing safetensors": (lambda f: (f / WEIGHTS).unlink(), 7, WEIGHTS),
     "truncated safetensors": (
-        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]), 7, "truncated"),
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]),
+        7,
+        "truncated",
+    ),
     "empty safetensors": (lambda f: (f / WEIGHTS).write_bytes(b""), 7, "truncated"),
     "no safetensors at all": (lambda f: (f / WEIGHTS).write_bytes(b"x" * 9999), 7, "truncated"),
     "a header that claims the world": (
-        lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 60) + b"{}"), 7, "header"),
+        lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 1 << 60) + b"{}"),
+        7,
+        "header",
+    ),
     "pickle instead": (
-        lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"), 7, "pytorch_model.bin"),
+        lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"),
+        7,
+        "pytorch_model.bin",
+    ),
     "no config": (lambda f: (f / "config.json").unlink(), 7, "config.json"),
     "broken config": (lambda f: (f / "config.json").write_text("{"), 7, "config.json"),
     "config of another size": (
-        lambda f: edit_json(f / "config.json", lambda c: {**c, "num_hidden_layers": 3}), 14, ""),
+        lambda f: edit_json(f / "config.json", lambda c: {**c, "num_hidden_layers": 3}),
+        14,
+        "",
+    ),
     "a weight missing": (
-        lambda f: edit_weights(f / WEIGHTS, lambda t: t.pop("roberta.emb_ln.bias")), 14, "missing"),
+        lambda f: edit_weights(f / WEIGHTS, lambda t: t.pop("roberta.emb_ln.bias")),
+        14,
+        "missing",
+    ),
     "a weight too many": (
         lambda f: edit_weights(
-            f / WEIGHTS, lambda t: t.update(stray=t["roberta.emb_ln.bias"].clone())), 14, "stray"),
-    "an adapter of another rank": (
-        lambda f: edit_weights(f / WEIGHTS, narrower), 8, "lora_A"),
+            f / WEIGHTS, lambda t: t.update(stray=t["roberta.emb_ln.bias"].clone())
+        ),
+        14,
+        "stray",
+    ),
+    "an adapter of another rank": (lambda f: edit_weights(f / WEIGHTS, narrower), 8, "lora_A"),
     "an adapter missing a matrix": (
-        lambda f: edit_weights(f / WEIGHTS, lambda t: t.pop(LORA_A)), 8, "lora_A"),
+        lambda f: edit_weights(f / WEIGHTS, lambda t: t.pop(LORA_A)),
+        8,
+        "lora_A",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), 9, "tokenizer.json"),
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), 9, "tokenizer.json"),
     "a tokenizer that does not fit": (
-        lambda f: edit_json(f / "tokenizer.json", lambda c: c["added_tokens"].append(
-            {**c["added_tokens"][0], "id": 331, "content": "<new>"})), 9, "331"),
+        lambda f: edit_json(
+            f / "tokenizer.json",
+            lambda c: c["added_tokens"].append(
+                {**c["added_tokens"][0], "id": 331, "content": "<new>"}
+            ),
+        ),
+        9,
+        "331",
+    ),
     "a NaN in the weights": (
         lambda f: edit_weights(f / WEIGHTS, lambda t: nan_in(t, "fc1.parametrizations.weight.o")),
-        10, "NaN"),
+        10,
+        "NaN",
+    ),
     "a NaN in the adapter": (
         lambda f: edit_weights(f / WEIGHTS, lambda t: nan_in(t, "fc1.parametrizations.weight.0")),
-        10, "NaN"),
-}  # fmt: skip
+        10,
+        "NaN",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BREAKS)
@@ -88,9 +120,16 @@ def test_a_broken_checkpoint(
     break_it, code, said = BREAKS[name]
     break_it(small_copy)
     answer = cli(
-        "build", "--model", small_copy, "--task", "separation", "--target", "onnx",
-        "--out", nothing_left,
-    )  # fmt: skip
+        "build",
+        "--model",
+        small_copy,
+        "--task",
+        "separation",
+        "--target",
+        "onnx",
+        "--out",
+        nothing_left,
+    )
     refused(answer, code, said)
 
 
@@ -120,21 +159,39 @@ ADAPTER = "retrieval_query"
         (lambda f: (f / ADAPTER / "adapter_config.json").unlink(), 8),
         (lambda f: (f / ADAPTER / "adapter_model.safetensors").unlink(), 7),
         (lambda f: edit_json(f / ADAPTER / "adapter_config.json", lambda c: {**c, "r": 8}), 8),
-        (lambda f: edit_json(f / ADAPTER / "adapter_config.json", lambda c: {**c, "use_dora": 1}),
-         8),
-        (lambda f: edit_weights(f / ADAPTER / "adapter_model.safetensors",
-                                lambda t: t.pop(next(iter(t)))), 8),
+        (
+            lambda f: edit_json(
+                f / ADAPTER / "adapter_config.json", lambda c: {**c, "use_dora": 1}
+            ),
+            8,
+        ),
+        (
+            lambda f: edit_weights(
+                f / ADAPTER / "adapter_model.safetensors", lambda t: t.pop(next(iter(t)))
+            ),
+            8,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_broken_adapter_folder(
-    break_it: Callable[[Path], Any], code: int, native: Path, cli: Callable[..., Any],
+    break_it: Callable[[Path], Any],
+    code: int,
+    native: Path,
+    cli: Callable[..., Any],
     nothing_left: Path,
-) -> None:  # fmt: skip
+) -> None:
     break_it(native)
     answer = cli(
-        "build", "--model", native, "--task", "retrieval.query", "--target", "onnx",
-        "--out", nothing_left,
-    )  # fmt: skip
+        "build",
+        "--model",
+        native,
+        "--task",
+        "retrieval.query",
+        "--target",
+        "onnx",
+        "--out",
+        nothing_left,
+    )
     refused(answer, code, "")
 
 
@@ -158,9 +215,13 @@ def test_a_broken_adapter_folder(
     ],
 )
 def test_words_that_name_nothing(
-    changes: dict[str, Any], code: int, said: str, small: Path, cli: Callable[..., Any],
+    changes: dict[str, Any],
+    code: int,
+    said: str,
+    small: Path,
+    cli: Callable[..., Any],
     nothing_left: Path,
-) -> None:  # fmt: skip
+) -> None:
     words = {"model": small, "task": "none", "target": "onnx", "out": nothing_left, **changes}
     answer = cli("build", *(word for key, value in words.items() for word in (f"--{key}", value)))
     refused(answer, code, said)
@@ -183,9 +244,16 @@ def test_an_out_that_cannot_be_written_to(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     answer = cli(
-        "build", "--model", small, "--task", "none", "--target", "onnx",
-        "--out", tmp_path / place,
-    )  # fmt: skip
+        "build",
+        "--model",
+        small,
+        "--task",
+        "none",
+        "--target",
+        "onnx",
+        "--out",
+        tmp_path / place,
+    )
     refused(answer, 26, "--out")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "mine"
@@ -211,15 +279,29 @@ def test_a_file_where_the_artifact_belongs_is_found_first(
     ],
 )
 def test_recipes_that_ask_for_what_the_checkpoint_has_not(
-    table: str, code: int, said: str, small: Path, cli: Callable[..., Any], tmp_path: Path,
-) -> None:  # fmt: skip
+    table: str,
+    code: int,
+    said: str,
+    small: Path,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "r.toml"
     path.write_text(f'name = "r"\n{table}\n')
     out = tmp_path / "out"
     answer = cli(
-        "build", "--recipe", path, "--model", small, "--task", "separation", "--target", "onnx",
-        "--out", out,
-    )  # fmt: skip
+        "build",
+        "--recipe",
+        path,
+        "--model",
+        small,
+        "--task",
+        "separation",
+        "--target",
+        "onnx",
+        "--out",
+        out,
+    )
     refused(answer, code, said)
     assert not out.exists()
 
@@ -234,9 +316,18 @@ def test_a_failed_gate_in_a_real_build(
     )
     out = tmp_path / "out"
     answer = cli(
-        "build", "--recipe", path, "--model", small, "--task", "none", "--target", "onnx",
-        "--out", out,
-    )  # fmt: skip
+        "build",
+        "--recipe",
+        path,
+        "--model",
+        small,
+        "--task",
+        "none",
+        "--target",
+        "onnx",
+        "--out",
+        out,
+    )
     refused(answer, 6, "largest_difference")
     [report] = [p for p in out.glob("[!.]*/**/*") if p.is_file()]
     assert str(report) in answer.err

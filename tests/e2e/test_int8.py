@@ -174,8 +174,11 @@ def test_too_few_calibration_texts(small: Path, tmp_path: Path, nothing_left: Pa
     with pytest.raises(CalibrationError) as caught:
         jexport.build(
             quick(small, calibration=str(own)),
-            task=TASK, target="onnx", precision="int8", out=nothing_left,
-        )  # fmt: skip
+            task=TASK,
+            target="onnx",
+            precision="int8",
+            out=nothing_left,
+        )
     assert "16 to calibrate on" in str(caught.value)
     assert "4 held out" in str(caught.value)
 
@@ -254,8 +257,11 @@ def test_queries_and_passages_are_validated_together(
     shutil.copytree(int8.parents[3], out, symlinks=True)
     both = pair(build_int8(quick(small), out, "retrieval.query"))
     assert both["with"] == "retrieval.passage"
-    for name in ("queries_int8_passages_fp32", "queries_fp32_passages_int8",
-                 "queries_int8_passages_int8"):  # fmt: skip
+    for name in (
+        "queries_int8_passages_fp32",
+        "queries_fp32_passages_int8",
+        "queries_int8_passages_int8",
+    ):
         assert 0.5 < both[name]["top10_overlap"] <= 1
         assert 0 < both[name]["top1"] <= 1
     assert both["queries_fp32_passages_int8"] == pytest.approx(alone["queries_fp32_passages_int8"])

@@ -123,8 +123,12 @@ def test_nothing_is_exported(target: str, built: Callable[..., Any]) -> None:
     path = built(target, "separation").path
     content = manifest.read(path).content
     assert [r["stage"] for r in store.measured(path)["stages"]] == [
-        "load", "merge", "compile", "validate", "package",
-    ]  # fmt: skip
+        "load",
+        "merge",
+        "compile",
+        "validate",
+        "package",
+    ]
     assert content["engine"]["files"] == [WEIGHTS, "config.json"]
     assert content["licence"] == "CC-BY-NC-4.0"
     assert content["checkpoint"]["layout"] == "jina_v3_original"
@@ -219,9 +223,12 @@ def test_transformers_opens_it_with_nothing_made_up(built: Callable[..., Any]) -
 
 
 def test_jexport_builds_from_it_again(
-    built: Callable[..., Any], cli: Callable[..., Any], small: Path, tmp_path: Path,
+    built: Callable[..., Any],
+    cli: Callable[..., Any],
+    small: Path,
+    tmp_path: Path,
     texts: list[str],
-) -> None:  # fmt: skip
+) -> None:
     """A merged checkpoint is a checkpoint: its only task is `none`, and it has no prompt."""
     path = built("hf", "separation").path
     words = ("build", "--recipe", path.parents[4] / "quick.toml", "--model", path)
@@ -244,13 +251,21 @@ def test_minilm(target: str, built: Callable[..., Any], minilm: Path, texts: lis
 
 @pytest.mark.parametrize(
     ("target", "precision", "hint"),
-    [("hf", "int8", "fp32, bf16"), ("vllm", "int8-weights", "fp32, bf16"),
-     ("hf", "fp16", "fp32, bf16"), ("onnx", "bf16", "fp32, fp16")],
-)  # fmt: skip
+    [
+        ("hf", "int8", "fp32, bf16"),
+        ("vllm", "int8-weights", "fp32, bf16"),
+        ("hf", "fp16", "fp32, bf16"),
+        ("onnx", "bf16", "fp32, fp16"),
+    ],
+)
 def test_a_precision_that_a_target_lacks(
-    target: str, precision: str, hint: str, cli: Callable[..., Any], small: Path,
+    target: str,
+    precision: str,
+    hint: str,
+    cli: Callable[..., Any],
+    small: Path,
     nothing_left: Path,
-) -> None:  # fmt: skip
+) -> None:
     words = ("build", "--model", small, "--task", "separation", "--target", target)
     answer = cli(*words, "--precision", precision, "--out", nothing_left)
     assert answer.code == 17
@@ -310,9 +325,12 @@ def distilbert(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_architecture_that_only_transformers_has(
-    distilbert: Path, built: Callable[..., Any], cli: Callable[..., Any], texts: list[str],
+    distilbert: Path,
+    built: Callable[..., Any],
+    cli: Callable[..., Any],
+    texts: list[str],
     nothing_left: Path,
-) -> None:  # fmt: skip
+) -> None:
     words = ("build", "--model", distilbert, "--task", "none", "--out", nothing_left)
     answer = cli(*words, "--target", "vllm")
     assert answer.code == 22

@@ -50,11 +50,20 @@ def test_what_the_artifact_says_of_itself(minilm_artifact: Path, minilm: Path) -
     assert content["checkpoint"]["layout"] == "sentence_transformer"
     assert content["licence"] == "apache-2.0"
     assert content["embedding"] == {
-        "task": "none", "prompt": "", "pooling": "mean", "normalize": True, "dimension": 384,
-        "matryoshka": [], "max_tokens": 256, "space": content["embedding"]["space"],
-        "prompts": {}, "default_prompt_name": "", "include_prompt": True,
-        "similarity": "cosine", "truncate_dim": 0,
-    }  # fmt: skip
+        "task": "none",
+        "prompt": "",
+        "pooling": "mean",
+        "normalize": True,
+        "dimension": 384,
+        "matryoshka": [],
+        "max_tokens": 256,
+        "space": content["embedding"]["space"],
+        "prompts": {},
+        "default_prompt_name": "",
+        "include_prompt": True,
+        "similarity": "cosine",
+        "truncate_dim": 0,
+    }
     config = json.loads((minilm_artifact / "config.json").read_text())
     own = json.loads((minilm / "config.json").read_text())
     assert config == own | {"max_position_embeddings": 256}

@@ -26,9 +26,13 @@ GATES = {"cosine_mean": 0.9, "cosine_p1": 0.8, "batch_cosine_min": 0.999999}
 def quick(small: Path) -> recipe.Recipe:
     """Low goals, few texts: what is tested is the way, not the model."""
     made = recipe.for_model(str(small)).replace_quantize(
-        cosine_mean=0.9, cosine_p1=0.8, top10_overlap=0.3, pair_top10_overlap=0.3, samples=64,
+        cosine_mean=0.9,
+        cosine_p1=0.8,
+        top10_overlap=0.3,
+        pair_top10_overlap=0.3,
+        samples=64,
         allow_slower=True,
-    )  # fmt: skip
+    )
     gates = {**recipe.DEFAULT_GATES, "int8": GATES}
     return dataclasses.replace(
         made,
@@ -56,9 +60,13 @@ def built(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     ("precision", "cosine", "largest"), [("fp32", 0.999999, 1e-6), ("fp16", 0.99999, 1e-2)]
 )
 def test_vectors_are_the_authors(
-    built: Callable[[str], Path], small: Path, texts: list[str],
-    precision: str, cosine: float, largest: float,
-) -> None:  # fmt: skip
+    built: Callable[[str], Path],
+    small: Path,
+    texts: list[str],
+    precision: str,
+    cosine: float,
+    largest: float,
+) -> None:
     truth = np.load(small.with_name(f"{small.name}.{TASK}.npy"))
     with jexport.open_artifact(built(precision)) as model:
         vectors = model.encode(texts)
@@ -112,8 +120,10 @@ def test_int8_vectors_are_near(built: Callable[[str], Path], small: Path, texts:
 
 def test_int8_alone_is_int8_in_a_batch(built: Callable[[str], Path]) -> None:
     rng = np.random.default_rng(0)
-    several = [" ".join(["word", "rivers", "ein", "città"][n] for n in rng.integers(0, 4, size))
-               for size in (1, 2, 5, 9, 14, 15, 16, 17, 23, 40, 70, 120, 300)]  # fmt: skip
+    several = [
+        " ".join(["word", "rivers", "ein", "città"][n] for n in rng.integers(0, 4, size))
+        for size in (1, 2, 5, 9, 14, 15, 16, 17, 23, 40, 70, 120, 300)
+    ]
     with jexport.open_artifact(built("int8")) as model:
         alone = np.stack([model.encode(text, prompt=False) for text in several])
         together = model.encode(several, prompt=False, max_batch_tokens=1 << 20)
@@ -132,8 +142,10 @@ def test_int8_alone_is_int8_in_a_batch(built: Callable[[str], Path]) -> None:
 def test_int8_of_many_batches_is_int8_one_by_one(built: Callable[[str], Path]) -> None:
     """Enough batches for lanes: same bits, in the order given, as with one thread and no lanes."""
     rng = np.random.default_rng(0)
-    several = [" ".join(["word", "rivers", "ein", "città"][n] for n in rng.integers(0, 4, size))
-               for size in rng.integers(1, 40, 400)]  # fmt: skip
+    several = [
+        " ".join(["word", "rivers", "ein", "città"][n] for n in rng.integers(0, 4, size))
+        for size in rng.integers(1, 40, 400)
+    ]
     with (
         jexport.open_artifact(built("int8"), threads=2) as wide,
         jexport.open_artifact(built("int8"), threads=1) as narrow,
@@ -151,9 +163,14 @@ def test_what_servers_read_is_in_the_folder(built: Callable[[str], Path]) -> Non
     content = manifest.verify(built("fp32")).content
     listed = {entry["path"] for entry in content["files"]}
     assert {
-        "openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.xml",
-        "openvino_tokenizer.bin", "tokenizer.json", "modules.json", "config.json",
-    } <= listed  # fmt: skip
+        "openvino_model.xml",
+        "openvino_model.bin",
+        "openvino_tokenizer.xml",
+        "openvino_tokenizer.bin",
+        "tokenizer.json",
+        "modules.json",
+        "config.json",
+    } <= listed
     assert content["engine"]["files"] == ["openvino_model.xml", "openvino_model.bin"]
     assert content["engine"]["facts"]["tokenizer_graph"]["written"] is True
     assert content["tools"]["openvino"]

@@ -65,9 +65,13 @@ def portable(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             chosen = recipe.read(str(room / "r.toml")).replace_load(model=str(checkpoint))
             try:
                 made[precision, task] = jexport.build(
-                    chosen, task=task, target="trt", precision=precision, until="compile",
+                    chosen,
+                    task=task,
+                    target="trt",
+                    precision=precision,
+                    until="compile",
                     out=room / "out",
-                ).path  # fmt: skip
+                ).path
             finally:
                 shutil.rmtree(checkpoint)
         return made[precision, task]
@@ -194,8 +198,11 @@ def test_int8_queries_and_passages_are_compared_without_their_engines(
         told = json.loads((folder / "quantization.json").read_text(encoding="utf-8"))["command"]
         assert told.endswith(" --until compile")
         assert told in (folder / "report.html").read_text(encoding="utf-8")
-    for name in ("queries_int8_passages_fp32", "queries_fp32_passages_int8",
-                 "queries_int8_passages_int8"):  # fmt: skip
+    for name in (
+        "queries_int8_passages_fp32",
+        "queries_fp32_passages_int8",
+        "queries_int8_passages_int8",
+    ):
         assert 0.3 < pair[name]["top10_overlap"] <= 1
 
 
@@ -263,8 +270,19 @@ def test_what_is_not_portable_or_was_changed_is_refused(
 def test_until_is_for_targets_that_have_an_end_elsewhere(
     small: Path, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
-    answer = cli("build", "--model", small, "--task", TASK, "--target", "onnx", "--until",
-                 "compile", "--out", tmp_path)  # fmt: skip
+    answer = cli(
+        "build",
+        "--model",
+        small,
+        "--task",
+        TASK,
+        "--target",
+        "onnx",
+        "--until",
+        "compile",
+        "--out",
+        tmp_path,
+    )
     assert answer.code == 4
     assert "there is no --until for it" in answer.err
 
@@ -276,17 +294,42 @@ def test_profiles_are_chosen_by_the_lengths_of_texts(
     texts.write_text("\n".join(["short one"] * 40 + ["word " * 60] * 10), encoding="utf-8")
     recipe = tmp_path / "r.toml"
     recipe.write_text('name = "small"\n[validate]\nbudget_tokens = 1\nmax_tokens = 64\n')
-    answer = cli("build", "--recipe", recipe, "--model", small, "--task", TASK, "--target",
-                 "trt", "--until", "compile", "--profile-from", texts, "--out",
-                 tmp_path / "out")  # fmt: skip
+    answer = cli(
+        "build",
+        "--recipe",
+        recipe,
+        "--model",
+        small,
+        "--task",
+        TASK,
+        "--target",
+        "trt",
+        "--until",
+        "compile",
+        "--profile-from",
+        texts,
+        "--out",
+        tmp_path / "out",
+    )
     assert answer.code == 0, answer.err
     content = manifest.read(answer.path).content
     found = content["engine"]["facts"]["profiles"]
     assert 2 <= len(found) <= 4
     assert found[0]["tokens"][2] < 60 < found[1]["tokens"][1]  # short ones for themselves
     assert content["recipe"]["compile"]["profiles"] == found
-    answer = cli("build", "--model", small, "--task", TASK, "--target", "onnx",
-                 "--profile-from", texts, "--out", tmp_path / "out")  # fmt: skip
+    answer = cli(
+        "build",
+        "--model",
+        small,
+        "--task",
+        TASK,
+        "--target",
+        "onnx",
+        "--profile-from",
+        texts,
+        "--out",
+        tmp_path / "out",
+    )
     assert answer.code == 5
     assert "not tuned to the lengths" in answer.err
 

@@ -16,9 +16,20 @@ def test_the_shipped_jina_recipe_builds(
     small: Path, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     answer = cli(
-        "build", "--recipe", "jina-embeddings-v3", "--model", small, "--task", "text-matching",
-        "--target", "onnx", "--out", tmp_path, "--validate-tokens", 64,
-    )  # fmt: skip
+        "build",
+        "--recipe",
+        "jina-embeddings-v3",
+        "--model",
+        small,
+        "--task",
+        "text-matching",
+        "--target",
+        "onnx",
+        "--out",
+        tmp_path,
+        "--validate-tokens",
+        64,
+    )
     assert answer.code == 0, answer.err
     content = manifest.verify(answer.path).content
     assert answer.path.relative_to(tmp_path).parts[0] == "jina-embeddings-v3"
@@ -106,9 +117,18 @@ def test_the_recipes_first_precision_is_the_default(
 
 def test_a_folder_has_no_revision(small: Path, cli: Callable[..., Any], nothing_left: Path) -> None:
     answer = cli(
-        "build", "--model", small, "--task", "none", "--target", "onnx", "--out", nothing_left,
-        "--revision", "0" * 40,
-    )  # fmt: skip
+        "build",
+        "--model",
+        small,
+        "--task",
+        "none",
+        "--target",
+        "onnx",
+        "--out",
+        nothing_left,
+        "--revision",
+        "0" * 40,
+    )
     assert answer.code == 2
     assert "is a folder here" in answer.err
     assert "--revision" in answer.err
@@ -120,9 +140,18 @@ def test_a_model_overrides_the_recipes_model_and_its_revision(
     path = tmp_path / "pinned.toml"
     path.write_text(f'name = "pinned"\n[load]\nmodel = "owner/model"\nrevision = "{"a" * 40}"\n')
     answer = cli(
-        "build", "--recipe", path, "--model", small, "--task", "separation", "--target", "onnx",
-        "--out", tmp_path / "out",
-    )  # fmt: skip
+        "build",
+        "--recipe",
+        path,
+        "--model",
+        small,
+        "--task",
+        "separation",
+        "--target",
+        "onnx",
+        "--out",
+        tmp_path / "out",
+    )
     assert answer.code == 0, answer.err
     content = manifest.read(answer.path).content
     assert content["recipe"]["load"]["revision"] == ""
@@ -134,8 +163,15 @@ def test_a_folder_with_a_strange_name(
 ) -> None:
     folder = small_copy.rename(tmp_path / ".my model (v2)")
     answer = cli(
-        "build", "--model", folder, "--task", "separation", "--target", "onnx",
-        "--out", tmp_path / "out",
-    )  # fmt: skip
+        "build",
+        "--model",
+        folder,
+        "--task",
+        "separation",
+        "--target",
+        "onnx",
+        "--out",
+        tmp_path / "out",
+    )
     assert answer.code == 0, answer.err
     assert answer.path.relative_to(tmp_path / "out").parts[0] == "my-model--v2-"

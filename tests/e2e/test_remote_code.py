@@ -70,9 +70,16 @@ def test_an_unknown_layout_is_exported_through_its_own_class(
     unknown: Path, cli: Callable[..., Any], texts: list[str], tmp_path: Path
 ) -> None:
     answer = cli(
-        "build", "--model", unknown, "--task", "none", *WORDS, "--trust-remote-code",
-        "--out", tmp_path / "out",
-    )  # fmt: skip
+        "build",
+        "--model",
+        unknown,
+        "--task",
+        "none",
+        *WORDS,
+        "--trust-remote-code",
+        "--out",
+        tmp_path / "out",
+    )
     assert answer.code == 0, answer.err
     content = manifest.verify(answer.path).content
     assert content["checkpoint"]["layout"] == "remote_code"
@@ -90,13 +97,23 @@ def test_an_unknown_layout_is_exported_through_its_own_class(
 
 
 def test_the_authors_own_code_as_the_reference(
-    original_with_code: Path, cli: Callable[..., Any], small: Path, texts: list[str],
+    original_with_code: Path,
+    cli: Callable[..., Any],
+    small: Path,
+    texts: list[str],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     answer = cli(
-        "build", "--model", original_with_code, "--task", "retrieval.query", *WORDS,
-        "--trust-remote-code", "--out", tmp_path / "out",
-    )  # fmt: skip
+        "build",
+        "--model",
+        original_with_code,
+        "--task",
+        "retrieval.query",
+        *WORDS,
+        "--trust-remote-code",
+        "--out",
+        tmp_path / "out",
+    )
     assert answer.code == 0, answer.err
     content = manifest.verify(answer.path).content
     assert content["checkpoint"]["layout"] == "jina_v3_original"

@@ -40,8 +40,17 @@ cosine_mean = 0.9
 
 
 def command(recipe: Path, out: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "jexport", "build", "--recipe", str(recipe), "--out", str(out),
-            *words]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "jexport",
+        "build",
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(out),
+        *words,
+    ]
 
 
 def build(recipe: Path, out: Path, *words: str, threads: int = 1) -> list[Path]:
@@ -69,9 +78,16 @@ def check_same(first: Path, second: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "precision"),
-    [("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8"), ("openvino", "fp32"),
-     ("openvino", "int8"), ("hf", "fp32"), ("hf", "bf16")],
-)  # fmt: skip
+    [
+        ("onnx", "fp32"),
+        ("onnx", "fp16"),
+        ("onnx", "int8"),
+        ("openvino", "fp32"),
+        ("openvino", "int8"),
+        ("hf", "fp32"),
+        ("hf", "bf16"),
+    ],
+)
 def test_whole_folders_are_the_same(
     target: str, precision: str, small: Path, tmp_path: Path
 ) -> None:
@@ -119,9 +135,12 @@ def test_ctrl_c_stops_all_of_them(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # A session of its own: the signal goes to the program alone, which passes it on.
     process = subprocess.Popen(
-        command(recipe, out, *all_of("--jobs", "2")), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        command(recipe, out, *all_of("--jobs", "2")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     limit = time.monotonic() + 60
     while not list((out / ".work").glob("*/")) and time.monotonic() < limit:
         time.sleep(0.05)

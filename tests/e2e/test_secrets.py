@@ -47,8 +47,18 @@ def test_a_model_with_a_secret_is_refused_unsaid(
     model: str, json_lines: bool, cli: Callable[..., Any], nothing_left: Path
 ) -> None:
     words = ("--json",) if json_lines else ()
-    answer = cli("build", "--model", model, "--task", "none", "--target", "onnx",
-                 "--out", nothing_left, *words)  # fmt: skip
+    answer = cli(
+        "build",
+        "--model",
+        model,
+        "--task",
+        "none",
+        "--target",
+        "onnx",
+        "--out",
+        nothing_left,
+        *words,
+    )
     assert answer.code == 5
     assert "holds a password or a token" in answer.err
     assert "***" in answer.err
@@ -72,8 +82,9 @@ def test_a_recipe_with_a_secret_is_refused_unsaid(
 ) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text(f'name = "r"\n{line}')
-    answer = cli("build", "--recipe", recipe, "--task", "none", "--target", "onnx",
-                 "--out", nothing_left)  # fmt: skip
+    answer = cli(
+        "build", "--recipe", recipe, "--task", "none", "--target", "onnx", "--out", nothing_left
+    )
     assert answer.code == 5, answer.err
     assert PASSWORD not in told(answer)
     assert TOKEN not in told(answer)
@@ -102,8 +113,17 @@ def test_errors_of_others_are_quoted_without_them() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["acme/model", "https://models.example.org/a@b", "anna@example.org", "hf_hub", "bearer of news",
-     "/home/anna/models", "query: ", "what is a token=?", "s3://bucket/key@sha256:00"],
-)  # fmt: skip
+    [
+        "acme/model",
+        "https://models.example.org/a@b",
+        "anna@example.org",
+        "hf_hub",
+        "bearer of news",
+        "/home/anna/models",
+        "query: ",
+        "what is a token=?",
+        "s3://bucket/key@sha256:00",
+    ],
+)
 def test_what_is_no_secret_stays(text: str) -> None:
     assert hidden(text) == text

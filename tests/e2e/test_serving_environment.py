@@ -22,17 +22,30 @@ import jexport
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
-ABSENT = ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxscript", "peft",
-          "sentence_transformers", "scipy")  # fmt: skip
+ABSENT = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "peft",
+    "sentence_transformers",
+    "scipy",
+)
 
 
 def run(*words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     """A command that sees nothing of this environment but its PATH and pip's settings."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
-        [str(word) for word in words], capture_output=True, text=True, check=False, env=env,
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
         cwd=Path(sys.executable).parent,
-    )  # fmt: skip
+    )
     assert done.returncode == code, f"{words}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -50,8 +63,16 @@ def serving(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment with the extra [onnx] and nothing else."""
     home = tmp_path_factory.mktemp("serving") / "venv"
     run(sys.executable, "-m", "venv", home)
-    run(home / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-input",
-        "--disable-pip-version-check", f"{wheel}[onnx]")  # fmt: skip
+    run(
+        home / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+        f"{wheel}[onnx]",
+    )
     return home / "bin"
 
 
@@ -103,8 +124,16 @@ def test_the_command_line_works(
     serving: Path, artifact: Path, builds: Callable[..., object], tmp_path: Path
 ) -> None:
     (tmp_path / "in.txt").write_text("one\ntwo\n")
-    done = run(serving / "jexport", "embed", artifact, "--input", tmp_path / "in.txt",
-               "--output", tmp_path / "out.npy", "--quiet")  # fmt: skip
+    done = run(
+        serving / "jexport",
+        "embed",
+        artifact,
+        "--input",
+        tmp_path / "in.txt",
+        "--output",
+        tmp_path / "out.npy",
+        "--quiet",
+    )
     assert (done.stdout, done.stderr) == (f"{tmp_path / 'out.npy'}\n", "")
     with jexport.open_artifact(artifact) as model:
         np.testing.assert_allclose(
@@ -119,8 +148,18 @@ def test_the_command_line_works(
 
 def test_a_build_says_what_to_install(serving: Path, small: Path, tmp_path: Path) -> None:
     for words in (("--model", small), ()):
-        done = run(serving / "jexport", "build", *words, "--task", "none", "--target", "onnx",
-                   "--out", tmp_path / "out", code=15)  # fmt: skip
+        done = run(
+            serving / "jexport",
+            "build",
+            *words,
+            "--task",
+            "none",
+            "--target",
+            "onnx",
+            "--out",
+            tmp_path / "out",
+            code=15,
+        )
         assert done.stdout == ""
         assert "needs torch, transformers, " in done.stderr
         assert 'pip install "jexport[build]"' in done.stderr

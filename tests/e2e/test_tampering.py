@@ -36,9 +36,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def built(
-    kind: str, builds: Callable[..., Any], cli: Callable[..., Any], small: Path,
+    kind: str,
+    builds: Callable[..., Any],
+    cli: Callable[..., Any],
+    small: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Path:  # fmt: skip
+) -> Path:
     """A small artifact of a kind, in a folder of its own; every test leaves it as it was."""
     place = tmp_path_factory.mktemp(kind)
     if kind == "onnx":
@@ -46,8 +49,20 @@ def built(
     recipe = place / "r.toml"
     recipe.write_text('name = "small"\n[validate]\nbudget_tokens = 1\nmax_tokens = 64\n')
     words = ("--until", "compile") if kind == "trt" else ()
-    answer = cli("build", "--recipe", recipe, "--model", small, "--task", "separation",
-                 "--target", kind, "--out", place / "out", *words)  # fmt: skip
+    answer = cli(
+        "build",
+        "--recipe",
+        recipe,
+        "--model",
+        small,
+        "--task",
+        "separation",
+        "--target",
+        kind,
+        "--out",
+        place / "out",
+        *words,
+    )
     assert answer.code == 0, answer.err
     return Path(answer.path)
 

@@ -35,8 +35,19 @@ max_tokens = 64
 def words(tmp_path: Path, small: Path) -> list[Any]:
     recipe = tmp_path / "r.toml"
     recipe.write_text(RECIPE)
-    return ["build", "--recipe", recipe, "--model", small, "--task", TASK, "--target", "trt",
-            "--out", tmp_path / "out"]  # fmt: skip
+    return [
+        "build",
+        "--recipe",
+        recipe,
+        "--model",
+        small,
+        "--task",
+        TASK,
+        "--target",
+        "trt",
+        "--out",
+        tmp_path / "out",
+    ]
 
 
 def test_from_the_checkpoint_to_vectors(

@@ -67,7 +67,9 @@ def test_one_that_is_hopeless_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
         {"fp16": runner("fp16", 3.5), "fp32": runner("fp32", 2.9), "int8": runner("int8", 1.0)},
         speed.feeds([[1, 2]], 64),
     )
-    assert rates == {name: pytest.approx(speed.TEXTS / t) for name, t in
-                     (("fp16", 3.5), ("fp32", 2.9), ("int8", 1.0))}  # fmt: skip
+    assert rates == {
+        name: pytest.approx(speed.TEXTS / t)
+        for name, t in (("fp16", 3.5), ("fp32", 2.9), ("int8", 1.0))
+    }
     assert order.count("fp16") == 1 + speed.TRIED
     assert order.count("fp32") == order.count("int8") == 1 + speed.ROUNDS

@@ -21,9 +21,13 @@ def main() -> None:
             (folder / f"{number}").write_bytes(key.encode() * 5000)
             time.sleep(0.01)
         return CompiledModel(
-            target="t", precision="fp32", folder=folder, facts={}, files=("0",),
+            target="t",
+            precision="fp32",
+            folder=folder,
+            facts={},
+            files=("0",),
             signature=Signature(inputs=(), outputs=()),
-        )  # fmt: skip
+        )
 
     sys.stdin.readline()  # all begin together
     with Cache(root=root).lease() as lease:

@@ -40,14 +40,21 @@ class Nursery:
     def __init__(self, folder: Path, checkpoint: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         env = {
-            **os.environ, "LD_PRELOAD": str(compiled(folder)), "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
+            **os.environ,
+            "LD_PRELOAD": str(compiled(folder)),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
         with open(folder / "said", "wb") as said:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "nursery.py"), str(checkpoint), str(folder / "warm")],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=env,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                env=env,
+            )
         assert self.process.stdout is not None
         first = self.process.stdout.readline()
         assert first, (folder / "said").read_text()
@@ -65,8 +72,13 @@ class Nursery:
         """One build; see nursery.py for what it answers."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        order = {"target": target, "out": str(out), "below": str(below or out), "mode": mode,
-                 "nth": nth}  # fmt: skip
+        order = {
+            "target": target,
+            "out": str(out),
+            "below": str(below or out),
+            "mode": mode,
+            "nth": nth,
+        }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())

@@ -97,9 +97,12 @@ def build(checkpoint: Path, order: dict[str, Any], known: dict[str, Any]) -> dic
     out = Path(order["out"])
     try:
         made = pipeline.build(
-            recipe_of(checkpoint), task="separation", target=order["target"], out=out,
+            recipe_of(checkpoint),
+            task="separation",
+            target=order["target"],
+            out=out,
             cache=Cache(root=out / ".cache"),
-        )  # fmt: skip
+        )
         answer["path"] = str(made.path)
     except JexportError as error:
         answer.update(code=error.exit_code, error=str(error))

@@ -34,16 +34,19 @@ def kills(nursery: Nursery, room: Path) -> Iterator[list[str]]:
             yield [
                 f"{target}, {'warm' if warm else 'cold'} cache: kill -9 at each write, fsync, "
                 "create, rename and removal",
-                str(count), f"{count} resumed to the same digest, 0 orphans",
+                str(count),
+                f"{count} resumed to the same digest, 0 orphans",
                 f"{time.monotonic() - begin:.0f}",
-            ]  # fmt: skip
+            ]
 
 
 def failures(nursery: Nursery, room: Path) -> Iterator[list[str]]:
     words = {
-        "full": "disk full from each step on", "broken": "I/O error at each step",
-        "short": "short write at each step", "read-only": "read-only from each step on",
-    }  # fmt: skip
+        "full": "disk full from each step on",
+        "broken": "I/O error at each step",
+        "short": "short write at each step",
+        "read-only": "read-only from each step on",
+    }
     for mode, what in words.items():
         begin, count = time.monotonic(), steps(nursery, "hf", room, beside="onnx")
         found = [failed_at(nursery, "hf", "onnx", mode, nth, room) for nth in range(1, count + 1)]

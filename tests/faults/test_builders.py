@@ -26,10 +26,11 @@ def run_builders(tmp_path: Path) -> Callable[..., Counter[str]]:
         processes = [
             subprocess.Popen(
                 [sys.executable, program, str(tmp_path / "cache"), f"k{number % keys}", str(tally)],
-                stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             for number in range(BUILDERS)
-        ]  # fmt: skip
+        ]
         for process in processes:
             assert process.stdin is not None
             process.stdin.write(b"\n")

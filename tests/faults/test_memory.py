@@ -40,10 +40,26 @@ def build(checkpoint: Path, out: Path, *words: str, limit_gib: int = 0) -> tuple
 
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "jexport", "build", "--model", str(checkpoint), "--task", "none",
-         "--target", "onnx", "--out", str(out), *words],
-        capture_output=True, text=True, check=False, preexec_fn=limit,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "jexport",
+            "build",
+            "--model",
+            str(checkpoint),
+            "--task",
+            "none",
+            "--target",
+            "onnx",
+            "--out",
+            str(out),
+            *words,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+    )
     return done.returncode, done.stderr, time.monotonic() - begin
 
 

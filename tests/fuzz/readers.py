@@ -284,11 +284,45 @@ def indexes() -> Bytes:
 
 # ONNX, with its weights in a file beside it
 
-LOCATIONS = ("model.onnx_data", "../secret", "/etc/passwd", "link", "folder", "pipe", "", ".", "..",
-             "./model.onnx_data", "folder/../model.onnx_data", "..\\secret", "model.onnx_data\0",
-             "absent", "*", "model.onnx_data/", "file:///etc/passwd")  # fmt: skip
-NUMBERS = ("0", "4", "8", "-1", "-4096", "9223372036854775807", "9223372036854775808", "1e3", "x",
-           "", " 4", "+4", "0x4", "٤", "1_0", "9" * 30, "9" * 5000, "\0")  # fmt: skip
+LOCATIONS = (
+    "model.onnx_data",
+    "../secret",
+    "/etc/passwd",
+    "link",
+    "folder",
+    "pipe",
+    "",
+    ".",
+    "..",
+    "./model.onnx_data",
+    "folder/../model.onnx_data",
+    "..\\secret",
+    "model.onnx_data\0",
+    "absent",
+    "*",
+    "model.onnx_data/",
+    "file:///etc/passwd",
+)
+NUMBERS = (
+    "0",
+    "4",
+    "8",
+    "-1",
+    "-4096",
+    "9223372036854775807",
+    "9223372036854775808",
+    "1e3",
+    "x",
+    "",
+    " 4",
+    "+4",
+    "0x4",
+    "٤",
+    "1_0",
+    "9" * 30,
+    "9" * 5000,
+    "\0",
+)
 PLAIN = "model.onnx_data"
 SECRET = b"\x7fnobody may read this"
 
@@ -340,9 +374,13 @@ def read_onnx(content: bytes, folder: Path) -> None:
     away = [c for s in read.scopes() for c in s.constants.values() if _away(c)]
     assert not away or bad, f"accepted: {away}"
     model = OnnxModel(
-        path=path, signature=Signature(inputs=(), outputs=()), precision="fp32", opset=20,
-        sha256="", max_tokens=8,
-    )  # fmt: skip
+        path=path,
+        signature=Signature(inputs=(), outputs=()),
+        precision="fp32",
+        opset=20,
+        sha256="",
+        max_tokens=8,
+    )
     try:
         target.check(model)
     except JexportError:

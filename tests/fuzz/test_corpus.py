@@ -11,8 +11,19 @@ from hypothesis import HealthCheck, given, settings
 
 HERE = Path(__file__).parent
 KEPT = [path for path in sorted((HERE / "corpus").glob("*/*")) if path.is_file()]
-NAMES = ("calibration", "index", "manifest", "modules", "onnx", "provenance", "recipe", "release",
-         "safetensors", "set", "signature")  # fmt: skip
+NAMES = (
+    "calibration",
+    "index",
+    "manifest",
+    "modules",
+    "onnx",
+    "provenance",
+    "recipe",
+    "release",
+    "safetensors",
+    "set",
+    "signature",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +46,12 @@ def test_a_few_new_ones(name: str, tools: Any, tmp_path_factory: pytest.TempPath
     reader, room = tools.readers()[name], tmp_path_factory.mktemp(name)
 
     @settings(
-        max_examples=40, deadline=None, database=None, derandomize=True,
+        max_examples=40,
+        deadline=None,
+        database=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(content=tools.contents(name, reader))
     def one(content: bytes) -> None:
         tools.tried(reader, content, room)

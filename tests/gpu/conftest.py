@@ -152,9 +152,12 @@ def artifacts(small_work: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             chosen = recipe.for_model(str(small_work / "jina")).replace_compile(**compile_keys)
             quick = dataclasses.replace(chosen.validate, budget_tokens=1, max_tokens=64)
             built = jexport.build(
-                dataclasses.replace(chosen, validate=quick), task=task, target="onnx",
-                precision=precision, out=out,
-            )  # fmt: skip
+                dataclasses.replace(chosen, validate=quick),
+                task=task,
+                target="onnx",
+                precision=precision,
+                out=out,
+            )
             known[key] = built.path
         return known[key]
 

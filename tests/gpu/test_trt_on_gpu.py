@@ -47,9 +47,12 @@ def exports(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
             merged = merge.run(loaded) if loaded.adapter else loaded
             samples = [[0, *range(5, 40), 2]]
             known[task, precision] = export.run(
-                merged, ExportSpec(), precision=precision, samples=samples,
+                merged,
+                ExportSpec(),
+                precision=precision,
+                samples=samples,
                 out_dir=tmp_path_factory.mktemp("export"),
-            )  # fmt: skip
+            )
         return known[task, precision]
 
     return make
@@ -242,9 +245,13 @@ def test_rubbish_with_the_right_digest_is_an_error_and_no_crash(
 
 @pytest.mark.parametrize(
     "more",
-    [{"version_compatible": True}, {"hardware_compatible": "same_compute_capability"},
-     {"hardware_compatible": "ampere_plus"}, {"workspace_gib": 0.25}],
-)  # fmt: skip
+    [
+        {"version_compatible": True},
+        {"hardware_compatible": "same_compute_capability"},
+        {"hardware_compatible": "ampere_plus"},
+        {"workspace_gib": 0.25},
+    ],
+)
 def test_options(more: dict[str, Any], exports: Callable[..., OnnxModel], tmp_path: Path) -> None:
     if more.get("hardware_compatible") == "ampere_plus":
         capability = device.machine().gpu.capability

@@ -39,9 +39,14 @@ def config(kind: str, **changes: Any) -> Any:
         return transformers.XLMRobertaConfig(**sizes, type_vocab_size=1)
     if kind == "distilbert":
         return transformers.DistilBertConfig(
-            vocab_size=ROWS, dim=HIDDEN, n_layers=2, n_heads=4, hidden_dim=96,
-            max_position_embeddings=66, pad_token_id=PAD,
-        )  # fmt: skip
+            vocab_size=ROWS,
+            dim=HIDDEN,
+            n_layers=2,
+            n_heads=4,
+            hidden_dim=96,
+            max_position_embeddings=66,
+            pad_token_id=PAD,
+        )
     if kind == "electra":
         return transformers.ElectraConfig(**sizes, embedding_size=32)
     if kind == "albert":
@@ -53,9 +58,14 @@ def config(kind: str, **changes: Any) -> Any:
     if kind == "modernbert":
         # every second layer sees 4 tokens on either side
         return transformers.ModernBertConfig(
-            **sizes, global_attn_every_n_layers=2, local_attention=8, bos_token_id=0,
-            eos_token_id=2, cls_token_id=0, sep_token_id=2,
-        )  # fmt: skip
+            **sizes,
+            global_attn_every_n_layers=2,
+            local_attention=8,
+            bos_token_id=0,
+            eos_token_id=2,
+            cls_token_id=0,
+            sep_token_id=2,
+        )
     if kind == "nomic_bert":
         return transformers.NomicBertConfig(**sizes)
     assert kind == "jina", kind
@@ -107,10 +117,15 @@ def as_loaded(
             max_tokens=max_tokens,
         ),
         source=Source(
-            name="seeded", layout="sentence_transformer", revision="", code_revision="",
-            licence="", files=(), code=(),
+            name="seeded",
+            layout="sentence_transformer",
+            revision="",
+            code_revision="",
+            licence="",
+            files=(),
+            code=(),
         ),
-    )  # fmt: skip
+    )
 
 
 def feed(lengths: list[int], width: int, *, left: bool = False) -> dict[str, np.ndarray]:

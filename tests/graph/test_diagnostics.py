@@ -13,9 +13,14 @@ from jexport.graph.diagnostics import Finding, errors, merged, refuse
 
 def finding(**changes: Any) -> Finding:
     plain = {
-        "rule": "operator", "severity": "error", "node": "n0", "operator": "Det",
-        "what": "no Det", "evidence": "the table", "fix": "do without",
-    }  # fmt: skip
+        "rule": "operator",
+        "severity": "error",
+        "node": "n0",
+        "operator": "Det",
+        "what": "no Det",
+        "evidence": "the table",
+        "fix": "do without",
+    }
     return Finding(**{**plain, **changes})
 
 
@@ -43,8 +48,11 @@ def test_errors_come_first_and_the_order_is_fixed() -> None:
     wanted = merged(kinds)
     assert [one.severity for one in wanted] == ["error"] * 4 + ["warning"] * 4
     assert [(one.rule, one.what) for one in wanted[:4]] == [
-        ("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"),
-    ]  # fmt: skip
+        ("a", "x"),
+        ("a", "y"),
+        ("b", "x"),
+        ("b", "y"),
+    ]
     for seed in range(20):
         random.Random(seed).shuffle(kinds)
         assert merged(kinds) == wanted
@@ -63,7 +71,11 @@ def test_refusing() -> None:
     lines = str(caught.value).splitlines()
     assert lines == [
         "no 0, and 14 more kinds of trouble",
-        "  the table", "  no 1, 2 times", "    the table", "  no 2, 3 times", "    the table",
+        "  the table",
+        "  no 1, 2 times",
+        "    the table",
+        "  no 2, 3 times",
+        "    the table",
         "  and 12 more kinds",
         "  fix: do without",
-    ]  # fmt: skip
+    ]

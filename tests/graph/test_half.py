@@ -30,8 +30,10 @@ NAMED = ("small", "minilm", "unknown")
 def types(proto: onnx.ModelProto) -> dict[str, int]:
     """Element type of every value, by onnx's own inference."""
     graph = onnx.shape_inference.infer_shapes(proto, strict_mode=True).graph
-    found = {v.name: v.type.tensor_type.elem_type
-             for v in (*graph.input, *graph.value_info, *graph.output)}  # fmt: skip
+    found = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*graph.input, *graph.value_info, *graph.output)
+    }
     return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
@@ -45,9 +47,14 @@ def test_the_delicate_parts_are_float32(name: str, exports: Callable[..., Any]) 
     proto = exports(name, "fp16").proto
     kinds, graph = types(proto), proto.graph
     weights = {tensor.name for tensor in graph.initializer}
-    tables = {value for node in graph.node if node.op_type in ("Slice", "Unsqueeze")
-              for value in node.output if node.name.startswith("rotary")
-              or ("Unsqueeze" in node.name and node.input[0].startswith("rotary"))}  # fmt: skip
+    tables = {
+        value
+        for node in graph.node
+        if node.op_type in ("Slice", "Unsqueeze")
+        for value in node.output
+        if node.name.startswith("rotary")
+        or ("Unsqueeze" in node.name and node.input[0].startswith("rotary"))
+    }
     for node in graph.node:
         delicate = node.op_type in DELICATE
         residual = node.op_type == "Add" and not set(node.input) & weights
@@ -95,9 +102,13 @@ def test_vectors_stay_near(
 def test_fused_norms_and_rotations_stay_float32(fusions: Callable[..., Any]) -> None:
     compiled = fusions("small", "fp16")
     assert compiled.facts["fused"] == {
-        "MatMulIntegerToFloat": 0, "Attention": 0, "MultiHeadAttention": 2, "RotaryEmbedding": 4,
-        "SkipLayerNormalization": 4, "BiasGelu": 2,
-    }  # fmt: skip
+        "MatMulIntegerToFloat": 0,
+        "Attention": 0,
+        "MultiHeadAttention": 2,
+        "RotaryEmbedding": 4,
+        "SkipLayerNormalization": 4,
+        "BiasGelu": 2,
+    }
     model = ir.load(compiled.folder / "model.onnx")
     for node in model.graph.all_nodes():
         wanted = {
@@ -212,8 +223,9 @@ def test_every_product_is_watched_under_a_name_that_the_graph_has(
 ) -> None:
     peaks = peaks_of(opened(name), list(range(5, 30)))
     assert all(0 < peak < 65_504 for peak in peaks.values())
-    heavy = [node.name for node in exports(name).proto.graph.node
-             if node.op_type in ("MatMul", "Gelu")]  # fmt: skip
+    heavy = [
+        node.name for node in exports(name).proto.graph.node if node.op_type in ("MatMul", "Gelu")
+    ]
     for node in heavy:
         assert any(Keep((watched,))(node) for watched in peaks), f"{node} is not watched"
     nodes = [node.name for node in exports(name).proto.graph.node]
@@ -341,16 +353,23 @@ def test_hooks_are_gone_afterwards(opened: Callable[..., Any]) -> None:
 
 def small_graph(factor: float) -> ir.Model:
     """(x @ w) * factor."""
-    tensors = [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"),
-               numpy_helper.from_array(np.float32(factor), "factor")]  # fmt: skip
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["product"], name="product"),
-             helper.make_node("Mul", ["product", "factor"], ["y"], name="scaled")]  # fmt: skip
+    tensors = [
+        numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"),
+        numpy_helper.from_array(np.float32(factor), "factor"),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"], name="product"),
+        helper.make_node("Mul", ["product", "factor"], ["y"], name="scaled"),
+    ]
     shape = ["batch", 4]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", FULL, shape)],
-        [helper.make_tensor_value_info("y", FULL, shape)], tensors,
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", FULL, shape)],
+        [helper.make_tensor_value_info("y", FULL, shape)],
+        tensors,
         value_info=[helper.make_tensor_value_info("product", FULL, shape)],
-    )  # fmt: skip
+    )
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
 
 

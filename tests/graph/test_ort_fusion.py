@@ -54,9 +54,12 @@ def test_short_texts_get_attention_with_its_projection(
 @pytest.mark.parametrize("max_tokens", [512, 8192])
 @pytest.mark.parametrize("name", [*FUSED, *LEFT_ALONE])
 def test_fused_gives_what_standard_gives(
-    name: str, max_tokens: int, exports: Callable[..., Any], fusions: Callable[..., Any],
+    name: str,
+    max_tokens: int,
+    exports: Callable[..., Any],
+    fusions: Callable[..., Any],
     seeded: Any,
-) -> None:  # fmt: skip
+) -> None:
     standard = seeded.session(exports(name).model.path)
     fused = seeded.session(fusions(name, max_tokens=max_tokens).folder / "model.onnx")
     for kind, feed in seeded.feeds().items():

@@ -72,8 +72,24 @@ def test_real_norms_and_gelus(
 
 
 def test_no_safe_softmax_and_no_leftovers(graph: onnx.GraphProto) -> None:
-    unwanted = {"IsNaN", "IsInf", "Where", "Identity", "Dropout", "If", "Loop", "Scan", "Cos",
-                "Sin", "Expand", "ConstantOfShape", "Constant", "Trilu", "And", "Or"}  # fmt: skip
+    unwanted = {
+        "IsNaN",
+        "IsInf",
+        "Where",
+        "Identity",
+        "Dropout",
+        "If",
+        "Loop",
+        "Scan",
+        "Cos",
+        "Sin",
+        "Expand",
+        "ConstantOfShape",
+        "Constant",
+        "Trilu",
+        "And",
+        "Or",
+    }
     assert not unwanted & set(counts(graph))
 
 
@@ -92,8 +108,13 @@ def test_queries_keys_and_values_are_one_product(
 
 def test_no_weight_is_transposed_at_run_time(graph: onnx.GraphProto) -> None:
     weights = {tensor.name for tensor in graph.initializer}
-    moved = [n.name for n in graph.node if n.op_type != "Gather" and n.input[0] in weights
-             and n.op_type in ("Transpose", "Unsqueeze", "Reshape", "Cast", "Concat")]  # fmt: skip
+    moved = [
+        n.name
+        for n in graph.node
+        if n.op_type != "Gather"
+        and n.input[0] in weights
+        and n.op_type in ("Transpose", "Unsqueeze", "Reshape", "Cast", "Concat")
+    ]
     assert not moved
 
 
@@ -179,8 +200,16 @@ def test_weights_of_a_layer_keep_their_names(exports: Callable[..., Any]) -> Non
 def test_nothing_of_this_machine_is_in_the_file(name: str, exports: Callable[..., Any]) -> None:
     path = exports(name).model.path
     content = path.read_bytes()
-    for trace in (str(REPOSITORY), str(Path.home()), str(path.parent), "site-packages", ".py",
-                  "Traceback", 'File "', "pkg.torch"):  # fmt: skip
+    for trace in (
+        str(REPOSITORY),
+        str(Path.home()),
+        str(path.parent),
+        "site-packages",
+        ".py",
+        "Traceback",
+        'File "',
+        "pkg.torch",
+    ):
         assert trace.encode() not in content, trace
 
 

@@ -117,9 +117,13 @@ def test_jobs_are_chosen_to_fit_the_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [one for one in vars(errors).values()
-             if isinstance(one, type) and issubclass(one, JexportError) and one is not JexportError]
-)  # fmt: skip
+    "kind",
+    [
+        one
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, JexportError) and one is not JexportError
+    ],
+)
 def test_an_error_comes_through_a_pipe_as_it_is(kind: type[JexportError]) -> None:
     error = kind("what", evidence="one\ntwo", fix="fix")
     error.add_note("  a note")

@@ -20,10 +20,14 @@ def test_tasks_by_targets_by_the_precisions_that_each_takes() -> None:
         f"{task}-{name}-{precision}"
         for task in ("separation", "classification")
         for name, precision in [
-            ("hf", "fp32"), ("hf", "bf16"),
-            ("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8"), ("onnx", "int8-weights"),
+            ("hf", "fp32"),
+            ("hf", "bf16"),
+            ("onnx", "fp32"),
+            ("onnx", "fp16"),
+            ("onnx", "int8"),
+            ("onnx", "int8-weights"),
         ]
-    ]  # fmt: skip
+    ]
 
 
 def test_gpu_kinds_multiply_only_what_needs_a_gpu() -> None:
@@ -77,8 +81,12 @@ def test_all_tasks_of_a_recipe_that_lists_none() -> None:
 
 def test_all_tasks_of_a_folder_are_those_of_its_adapters(small: Path, minilm: Path) -> None:
     assert matrix.every_task(recipe.for_model(str(small))) == (
-        "retrieval.query", "retrieval.passage", "separation", "classification", "text-matching",
-    )  # fmt: skip
+        "retrieval.query",
+        "retrieval.passage",
+        "separation",
+        "classification",
+        "text-matching",
+    )
     assert matrix.every_task(recipe.for_model(str(minilm))) == ("none",)
     only = dataclasses.replace(recipe.for_model(str(small)), tasks=("separation",))
     assert matrix.every_task(only) == ("separation",)

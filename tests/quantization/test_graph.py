@@ -100,9 +100,14 @@ def treatments(
 
 
 def quantized(
-    room: Path, kind: str = INT8, *, table: bool = True, both: bool = True, tables: bool = True,
+    room: Path,
+    kind: str = INT8,
+    *,
+    table: bool = True,
+    both: bool = True,
+    tables: bool = True,
     **options: Any,
-) -> ir.Model:  # fmt: skip
+) -> ir.Model:
     model = graph(table=table, both=both)
     rewrite(model, treatments(model, room, kind=kind, **options), tables=tables)
     return model
@@ -324,6 +329,9 @@ def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
     rewrite(model, made)
     half.to_float16(model, half.Keep(()))
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
-    kinds = {str(n.name): n.outputs[0].dtype for n in model.graph if "/weight" in str(n.name)
-             and n.op_type == "DequantizeLinear"}  # fmt: skip
+    kinds = {
+        str(n.name): n.outputs[0].dtype
+        for n in model.graph
+        if "/weight" in str(n.name) and n.op_type == "DequantizeLinear"
+    }
     assert set(kinds.values()) == {ir.DataType.FLOAT, ir.DataType.FLOAT16}

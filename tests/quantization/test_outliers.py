@@ -56,11 +56,12 @@ def model(
     if not bias:
         del nodes[1]
     made = helper.make_graph(
-        change(nodes), "mlp",
+        change(nodes),
+        "mlp",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "s", WIDE])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "s", None])],
         [numpy_helper.from_array(a, name) for name, a in (weights or far_weights()).items()],
-    )  # fmt: skip
+    )
     whole = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     read: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(whole))
     return read
@@ -193,8 +194,11 @@ def same_weight_twice(nodes: Nodes) -> Nodes:
 def gated(nodes: Nodes) -> Nodes:
     """act(x up) * (x up): what lies between is read by a product of values."""
     nodes[3].input[0] = "gated"
-    return [*nodes[:3], helper.make_node("Mul", ["act", "biased"], ["gated"], name="gate"),
-            *nodes[3:]]  # fmt: skip
+    return [
+        *nodes[:3],
+        helper.make_node("Mul", ["act", "biased"], ["gated"], name="gate"),
+        *nodes[3:],
+    ]
 
 
 def no_product_before(nodes: Nodes) -> Nodes:

@@ -15,10 +15,11 @@ GOAL = {"cosine_mean": 0.99, "top10_overlap": 0.9}
 
 def products(shares: Sequence[float]) -> list[Product]:
     return [
-        Product(name=f"p{n}", source=f"x{n}", weight=f"w{n}", rows=64, columns=64, share=share,
-                layer=n)
+        Product(
+            name=f"p{n}", source=f"x{n}", weight=f"w{n}", rows=64, columns=64, share=share, layer=n
+        )
         for n, share in enumerate(shares)
-    ]  # fmt: skip
+    ]
 
 
 class Bench:
@@ -29,12 +30,14 @@ class Bench:
 
     def __call__(self, wide: Sequence[str]) -> search.Measured:
         self.asked.append(tuple(wide))
-        good = (
-            self.good_from(wide) if callable(self.good_from) else len(wide) >= self.good_from
-        )  # fmt: skip
+        good = self.good_from(wide) if callable(self.good_from) else len(wide) >= self.good_from
         cosine = 0.99 if good else 0.97 + 0.0001 * len(wide)
-        metrics = {"cosine_mean": cosine, "cosine_p1": cosine, "cosine_min": cosine,
-                   "top10_overlap": 0.9 if good else 0.8}  # fmt: skip
+        metrics = {
+            "cosine_mean": cosine,
+            "cosine_p1": cosine,
+            "cosine_min": cosine,
+            "top10_overlap": 0.9 if good else 0.8,
+        }
         return search.Measured(metrics=metrics)
 
 

@@ -183,9 +183,12 @@ def in_lanes(
         return models[1:]
 
     made = Embedder(
-        tokenizer=tokenizer, runner=models[0], embedding=EMBEDDING,
-        outputs=("last_hidden_state",), lanes=lanes,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        runner=models[0],
+        embedding=EMBEDDING,
+        outputs=("last_hidden_state",),
+        lanes=lanes,
+    )
     return made, models, opened
 
 
@@ -573,9 +576,12 @@ class Choosing(SmallModel):
 def choosing(*outputs: str, pooled: bool) -> tuple[Embedder, Choosing]:
     model = Choosing()
     made = Embedder(
-        tokenizer=TextTokenizer.open(REFERENCE, max_tokens=64), runner=model, embedding=EMBEDDING,
-        outputs=outputs, batching=Batching(pooled=pooled),
-    )  # fmt: skip
+        tokenizer=TextTokenizer.open(REFERENCE, max_tokens=64),
+        runner=model,
+        embedding=EMBEDDING,
+        outputs=outputs,
+        batching=Batching(pooled=pooled),
+    )
     return made, model
 
 

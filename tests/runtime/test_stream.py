@@ -335,9 +335,13 @@ def test_an_error_in_a_later_window_in_lanes_leaves_nothing(tmp_path: Path, whos
     in_lanes = make(runner=never_run, lanes=lambda: [engine, lambda feeds: engine(feeds)])
     with pytest.raises(Trouble):
         embed_stream(
-            in_lanes, iter(MANY_TEXTS), tmp_path / "out.npy", window=64, max_batch_tokens=1,
+            in_lanes,
+            iter(MANY_TEXTS),
+            tmp_path / "out.npy",
+            window=64,
+            max_batch_tokens=1,
             on_progress=caller,
-        )  # fmt: skip
+        )
     assert only_file(tmp_path) == []
     assert not [one for one in threading.enumerate() if one.name.startswith("jexport-lane")]
 

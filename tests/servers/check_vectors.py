@@ -45,8 +45,9 @@ class Proof:
 
 def proof(engine: str, target: str, environment: str, script: str = "", **more: Any) -> Any:
     """As a parameter of a test, with a name."""
-    made = Proof(engine=engine, target=target, environment=environment,
-                 script=script or environment, **more)  # fmt: skip
+    made = Proof(
+        engine=engine, target=target, environment=environment, script=script or environment, **more
+    )
     return pytest.param(made, id=f"{engine}-{target}")
 
 
@@ -94,15 +95,22 @@ def test_vectors_are_the_checkpoints(
 ) -> None:
     ones = [asked(JINA, task, proof.target, strip=proof.strips) for task in proof.tasks]
     ones.append(asked(MINILM, "none", proof.target, strip=proof.strips))
-    jobs = [one.job(proof.engine, tmp_path / f"{number}.npy", free_port())
-            for number, one in enumerate(ones)]  # fmt: skip
+    jobs = [
+        one.job(proof.engine, tmp_path / f"{number}.npy", free_port())
+        for number, one in enumerate(ones)
+    ]
     for job in jobs:
         job["smaller"] = job["smaller"] if proof.smaller else {}
     told = tmp_path / "asked.json"
     told.write_text(json.dumps({"jobs": jobs}), encoding="utf-8")
     (tmp_path / "home").mkdir()
-    said = run(proof.environment, f"tests/servers/{proof.script}/embed.py", told,
-               home=tmp_path / "home", path=Path(__file__).parent)  # fmt: skip
+    said = run(
+        proof.environment,
+        f"tests/servers/{proof.script}/embed.py",
+        told,
+        home=tmp_path / "home",
+        path=Path(__file__).parent,
+    )
     lowest: dict[str, float] = {}
     for one, job in zip(ones, jobs, strict=True):
         vectors = np.load(job["output"])
@@ -115,9 +123,14 @@ def test_vectors_are_the_checkpoints(
         lowest[job["name"]] = float(found.min())
         manifest.verify(one.artifact.path)  # whoever opened the folder wrote nothing into it
     results.keep(
-        engine=proof.engine, target=proof.target, versions=json.loads(said.splitlines()[-1]),
-        tasks=proof.tasks, precision="fp32", lowest=lowest, line=ones[-1].line(proof.engine),
-    )  # fmt: skip
+        engine=proof.engine,
+        target=proof.target,
+        versions=json.loads(said.splitlines()[-1]),
+        tasks=proof.tasks,
+        precision="fp32",
+        lowest=lowest,
+        line=ones[-1].line(proof.engine),
+    )
 
 
 def test_teis_candle_loader_finds_its_keys_and_tensors(
@@ -125,6 +138,11 @@ def test_teis_candle_loader_finds_its_keys_and_tensors(
 ) -> None:
     ones = [asked(JINA, task, "vllm") for task in TWO] + [asked(MINILM, "none", "vllm")]
     folders = [str(one.artifact.path) for one in ones]
-    said = run("onnxruntime", "tests/servers/tei/candle.py", *folders,
-               home=tmp_path, path=Path(__file__).parent)  # fmt: skip
+    said = run(
+        "onnxruntime",
+        "tests/servers/tei/candle.py",
+        *folders,
+        home=tmp_path,
+        path=Path(__file__).parent,
+    )
     assert said.split() == folders

@@ -42,18 +42,25 @@ LONG_CHARACTERS = 4500
 """More than MiniLM takes, so that it shows who cuts where; jina-embeddings-v3 takes it whole."""
 
 QUIET = {
-    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-    "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1", "CUDA_VISIBLE_DEVICES": "",
-}  # fmt: skip
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 """Nobody is told that these tests ran, and nothing is looked for elsewhere."""
 
 
 def _install(home: Path, pins: Path) -> None:
     """Make a virtual environment; most of its files are links into uv's cache, torch's too."""
     python = home / "bin" / "python"
-    for words in (["venv", "--clear", "--python", sys.executable, home],
-                  ["pip", "install", "--no-deps", "--python", python, "-r", pins]):  # fmt: skip
+    for words in (
+        ["venv", "--clear", "--python", sys.executable, home],
+        ["pip", "install", "--no-deps", "--python", python, "-r", pins],
+    ):
         subprocess.run([find_uv_bin(), "--quiet", *words], check=True, env=_uv_environment())
 
 
@@ -89,12 +96,22 @@ def run(environment: Callable[[str], Path]) -> Callable[..., str]:
     def run(name: str, script: str, *words: object, home: Path, path: Path = PROJECT) -> str:
         there = environment(name) / "bin"
         done = subprocess.run(
-            [there / "python", PROJECT / "tests" / "offline.py", PROJECT / script,
-             *map(str, words)],
-            capture_output=True, text=True, check=False,
-            env={"PATH": f"{there}:{os.environ['PATH']}", "HOME": str(home),
-                 "PYTHONPATH": str(path), **QUIET},
-        )  # fmt: skip
+            [
+                there / "python",
+                PROJECT / "tests" / "offline.py",
+                PROJECT / script,
+                *map(str, words),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                "PATH": f"{there}:{os.environ['PATH']}",
+                "HOME": str(home),
+                "PYTHONPATH": str(path),
+                **QUIET,
+            },
+        )
         assert done.returncode == 0, done.stderr[-8000:] + done.stdout[-2000:]
         return done.stdout
 
@@ -121,16 +138,24 @@ class Asked:
         embedding = content["embedding"]
         served = Served(folder=folder, content=content, port=port)
         return {
-            "folder": str(folder), "name": f"{self.model}-{embedding['task']}",
-            "target": content["target"], "files": content["engine"]["files"],
+            "folder": str(folder),
+            "name": f"{self.model}-{embedding['task']}",
+            "target": content["target"],
+            "files": content["engine"]["files"],
             "properties": content["engine"]["facts"].get("properties", {}),
-            "texts": self.texts, "output": str(output), "port": port,
-            "task": embedding["task"], "prompt": embedding["prompt"],
-            "dimension": embedding["dimension"], "max_tokens": embedding["max_tokens"],
-            "smaller": {str(size): str(output.with_suffix(f".{size}.npy"))
-                        for size in embedding["matryoshka"][:-1]},
+            "texts": self.texts,
+            "output": str(output),
+            "port": port,
+            "task": embedding["task"],
+            "prompt": embedding["prompt"],
+            "dimension": embedding["dimension"],
+            "max_tokens": embedding["max_tokens"],
+            "smaller": {
+                str(size): str(output.with_suffix(f".{size}.npy"))
+                for size in embedding["matryoshka"][:-1]
+            },
             "line": servers.way(engine, content).line(served),
-        }  # fmt: skip
+        }
 
 
 @pytest.fixture(scope="session")

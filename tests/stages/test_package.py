@@ -26,9 +26,12 @@ def packaged(recorded: Any, tmp_path: Path) -> Callable[..., Path]:
     """Package the recorded build again, with parts of the model, report or facts changed."""
 
     def again(
-        *, embedding: Mapping[str, Any] | None = None, source: Mapping[str, Any] | None = None,
-        tokenizer_files: tuple[Path, ...] | None = None, **facts: Any,
-    ) -> Path:  # fmt: skip
+        *,
+        embedding: Mapping[str, Any] | None = None,
+        source: Mapping[str, Any] | None = None,
+        tokenizer_files: tuple[Path, ...] | None = None,
+        **facts: Any,
+    ) -> Path:
         model = dataclasses.replace(
             recorded.loaded,
             embedding=dataclasses.replace(recorded.loaded.embedding, **(embedding or {})),
@@ -43,10 +46,13 @@ def packaged(recorded: Any, tmp_path: Path) -> Callable[..., Path]:
         out = tmp_path / f"{number}-out"
         out.mkdir()
         return package.run(
-            model, dataclasses.replace(recorded.compiled, folder=compiled), recorded.report,
+            model,
+            dataclasses.replace(recorded.compiled, folder=compiled),
+            recorded.report,
             dataclasses.replace(recorded.facts, **facts),
-            report_path=recorded.report_file, out_dir=out,
-        )  # fmt: skip
+            report_path=recorded.report_file,
+            out_dir=out,
+        )
 
     return again
 
@@ -59,8 +65,15 @@ def test_config_is_what_servers_of_an_onnx_folder_read(artifact: Path, small: Pa
     config, source = read(artifact / "config.json"), read(small / "config.json")
     assert config["model_type"] == "xlm-roberta"  # transformers 4 and Infinity must know it
     assert config["architectures"] == ["XLMRobertaModel"]
-    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                "vocab_size", "pad_token_id", "hidden_act"):  # fmt: skip
+    for key in (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "pad_token_id",
+        "hidden_act",
+    ):
         assert config[key] == source[key], key
     assert config["max_position_embeddings"] == 8192  # Infinity's length limit
     assert "auto_map" not in config  # nobody shall fetch code for a graph
@@ -81,8 +94,9 @@ def test_sentence_transformers_files(artifact: Path) -> None:
     assert pooling["word_embedding_dimension"] == 64
     assert sum(value is True for value in pooling.values()) == 1
     assert read(artifact / "sentence_bert_config.json") == {
-        "max_seq_length": 8192, "do_lower_case": False,
-    }  # fmt: skip
+        "max_seq_length": 8192,
+        "do_lower_case": False,
+    }
     settings = read(artifact / "config_sentence_transformers.json")
     assert settings["prompts"]["retrieval.query"] == settings["prompts"]["query"] == PROMPT
     assert settings["default_prompt_name"] == "retrieval.query"
@@ -210,9 +224,12 @@ def test_sentence_transformers_reads_what_is_around_the_graph(
         wanted = model.encode(texts)
         prompt, limit = model.embedding.prompt, model.embedding.max_tokens
     feed = tokenizer(
-        [prompt + text for text in texts], padding=True, truncation=True, max_length=limit,
+        [prompt + text for text in texts],
+        padding=True,
+        truncation=True,
+        max_length=limit,
         return_tensors="np",
-    )  # fmt: skip
+    )
     compiled = compiled_model(folder, manifest.read(folder).content)
     with onnx.TARGET.runner(compiled, "cpu", 0) as run:
         hidden = run({k: feed[k].astype(np.int64) for k in ("input_ids", "attention_mask")})
@@ -231,9 +248,11 @@ def front_matter(card: str) -> Any:
 
 def cells(card: str) -> dict[str, str]:
     """The tables of a model card as a reader sees them: first cell -> second cell, rendered."""
-    html = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(
-        card.split("---\n", 2)[2]
-    )  # fmt: skip
+    html = (
+        markdown_it.MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(card.split("---\n", 2)[2])
+    )
     rows = re.findall(r"<tr>\s*<td>(.*?)</td>\s*<td>(.*?)</td>\s*</tr>", html, re.S)
     return dict(rows)
 
@@ -280,15 +299,23 @@ def test_model_card_tells_how_to_use_it(artifact: Path) -> None:
 def quantized(folder: Path, **changes: Any) -> Path:
     """A quantization.json with these keys changed."""
     content = {
-        "format": 1, "reached": True, "precision": "fp32",
-        "chosen": {"cosine_mean": 0.998617, "cosine_p1": 0.996823, "cosine_min": 0.99299,
-                   "top10_overlap": 0.96378},
+        "format": 1,
+        "reached": True,
+        "precision": "fp32",
+        "chosen": {
+            "cosine_mean": 0.998617,
+            "cosine_p1": 0.996823,
+            "cosine_min": 0.99299,
+            "top10_overlap": 0.96378,
+        },
         "calibration": {"name": "everyday", "texts": 1025, "sha256": "9" * 64},
         "held_out": {"name": "everyday", "texts": 450, "sha256": "a" * 64},
-        "matrices": [{"name": f"layer/{n}/MatMul", "share": 0.25,
-                      "treatment": "int8" if n else "int8x2"} for n in range(4)],
+        "matrices": [
+            {"name": f"layer/{n}/MatMul", "share": 0.25, "treatment": "int8" if n else "int8x2"}
+            for n in range(4)
+        ],
         "bytes": {"int8": 23 << 20, "fp32": 90 << 20},
-    } | changes  # fmt: skip
+    } | changes
     path = folder / "quantization.json"
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
@@ -304,10 +331,12 @@ def test_model_card_of_an_int8_artifact(packaged: Callable[..., Path], tmp_path:
     assert "## What int8 cost" in card
     assert "report.html" in card
     assert {name: found[name] for name in found if name.startswith("held-out")} == {
-        "held-out texts": "450", "held-out cosine, mean": "0.99862",
-        "held-out cosine, 1st percentile": "0.99682", "held-out cosine, lowest": "0.99299",
+        "held-out texts": "450",
+        "held-out cosine, mean": "0.99862",
+        "held-out cosine, 1st percentile": "0.99682",
+        "held-out cosine, lowest": "0.99299",
         "held-out shared top-10 neighbours": "0.9638",
-    }  # fmt: skip
+    }
     assert found["matrices"] == "3 int8 (75.0 % of the MatMul work), 1 int8x2 (25.0 %)"
     assert found["matrices in int8x2"] == "<code>layer/0/MatMul</code>"
     assert found["size of graph and weights"] == "23.0 MiB (25.6 % of fp32)"
@@ -335,9 +364,11 @@ def test_names_in_a_quantization_are_no_markup(
     texts = {"name": evil, "texts": 3, "sha256": evil}
     path = quantized(tmp_path, matrices=matrices, calibration=texts)
     card = (packaged(extras=(path,)) / "README.md").read_text(encoding="utf-8")
-    rendered = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(
-        card.split("---\n", 2)[2]
-    )  # fmt: skip
+    rendered = (
+        markdown_it.MarkdownIt("commonmark", {"html": True})
+        .enable("table")
+        .render(card.split("---\n", 2)[2])
+    )
     assert "<script" not in rendered
     assert "<a " not in rendered
     assert rendered.count("<h1>") == 1
@@ -346,9 +377,20 @@ def test_names_in_a_quantization_are_no_markup(
 
 @pytest.mark.parametrize(
     "prompt",
-    ["a | b: ", "`code` and ``more``: ", "<script>alert(1)</script>", "two\nlines\t", " both ",
-     "[link](http://x)", "ends with `", "**bold** &amp; _it_", "back\\slash | pipe", "`", "  "],
-)  # fmt: skip
+    [
+        "a | b: ",
+        "`code` and ``more``: ",
+        "<script>alert(1)</script>",
+        "two\nlines\t",
+        " both ",
+        "[link](http://x)",
+        "ends with `",
+        "**bold** &amp; _it_",
+        "back\\slash | pipe",
+        "`",
+        "  ",
+    ],
+)
 def test_a_prompt_with_markup_is_shown_as_it_is(prompt: str, packaged: Callable[..., Path]) -> None:
     import html
 
@@ -381,10 +423,14 @@ def test_a_checkpoints_name_is_no_markup(packaged: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize(
     ("pooling", "key"),
-    [("mean", "pooling_mode_mean_tokens"), ("cls", "pooling_mode_cls_token"),
-     ("max", "pooling_mode_max_tokens"), ("last", "pooling_mode_lasttoken"),
-     ("mean_sqrt_len", "pooling_mode_mean_sqrt_len_tokens")],
-)  # fmt: skip
+    [
+        ("mean", "pooling_mode_mean_tokens"),
+        ("cls", "pooling_mode_cls_token"),
+        ("max", "pooling_mode_max_tokens"),
+        ("last", "pooling_mode_lasttoken"),
+        ("mean_sqrt_len", "pooling_mode_mean_sqrt_len_tokens"),
+    ],
+)
 def test_every_pooling_is_said_in_sentence_transformers_words(
     pooling: str, key: str, packaged: Callable[..., Path]
 ) -> None:

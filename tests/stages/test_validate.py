@@ -212,9 +212,14 @@ def test_the_report_has_every_group(trial: Trial) -> None:
         assert set(place["by_dimension"]) == {"16", "32", "64"}
         assert place["batch"]["texts"] >= 30
         assert set(place["overall"]) == {
-            "texts", "cosine_mean", "cosine_p1", "cosine_min", "largest_difference", "spearman",
+            "texts",
+            "cosine_mean",
+            "cosine_p1",
+            "cosine_min",
+            "largest_difference",
+            "spearman",
             "top10_overlap",
-        }  # fmt: skip
+        }
     assert metrics["tokens"]["cosine_min"] > 0.99999
     assert metrics["token_ids_differ"] == 0
 
@@ -230,9 +235,18 @@ def test_every_length_by_default(made: Callable[[str], Any], trial: Trial) -> No
     usual = dataclasses.replace(trial, loaded=loaded, compiled=compiled, spec=ValidateSpec())
     metrics = usual.run().metrics
     assert list(metrics["by_length"]) == [
-        "1-2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129-256", "257-512",
-        "513-1024", "1025-2048",
-    ]  # fmt: skip
+        "1-2",
+        "3-4",
+        "5-8",
+        "9-16",
+        "17-32",
+        "33-64",
+        "65-128",
+        "129-256",
+        "257-512",
+        "513-1024",
+        "1025-2048",
+    ]
     assert len(metrics["by_language"]) == 31
 
 
@@ -258,10 +272,12 @@ def test_progress_ends_at_its_total(trial: Trial) -> None:
             open=loaded.reference,
             embedding=loaded.embedding,
             outputs=trial.signature((HIDDEN,)).outputs,
-        ), spec=trial.spec,
-        precision="fp32", out_dir=trial.out,
+        ),
+        spec=trial.spec,
+        precision="fp32",
+        out_dir=trial.out,
         progress=lambda done, total: told.append((done, total)),
-    )  # fmt: skip
+    )
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1][0] == told[-1][1]
 
@@ -514,9 +530,13 @@ def test_texts_without_a_token(trial: Trial, small: Path) -> None:
 def test_one_text_is_too_few(trial: Trial) -> None:
     def only_the_first(found: ReferenceSet) -> ReferenceSet:
         return dataclasses.replace(
-            found, samples=found.samples[:1], uses=found.uses[:1], ids=found.ids[:1],
-            vectors=found.vectors[:1], tokens=found.tokens[:1],
-        )  # fmt: skip
+            found,
+            samples=found.samples[:1],
+            uses=found.uses[:1],
+            ids=found.ids[:1],
+            vectors=found.vectors[:1],
+            tokens=found.tokens[:1],
+        )
 
     text, _ = trial.refused(reference=only_the_first)
     assert "few texts" in text

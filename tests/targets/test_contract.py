@@ -141,9 +141,12 @@ def test_a_machine_that_is_not_ready_is_told_before_any_work(target: Target) -> 
 
 
 def test_build_then_run_gives_the_signature(
-    target: Target, standard: OnnxModel, merged: MergedModel, tmp_path: Path,
+    target: Target,
+    standard: OnnxModel,
+    merged: MergedModel,
+    tmp_path: Path,
     stand_in_engine: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     try:
         target.ready()
     except JexportError:
@@ -178,9 +181,16 @@ def test_build_then_run_gives_the_signature(
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("onx", "'onnx'"), ("ONNX", "onnx"), ("tensorrt", "trt"), ("../onnx", "onnx"), ("", "known"),
-     ("__init__", "known"), ("_private", "known")],
-)  # fmt: skip
+    [
+        ("onx", "'onnx'"),
+        ("ONNX", "onnx"),
+        ("tensorrt", "trt"),
+        ("../onnx", "onnx"),
+        ("", "known"),
+        ("__init__", "known"),
+        ("_private", "known"),
+    ],
+)
 def test_an_unknown_target_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(UnknownTargetError) as caught:
         load(name)

@@ -248,8 +248,11 @@ def test_a_transformers_that_is_too_old_is_named_with_those_that_are_not(
     import transformers
     from transformers.models.auto import configuration_auto
 
-    known = {name: kind for name, kind in configuration_auto.CONFIG_MAPPING.items()
-             if name != "jina_embeddings_v3"}  # fmt: skip
+    known = {
+        name: kind
+        for name, kind in configuration_auto.CONFIG_MAPPING.items()
+        if name != "jina_embeddings_v3"
+    }
     monkeypatch.setattr(configuration_auto, "CONFIG_MAPPING", known)
     monkeypatch.setattr(transformers, "__version__", "5.3.1")
     with pytest.raises(DependencyError) as caught, target.runner(made, "cpu", 0):

@@ -18,8 +18,10 @@ from jexport.errors import UnsupportedGraphError
 from jexport.targets import onnx as target
 from jexport.types import CompiledModel, OnnxModel
 
-FEED = {"input_ids": np.full((1, 3), 5, dtype=np.int64),
-        "attention_mask": np.ones((1, 3), dtype=np.int64)}  # fmt: skip
+FEED = {
+    "input_ids": np.full((1, 3), 5, dtype=np.int64),
+    "attention_mask": np.ones((1, 3), dtype=np.int64),
+}
 
 
 # --- check --------------------------------------------------------------------------------------

@@ -65,9 +65,14 @@ def test_an_operator_that_openvino_lacks_is_named(exported: OnnxModel) -> None:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("model.onnx", None), ("model.onnx", 0), ("model.onnx", 1000),
-     ("model.onnx_data", None), ("model.onnx_data", 1000)],
-)  # fmt: skip
+    [
+        ("model.onnx", None),
+        ("model.onnx", 0),
+        ("model.onnx", 1000),
+        ("model.onnx_data", None),
+        ("model.onnx_data", 1000),
+    ],
+)
 def test_a_file_that_is_cut_or_gone_is_refused(
     name: str, size: int | None, exported: OnnxModel
 ) -> None:
@@ -216,9 +221,13 @@ def test_only_token_vectors_do(tmp_path: Path) -> None:
     graph = openvino.Model([ops.result(ops.relu(rows)), ops.result(text)], [rows], "two")
     openvino.save_model(graph, str(tmp_path / target.GRAPH), compress_to_fp16=False)
     compiled = CompiledModel(
-        target="openvino", precision="int8", folder=tmp_path, files=(target.GRAPH, target.WEIGHTS),
-        signature=Signature(inputs=(), outputs=()), facts={},
-    )  # fmt: skip
+        target="openvino",
+        precision="int8",
+        folder=tmp_path,
+        files=(target.GRAPH, target.WEIGHTS),
+        signature=Signature(inputs=(), outputs=()),
+        facts={},
+    )
     made = target._prepared(openvino.Core(), compiled)
     assert [port.get_element_type().get_type_name() for port in made.outputs] == ["bf16", "f32"]
 
@@ -342,10 +351,14 @@ def room(tmp_path: Path) -> Callable[..., Furnishing]:
         opened = TextTokenizer.open(tmp_path, max_tokens=max_tokens)
         texts = [sample.text for sample in calibration.read("parity", "none").samples]
         plain = Furnishing(
-            folder=tmp_path, precision="fp32", texts=texts, pad_id=opened.pad_id,
+            folder=tmp_path,
+            precision="fp32",
+            texts=texts,
+            pad_id=opened.pad_id,
             tokenize=lambda many: [opened.truncate(ids) for ids in opened.token_ids(many)],
-            max_tokens=max_tokens, cut=opened.cut,
-        )  # fmt: skip
+            max_tokens=max_tokens,
+            cut=opened.cut,
+        )
         return dataclasses.replace(plain, **changes)
 
     return made
@@ -365,8 +378,12 @@ def test_real_bert_ids_in_30_languages_and_odd_texts(
 ) -> None:
     furnishing = room(minilm, 256)
     facts = tokenizer.write(furnishing)
-    assert facts == {"written": True, "texts_compared": 302, "differs_on": [],
-                     "differs_on_characters": []}  # fmt: skip
+    assert facts == {
+        "written": True,
+        "texts_compared": 302,
+        "differs_on": [],
+        "differs_on_characters": [],
+    }
     # final sigma; Japanese marks; words over 100 characters; cut to the limit
     hard = ["ΟΔΟΣ ς", "時々〆切 〇", "ア" * 60, "é" * 101, "ok " * 400, ""]
     wanted = furnishing.tokenize(hard)

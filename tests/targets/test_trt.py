@@ -36,9 +36,13 @@ def tiny(bench_tools: Any, tmp_path: Path) -> Any:
 @pytest.fixture
 def model(tiny: Any) -> OnnxModel:
     return OnnxModel(
-        path=tiny.path, signature=tiny.signature, precision="fp16", opset=20, sha256="0" * 64,
+        path=tiny.path,
+        signature=tiny.signature,
+        precision="fp16",
+        opset=20,
+        sha256="0" * 64,
         max_tokens=64,
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -66,8 +70,9 @@ def test_a_build_is_a_plan_with_all_that_a_manifest_needs(
     assert facts["gpu"] == "Stand-In 3090"
     assert facts["capability"] == "8.6"
     assert facts["profiles"] == [
-        {"batch": [1, 4, 8], "tokens": [1, 8, 16]}, {"batch": [1, 2, 4], "tokens": [17, 24, 64]},
-    ]  # fmt: skip
+        {"batch": [1, 4, 8], "tokens": [1, 8, 16]},
+        {"batch": [1, 2, 4], "tokens": [17, 24, 64]},
+    ]
     assert facts["costs"] == []
     assert facts["weights_bytes"] > 0
 
@@ -99,13 +104,18 @@ def test_every_recipe_key_reaches_the_builder(
     bench: Any, model: OnnxModel, out: Path, tmp_path: Path
 ) -> None:
     spec = CompileSpec(
-        timing_cache=str(tmp_path / "timings"), hardware_compatible="ampere_plus",
-        version_compatible=True, workspace_gib=1.5, weight_stripped=True,
-    )  # fmt: skip
+        timing_cache=str(tmp_path / "timings"),
+        hardware_compatible="ampere_plus",
+        version_compatible=True,
+        workspace_gib=1.5,
+        weight_stripped=True,
+    )
     made = target.build(model, spec, out)
     assert {one["flag"] for one in bench.record.named("set_flag")} == {
-        "REFIT", "STRIP_PLAN", "VERSION_COMPATIBLE",
-    }  # fmt: skip
+        "REFIT",
+        "STRIP_PLAN",
+        "VERSION_COMPATIBLE",
+    }
     (limit,) = bench.record.named("set_memory_pool_limit")
     assert limit["pool_size"] == 3 << 29
     assert list((tmp_path / "timings").glob("*.timings"))
@@ -154,9 +164,13 @@ def test_a_gpu_that_is_too_small_is_told_with_numbers(
 
 @pytest.mark.parametrize(
     ("lack", "kind"),
-    [("gpu", DeviceError), ("driver", DeviceError), ("tensorrt", DependencyError),
-     ("polygraphy", DependencyError)],
-)  # fmt: skip
+    [
+        ("gpu", DeviceError),
+        ("driver", DeviceError),
+        ("tensorrt", DependencyError),
+        ("polygraphy", DependencyError),
+    ],
+)
 def test_a_machine_that_is_not_ready(
     lack: str, kind: Any, bench: Any, model: OnnxModel, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,14 +97,30 @@ def test_the_inverse_map_gives_the_merged_weights(merged: MergedModel, made: Com
 def test_config_has_every_key_that_tei_demands(made: CompiledModel) -> None:
     config = json.loads((made.folder / "config.json").read_text(encoding="utf-8"))
     kinds = {
-        "prenorm": bool, "rotary_emb_fraction": float, "qkv_proj_bias": bool,
-        "rotary_emb_base": float, "rotary_emb_interleaved": bool, "mlp_fc1_bias": bool,
-        "mlp_fc2_bias": bool, "max_trained_positions": int, "n_embd": int, "n_head": int,
-        "n_inner": int, "n_layer": int, "n_positions": int, "activation_function": str,
-        "vocab_size": int, "type_vocab_size": int, "layer_norm_epsilon": float,
-        "model_type": str, "architectures": list, "max_position_embeddings": int,
-        "pad_token_id": int, "hidden_size": int, "num_hidden_layers": int,
-    }  # fmt: skip
+        "prenorm": bool,
+        "rotary_emb_fraction": float,
+        "qkv_proj_bias": bool,
+        "rotary_emb_base": float,
+        "rotary_emb_interleaved": bool,
+        "mlp_fc1_bias": bool,
+        "mlp_fc2_bias": bool,
+        "max_trained_positions": int,
+        "n_embd": int,
+        "n_head": int,
+        "n_inner": int,
+        "n_layer": int,
+        "n_positions": int,
+        "activation_function": str,
+        "vocab_size": int,
+        "type_vocab_size": int,
+        "layer_norm_epsilon": float,
+        "model_type": str,
+        "architectures": list,
+        "max_position_embeddings": int,
+        "pad_token_id": int,
+        "hidden_size": int,
+        "num_hidden_layers": int,
+    }
     assert {key: type(config[key]) for key in kinds} == kinds
     assert config["rotary_scaling_factor"] is None
     assert not [key for key in config if "moe" in key or "expert" in key]
@@ -159,9 +175,15 @@ def test_the_reader_heeds_the_config(change: dict[str, Any], made: CompiledModel
 
 @pytest.mark.parametrize(
     "change",
-    [{"activation_function": "swiglu"}, {"prenorm": True}, {"rotary_emb_interleaved": True},
-     {"qkv_proj_bias": False}, {"torch_dtype": "bfloat16"}, {"model_type": "bert"}],
-)  # fmt: skip
+    [
+        {"activation_function": "swiglu"},
+        {"prenorm": True},
+        {"rotary_emb_interleaved": True},
+        {"qkv_proj_bias": False},
+        {"torch_dtype": "bfloat16"},
+        {"model_type": "bert"},
+    ],
+)
 def test_a_config_that_means_another_network_is_refused(
     change: dict[str, Any], made: CompiledModel
 ) -> None:
@@ -224,9 +246,15 @@ def test_old_names_become_plain() -> None:
     def read() -> torch.Tensor:
         return torch.ones(1)
 
-    given = ("bert.embeddings.LayerNorm.gamma", "bert.encoder.layer.0.output.LayerNorm.beta",
-             "roberta.embeddings.word_embeddings.weight", "bert.pooler.dense.bias", "cls.x",
-             "lm_head.bias", "encoder.layer.0.output.dense.bias")  # fmt: skip
+    given = (
+        "bert.embeddings.LayerNorm.gamma",
+        "bert.encoder.layer.0.output.LayerNorm.beta",
+        "roberta.embeddings.word_embeddings.weight",
+        "bert.pooler.dense.bias",
+        "cls.x",
+        "lm_head.bias",
+        "encoder.layer.0.output.dense.bias",
+    )
     assert list(plain_names(dict.fromkeys(given, read))) == [
         "embeddings.LayerNorm.weight",
         "encoder.layer.0.output.LayerNorm.bias",

@@ -56,8 +56,9 @@ def test_leavings_of_a_killed_run_are_swept(tmp_path: Path) -> None:
     (work / "125-lock-alone.lock").touch()
     with open_run(tmp_path) as current:
         assert [p.name for p in sorted(work.iterdir())] == [
-            current.folder.name, f"{current.folder.name}.lock",
-        ]  # fmt: skip
+            current.folder.name,
+            f"{current.folder.name}.lock",
+        ]
     assert left_in(tmp_path) == []
 
 
@@ -79,8 +80,10 @@ def test_a_run_in_another_process_is_not_swept(tmp_path: Path) -> None:
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert other.stdout is not None
     folder = Path(other.stdout.readline().strip())
     with open_run(tmp_path):
@@ -215,6 +218,8 @@ def test_records_and_events(tmp_path: Path) -> None:
     assert 0.1 < record.seconds < 5
     assert record.peak_memory_mib > 64
     assert [(e.kind, e.stage, e.done, e.total) for e in heard] == [
-        ("start", "load", 0, 0), ("done", "load", 0, 0), ("progress", "validate", 3, 4),
-    ]  # fmt: skip
+        ("start", "load", 0, 0),
+        ("done", "load", 0, 0),
+        ("progress", "validate", 3, 4),
+    ]
     assert heard[1].seconds == record.seconds

@@ -65,7 +65,7 @@ MEASURES = (
             short, False),
     Measure("loss of the worst language over the mean loss", "worst language", "language_loss",
             short, False),
-)  # fmt: skip
+)
 TOKENS = Measure("token vectors, lowest cosine", "token vectors", "token_cosine_min")
 BATCH = Measure(
     "alone against in a padded batch, lowest cosine", "in any batch", "batch_cosine_min", fine
@@ -108,9 +108,9 @@ def title(manifest: Facts) -> str:
 def verdict(quantization: Facts) -> str:
     """Whether the gates were reached, and under which settings."""
     told = "The gates were reached" if quantization.get("reached") is True else (
-        "The gates were NOT reached; this is the best that was found")  # fmt: skip
+        "The gates were NOT reached; this is the best that was found")
     how = [f"{key} {quantization[key]}" for key in ("precision", "scheme", "effort")
-           if quantization.get(key)]  # fmt: skip
+           if quantization.get(key)]
     return line(f"{told} ({', '.join(how)})" if how else told)
 
 
@@ -154,7 +154,7 @@ def kept(quantization: Facts) -> Facts:
     same = [
         t for t in tried
         if matrices and {str(n) for n in (*listed(t, "wide"), *listed(t, "floats"))} == special
-    ]  # fmt: skip
+    ]
     passed = [t for t in tried if t.get("passed") is True]
     both = [t for t in same if t in passed]
     return next((found[-1] for found in (both, same, passed, tried) if found), {})

@@ -111,12 +111,12 @@ def curve(title: str, drawn: Curve) -> tuple[str, bool]:
                     if (s := number(r.get("share"))) is not None
                     and (v := number(value(r, key))) is not None)
         for key in drawn.keys
-    }  # fmt: skip
+    }
     marks = [
         (n, mark, s, v) for n, mark in enumerate(drawn.marks, 1)
         if (s := number(mark.get("share"))) is not None
         and (v := number(value(mark, drawn.keys[0]))) is not None
-    ]  # fmt: skip
+    ]
     values = [v for found in points.values() for _, v in found] + [v for *_, v in marks]
     if not values:
         return "", False

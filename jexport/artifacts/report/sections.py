@@ -224,7 +224,7 @@ def matrices(quantization: Facts) -> str:
     scale = (min(errors), max(errors)) if errors else (1.0, 1.0)
     lines = [_matrix(matrix, scale) for matrix in worst]
     heads = ("matrix", "treatment", "error before", "after", "before ○ after ●, log scale",
-             "share", "shape", "smoothing", "clip")  # fmt: skip
+             "share", "shape", "smoothing", "clip")
     note = (
         "Share of the matrix's output energy that rounding loses; before: round to nearest without "
         "smoothing. Where one outlier holds most of the energy, smoothing may raise it and still "

@@ -19,8 +19,13 @@ CONSTANT, SHAPE, VALUES = 0, 1, 2
 Origins = Mapping[int, Mapping[str, int]]
 """By id of the scope: each value's origin."""
 
-TYPE_ATTRIBUTES = {"Cast": "to", "EyeLike": "dtype", "RandomNormal": "dtype",
-                   "RandomUniform": "dtype", "Bernoulli": "dtype"}  # fmt: skip
+TYPE_ATTRIBUTES = {
+    "Cast": "to",
+    "EyeLike": "dtype",
+    "RandomNormal": "dtype",
+    "RandomUniform": "dtype",
+    "Bernoulli": "dtype",
+}
 
 
 def infer_types(file: GraphFile) -> None:

@@ -23,9 +23,17 @@ READ_ELEMENTS = 1 << 20
 """Constants up to this many elements are looked into; larger ones are weights and stay on disk."""
 
 NUMPY = {
-    "FP32": "<f4", "FP16": "<f2", "DOUBLE": "<f8", "INT8": "i1", "UINT8": "u1", "INT16": "<i2",
-    "UINT16": "<u2", "INT32": "<i4", "INT64": "<i8", "BOOL": "?",
-}  # fmt: skip
+    "FP32": "<f4",
+    "FP16": "<f2",
+    "DOUBLE": "<f8",
+    "INT8": "i1",
+    "UINT8": "u1",
+    "INT16": "<i2",
+    "UINT16": "<u2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "BOOL": "?",
+}
 FIELDS = {"FP32": "float_data", "DOUBLE": "double_data", "INT64": "int64_data"}
 """Where a tensor without raw_data keeps its numbers; int32_data for all others."""
 

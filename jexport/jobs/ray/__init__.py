@@ -138,9 +138,17 @@ def run(
     """
     with connection.connected(address), open_run(out) as room:
         work = _Work(
-            build=build, run=room, out=out, checkpoint=checkpoint, memory=memory, retries=retries,
-            patience_s=patience_s, tell=listen, scratch=scratch, replace=replace,
-        )  # fmt: skip
+            build=build,
+            run=room,
+            out=out,
+            checkpoint=checkpoint,
+            memory=memory,
+            retries=retries,
+            patience_s=patience_s,
+            tell=listen,
+            scratch=scratch,
+            replace=replace,
+        )
         known = placement.nodes()
         wanted = tuple(dict.fromkeys(jobs))
         work.places.update({job: placement.options(job, memory(job), known) for job in wanted})
@@ -209,13 +217,19 @@ def _start(work: _Work, job: Job, *, attempts: int) -> None:
 
     task = ray.remote(node.work).options(
         # Ray's own retries would mix two attempts in one stream.
-        num_returns="streaming", max_retries=0, _generator_backpressure_num_objects=BACKLOG,
-        name=f"jexport {job.key}", **work.places[job],
-    )  # fmt: skip
+        num_returns="streaming",
+        max_retries=0,
+        _generator_backpressure_num_objects=BACKLOG,
+        name=f"jexport {job.key}",
+        **work.places[job],
+    )
     order = node.Order(
-        job=job, code=work.code, held=arrival.versions(work.out, job), scratch=work.scratch,
+        job=job,
+        code=work.code,
+        held=arrival.versions(work.out, job),
+        scratch=work.scratch,
         sent=work.sent,
-    )  # fmt: skip
+    )
     work.running.append(_Running(job=job, stream=task.remote(work.build, order), attempts=attempts))
 
 

@@ -149,9 +149,14 @@ class PipelineBuild:
         if place.checkpoint is not None:
             chosen = chosen.replace_load(model=str(place.checkpoint))
         return pipeline.build(
-            chosen, task=job.task, target=job.target, precision=job.precision, out=place.out,
-            cache=Cache(root=place.kept / FOLDER), listen=listen,
-        )  # fmt: skip
+            chosen,
+            task=job.task,
+            target=job.target,
+            precision=job.precision,
+            out=place.out,
+            cache=Cache(root=place.kept / FOLDER),
+            listen=listen,
+        )
 
 
 def work(build: Build, order: Order) -> Iterator[Message]:
@@ -263,9 +268,12 @@ def refusal(error: JexportError, out: Path) -> Refused:
     notes = tuple(getattr(error, "__notes__", ()))
     return Refused(
         out=str(out),
-        kind=type(error).__name__, what=error.what, evidence=error.evidence, fix=error.fix,
+        kind=type(error).__name__,
+        what=error.what,
+        evidence=error.evidence,
+        fix=error.fix,
         notes=notes,
-    )  # fmt: skip
+    )
 
 
 def rebuilt(told: Refused, out: Path) -> JexportError:

@@ -144,12 +144,22 @@ def _build(job: Job, origin: Origin, *, out: str, until: str = "") -> Step:
         phase="build",
         job=job,
         words=(
-            "jexport", "build", *origin.words, "--task", job.task, "--target", job.target,
-            "--precision", job.precision, *(("--until", until) if until else ()),
-            "--out", out, "--quiet",
+            "jexport",
+            "build",
+            *origin.words,
+            "--task",
+            job.task,
+            "--target",
+            job.target,
+            "--precision",
+            job.precision,
+            *(("--until", until) if until else ()),
+            "--out",
+            out,
+            "--quiet",
         ),
         made=_latest(out, origin, job),
-    )  # fmt: skip
+    )
 
 
 def _latest(out: str, origin: Origin, job: Job) -> str:

@@ -13,12 +13,24 @@ from jexport.jobs.schedulers import GKE, PRODUCT
 
 VALUES: Mapping[str, Mapping[str, str]] = {
     # One product each. A100, H100 and V100 are several, and older drivers leave 'NVIDIA-' out.
-    PRODUCT: {"T4": "Tesla-T4", "L4": "NVIDIA-L4", "A10": "NVIDIA-A10", "A10G": "NVIDIA-A10G",
-              "L40S": "NVIDIA-L40S"},
-    GKE: {"T4": "nvidia-tesla-t4", "L4": "nvidia-l4", "V100": "nvidia-tesla-v100",
-          "A100": "nvidia-tesla-a100", "A100-40G": "nvidia-tesla-a100",
-          "A100-80G": "nvidia-a100-80gb", "H100": "nvidia-h100-80gb", "B200": "nvidia-b200"},
-}  # fmt: skip
+    PRODUCT: {
+        "T4": "Tesla-T4",
+        "L4": "NVIDIA-L4",
+        "A10": "NVIDIA-A10",
+        "A10G": "NVIDIA-A10G",
+        "L40S": "NVIDIA-L40S",
+    },
+    GKE: {
+        "T4": "nvidia-tesla-t4",
+        "L4": "nvidia-l4",
+        "V100": "nvidia-tesla-v100",
+        "A100": "nvidia-tesla-a100",
+        "A100-40G": "nvidia-tesla-a100",
+        "A100-80G": "nvidia-a100-80gb",
+        "H100": "nvidia-h100-80gb",
+        "B200": "nvidia-b200",
+    },
+}
 
 SEVERAL = ("V100", "A100", "A100-40G", "A100-80G", "H100", "H200", "B200")
 

@@ -134,9 +134,11 @@ def _rules() -> list[dict[str, Any]]:
     codes = [1, 2, *sorted(kind.exit_code for kind in _refusals())]
     return [
         {"action": "Ignore", "onPodConditions": [lost]},
-        {"action": "FailJob",
-         "onExitCodes": {"containerName": "jexport", "operator": "In", "values": codes}},
-    ]  # fmt: skip
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "jexport", "operator": "In", "values": codes},
+        },
+    ]
 
 
 def _refusals() -> list[type[JexportError]]:

@@ -119,9 +119,11 @@ class Client:
                 fix="check its certificate (REQUESTS_CA_BUNDLE), or --plain-http where it has none",
             ) from error
         except (
-            wrong.ConnectionError, wrong.Timeout, wrong.ChunkedEncodingError,
+            wrong.ConnectionError,
+            wrong.Timeout,
+            wrong.ChunkedEncodingError,
             wrong.ContentDecodingError,
-        ) as error:  # fmt: skip
+        ) as error:
             raise Passing(f"{self.host}: {brief(error)}") from error
         except wrong.RequestException as error:
             raise RegistryError(
@@ -155,9 +157,12 @@ class Client:
         asked = {key: said[key] for key in ("service", "scope") if key in said}
         with self.told():
             answer = self._session.get(
-                said["realm"], params=asked, auth=known, timeout=(CONNECT_S, READ_S),
+                said["realm"],
+                params=asked,
+                auth=known,
+                timeout=(CONNECT_S, READ_S),
                 allow_redirects=False,
-            )  # fmt: skip
+            )
         if answer.status_code != 200:
             raise self._fault("GET", answer)
         content = self.json(answer)

@@ -64,8 +64,12 @@ def _helper(program: str, host: str) -> tuple[str, str] | None:
     try:
         done = subprocess.run(
             [f"docker-credential-{program}", "get"],
-            input=host, capture_output=True, text=True, timeout=HELPER_S, check=True,
-        )  # fmt: skip
+            input=host,
+            capture_output=True,
+            text=True,
+            timeout=HELPER_S,
+            check=True,
+        )
         said = json.loads(done.stdout)
         return said["Username"], said["Secret"]
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):

@@ -28,10 +28,19 @@ PASSING = (errno.EIO, errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 """How s3fs says 500, 503 and SlowDown (its errors.py)."""
 
 PASSING_NAMES = (
-    "ConnectionError", "ConnectionClosedError", "EndpointConnectionError", "ConnectTimeoutError",
-    "ReadTimeoutError", "HTTPClientError", "IncompleteReadError", "ResponseStreamingError",
-    "ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "FSTimeoutError",
-)  # fmt: skip
+    "ConnectionError",
+    "ConnectionClosedError",
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ResponseStreamingError",
+    "ClientPayloadError",
+    "ServerDisconnectedError",
+    "ClientOSError",
+    "FSTimeoutError",
+)
 """Of botocore, aiohttp and fsspec, which share no base class."""
 
 LOST_NAMES = ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError")

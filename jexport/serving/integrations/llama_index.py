@@ -63,9 +63,10 @@ class JexportEmbedding(BaseEmbedding):
         default=True, description="Cut texts over the length limit instead of refusing them."
     )
     batch_tokens: int | None = Field(
-        default=None, gt=0,
+        default=None,
+        gt=0,
         description="Tokens of one forward pass, padding included; None: what suits the engine.",
-    )  # fmt: skip
+    )
     device: str = Field(default="auto", description="'auto', 'cpu' or 'cuda'.")
     threads: int = Field(default=0, ge=0, description="0 for all cores.")
     verify: bool = Field(default=True, description="Check every file's SHA-256 when opening.")

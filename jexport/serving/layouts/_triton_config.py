@@ -22,9 +22,15 @@ BACKENDS = {"onnx": ("onnxruntime", "onnxruntime_onnx"), "trt": ("tensorrt", "te
 """Backend and platform by target."""
 
 TYPES = {
-    "int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_FP32", "float16": "TYPE_FP16",
-    "bfloat16": "TYPE_BF16", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8", "bool": "TYPE_BOOL",
-}  # fmt: skip
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int8": "TYPE_INT8",
+    "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+}
 MASK = "attention_mask"
 WARMUP = "warmup"
 """Triton reads the files that warm-up inputs name from this folder beside the versions."""

@@ -75,38 +75,36 @@ ENGINES: Mapping[str, Engine] = {
             "hf": Way(
                 line=lines.sentence_transformers(),
                 jina={"sentence-transformers": ">=5.2", **TRANSFORMERS_5},
-                prompts=True, named=BY_SIDE, cuts=True,
+                prompts=True,
+                named=BY_SIDE,
+                cuts=True,
             ),
             "openvino": Way(
                 line=lines.sentence_transformers(', backend="openvino"'),
                 needs={"sentence-transformers": ">=3.2", "openvino": ">=2026.4"},
-                prompts=True, named=BY_SIDE, cuts=True,
+                prompts=True,
+                named=BY_SIDE,
+                cuts=True,
             ),
             "onnx": Way(
                 line=lines.sentence_transformers(
                     ', backend="onnx", model_kwargs={"provider": "CPUExecutionProvider"}'
                 ),
                 needs={"sentence-transformers": ">=3.2,<6", **OPTIMUM_ONNX},
-                prompts=True, named=BY_SIDE, cuts=True,
+                prompts=True,
+                named=BY_SIDE,
+                cuts=True,
                 note=STRIPS,
             ),
         },
     ),
     "transformers": Engine(
         title="transformers",
-        ways={
-            "hf": Way(
-                line=lines.auto_model, jina=TRANSFORMERS_5, note=LEFT
-            )
-        },
+        ways={"hf": Way(line=lines.auto_model, jina=TRANSFORMERS_5, note=LEFT)},
     ),
     "optimum": Engine(
         title="Optimum",
-        ways={
-            "onnx": Way(
-                line=lines.optimum, needs=OPTIMUM_ONNX, note=LEFT
-            )
-        },
+        ways={"onnx": Way(line=lines.optimum, needs=OPTIMUM_ONNX, note=LEFT)},
     ),
     "langchain": Engine(
         title="LangChain",
@@ -115,7 +113,8 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.langchain,
                 needs={"langchain-huggingface": ">=1.2"},
                 jina={"sentence-transformers": ">=5.2", **TRANSFORMERS_5},
-                prompts=True, cuts=True,
+                prompts=True,
+                cuts=True,
             )
         },
     ),
@@ -126,7 +125,8 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.llama_index,
                 needs={"llama-index-embeddings-huggingface": ">=0.8"},
                 jina={"sentence-transformers": ">=5.2", **TRANSFORMERS_5},
-                prompts=True, cuts=True,
+                prompts=True,
+                cuts=True,
             )
         },
     ),
@@ -176,15 +176,20 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.infinity,
                 needs={"infinity-emb": ">=0.0.78"},
                 poolings=("mean", "cls"),
-                note=STRIPS, normalizes="it has no way to leave it",
+                note=STRIPS,
+                normalizes="it has no way to leave it",
             )
         },
     ),
     "vllm": Engine(
         title="vLLM",
         ways={
-            "vllm": Way(line=lines.vllm, needs={"vllm": ">=0.32"}, jina={"transformers": ">=5"},
-                normalizes='send "use_activation": false with each request')
+            "vllm": Way(
+                line=lines.vllm,
+                needs={"vllm": ">=0.32"},
+                jina={"transformers": ">=5"},
+                normalizes='send "use_activation": false with each request',
+            )
         },
     ),
     "tei": Engine(
@@ -194,11 +199,16 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.tei,
                 needs={"text-embeddings-inference": ">=1.9"},
                 poolings=("mean", "cls"),
-                prompts=True, named=TEI_NAMED, normalizes=TEI_NORMALIZES,
+                prompts=True,
+                named=TEI_NAMED,
+                normalizes=TEI_NORMALIZES,
             ),
             "vllm": Way(
-                line=lines.tei, needs={"text-embeddings-inference": ">=1.9"}, prompts=True,
-                named=TEI_NAMED, normalizes=TEI_NORMALIZES,
+                line=lines.tei,
+                needs={"text-embeddings-inference": ">=1.9"},
+                prompts=True,
+                named=TEI_NAMED,
+                normalizes=TEI_NORMALIZES,
                 note="its candle backend computes GELU by the tanh formula",
             ),
         },
@@ -220,4 +230,4 @@ ENGINES: Mapping[str, Engine] = {
             "trt": Way(line=lines.triton, note="the client tokenises: examples/triton_client.py"),
         },
     ),
-}  # fmt: skip
+}

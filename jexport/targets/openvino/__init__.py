@@ -238,8 +238,10 @@ def _opened(
 
     core = openvino.Core()
     wanted: dict[str, Any] = {
-        **properties(compiled.precision), **hints, "CPU_RUNTIME_CACHE_CAPACITY": CACHED,
-    }  # fmt: skip
+        **properties(compiled.precision),
+        **hints,
+        "CPU_RUNTIME_CACHE_CAPACITY": CACHED,
+    }
     if threads:
         wanted["INFERENCE_NUM_THREADS"] = threads
     graph = core.compile_model(_prepared(core, compiled), "CPU", wanted)

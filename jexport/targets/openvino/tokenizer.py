@@ -20,13 +20,28 @@ if TYPE_CHECKING:
 
 GRAPH = "openvino_tokenizer.xml"
 ODD_TEXTS = (
-    " ", "\n\t ", "  two  spaces ", "don't  stop...!!", "x" * 3000, "\x00", "a\x00b",
-    "tab\tnew\nline\r\n", "\ufeffbom", "\u00a0nbsp\u3000ideographic", "\u200bzero\u200d",
+    " ",
+    "\n\t ",
+    "  two  spaces ",
+    "don't  stop...!!",
+    "x" * 3000,
+    "\x00",
+    "a\x00b",
+    "tab\tnew\nline\r\n",
+    "\ufeffbom",
+    "\u00a0nbsp\u3000ideographic",
+    "\u200bzero\u200d",
     "e\u0301 \u00e9 \ufb01 \u2460 \u00bd \uff21",
     "\U0001f600 \U0001f469\u200d\U0001f469\u200d\U0001f467",
-    "\u0130stanbul \u00df \u1e9e \u01c5", "[CLS] x [SEP]", "<s> x </s>", "\U0001d400\U0001d401",
-    "\u30a2" * 60, "\u00e9" * 101, "b" * 100, "\u65e5\u3005\u306b\u3007",
-)  # fmt: skip
+    "\u0130stanbul \u00df \u1e9e \u01c5",
+    "[CLS] x [SEP]",
+    "<s> x </s>",
+    "\U0001d400\U0001d401",
+    "\u30a2" * 60,
+    "\u00e9" * 101,
+    "b" * 100,
+    "\u65e5\u3005\u306b\u3007",
+)
 """Texts that real inputs hold now and then, and that tokenizers disagree on."""
 
 STAND_INS = {"\u03c2": "\u16f1", "\u3005": "\u16f2", "\u3006": "\u16f3", "\u3007": "\u16f4"}

@@ -109,15 +109,27 @@ class Stream:
         """Copy the first bytes of a buffer's pinned memory to the GPU."""
         from cuda.bindings import runtime
 
-        call(runtime.cudaMemcpyAsync, buffer.pointer, buffer.host_pointer, size_bytes,
-             runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, self._made)  # fmt: skip
+        call(
+            runtime.cudaMemcpyAsync,
+            buffer.pointer,
+            buffer.host_pointer,
+            size_bytes,
+            runtime.cudaMemcpyKind.cudaMemcpyHostToDevice,
+            self._made,
+        )
 
     def download(self, buffer: Buffer, size_bytes: int) -> None:
         """Copy the first bytes of a buffer from the GPU to its pinned memory."""
         from cuda.bindings import runtime
 
-        call(runtime.cudaMemcpyAsync, buffer.host_pointer, buffer.pointer, size_bytes,
-             runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost, self._made)  # fmt: skip
+        call(
+            runtime.cudaMemcpyAsync,
+            buffer.host_pointer,
+            buffer.pointer,
+            size_bytes,
+            runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost,
+            self._made,
+        )
 
     def wait(self) -> None:
         """Return when all that was put on the stream is done."""

@@ -15,13 +15,23 @@ SYMMETRIC = "quantize with the scheme 'symmetric' (int8 Q/DQ pairs), which this 
 PLAIN = "export in standard ONNX operators, without the fused ones of another engine"
 FIXES: Mapping[str, str] = {
     **dict.fromkeys(
-        ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv",
-         "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QAttention", "QGemm"),
+        (
+            "DynamicQuantizeLinear",
+            "MatMulInteger",
+            "ConvInteger",
+            "QLinearMatMul",
+            "QLinearConv",
+            "MatMulNBits",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+            "QAttention",
+            "QGemm",
+        ),
         SYMMETRIC,
     ),
     "Compress": "leave out the step whose output length depends on the text",
     "Unique": "leave out the step whose output length depends on the text",
-}  # fmt: skip
+}
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 OUTPUT_TYPED = ("Cast", "CastLike", "Constant", "ConstantOfShape")
 """Operators whose output type is what the table's types are about (Cast: both sides)."""

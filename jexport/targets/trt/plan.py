@@ -146,8 +146,11 @@ class Plan:
             for name, values in self._execute(chosen, part, shape).items():
                 axes = values.ndim
                 if name not in whole:
-                    size = (batch, tokens, *values.shape[2:]) if axes > 2 else (
-                        batch, *values.shape[1:])  # fmt: skip
+                    size = (
+                        (batch, tokens, *values.shape[2:])
+                        if axes > 2
+                        else (batch, *values.shape[1:])
+                    )
                     whole[name] = np.zeros(size, dtype=values.dtype)
                 if axes > 2:  # [batch, tokens, ...]
                     whole[name][rows, :longest] = values[: len(rows), :longest]

@@ -23,9 +23,26 @@ CLOSE = 60000.0
 SMALL = 1 << 16
 """Elements of a constant that is looked into here; a mask is one number or a few rows."""
 
-THROUGH = ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Transpose", "Slice",
-           "Concat", "Gather", "Tile", "Where", "Add", "Sub", "Mul", "Neg",
-           "ConstantOfShape", "Constant")  # fmt: skip
+THROUGH = (
+    "Identity",
+    "Cast",
+    "Reshape",
+    "Unsqueeze",
+    "Squeeze",
+    "Expand",
+    "Transpose",
+    "Slice",
+    "Concat",
+    "Gather",
+    "Tile",
+    "Where",
+    "Add",
+    "Sub",
+    "Mul",
+    "Neg",
+    "ConstantOfShape",
+    "Constant",
+)
 LOW = -1e38
 """A float32 mask down here overflows float32 itself when scores are added to it twice."""
 

@@ -22,11 +22,22 @@ Ranges = Mapping[str, Sequence[tuple[int, int]]]
 """By axis name: lowest and highest size of each profile."""
 
 SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
-    "Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Slice": (1, 2, 3, 4),
-    "Range": (0, 1, 2), "Tile": (1,), "Pad": (1, 3), "Resize": (2, 3), "TopK": (1,),
-    "Split": (1,), "OneHot": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "Upsample": (1,),
+    "Reshape": (1,),
+    "Expand": (1,),
+    "ConstantOfShape": (0,),
+    "Slice": (1, 2, 3, 4),
+    "Range": (0, 1, 2),
+    "Tile": (1,),
+    "Pad": (1, 3),
+    "Resize": (2, 3),
+    "TopK": (1,),
+    "Split": (1,),
+    "OneHot": (1,),
+    "Squeeze": (1,),
+    "Unsqueeze": (1,),
+    "Upsample": (1,),
     "CenterCropPad": (1,),
-}  # fmt: skip
+}
 """Inputs that decide the shape of a result."""
 
 BY_TEXT = "compute it from shapes (Shape, Gather, Concat) and not from what the text says"

@@ -19,7 +19,7 @@ def group(mean: float, p1: float) -> dict[str, float]:
     return {
         "texts": 10, "cosine_mean": mean, "cosine_p1": p1, "cosine_min": p1 - 0.001,
         "largest_difference": 0.0123, "spearman": 0.998, "top10_overlap": 0.93,
-    }  # fmt: skip
+    }
 
 
 def matrix(number: int, treatment: str = "int8", share: float = 0.25) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def matrix(number: int, treatment: str = "int8", share: float = 0.25) -> dict[st
         "name": f"encoder/layer/{number}/output/dense/MatMul", "shape": [384, 1152],
         "share": share, "treatment": treatment, "smoothing": 0.85, "clip": 0.97,
         "error_naive": 0.03 + number / 1000, "error": 0.004 + number / 10000,
-    }  # fmt: skip
+    }
 
 
 def attempt(what: str, wide: list[str], share: float, mean: float, passed: bool) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def attempt(what: str, wide: list[str], share: float, mean: float, passed: bool)
         "what": what, "wide": wide, "floats": [], "share": share, "cosine_mean": mean,
         "cosine_p1": mean - 0.004, "cosine_min": mean - 0.01, "top10_overlap": 0.9 + share / 10,
         "passed": passed, "seconds": 3.1,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def quantization() -> dict[str, Any]:
         "matrices": [matrix(0), matrix(1), matrix(2), matrix(3, "int8x2")],
         "bytes": {"fp32": 90 << 20, "int8": 23 << 20},
         "command": "jexport build --recipe all-MiniLM-L6-v2 --precision int8",
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def parity() -> dict[str, Any]:
             "tokens": {"texts": 289, "cosine_min": 0.97531, "largest_difference": 0.2},
             "batch": {"texts": 48, "cosine_min": 0.98642, "largest_difference": 0.01},
         },
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def manifest() -> dict[str, Any]:
         "version": "1.0.0-0123456789ab",
         "speed": [{"precision": "fp32", "texts_per_second": 103.2},
                   {"precision": "int8", "texts_per_second": 241.77}],
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def more(quantization: dict[str, Any]) -> dict[str, Any]:
                         for n, name in enumerate(LANGUAGES)},
         "by_length": {name: group(0.9968, 0.992 + n / 2000) for n, name in enumerate(LENGTHS)},
         "by_dimension": {str(n): group(0.9951 + n / 1e6, 0.98) for n in (128, 384)},
-    }  # fmt: skip
+    }
     return quantization | {
         "held_out_quality": held_out,
         "pair": {
@@ -122,4 +122,4 @@ def more(quantization: dict[str, Any]) -> dict[str, Any]:
                   {"precision": "int8", "texts_per_second": 300.0}],
         "techniques": techniques,
         "tried": [{**row, "floats": ["encoder/layer/9/MatMul"]} for row in quantization["tried"]],
-    }  # fmt: skip
+    }

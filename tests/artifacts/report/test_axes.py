@@ -36,4 +36,4 @@ def test_values_that_lie_together_are_not_stretched(values: tuple[float, ...]) -
     axis = axes.towards_one(values, 200.0, 20.0)
     assert not axis.stretched
     assert [axis.place(v) for v in values] == [axes.even(values, 200.0, 20.0).place(v)
-                                               for v in values]  # fmt: skip
+                                               for v in values]

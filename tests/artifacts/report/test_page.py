@@ -122,7 +122,7 @@ def test_neighbours_go_by_either_name(quantization: Any, parity: Any, manifest: 
 def test_quality_by_group(made: Any, quantization: Any, parity: Any, manifest: Any) -> None:
     part = parts(parsed(render(quantization, parity, manifest)))["Quality on the parity texts"]
     for name, names in (("language", made.languages), ("length in tokens", made.lengths),
-                        ("Matryoshka dimension", ("32", "64", "384"))):  # fmt: skip
+                        ("Matryoshka dimension", ("32", "64", "384"))):
         drawn = figure(part, f"Cosine by {name}")
         told = [str(label.text) for label in drawn.iter("text")]
         assert set(names) <= set(told), name
@@ -204,7 +204,7 @@ def test_share_of_each_treatment(made: Any, quantization: Any, parity: Any, mani
     quantization["matrices"].append(made.matrix(4, "int4", share=0.5))
     assert findings.treatments(quantization) == [
         ("int8", 3, 0.75), ("int8x2", 1, 0.25), ("int4", 1, 0.5),
-    ]  # fmt: skip
+    ]
     part = parts(parsed(render(quantization, parity, manifest)))["How the work is done"]
     drawn = figure(part, "Share of the MatMul work by treatment")
     widths = [float(str(e.get("width"))) for e in drawn.iter("rect")]
@@ -323,7 +323,7 @@ def test_colours_differ_enough_from_what_they_lie_on(
     assert all(len(colours) == 11 for colours in found), found
     for colours in found:
         for name, least in (("ink", 4.5), ("dim", 4.5), ("good", 4.5), ("bad", 4.5),
-                            ("one", 3), ("two", 3), ("three", 3), ("four", 3)):  # fmt: skip
+                            ("one", 3), ("two", 3), ("three", 3), ("four", 3)):
             bright, dark = sorted((light(colours[name]), light(colours["ground"])), reverse=True)
             assert (bright + 0.05) / (dark + 0.05) >= least, (name, colours[name])
 
@@ -350,11 +350,11 @@ def collisions(root: ElementTree.Element) -> None:
             assert bottom <= height + 0.1, told
         for one, other in combinations(labels, 2):
             apart = (one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1]
-                     or other[3] <= one[1])  # fmt: skip
+                     or other[3] <= one[1])
             assert apart, (svg.findtext("title"), one, other)
         for shape in svg.iter():
             for key, most in (("cx", width), ("x1", width), ("x2", width),
-                              ("cy", height), ("y1", height), ("y2", height)):  # fmt: skip
+                              ("cy", height), ("y1", height), ("y2", height)):
                 value = float(shape.get(key, 0))
                 assert 0 <= value <= most, (svg.findtext("title"), shape.tag, key, value)
             if shape.tag == "rect":
@@ -391,7 +391,7 @@ def test_queries_and_passages_together(more: Any, parity: Any, manifest: Any) ->
     told = parts(parsed(render(more, parity, manifest)))["Queries and passages together"]
     assert [row[1:] for row in table(told)] == [
         ["top-10 overlap", "nDCG@10"], ["0.9541", "–"], ["0.9612", "0.8750"], ["0.9603", "–"],
-    ]  # fmt: skip
+    ]
     more["pair"] = None
     assert "together" not in render(more, parity, manifest)
 
@@ -411,7 +411,7 @@ def test_techniques_stand_beside_the_curve(more: Any, parity: Any, manifest: Any
     part = parts(parsed(render(more, parity, manifest)))["Quality against the share of wider work"]
     assert table(part)[2] == [
         "2. round to nearest", "0.0 %", "0.99210", "0.98810", "0.98210", "0.9020",
-    ]  # fmt: skip
+    ]
     assert len(table(part)) == 5
     for title in ("Cosine", "Shared top-10 neighbours"):
         drawn = figure(part, f"{title} against the share of wider work")
@@ -421,7 +421,7 @@ def test_techniques_stand_beside_the_curve(more: Any, parity: Any, manifest: Any
         numbers = [e for e in drawn.iter("text") if e.get("class") == "mark"]
         assert sorted(str(e.text) for e in numbers) == ["1", "2", "3", "4"]
         heights = {str(e.findtext("title"))[0]: float(str(e.get("points")).split(",")[1].split()[0])
-                   for e in diamonds}  # fmt: skip
+                   for e in diamonds}
         assert heights["1"] > heights["2"] > heights["3"] > heights["4"]  # better is higher
     assert "stretches towards 1" in words(part)
     collisions(part)
@@ -509,7 +509,7 @@ def test_any_part_may_be_missing(more: Any, parity: Any, manifest: Any) -> None:
 def test_any_number_may_be_missing(quantization: Any, parity: Any, manifest: Any) -> None:
     rows = [*quantization["tried"], *quantization["curve"], *quantization["matrices"],
             quantization["calibration"], quantization["held_out"], *manifest["speed"],
-            *parity["metrics"]["by_language"].values(), parity["metrics"]["overall"]]  # fmt: skip
+            *parity["metrics"]["by_language"].values(), parity["metrics"]["overall"]]
     for key in sorted({key for row in rows for key in row}):
         kept = [(row, row[key]) for row in rows if key in row]
         numbers = all(isinstance(value, int | float) for _, value in kept)

@@ -21,7 +21,7 @@ def test_text(quantization: Any, parity: Any, manifest: Any) -> None:
         "worst languages  ar 0.98800, bn 0.98820", "dimensions       32 0.99613, 64 0.99616",
         "none: 300 texts, 20,310 tokens, aaaaaaaaaaaaaaaa", "3 ways; kept: the worst wide",
         "0.033 -> 0.0043     int8x2        encoder/layer/3/output/dense/MatMul",
-    ):  # fmt: skip
+    ):
         assert wanted in told, wanted
     assert told.rstrip().endswith("\n" + quantization["command"])
 

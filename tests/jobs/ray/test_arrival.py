@@ -115,10 +115,16 @@ def test_a_report_is_put_beside_the_versions(tmp_path: Path) -> None:
         assert (out / sent.path).read_bytes() == content
     (out / "model/a/hf-fp32/1.json").mkdir()
     for path in (
-        "../a/hf-fp32/x.json", "model/b/hf-fp32/x.json", "model/a/hf-bf16/x.json", "x.json",
-        "model/a/hf-fp32/x.sh", "model/a/hf-fp32/1.0/x.json", "/etc/a/hf-fp32/x.json",
-        "model/a/hf-fp32/1.json", "model/a/hf-fp32/latest",
-    ):  # fmt: skip
+        "../a/hf-fp32/x.json",
+        "model/b/hf-fp32/x.json",
+        "model/a/hf-bf16/x.json",
+        "x.json",
+        "model/a/hf-fp32/x.sh",
+        "model/a/hf-fp32/1.0/x.json",
+        "/etc/a/hf-fp32/x.json",
+        "model/a/hf-fp32/1.json",
+        "model/a/hf-fp32/latest",
+    ):
         with pytest.raises(ArtifactError):
             arrival.keep_beside(node.Beside(path=path, content=b"x"), job, room, out)
     assert not list(room.iterdir())

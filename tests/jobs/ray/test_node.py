@@ -150,8 +150,9 @@ def test_every_error_comes_back_as_it_was() -> None:
         error.add_note("  note")
         back = node.rebuilt(node.refusal(error, Path("there")), Path("here"))
         assert (type(back), str(back), back.exit_code) == (kind, str(error), kind.exit_code)
-    strange = node.Refused(out="/n/a", kind="Path", what="w", evidence="in /n/a/b", fix="f",
-        notes=("/n/ab",))  # fmt: skip
+    strange = node.Refused(
+        out="/n/a", kind="Path", what="w", evidence="in /n/a/b", fix="f", notes=("/n/ab",)
+    )
     back = node.rebuilt(strange, Path("/here"))
     assert type(back) is ClusterError
     assert (back.evidence, back.__notes__) == ("in /here/b", ["/n/ab"])

@@ -27,11 +27,14 @@ def test_a_job_without_a_gpu_takes_a_processor_anywhere() -> None:
 def test_what_ray_found_goes_before_what_a_node_was_started_with() -> None:
     found = node(**{"accelerator_type:L4": 1.0, "GPU": 1.0})
     assert placement.options(job("L4"), 0, [node(), found]) == {
-        "num_cpus": 1, "num_gpus": 1, "resources": {"accelerator_type:L4": 0.001},
-    }  # fmt: skip
+        "num_cpus": 1,
+        "num_gpus": 1,
+        "resources": {"accelerator_type:L4": 0.001},
+    }
     assert placement.options(job("L4"), 0, [node(L4=2.0)]) == {
-        "num_cpus": 1, "resources": {"L4": 1},
-    }  # fmt: skip
+        "num_cpus": 1,
+        "resources": {"L4": 1},
+    }
 
 
 def test_a_kind_that_no_node_has() -> None:

@@ -28,9 +28,11 @@ def folder(tmp_path: Path) -> Path:
 def test_links_are_followed_and_hidden_folders_left_out(folder: Path) -> None:
     found = {one.path: one.size_bytes for one in shipping.listed(folder)}
     assert found == {
-        "config.json": 2, "empty": 0, "tokens/a.bin": shipping.PIECE_BYTES + 5,
+        "config.json": 2,
+        "empty": 0,
+        "tokens/a.bin": shipping.PIECE_BYTES + 5,
         "model.safetensors": 7,
-    }  # fmt: skip
+    }
     with pytest.raises(CheckpointError, match="no checkpoint"):
         shipping.listed(folder / "nowhere")
 

@@ -80,10 +80,15 @@ def test_two_matrices_where_the_second_needs_the_first() -> None:
 
 def test_a_matrix_has_256_jobs_at_most() -> None:
     many = [
-        Step(name=str(n), phase="build", words=("x",), made="",
-             job=Job(task=str(n), target="onnx", precision="fp32"))
+        Step(
+            name=str(n),
+            phase="build",
+            words=("x",),
+            made="",
+            job=Job(task=str(n), target="onnx", precision="fp32"),
+        )
         for n in range(257)
-    ]  # fmt: skip
+    ]
     assert len(written(many[:256])["include"]) == 256
     with pytest.raises(MatrixError, match="257 jobs do not fit one matrix"):
         written(many)
@@ -145,9 +150,11 @@ def run_script(script: str, room: Path, program: str, **variables: str) -> dict[
     (room / "jexport").write_text(f"#!/bin/sh\n{program}\n")
     (room / "jexport").chmod(0o755)
     environ = {
-        **os.environ, **variables, "PATH": f"{room}:{os.environ['PATH']}",
+        **os.environ,
+        **variables,
+        "PATH": f"{room}:{os.environ['PATH']}",
         "GITHUB_OUTPUT": str(room / "output"),
-    }  # fmt: skip
+    }
     subprocess.run(["bash", "-e", "-c", script], env=environ, cwd=room, check=True)
     lines = (room / "output").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines)
@@ -157,11 +164,18 @@ def test_the_workflow_lists_the_jobs(tmp_path: Path) -> None:
     """The step itself, with jexport itself."""
     source = str(Path(str(schedulers.__file__)).parents[2])
     out = run_script(
-        script_of("matrix", "List the jobs"), tmp_path, f'exec "{sys.executable}" -m jexport "$@"',
-        RECIPE=RECIPE.name, TASK="all", TARGET="", PRECISION="fp16", GPU="L4", PUBLISH="oci://h/n",
+        script_of("matrix", "List the jobs"),
+        tmp_path,
+        f'exec "{sys.executable}" -m jexport "$@"',
+        RECIPE=RECIPE.name,
+        TASK="all",
+        TARGET="",
+        PRECISION="fp16",
+        GPU="L4",
+        PUBLISH="oci://h/n",
         ACCEPT_LICENCE="--accept-licence",
         PYTHONPATH=source,
-    )  # fmt: skip
+    )
     assert set(out) == set(schedulers.PHASES)
     tasks = {entry["task"] for entry in json.loads(out["build"])["include"]}
     assert tasks == set(RECIPE.tasks)
@@ -174,10 +188,11 @@ def test_the_workflow_lists_the_jobs(tmp_path: Path) -> None:
 def test_the_workflow_runs_the_command_of_an_entry(phase: str, tmp_path: Path) -> None:
     entry = written(phases=[phase])["include"][0]
     out = run_script(
-        script_of(phase, phase.capitalize()), tmp_path,
+        script_of(phase, phase.capitalize()),
+        tmp_path,
         f'echo "$@" > "{tmp_path}/asked"; echo made/it',
         COMMAND=entry["command"],
-    )  # fmt: skip
+    )
     assert out == {"made": "made/it"}
     assert (tmp_path / "asked").read_text().split() == shlex.split(entry["command"])[1:]
 
@@ -194,8 +209,12 @@ def test_the_workflow_signs_by_its_own_identity(phase: str) -> None:
     words = ["artifact", "oci://h/n", "--quiet", *found[1].split()]
     said = publishing.make_context("publish", words).params
     assert said["sign"]
-    who = signer(key=said["key"], certificate=said["certificate"], chain=said["chain"],
-                 sigstore=said["sigstore"])  # fmt: skip
+    who = signer(
+        key=said["key"],
+        certificate=said["certificate"],
+        chain=said["chain"],
+        sigstore=said["sigstore"],
+    )
     assert who == signing.Signer()  # no key: the machine's own identity
     assert content["on"]["workflow_dispatch"]["inputs"]["sign"]["default"] is True
     install = [one["run"] for one in job["steps"] if one.get("name", "").startswith("Install")]
@@ -223,11 +242,15 @@ def test_the_identity_that_the_workflow_names_can_be_asked_for() -> None:
 def test_the_workflow_publishes_and_tells_the_ref(phase: str, sign: str, tmp_path: Path) -> None:
     (tmp_path / "output").touch()
     run_script(
-        script_of(phase, "Publish"), tmp_path,
+        script_of(phase, "Publish"),
+        tmp_path,
         f'echo "$@" > "{tmp_path}/asked"; echo a/ref@sha256:1',
-        MADE="a folder/it", PUBLISH="oci://h/n", FLAGS="--accept-licence",
-        SIGN=sign, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
-    )  # fmt: skip
+        MADE="a folder/it",
+        PUBLISH="oci://h/n",
+        FLAGS="--accept-licence",
+        SIGN=sign,
+        GITHUB_STEP_SUMMARY=str(tmp_path / "summary"),
+    )
     asked = (tmp_path / "asked").read_text()
     assert asked == f"publish a folder/it oci://h/n --quiet --accept-licence {sign}".strip() + "\n"
     assert (tmp_path / "summary").read_text() == "a/ref@sha256:1\n"

@@ -105,8 +105,9 @@ def test_what_gke_calls_a_gpu() -> None:
 def test_what_jexport_refuses_is_not_tried_again() -> None:
     lost, refused = written()[0]["spec"]["podFailurePolicy"]["rules"]
     assert lost == {
-        "action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]
-    }  # fmt: skip
+        "action": "Ignore",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
     codes = refused["onExitCodes"]["values"]
     assert {5, 6, 17} <= set(codes)
     assert not {0, 12, 18, 137} & set(codes)  # full disk, no network, killed: try again

@@ -27,9 +27,20 @@ def job(**changes: str) -> Job:
 def test_one_command_a_job() -> None:
     (step,) = schedulers.steps([job(target="onnx")], ORIGIN)
     assert step.words == (
-        "jexport", "build", "--recipe", RECIPE.name, "--task", "separation", "--target", "onnx",
-        "--precision", "fp16", "--out", "artifacts", "--quiet",
-    )  # fmt: skip
+        "jexport",
+        "build",
+        "--recipe",
+        RECIPE.name,
+        "--task",
+        "separation",
+        "--target",
+        "onnx",
+        "--precision",
+        "fp16",
+        "--out",
+        "artifacts",
+        "--quiet",
+    )
     assert (step.name, step.phase, step.needs, step.gpu) == (step.job.key, "build", "", "")
     assert step.made == f"artifacts/{RECIPE.name}/separation/onnx-fp16/latest"
 

@@ -12,9 +12,31 @@ from jexport.jobs.schedulers import _yaml
 
 WORDS = st.one_of(
     st.text(max_size=8),
-    st.sampled_from(["no", "on", "y", "1e3", "0o7", "- a", "a: b", "#", "~", "=", "2026-11-23",
-                     "\x85", "\u2028", "\ufeff", "\x7f", "😀", '"', "\\", "a\nb", " "]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            "no",
+            "on",
+            "y",
+            "1e3",
+            "0o7",
+            "- a",
+            "a: b",
+            "#",
+            "~",
+            "=",
+            "2026-11-23",
+            "\x85",
+            "\u2028",
+            "\ufeff",
+            "\x7f",
+            "😀",
+            '"',
+            "\\",
+            "a\nb",
+            " ",
+        ]
+    ),
+)
 VALUES = st.recursive(
     st.one_of(WORDS, st.booleans(), st.integers(-(10**9), 10**9)),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=4)),

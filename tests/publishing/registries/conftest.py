@@ -35,29 +35,55 @@ def write_artifact(out: Path, *, seed: int = 0, task: str = "none", licence: str
     files = [manifest.file_digest(p, root=folder) for p in folder.rglob("*") if p.is_file()]
     ids = {"dtype": "int64", "shape": ["batch", "sequence"]}
     content: dict[str, Any] = {
-        "format": 1, "name": "m", "version": version, "inputs_sha256": ZEROS, "task": task,
-        "target": "onnx", "precision": "fp32", "licence": licence,
+        "format": 1,
+        "name": "m",
+        "version": version,
+        "inputs_sha256": ZEROS,
+        "task": task,
+        "target": "onnx",
+        "precision": "fp32",
+        "licence": licence,
         "checkpoint": {
-            "name": "m", "layout": "l", "revision": "", "code_revision": "", "code": [],
+            "name": "m",
+            "layout": "l",
+            "revision": "",
+            "code_revision": "",
+            "code": [],
             "files": [{"path": "w", "size_bytes": 1, "sha256": ZEROS}],
         },
         "embedding": {
-            "task": task, "prompt": "", "pooling": "mean", "normalize": True, "dimension": 4,
-            "matryoshka": [], "max_tokens": 8, "space": ZEROS,
+            "task": task,
+            "prompt": "",
+            "pooling": "mean",
+            "normalize": True,
+            "dimension": 4,
+            "matryoshka": [],
+            "max_tokens": 8,
+            "space": ZEROS,
         },
         "engine": {
-            "files": ["model.onnx"], "inputs": [{"name": "input_ids", **ids}],
+            "files": ["model.onnx"],
+            "inputs": [{"name": "input_ids", **ids}],
             "outputs": [{"name": "last_hidden_state", "dtype": "float32", "shape": ["batch", 4]}],
-            "runs_on": {}, "facts": {},
+            "runs_on": {},
+            "facts": {},
         },
         "parity": {
-            "passed": True, "texts": 1, "cosine_mean": 1.0, "cosine_p1": 1.0, "cosine_min": 0.9999,
-            "largest_difference": 0.0, "spearman": 1.0, "top10_overlap": 1.0,
+            "passed": True,
+            "texts": 1,
+            "cosine_mean": 1.0,
+            "cosine_p1": 1.0,
+            "cosine_min": 0.9999,
+            "largest_difference": 0.0,
+            "spearman": 1.0,
+            "top10_overlap": 1.0,
             "batch_cosine_min": 1.0,
         },
         "stages": [{"stage": "load", "seconds": 1.0, "peak_memory_mib": 1.0, "note": ""}],
-        "recipe": {}, "tools": {}, "files": manifest.listed(files),
-    }  # fmt: skip
+        "recipe": {},
+        "tools": {},
+        "files": manifest.listed(files),
+    }
     content["sha256"] = manifest.seal(content)
     manifest.write_json(folder / manifest.NAME, content)
     manifest.verify(folder)

@@ -114,8 +114,9 @@ def test_another_build_of_the_version_is_not_replaced(
     artifact = made()
     done = publish.run(artifact, str(tmp_path / "r"), PublishSpec())
     out = tmp_path / "out"
-    other = Path(shutil.copytree(artifact.path, out / artifact.path.relative_to(
-        artifact.path.parents[3])))  # fmt: skip
+    other = Path(
+        shutil.copytree(artifact.path, out / artifact.path.relative_to(artifact.path.parents[3]))
+    )
     content = json.loads((other / manifest.NAME).read_text())
     content["tools"] = {"another": "1"}
     content["sha256"] = manifest.seal(content)

@@ -205,9 +205,12 @@ def test_what_is_public_is_asked_of_the_hub(hub: Hub, made: Callable[..., Artifa
 
 @pytest.mark.parametrize(
     "fault",
-    [HfHubHTTPError("401 https://u:s3cret@hub/ hf_s3cret12345", response=response(401)),
-     OfflineModeIsEnabled("offline"), RepositoryNotFoundError("404", response=response(404))],
-)  # fmt: skip
+    [
+        HfHubHTTPError("401 https://u:s3cret@hub/ hf_s3cret12345", response=response(401)),
+        OfflineModeIsEnabled("offline"),
+        RepositoryNotFoundError("404", response=response(404)),
+    ],
+)
 def test_what_does_not_pass_is_told_at_once(
     fault: Exception, hub: Hub, made: Callable[..., Artifact], tmp_path: Path
 ) -> None:

@@ -26,9 +26,11 @@ PROJECT = Path(str(jexport.__file__)).parents[1]
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, words)],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
-    )  # fmt: skip
+    )
 
 
 def killed_at_each(words: Callable[[int], tuple[object, ...]]) -> int:

@@ -202,10 +202,16 @@ def test_another_machine_is_asked_over_tls_only() -> None:
         client._token({"realm": "http://tokens.example/"}, (USER, PASSWORD))
 
 
-@pytest.mark.parametrize(("code", "pause", "kind"), [
-    (503, "7", Passing), (429, "soon", Passing), (500, "", Passing), (403, "", RegistryError),
-    (400, "", RegistryError),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "pause", "kind"),
+    [
+        (503, "7", Passing),
+        (429, "soon", Passing),
+        (500, "", Passing),
+        (403, "", RegistryError),
+        (400, "", RegistryError),
+    ],
+)
 def test_what_may_pass_is_told_from_what_does_not(code: int, pause: str, kind: type) -> None:
     import requests
 
@@ -231,11 +237,19 @@ def test_logins_of_docker_podman_and_helpers(
     (home / "config.json").write_text("{broken")
     assert _login.login("h") is None
     auth = base64.b64encode(b"u:p:w").decode()
-    (home / "config.json").write_text(json.dumps({
-        "auths": {"h": {"auth": auth}, "https://index.docker.io/v1/": {"auth": auth},
-                  "odd": {"auth": "%%%"}, "none": {}},
-        "credHelpers": {"helped": "tool", "evil": "../../bin/x", "gone": "missing"},
-    }))  # fmt: skip
+    (home / "config.json").write_text(
+        json.dumps(
+            {
+                "auths": {
+                    "h": {"auth": auth},
+                    "https://index.docker.io/v1/": {"auth": auth},
+                    "odd": {"auth": "%%%"},
+                    "none": {},
+                },
+                "credHelpers": {"helped": "tool", "evil": "../../bin/x", "gone": "missing"},
+            }
+        )
+    )
     assert _login.login("h") == ("u", "p:w")
     assert _login.login("registry-1.docker.io") == ("u", "p:w")
     assert [_login.login(name) for name in ("odd", "none", "evil", "gone", "x")] == [None] * 5

@@ -106,9 +106,12 @@ def test_a_refused_release_leaves_nothing(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_refused_where_the_artifact_is_there_already(
-    kind: str, published: Callable[[str], str], pairs: tuple[Any, Any], tmp_path: Path,
+    kind: str,
+    published: Callable[[str], str],
+    pairs: tuple[Any, Any],
+    tmp_path: Path,
     files_in: Callable[[Path], Any],
-) -> None:  # fmt: skip
+) -> None:
     policy, out = Policy(key=pairs[0].public), tmp_path / "out"
     path = pull.run(registries.parse(published("right")), out).path
     before = files_in(out)
@@ -131,9 +134,12 @@ def test_nothing_large_is_fetched_of_an_unsigned_release(
 
 
 def test_what_cannot_check_is_said_before_anything_is_fetched(
-    published: Callable[[str], str], pairs: tuple[Any, Any], faults: Any, tmp_path: Path,
+    published: Callable[[str], str],
+    pairs: tuple[Any, Any],
+    faults: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     ref = registries.parse(published("right"))
     faults.log.clear()
     (tmp_path / "junk.pub").write_text("junk")
@@ -147,9 +153,12 @@ def test_what_cannot_check_is_said_before_anything_is_fetched(
 
 
 def test_another_build_that_was_placed_meanwhile_is_not_passed_off_as_the_signed_one(
-    made: Callable[..., Artifact], published: Callable[[str], str], pairs: tuple[Any, Any],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    made: Callable[..., Artifact],
+    published: Callable[[str], str],
+    pairs: tuple[Any, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ref, out = registries.parse(published("right")), tmp_path / "out"
     place = pull.place
 
@@ -166,9 +175,11 @@ def test_another_build_that_was_placed_meanwhile_is_not_passed_off_as_the_signed
 
 
 def test_on_the_command_line(
-    published: Callable[[str], str], pairs: tuple[Any, Any], cli: Callable[..., Any],
+    published: Callable[[str], str],
+    pairs: tuple[Any, Any],
+    cli: Callable[..., Any],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     (own, other), out = pairs, tmp_path / "out"
     ref = published("right")
     asked = ("pull", ref, out, "--quiet")

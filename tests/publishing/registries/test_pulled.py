@@ -40,10 +40,13 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def refs(made: Callable[..., Artifact], tmp_path: Path) -> list[str]:
     """Four published releases of equal size."""
     return [
-        publish.run(made(seed=seed, attest={"model.sig": b"signed"}),
-                    f"folder://{tmp_path / 'registry'}", PublishSpec()).ref
+        publish.run(
+            made(seed=seed, attest={"model.sig": b"signed"}),
+            f"folder://{tmp_path / 'registry'}",
+            PublishSpec(),
+        ).ref
         for seed in range(4)
-    ]  # fmt: skip
+    ]
 
 
 def name_of(ref: str) -> str:
@@ -174,11 +177,13 @@ def test_many_processes_at_once(refs: list[str], place: Path, tmp_path: Path) ->
     started = [
         subprocess.Popen(
             [sys.executable, SCRIPT, str(seed), "25", *refs],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": str(PROJECT), "JEXPORT_CACHE_GIB": room},
         )
         for seed in range(4)
-    ]  # fmt: skip
+    ]
     answers = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0] * 4, answers
     assert sum(int(out.split()[0]) for out, _ in answers) == 100
@@ -190,9 +195,12 @@ def test_many_processes_at_once(refs: list[str], place: Path, tmp_path: Path) ->
 
 
 def test_on_the_command_line(
-    refs: list[str], place: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    refs: list[str],
+    place: Path,
+    cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     assert cli("cache", "ls", "--pulled").out == ""
     open_in_turn(place, refs)
     rows = json.loads(cli("cache", "ls", "--pulled", "--json").out)
@@ -251,8 +259,10 @@ def test_damage_is_shown_and_removed(
     assert f"{home.name}: " in answer.err
     assert "1 of 2" in answer.err
     assert "--pulled --remove" in answer.err
-    about = {row["name"]: row["about"] for row in json.loads(
-        cli("cache", "ls", "--pulled", "--json").out)}  # fmt: skip
+    about = {
+        row["name"]: row["about"]
+        for row in json.loads(cli("cache", "ls", "--pulled", "--json").out)
+    }
     assert (about[home.name] == "damaged") == (harm in ("record", "no record"))
     assert cli("cache", "verify", "--pulled", "--remove").code == 0
     assert kept(place) == {name_of(refs[1])}

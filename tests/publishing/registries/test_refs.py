@@ -56,10 +56,23 @@ def test_refs(text: str, ref: Ref) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["gs://bucket", "oci://host", "oci://host/UPPER", "oci://host/a/../b", "s3://", "s3://B_/x",
-     "hf://repo", "hf://o/r/x", "folder://", f"/x@{DIGEST}0", "/x@sha256:abc", "s3://bucket/a:b c",
-     "oci://host/a:", f"oci://host/a@{DIGEST.upper()}"],
-)  # fmt: skip
+    [
+        "gs://bucket",
+        "oci://host",
+        "oci://host/UPPER",
+        "oci://host/a/../b",
+        "s3://",
+        "s3://B_/x",
+        "hf://repo",
+        "hf://o/r/x",
+        "folder://",
+        f"/x@{DIGEST}0",
+        "/x@sha256:abc",
+        "s3://bucket/a:b c",
+        "oci://host/a:",
+        f"oci://host/a@{DIGEST.upper()}",
+    ],
+)
 def test_what_is_no_ref(text: str) -> None:
     with pytest.raises(RegistryError):
         registries.parse(text)
@@ -67,9 +80,13 @@ def test_what_is_no_ref(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["oci://ana:pass1word@host/r:t", f"oci://ana:pass1word@host/r@{DIGEST}",
-     "s3://AKIAXXXXXXXXXXXXXXXX:pass1word@bucket/p", "hf://ana:pass1word@o/r"],
-)  # fmt: skip
+    [
+        "oci://ana:pass1word@host/r:t",
+        f"oci://ana:pass1word@host/r@{DIGEST}",
+        "s3://AKIAXXXXXXXXXXXXXXXX:pass1word@bucket/p",
+        "hf://ana:pass1word@o/r",
+    ],
+)
 def test_credentials_in_an_address_are_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(RegistryError) as caught:
         registries.parse(text)
@@ -95,14 +112,19 @@ def test_the_document_is_a_model_manifest_of_the_cncf_spec(
     assert said["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
     assert said["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
     assert said["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
-    kinds = {each["annotations"]["org.cncf.model.filepath"]: each["mediaType"].split(".model.")[1]
-             for each in said["layers"]}  # fmt: skip
+    kinds = {
+        each["annotations"]["org.cncf.model.filepath"]: each["mediaType"].split(".model.")[1]
+        for each in said["layers"]
+    }
     assert kinds == {
-        "manifest.json": "weight.config.v1.raw", "tokenizer.json": "weight.config.v1.raw",
-        "1_Pooling/config.json": "weight.config.v1.raw", "README.md": "doc.v1.raw",
-        "copy.md": "doc.v1.raw", "model.onnx": "weight.v1.raw",
+        "manifest.json": "weight.config.v1.raw",
+        "tokenizer.json": "weight.config.v1.raw",
+        "1_Pooling/config.json": "weight.config.v1.raw",
+        "README.md": "doc.v1.raw",
+        "copy.md": "doc.v1.raw",
+        "model.onnx": "weight.v1.raw",
         f"{artifact.path.name}.attest/model.sig": "doc.v1.raw",
-    }  # fmt: skip
+    }
     config = json.loads(sources[release.config.digest].read_bytes())
     assert set(config) == {"descriptor", "config", "modelfs"}  # the spec allows no more
     assert config["descriptor"]["licenses"] == ["Apache-2.0"]

@@ -50,9 +50,16 @@ def write_pair(folder: Path, name: str, key: Any, password: bytes = b"") -> Pair
 
 
 def certificate(
-    name: str, key: Any, issuer: str, issuer_key: Any, *, leads: bool, who: str = "",
-    provider: str = "", days: float = 30,
-) -> bytes:  # fmt: skip
+    name: str,
+    key: Any,
+    issuer: str,
+    issuer_key: Any,
+    *,
+    leads: bool,
+    who: str = "",
+    provider: str = "",
+    days: float = 30,
+) -> bytes:
     """A certificate as PEM. leads: it may sign others. days: until it expires."""
     built = (
         x509.CertificateBuilder()
@@ -65,13 +72,19 @@ def certificate(
         .add_extension(x509.BasicConstraints(ca=leads, path_length=None), critical=True)
         .add_extension(
             x509.KeyUsage(
-                digital_signature=not leads, content_commitment=False, key_encipherment=False,
-                data_encipherment=False, key_agreement=False, key_cert_sign=leads,
-                crl_sign=leads, encipher_only=False, decipher_only=False,
+                digital_signature=not leads,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=leads,
+                crl_sign=leads,
+                encipher_only=False,
+                decipher_only=False,
             ),
             critical=True,
         )
-    )  # fmt: skip
+    )
     if who:
         built = built.add_extension(
             x509.SubjectAlternativeName([x509.RFC822Name(who)]), critical=False
@@ -115,9 +128,17 @@ class Authority:
         pair = write_pair(self.folder, name, key)
         path = self.folder / f"{name}.pem"
         path.write_bytes(
-            certificate(name, key, "between", self.between_key, leads=False, who=who,
-                        provider=provider, days=days)
-        )  # fmt: skip
+            certificate(
+                name,
+                key,
+                "between",
+                self.between_key,
+                leads=False,
+                who=who,
+                provider=provider,
+                days=days,
+            )
+        )
         return Pair(private=pair.private, public=pair.public, certificate=path)
 
 

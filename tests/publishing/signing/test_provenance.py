@@ -67,8 +67,13 @@ def test_it_says_nothing_of_the_machine(stated: Any, signed: Path, small: Path) 
     content["recipe"]["quantize"]["calibration"] = "/home/anna/texts/"
     content["recipe"]["compile"] |= {"timing_cache": "/home/anna/t", "refit_from": "C:\\anna\\old"}
     text = json.dumps([stated, provenance.statement(content, {})])
-    for told in (str(small.parent), str(signed.parent), "/home/anna", "timing_cache",
-                 socket.gethostname() + '"'):  # fmt: skip
+    for told in (
+        str(small.parent),
+        str(signed.parent),
+        "/home/anna",
+        "timing_cache",
+        socket.gethostname() + '"',
+    ):
         assert told not in text
     recipe = provenance.statement(content, {})["predicate"]["buildDefinition"]
     assert recipe["externalParameters"]["recipe"]["quantize"]["calibration"] == "texts"

@@ -289,9 +289,15 @@ def test_a_policy_whose_key_cannot_be_read(
 
 @pytest.mark.parametrize(
     "words",
-    [{}, {"identity": "x"}, {"issuer": "x"}, {"chain": ("x",)}, {"key": "k", "identity": "x"},
-     {"issuer": "x", "chain": ("x",)}],
-)  # fmt: skip
+    [
+        {},
+        {"identity": "x"},
+        {"issuer": "x"},
+        {"chain": ("x",)},
+        {"key": "k", "identity": "x"},
+        {"issuer": "x", "chain": ("x",)},
+    ],
+)
 def test_policies_that_ask_for_nobody(words: Any) -> None:
     with pytest.raises(SignatureError, match="not clear"):
         Policy(**words)

@@ -12,10 +12,14 @@ def embed(job: Job) -> np.ndarray:
     """Vectors of the job's texts."""
     graph, *more = job["files"]
     TextEmbedding.add_custom_model(
-        model=job["name"], pooling=PoolingType.MEAN, normalization=True,
-        sources=ModelSource(hf=job["name"]), dim=job["dimension"], model_file=graph,
+        model=job["name"],
+        pooling=PoolingType.MEAN,
+        normalization=True,
+        sources=ModelSource(hf=job["name"]),
+        dim=job["dimension"],
+        model_file=graph,
         additional_files=more,
-    )  # fmt: skip
+    )
     model = TextEmbedding(job["name"], specific_model_path=job["folder"])
     return np.array(list(model.embed(prompted(job), batch_size=8)))
 

@@ -71,8 +71,9 @@ def test_memories_are_kept_with_the_artifacts_vectors(
     if minilm:  # trained weights, so what is found means something
         assert told == ANSWERS
     assert run("mem0", *words, home=home) == told_at_first  # another process remembers
-    rows = json.loads(run("mem0", "tests/servers/mem0/stored.py", kept / "memories.db", "memories",
-                          home=home))  # fmt: skip
+    rows = json.loads(
+        run("mem0", "tests/servers/mem0/stored.py", kept / "memories.db", "memories", home=home)
+    )
     check_stored(rows, memories, artifact)
     assert not (home / ".mem0").exists()  # where Mem0 would keep its id and history
 

@@ -147,9 +147,14 @@ def placed(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
             spots[one.key] = json.loads(event.text)
 
     results = cluster.run(
-        jobs, Copies(template), out=room / "placed", address=whole.address,
-        memory=lambda one: 2**28, scratch=room / "scratch", listen=listen,
-    )  # fmt: skip
+        jobs,
+        Copies(template),
+        out=room / "placed",
+        address=whole.address,
+        memory=lambda one: 2**28,
+        scratch=room / "scratch",
+        listen=listen,
+    )
     kinds = {
         one["NodeID"]: [name for name in ("L4", "accelerator_type:T4") if name in one["Resources"]]
         for one in ray.nodes()
@@ -157,9 +162,12 @@ def placed(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
     for spot in spots.values():
         spot["kinds"] = kinds[spot["node"]]
     again = cluster.run(
-        jobs[:1], Copies(template), out=room / "placed", address=whole.address,
+        jobs[:1],
+        Copies(template),
+        out=room / "placed",
+        address=whole.address,
         scratch=room / "scratch",
-    )  # fmt: skip
+    )
     left = [str(path) for path in (room / "scratch").rglob("*") if path.is_file()]
     return {
         "results": told(results),
@@ -236,9 +244,13 @@ def interrupted(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
     begin = time.monotonic()
     try:
         cluster.run(
-            jobs, Copies(template, gate=room / "never", beats=beats), out=room / "cancelled",
-            address=whole.address, scratch=scratch, listen=listen,
-        )  # fmt: skip
+            jobs,
+            Copies(template, gate=room / "never", beats=beats),
+            out=room / "cancelled",
+            address=whole.address,
+            scratch=scratch,
+            listen=listen,
+        )
         ended = "by itself"
     except KeyboardInterrupt:
         ended = "interrupted"
@@ -279,9 +291,13 @@ def lost(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
             killers[0].start()
 
     results = cluster.run(
-        jobs, Copies(template, gate=gate), out=room / "lost", address=whole.address,
-        scratch=room / "scratch3", listen=listen,
-    )  # fmt: skip
+        jobs,
+        Copies(template, gate=gate),
+        out=room / "lost",
+        address=whole.address,
+        scratch=room / "scratch3",
+        listen=listen,
+    )
     killers[0].join()
     return {"results": told(results), "at": at, "notes": notes}
 
@@ -303,9 +319,14 @@ def gone(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
             killers[0].start()
 
     results = cluster.run(
-        jobs, Copies(template, gate=room / "gate2"), out=room / "gone", address=whole.address,
-        patience_s=2, scratch=room / "scratch4", listen=listen,
-    )  # fmt: skip
+        jobs,
+        Copies(template, gate=room / "gate2"),
+        out=room / "gone",
+        address=whole.address,
+        patience_s=2,
+        scratch=room / "scratch4",
+        listen=listen,
+    )
     killers[0].join()
     return {"results": told(results)}
 
@@ -321,9 +342,12 @@ def built(whole: Cluster, room: Path, checkpoint: Path, chosen: recipe.Recipe) -
 
     kinds: list[str] = []
     [outcome] = cluster.build_all(
-        chosen, [one], out=room / "built", address=whole.address,
+        chosen,
+        [one],
+        out=room / "built",
+        address=whole.address,
         listen=lambda job, event: (kinds.append(event.kind), listen(job, event)),
-    )  # fmt: skip
+    )
     if outcome.error is not None:
         raise outcome.error
     assert outcome.artifact is not None

@@ -152,12 +152,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     room = tmp_path / "home"
     room.mkdir()
     for name, value in {
-        "HOME": str(room), "DOCKER_CONFIG": str(room), "JEXPORT_CACHE": str(room / "cache"),
-        "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST", "AWS_SECRET_ACCESS_KEY": "an-s3-secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_CONFIG_FILE": str(room / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(room / "none"), "NO_PROXY": "127.0.0.1",
-    }.items():  # fmt: skip
+        "HOME": str(room),
+        "DOCKER_CONFIG": str(room),
+        "JEXPORT_CACHE": str(room / "cache"),
+        "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST",
+        "AWS_SECRET_ACCESS_KEY": "an-s3-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_CONFIG_FILE": str(room / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(room / "none"),
+        "NO_PROXY": "127.0.0.1",
+    }.items():
         monkeypatch.setenv(name, value)
     return room
 
@@ -241,11 +247,17 @@ def test_the_program_leaves_this_machine_alone(
 
     def run(*words: object) -> str:
         done = subprocess.run(
-            [sys.executable, PROJECT / "tests" / "offline.py",
-             PROJECT / "jexport" / "__main__.py", *map(str, words)],
-            capture_output=True, text=True, check=False,
+            [
+                sys.executable,
+                PROJECT / "tests" / "offline.py",
+                PROJECT / "jexport" / "__main__.py",
+                *map(str, words),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -317,8 +329,11 @@ def test_a_large_file_breaks_off_and_goes_on(
     with open(artifact.path / "model.onnx", "ab") as stream:
         stream.write(os.urandom(1 << 20) * (BIG_BYTES >> 20))
     content = json.loads((artifact.path / manifest.NAME).read_text())
-    files = [manifest.file_digest(p, root=artifact.path) for p in artifact.path.rglob("*")
-             if p.is_file() and p.name != manifest.NAME]  # fmt: skip
+    files = [
+        manifest.file_digest(p, root=artifact.path)
+        for p in artifact.path.rglob("*")
+        if p.is_file() and p.name != manifest.NAME
+    ]
     content["files"] = manifest.listed(files)
     content["sha256"] = manifest.seal(content)
     manifest.write_json(artifact.path / manifest.NAME, content)

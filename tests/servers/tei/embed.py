@@ -41,8 +41,11 @@ def embed(job: Job) -> np.ndarray:
     assert {"input_ids", "attention_mask"} <= set(names)
     assert set(names.values()) == {"tensor(int64)"}
     outputs = [one.name for one in session.get_outputs()]
-    chosen = next(name for name in ("sentence_embedding", "last_hidden_state", "token_embeddings")
-                  if name in outputs)  # fmt: skip
+    chosen = next(
+        name
+        for name in ("sentence_embedding", "last_hidden_state", "token_embeddings")
+        if name in outputs
+    )
     assert chosen == "sentence_embedding"  # it is given away as it is: nothing is pooled there
     pad = loader.read(folder, "config.json")["pad_token_id"]
     rows = []

@@ -13,20 +13,38 @@ from typing import Any
 
 CANDLE = {
     "nomic_bert": {
-        "prenorm": bool, "rotary_emb_fraction": float, "qkv_proj_bias": bool,
-        "rotary_emb_base": (int, float), "rotary_emb_interleaved": bool, "mlp_fc1_bias": bool,
-        "mlp_fc2_bias": bool, "rotary_scaling_factor": (float, type(None)), "n_embd": int,
-        "n_head": int, "n_inner": int, "n_layer": int, "n_positions": int,
-        "activation_function": str, "vocab_size": int, "type_vocab_size": int,
+        "prenorm": bool,
+        "rotary_emb_fraction": float,
+        "qkv_proj_bias": bool,
+        "rotary_emb_base": (int, float),
+        "rotary_emb_interleaved": bool,
+        "mlp_fc1_bias": bool,
+        "mlp_fc2_bias": bool,
+        "rotary_scaling_factor": (float, type(None)),
+        "n_embd": int,
+        "n_head": int,
+        "n_inner": int,
+        "n_layer": int,
+        "n_positions": int,
+        "activation_function": str,
+        "vocab_size": int,
+        "type_vocab_size": int,
         "layer_norm_epsilon": float,
     },
     "bert": {
-        "vocab_size": int, "hidden_size": int, "num_hidden_layers": int,
-        "num_attention_heads": int, "intermediate_size": int, "hidden_act": str,
-        "max_position_embeddings": int, "type_vocab_size": int, "layer_norm_eps": float,
-        "pad_token_id": int, "position_embedding_type": str,
+        "vocab_size": int,
+        "hidden_size": int,
+        "num_hidden_layers": int,
+        "num_attention_heads": int,
+        "intermediate_size": int,
+        "hidden_act": str,
+        "max_position_embeddings": int,
+        "type_vocab_size": int,
+        "layer_norm_eps": float,
+        "pad_token_id": int,
+        "position_embedding_type": str,
     },
-}  # fmt: skip
+}
 """Keys of config.json that the candle backend cannot do without, by model_type."""
 
 EMBEDDINGS = ("embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight")
@@ -39,11 +57,18 @@ LAYERS = {
     "bert": (
         (*EMBEDDINGS, "embeddings.position_embeddings.weight", "embeddings.LayerNorm.weight"),
         "encoder.layer.{}.",
-        ("attention.self.query", "attention.self.key", "attention.self.value",
-         "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense",
-         "output.dense", "output.LayerNorm"),
+        (
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "attention.output.LayerNorm",
+            "intermediate.dense",
+            "output.dense",
+            "output.LayerNorm",
+        ),
     ),
-}  # fmt: skip
+}
 """By model_type: tensors outside the layers, a layer's prefix, its modules (weight and bias)."""
 
 
@@ -78,8 +103,9 @@ def graph(folder: Path) -> Path:
     config = read(folder, "config.json")
     assert isinstance(config["hidden_size"], int)
     assert isinstance(config["num_hidden_layers"], int)
-    found = [path for path in (folder / "model.onnx", folder / "onnx" / "model.onnx")
-             if path.is_file()]  # fmt: skip
+    found = [
+        path for path in (folder / "model.onnx", folder / "onnx" / "model.onnx") if path.is_file()
+    ]
     assert found, "no model.onnx in the root or in onnx/"
     return found[0]
 
@@ -101,8 +127,10 @@ def candle(folder: Path) -> None:
     layers = config["n_layer" if kind == "nomic_bert" else "num_hidden_layers"]
     wanted = set(outside) | {
         f"{prefix.format(layer)}{module}.{part}"
-        for layer in range(layers) for module in modules for part in ("weight", "bias")
-    }  # fmt: skip
+        for layer in range(layers)
+        for module in modules
+        for part in ("weight", "bias")
+    }
     with (folder / "model.safetensors").open("rb") as stream:
         [size] = struct.unpack("<Q", stream.read(8))
         tensors = json.loads(stream.read(size))

@@ -24,9 +24,12 @@ def embed(job: Job) -> np.ndarray:
 
         def ask(**options: object) -> np.ndarray:
             reply = client.embeddings.create(
-                model=served, input=prompted(job), encoding_format="float",
-                extra_body={"truncate_prompt_tokens": -1}, **options,
-            )  # fmt: skip
+                model=served,
+                input=prompted(job),
+                encoding_format="float",
+                extra_body={"truncate_prompt_tokens": -1},
+                **options,
+            )
             return np.array([one.embedding for one in reply.data], dtype=np.float32)
 
         for size, output in job["smaller"].items():

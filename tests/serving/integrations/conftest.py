@@ -34,9 +34,11 @@ def offline() -> Callable[..., str]:
     def run(script: str, *words: object) -> str:
         done = subprocess.run(
             [sys.executable, PROJECT / "tests" / "offline.py", PROJECT / script, *map(str, words)],
-            capture_output=True, text=True, check=False,
+            capture_output=True,
+            text=True,
+            check=False,
             env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -79,8 +79,15 @@ def test_vectors_are_the_artifacts(pair: tuple[Path, Path], texts: list[str]) ->
 
 
 def test_every_option_reaches_the_pair(symmetric: Path) -> None:
-    given = {"dimensions": 16, "normalize": False, "truncate": False, "batch_tokens": 7,
-             "device": "cpu", "threads": 1, "verify": False}  # fmt: skip
+    given = {
+        "dimensions": 16,
+        "normalize": False,
+        "truncate": False,
+        "batch_tokens": 7,
+        "device": "cpu",
+        "threads": 1,
+        "verify": False,
+    }
     with JexportEmbeddings(symmetric, **given) as embeddings:  # type: ignore[arg-type]
         assert vars(embeddings._pair._options) == given
 

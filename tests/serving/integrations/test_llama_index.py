@@ -183,7 +183,14 @@ def test_refusals(pair: tuple[Path, Path]) -> None:
 
 
 def test_every_option_reaches_the_pair(symmetric: Path) -> None:
-    given = {"dimensions": 16, "normalize": False, "truncate": False, "batch_tokens": 7,
-             "device": "cpu", "threads": 1, "verify": False}  # fmt: skip
+    given = {
+        "dimensions": 16,
+        "normalize": False,
+        "truncate": False,
+        "batch_tokens": 7,
+        "device": "cpu",
+        "threads": 1,
+        "verify": False,
+    }
     with JexportEmbedding(symmetric, **given) as embedding:
         assert vars(embedding._pair._options) == given

@@ -57,8 +57,9 @@ def test_a_repository_is_models_with_versions_that_are_the_artifacts(
     repository: Path, both: list[Path], triton: Any
 ) -> None:
     assert sorted(path.name for path in repository.iterdir()) == [
-        "small_retrieval.passage", "small_retrieval.query",
-    ]  # fmt: skip
+        "small_retrieval.passage",
+        "small_retrieval.query",
+    ]
     for path, name in zip(both, ("retrieval.query", "retrieval.passage"), strict=True):
         model = repository / f"small_{name}"
         assert sorted(p.name for p in model.iterdir()) == ["1", "config.pbtxt", "warmup"]
@@ -81,8 +82,9 @@ def test_the_config_is_what_the_graph_is(repository: Path, both: list[Path], tri
         assert config.default_model_filename == "model.onnx"
         session = onnxruntime.InferenceSession(str(model / "1" / config.default_model_filename))
         for specs, values in (
-            (config.input, session.get_inputs()), (config.output, session.get_outputs()),
-        ):  # fmt: skip
+            (config.input, session.get_inputs()),
+            (config.output, session.get_outputs()),
+        ):
             kinds = {"tensor(int64)": "INT64", "tensor(float)": "FP32", "tensor(float16)": "FP16"}
             assert {one.name: triton.kserve(one.data_type) for one in specs} == {
                 value.name: kinds[value.type] for value in values
@@ -93,8 +95,10 @@ def test_the_config_is_what_the_graph_is(repository: Path, both: list[Path], tri
             }
         said = {key: value.string_value for key, value in config.parameters.items()}
         assert said["jexport.version.1"].split() == [
-            content["version"], content["precision"], content["sha256"],
-        ]  # fmt: skip
+            content["version"],
+            content["precision"],
+            content["sha256"],
+        ]
         assert said["jexport.embedding_space"] == content["embedding"]["space"]
         assert said["intra_op_thread_count"] == "0"
 
@@ -210,9 +214,13 @@ def test_numbers_are_never_used_twice(
 
 
 def test_whoever_was_stopped_before_the_config_is_helped_by_the_next_run(
-    artifact: Path, artifact_copy: Path, changed: Callable[..., Path], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, triton: Any,
-) -> None:  # fmt: skip
+    artifact: Path,
+    artifact_copy: Path,
+    changed: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    triton: Any,
+) -> None:
     out = tmp_path / "models"
     [first] = write([artifact], out)
     later = changed(artifact_copy, lambda content: content.update(version="9.9.9-new"))
@@ -369,9 +377,13 @@ def test_a_model_of_that_name_that_is_not_jexports_is_left_alone(
 
 @pytest.mark.parametrize("first", [True, False])
 def test_another_run_that_was_faster_is_not_overwritten(
-    first: bool, artifact: Path, artifact_copy: Path, changed: Callable[..., Path],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    first: bool,
+    artifact: Path,
+    artifact_copy: Path,
+    changed: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out = tmp_path / "models"
     if not first:
         write([artifact], out)

@@ -63,9 +63,12 @@ def test_requests_are_padded_to_a_multiple_and_split_at_the_largest_batch(
 
 
 def test_another_model_under_that_name_is_noticed(
-    served: SimpleNamespace, client: Any, artifact_copy: Path, changed: Callable[..., Path],
+    served: SimpleNamespace,
+    client: Any,
+    artifact_copy: Path,
+    changed: Callable[..., Path],
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     other = changed(artifact_copy, lambda c: c["embedding"].update(space="0" * 64))
     folder = tmp_path / "small_retrieval.query" / "1"
     folder.parent.mkdir()
@@ -135,7 +138,9 @@ def test_the_example_as_a_program(served: SimpleNamespace) -> None:
     _, one = served.pairs[0]
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), str(one.path), "a boat", "a ship", "--url", served.url],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.startswith("2 vectors of 64")
     assert " 1.000" in done.stdout

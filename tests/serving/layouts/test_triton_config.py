@@ -30,9 +30,12 @@ def profile(batch: tuple[int, int], tokens: tuple[int, int]) -> Profile:
 
 def content(profiles: Any) -> dict[str, Any]:
     return {
-        "name": "m", "task": "t", "target": "trt", "embedding": {"max_tokens": 512},
+        "name": "m",
+        "task": "t",
+        "target": "trt",
+        "embedding": {"max_tokens": 512},
         "engine": {"facts": {"profiles": profiles}, "runs_on": {}},
-    }  # fmt: skip
+    }
 
 
 def ranges(limit: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -91,11 +94,22 @@ def test_wishes_can_only_shrink_a_profile() -> None:
         plan(said, Wishes(device="tpu"))
 
 
-@pytest.mark.parametrize("wrong", [
-    None, [], {}, [3], [{}], [{"batch": [1, 2, 3]}], [{"batch": [1, 2, 3], "tokens": [1, 2]}],
-    [{"batch": [0, 2, 3], "tokens": [1, 2, 3]}], [{"batch": [1, 2, 3], "tokens": [3, 2, 4]}],
-    [{"batch": [1, 2, 3], "tokens": [1, 2.0, 3]}], [{"batch": [1, 2, 3], "tokens": "123"}],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None,
+        [],
+        {},
+        [3],
+        [{}],
+        [{"batch": [1, 2, 3]}],
+        [{"batch": [1, 2, 3], "tokens": [1, 2]}],
+        [{"batch": [0, 2, 3], "tokens": [1, 2, 3]}],
+        [{"batch": [1, 2, 3], "tokens": [3, 2, 4]}],
+        [{"batch": [1, 2, 3], "tokens": [1, 2.0, 3]}],
+        [{"batch": [1, 2, 3], "tokens": "123"}],
+    ],
+)
 def test_profiles_that_cannot_be_read(wrong: Any) -> None:
     with pytest.raises(LayoutError, match="profiles"):
         profiles_of(content(wrong))

@@ -83,8 +83,12 @@ class FakeGpu:
         for name in dir(self):
             if name.startswith("cuda"):
                 setattr(module, name, self._counted(name, getattr(self, name)))
-        for name in ("cudaError_t", "cudaMemcpyKind", "cudaStreamCaptureMode",
-                     "cudaStreamNonBlocking"):  # fmt: skip
+        for name in (
+            "cudaError_t",
+            "cudaMemcpyKind",
+            "cudaStreamCaptureMode",
+            "cudaStreamNonBlocking",
+        ):
             setattr(module, name, getattr(real, name))
         return module
 

@@ -27,12 +27,19 @@ ACTIVATIONS_BYTES = 4096
 
 FLAGS = {
     10: {
-        "FP16": 0, "INT8": 1, "REFIT": 4, "TF32": 6, "OBEY_PRECISION_CONSTRAINTS": 9,
-        "PREFER_PRECISION_CONSTRAINTS": 10, "VERSION_COMPATIBLE": 13, "FP8": 15, "BF16": 17,
+        "FP16": 0,
+        "INT8": 1,
+        "REFIT": 4,
+        "TF32": 6,
+        "OBEY_PRECISION_CONSTRAINTS": 9,
+        "PREFER_PRECISION_CONSTRAINTS": 10,
+        "VERSION_COMPATIBLE": 13,
+        "FP8": 15,
+        "BF16": 17,
         "STRIP_PLAN": 19,
     },
     11: {"REFIT": 4, "TF32": 6, "VERSION_COMPATIBLE": 12, "STRIP_PLAN": 18},
-}  # fmt: skip
+}
 OF_ONE_MAJOR: dict[int, dict[str, dict[str, int]]] = {
     10: {
         "TacticSource": {"CUBLAS": 0, "CUBLAS_LT": 1, "CUDNN": 2, "EDGE_MASK_CONVOLUTIONS": 3},
@@ -56,7 +63,7 @@ ENUMS: dict[str, dict[str, int]] = {
     "DeviceType": {"GPU": 0, "DLA": 1},
     "DataType": {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "INT64": 8},
     "EngineCapability": {"STANDARD": 0},
-}  # fmt: skip
+}
 NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
 
 
@@ -109,9 +116,14 @@ def make(major: int, gpu: Any = None) -> tuple[types.ModuleType, Record]:
     module = _Module(record)
     module.__version__ = VERSIONS[major]  # type: ignore[attr-defined]
     module.__spec__ = importlib.machinery.ModuleSpec("tensorrt", None)
-    names = ENUMS | OF_ONE_MAJOR[major] | {
-        "BuilderFlag": FLAGS[major], "NetworkDefinitionCreationFlag": NETWORK_FLAGS[major],
-    }  # fmt: skip
+    names = (
+        ENUMS
+        | OF_ONE_MAJOR[major]
+        | {
+            "BuilderFlag": FLAGS[major],
+            "NetworkDefinitionCreationFlag": NETWORK_FLAGS[major],
+        }
+    )
     for name, numbers in names.items():
         setattr(module, name, Names(record, name, numbers))
     for thing in _classes(major, record, module, gpu):
@@ -559,10 +571,24 @@ def _classes(major: int, record: Record, trt: Any, gpu: Any) -> list[type]:
             return self._errors[index]
 
     return [
-        ILogger, Logger, IHostMemory, ITensor, ILayer, INetworkDefinition, IOptimizationProfile,
-        ITimingCache, IBuilderConfig, Builder, OnnxParser, ISerializationConfig, Runtime,
-        ICudaEngine, IExecutionContext, Refitter, OnnxParserRefitter,
-    ]  # fmt: skip
+        ILogger,
+        Logger,
+        IHostMemory,
+        ITensor,
+        ILayer,
+        INetworkDefinition,
+        IOptimizationProfile,
+        ITimingCache,
+        IBuilderConfig,
+        Builder,
+        OnnxParser,
+        ISerializationConfig,
+        Runtime,
+        ICudaEngine,
+        IExecutionContext,
+        Refitter,
+        OnnxParserRefitter,
+    ]
 
 
 def _weights(model: Any) -> dict[str, Any]:

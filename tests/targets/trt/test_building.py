@@ -16,10 +16,24 @@ from jexport.targets.trt.building import Options
 from jexport.targets.trt.log import Log
 from jexport.targets.trt.profiles import Profile, Range
 
-REMOVED_FLAGS = {"FP16", "BF16", "INT8", "FP8", "INT4", "FP4", "OBEY_PRECISION_CONSTRAINTS",
-                 "PREFER_PRECISION_CONSTRAINTS"}  # fmt: skip
-REMOVED = {"algorithm_selector", "set_calibration_profile", "int8_calibrator", "precision",
-           "set_dynamic_range", "set_output_type"}  # fmt: skip
+REMOVED_FLAGS = {
+    "FP16",
+    "BF16",
+    "INT8",
+    "FP8",
+    "INT4",
+    "FP4",
+    "OBEY_PRECISION_CONSTRAINTS",
+    "PREFER_PRECISION_CONSTRAINTS",
+}
+REMOVED = {
+    "algorithm_selector",
+    "set_calibration_profile",
+    "int8_calibrator",
+    "precision",
+    "set_dynamic_range",
+    "set_output_type",
+}
 PROFILES = (
     Profile(batch=Range(min=1, opt=8, max=32), tokens=Range(min=1, opt=64, max=128)),
     Profile(batch=Range(min=1, opt=2, max=8), tokens=Range(min=129, opt=256, max=512)),
@@ -165,8 +179,10 @@ def test_costs_are_told() -> None:
         version_compatible=True, hardware_compatible="ampere_plus", weight_stripped=True
     ).costs()
     assert [line.split(":")[0] for line in told] == [
-        "version_compatible", "ampere_plus", "weight_stripped",
-    ]  # fmt: skip
+        "version_compatible",
+        "ampere_plus",
+        "weight_stripped",
+    ]
     assert all("slower" in line or "lean runtime" in line for line in told)
 
 

@@ -101,10 +101,15 @@ def test_no_driver(bench: Any) -> None:
 
 @pytest.mark.parametrize(
     ("wheel", "driver", "good"),
-    [("tensorrt-cu13", 12080, False), ("tensorrt-cu13", 13000, True),
-     ("tensorrt-cu13-bindings", 12090, False), ("tensorrt-cu12", 12020, True),
-     ("tensorrt-cu12", 11080, False), ("something", 11080, True)],
-)  # fmt: skip
+    [
+        ("tensorrt-cu13", 12080, False),
+        ("tensorrt-cu13", 13000, True),
+        ("tensorrt-cu13-bindings", 12090, False),
+        ("tensorrt-cu12", 12020, True),
+        ("tensorrt-cu12", 11080, False),
+        ("something", 11080, True),
+    ],
+)
 def test_a_driver_older_than_tensorrts_cuda(
     wheel: str, driver: int, good: bool, bench: Any, wheels: Callable[..., None]
 ) -> None:

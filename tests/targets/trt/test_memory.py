@@ -64,8 +64,13 @@ def test_the_hungriest_profile_counts(tmp_path: Path) -> None:
 def test_weights_beside_the_graph_count_unread(tmp_path: Path) -> None:
     attention(tmp_path / "a.onnx")
     model = onnx.load(tmp_path / "a.onnx")
-    onnx.save(model, tmp_path / "b.onnx", save_as_external_data=True, size_threshold=0,
-              location="b.onnx_data")  # fmt: skip
+    onnx.save(
+        model,
+        tmp_path / "b.onnx",
+        save_as_external_data=True,
+        size_threshold=0,
+        location="b.onnx_data",
+    )
     (tmp_path / "b.onnx_data").unlink()
     found = memory.predict(tmp_path / "b.onnx", [shape(1, 8)])
     assert found.weights_bytes == 160

@@ -22,10 +22,15 @@ HERE = Machine(
     system="linux-x86_64",
 )
 MADE = Origin(
-    tensorrt="11.4.0.106", gpu="RTX 3090", capability="8.6", system="linux-x86_64",
-    hardware_compatible="", version_compatible=False, profiles=profiles.standard(512),
+    tensorrt="11.4.0.106",
+    gpu="RTX 3090",
+    capability="8.6",
+    system="linux-x86_64",
+    hardware_compatible="",
+    version_compatible=False,
+    profiles=profiles.standard(512),
     sha256=hashlib.sha256(PLAN).hexdigest(),
-)  # fmt: skip
+)
 
 
 def on(**changes: Any) -> Machine:
@@ -75,8 +80,19 @@ def test_facts_and_back() -> None:
     assert origin.of(plain | {"opset": 20, "notes": []}) == MADE
 
 
-@pytest.mark.parametrize("key", ["tensorrt", "capability", "system", "sha256", "profiles",
-                                 "version_compatible", "hardware_compatible", "gpu"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        "tensorrt",
+        "capability",
+        "system",
+        "sha256",
+        "profiles",
+        "version_compatible",
+        "hardware_compatible",
+        "gpu",
+    ],
+)
 def test_a_manifest_that_does_not_say(key: str) -> None:
     plain = MADE.plain()
     for wrong in ({k: v for k, v in plain.items() if k != key}, plain | {key: 7}):

@@ -103,9 +103,14 @@ def chosen(bench: Any) -> list[int]:
     ],
 )
 def test_every_batch_gives_the_graphs_own_vectors(
-    lengths: list[int], tokens: int, profiles: list[int], graphs: bool,
-    bench: Any, tiny: Any, made: tuple[Path, Origin],
-) -> None:  # fmt: skip
+    lengths: list[int],
+    tokens: int,
+    profiles: list[int],
+    graphs: bool,
+    bench: Any,
+    tiny: Any,
+    made: tuple[Path, Origin],
+) -> None:
     given = feed(lengths, tokens)
     with plan.open_plan(*made, graphs=graphs) as run:
         bench.record.calls.clear()
@@ -289,12 +294,20 @@ def test_everything_is_freed_after_an_error(bench: Any, made: tuple[Path, Origin
 @pytest.mark.parametrize(
     ("function", "after"),
     [
-        ("cudaStreamCreateWithFlags", 0), ("cudaMalloc", 0), ("cudaMalloc", 1), ("cudaMalloc", 3),
-        ("cudaMallocHost", 0), ("cudaMallocHost", 2), ("cudaMemcpyAsync", 0),
-        ("cudaMemcpyAsync", 2), ("cudaStreamBeginCapture", 0), ("cudaStreamEndCapture", 0),
-        ("cudaGraphInstantiate", 0), ("cudaGraphLaunch", 0),
+        ("cudaStreamCreateWithFlags", 0),
+        ("cudaMalloc", 0),
+        ("cudaMalloc", 1),
+        ("cudaMalloc", 3),
+        ("cudaMallocHost", 0),
+        ("cudaMallocHost", 2),
+        ("cudaMemcpyAsync", 0),
+        ("cudaMemcpyAsync", 2),
+        ("cudaStreamBeginCapture", 0),
+        ("cudaStreamEndCapture", 0),
+        ("cudaGraphInstantiate", 0),
+        ("cudaGraphLaunch", 0),
     ],
-)  # fmt: skip
+)
 def test_everything_is_freed_when_a_call_fails(
     function: str, after: int, bench: Any, made: tuple[Path, Origin]
 ) -> None:

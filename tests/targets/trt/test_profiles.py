@@ -33,8 +33,10 @@ def test_tables_become_profiles_and_back() -> None:
         batch=Range(min=1, opt=8, max=32), tokens=Range(min=1, opt=64, max=128)
     )
     assert [one.plain() for one in found] == [SHORT, LONG]
-    specs = [ProfileSpec(batch=(1, 8, 32), tokens=(1, 64, 128)),
-             ProfileSpec(batch=(1, 2, 8), tokens=(129, 256, 512))]  # fmt: skip
+    specs = [
+        ProfileSpec(batch=(1, 8, 32), tokens=(1, 64, 128)),
+        ProfileSpec(batch=(1, 2, 8), tokens=(129, 256, 512)),
+    ]
     assert profiles.read(specs, max_tokens=512) == found
     assert profiles.specs(found) == tuple(specs)
 
@@ -193,9 +195,17 @@ FOUND = tables(SHORT, LONG)
 
 @pytest.mark.parametrize(
     ("batch", "tokens", "chosen"),
-    [(1, 1, 0), (32, 128, 0), (33, 128, None), (1, 129, 1), (8, 512, 1), (9, 129, None),
-     (1, 513, None), (0, 5, None)],
-)  # fmt: skip
+    [
+        (1, 1, 0),
+        (32, 128, 0),
+        (33, 128, None),
+        (1, 129, 1),
+        (8, 512, 1),
+        (9, 129, None),
+        (1, 513, None),
+        (0, 5, None),
+    ],
+)
 def test_pick(batch: int, tokens: int, chosen: int | None) -> None:
     assert profiles.pick(FOUND, batch, tokens) == chosen
 

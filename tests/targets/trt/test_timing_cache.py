@@ -13,11 +13,12 @@ from jexport.targets.trt import timing_cache
 from jexport.targets.trt.device import Gpu, Machine
 
 HERE = Machine(
-    gpu=Gpu(name="NVIDIA GeForce RTX 3090 / x", capability="8.6", driver_cuda="13.0",
-            total_bytes=1),
+    gpu=Gpu(
+        name="NVIDIA GeForce RTX 3090 / x", capability="8.6", driver_cuda="13.0", total_bytes=1
+    ),
     tensorrt="11.4.0.106",
     system="linux-x86_64",
-)  # fmt: skip
+)
 
 
 @pytest.fixture

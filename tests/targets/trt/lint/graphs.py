@@ -14,9 +14,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT, HALF, INT8, UINT8, INT64, BOOL, DOUBLE = (
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8,
-    TensorProto.INT64, TensorProto.BOOL, TensorProto.DOUBLE,
-)  # fmt: skip
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+    TensorProto.INT64,
+    TensorProto.BOOL,
+    TensorProto.DOUBLE,
+)
 WIDE = 4
 NODE = helper.make_node
 VALUE = helper.make_tensor_value_info
@@ -89,6 +94,11 @@ def pair(
     more = {} if axis is None else {"axis": axis}
     return [
         NODE("QuantizeLinear", [source, *given], [f"{name}/steps"], name=f"{name}/Q", **more),
-        NODE("DequantizeLinear", [f"{name}/steps", *given], [f"{name}/out"], name=f"{name}/DQ",
-             **more),
-    ], constants  # fmt: skip
+        NODE(
+            "DequantizeLinear",
+            [f"{name}/steps", *given],
+            [f"{name}/out"],
+            name=f"{name}/DQ",
+            **more,
+        ),
+    ], constants

@@ -167,9 +167,10 @@ def published(graphs: Any, tmp_path: Path) -> Path:
         given=graphs.inputs(task),
     )
     quantize_dynamic(
-        onnx.shape_inference.infer_shapes(made), tmp_path / "int8.onnx",
+        onnx.shape_inference.infer_shapes(made),
+        tmp_path / "int8.onnx",
         weight_type=QuantType.QInt8,
-    )  # fmt: skip
+    )
     return tmp_path / "int8.onnx"
 
 

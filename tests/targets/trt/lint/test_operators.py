@@ -30,9 +30,14 @@ def test_a_plain_graph_has_no_finding(graphs: Any, linted: Callable[..., Any]) -
 
 @pytest.mark.parametrize(
     ("op", "given"),
-    [("DynamicQuantizeLinear", ["x"]), ("QLinearMatMul", ["x"] * 8), ("Unique", ["x"]),
-     ("BitwiseNot", ["input_ids"]), ("Det", ["x"])],
-)  # fmt: skip
+    [
+        ("DynamicQuantizeLinear", ["x"]),
+        ("QLinearMatMul", ["x"] * 8),
+        ("Unique", ["x"]),
+        ("BitwiseNot", ["input_ids"]),
+        ("Det", ["x"]),
+    ],
+)
 def test_refused_by_the_table(
     op: str, given: list[str], graphs: Any, linted: Callable[..., Any]
 ) -> None:
@@ -67,9 +72,13 @@ def test_inside_branches(depth: int, graphs: Any, linted: Callable[..., Any]) ->
 
     def switch(level: int, result: str, name: str) -> Any:
         return NODE(
-            "If", ["yes"], [result], name=f"{name}/If",
-            then_branch=branch(f"{name}t", level - 1), else_branch=branch(f"{name}e", level - 1),
-        )  # fmt: skip
+            "If",
+            ["yes"],
+            [result],
+            name=f"{name}/If",
+            then_branch=branch(f"{name}t", level - 1),
+            else_branch=branch(f"{name}e", level - 1),
+        )
 
     made = graphs.model([switch(depth, "out", "n")], [graphs.tensor("yes", True, bool)])
     (found,) = of(linted(made), "operator")
@@ -119,9 +128,16 @@ def cast(to: int, name: str = "c") -> Any:
 
 @pytest.mark.parametrize(
     ("to", "rule", "severity"),
-    [(1, "", ""), (10, "", ""), (16, "", ""), (11, "double", "warning"), (7, "type", "error"),
-     (2, "uint8", "error"), (9, "type", "error")],
-)  # fmt: skip
+    [
+        (1, "", ""),
+        (10, "", ""),
+        (16, "", ""),
+        (11, "double", "warning"),
+        (7, "type", "error"),
+        (2, "uint8", "error"),
+        (9, "type", "error"),
+    ],
+)
 def test_types_of_an_operator(
     to: int, rule: str, severity: str, graphs: Any, linted: Callable[..., Any]
 ) -> None:
@@ -136,11 +152,13 @@ def test_types_follow_data_through_operators_and_branches(
 ) -> None:
     branches = {
         name: helper.make_graph(
-            [NODE("Transpose", ["c"], [name], name=f"{name}/T")], name, [],
+            [NODE("Transpose", ["c"], [name], name=f"{name}/T")],
+            name,
+            [],
             [graphs.VALUE(name, graphs.INT64, None)],
         )
         for name in ("then_branch", "else_branch")
-    }  # fmt: skip
+    }
     nodes = [
         cast(7),
         NODE("If", ["yes"], ["either"], name="If", **branches),
@@ -168,8 +186,10 @@ def test_a_type_beyond_the_parsers_table_is_a_warning(
     graphs: Any, linted: Callable[..., Any]
 ) -> None:
     table8 = graphs.tensor("t8", np.ones((8, 4)), np.int8)
-    nodes = [NODE("Gather", ["t8", "input_ids"], ["g"], name="look"),
-             NODE("Cast", ["g"], ["out"], to=1, name="wide")]  # fmt: skip
+    nodes = [
+        NODE("Gather", ["t8", "input_ids"], ["g"], name="look"),
+        NODE("Cast", ["g"], ["out"], to=1, name="wide"),
+    ]
     found = linted(graphs.model(nodes, [table8]))
     assert [(one.severity, one.rule) for one in found] == [("warning", "type")] * 2
     assert {one.operator for one in found} == {"Gather", "Cast"}
@@ -194,8 +214,11 @@ def test_reduce_axes(op: str, graphs: Any, linted: Callable[..., Any]) -> None:
     assert of(linted(graphs.model([node], [axes], opset=opset)), "reduce-axes") == []
     constant = NODE("Constant", [], ["axes"], value=axes, name="c")
     assert of(linted(graphs.model([constant, node], opset=opset)), "reduce-axes") == []
-    shaped = [NODE("Shape", ["x"], ["s"], name="s"),
-              NODE("Size", ["s"], ["axes"], name="size"), node]  # fmt: skip
+    shaped = [
+        NODE("Shape", ["x"], ["s"], name="s"),
+        NODE("Size", ["s"], ["axes"], name="size"),
+        node,
+    ]
     (found,) = of(linted(graphs.model(shaped, opset=opset)), "reduce-axes")
     assert (found.operator, found.node) == (op, "reduce")
 
@@ -207,38 +230,68 @@ def test_every_reduction_is_tested() -> None:
 @pytest.mark.parametrize(
     ("node", "weights", "told"),
     [
-        (NODE("LayerNormalization", ["x", "w"], ["out", "mean"], name="n"), {"w": [1.0] * 4},
-         "only the first 1 of its outputs"),
+        (
+            NODE("LayerNormalization", ["x", "w"], ["out", "mean"], name="n"),
+            {"w": [1.0] * 4},
+            "only the first 1 of its outputs",
+        ),
         (NODE("LayerNormalization", ["x", "w"], ["out"], name="n"), {"w": [1.0] * 4}, ""),
         (NODE("LayerNormalization", ["x", "w"], ["out", ""], name="n"), {"w": [1.0] * 4}, ""),
         (NODE("CumSum", ["x", "where"], ["out"], name="n"), {}, "input 1 must be a constant"),
         (NODE("CumSum", ["x", "one"], ["out"], name="n"), {"one": np.int64(1)}, ""),
-        (NODE("TopK", ["x", "k"], ["out", "i"], sorted=0, name="n"), {"k": np.array([2])},
-         "attribute sorted only 1"),
-        (NODE("TopK", ["x", "k"], ["out", "i"], name="n"), {"k": np.array([3840])},
-         "input 1 must be below 3840"),
+        (
+            NODE("TopK", ["x", "k"], ["out", "i"], sorted=0, name="n"),
+            {"k": np.array([2])},
+            "attribute sorted only 1",
+        ),
+        (
+            NODE("TopK", ["x", "k"], ["out", "i"], name="n"),
+            {"k": np.array([3840])},
+            "input 1 must be below 3840",
+        ),
         (NODE("TopK", ["x", "k"], ["out", "i"], name="n"), {"k": np.array([3839])}, ""),
-        (NODE("Dropout", ["x", "", "t"], ["out"], name="n"), {"t": np.bool_(True)},
-         "input 2 must be a constant and false"),
+        (
+            NODE("Dropout", ["x", "", "t"], ["out"], name="n"),
+            {"t": np.bool_(True)},
+            "input 2 must be a constant and false",
+        ),
         (NODE("Dropout", ["x", "", "t"], ["out"], name="n"), {"t": np.bool_(False)}, ""),
-        (NODE("ScatterND", ["x", "i", "x"], ["out"], reduction="add", name="n"),
-         {"i": np.array([[0]])}, "attribute reduction only none"),
+        (
+            NODE("ScatterND", ["x", "i", "x"], ["out"], reduction="add", name="n"),
+            {"i": np.array([[0]])},
+            "attribute reduction only none",
+        ),
         (NODE("AveragePool", ["x"], ["out"], kernel_shape=[1], name="n"), {}, "2-D or 3-D only"),
-        (NODE("AveragePool", ["x"], ["out"], kernel_shape=[1, 1], dilations=[2, 1], name="n"), {},
-         "attribute dilations only ones"),
-        (NODE("Attention", ["x", "x", "x"], ["out"], q_num_heads=2, name="n"), {},
-         "no attribute q_num_heads"),
+        (
+            NODE("AveragePool", ["x"], ["out"], kernel_shape=[1, 1], dilations=[2, 1], name="n"),
+            {},
+            "attribute dilations only ones",
+        ),
+        (
+            NODE("Attention", ["x", "x", "x"], ["out"], q_num_heads=2, name="n"),
+            {},
+            "no attribute q_num_heads",
+        ),
         (NODE("Attention", ["x", "x", "x"], ["out"], name="n"), {}, ""),
         (NODE("Attention", ["x", "x", "x", "", "x"], ["out"], name="n"), {}, "no input 4"),
-        (NODE("RotaryEmbedding", ["x", "x", "x", "ids32"], ["out"], name="n"),
-         {"ids32": np.int32([1])}, "input 3 must be INT64"),
+        (
+            NODE("RotaryEmbedding", ["x", "x", "x", "ids32"], ["out"], name="n"),
+            {"ids32": np.int32([1])},
+            "input 3 must be INT64",
+        ),
         (NODE("RotaryEmbedding", ["x", "x", "x", "input_ids"], ["out"], name="n"), {}, ""),
-        (NODE("Constant", [], ["out"], value_string="word", name="n"), {},
-         "no attribute value_string"),
-        (NODE("GridSample", ["w", "x"], ["out"], name="n"), {"w": [[1.0]]},
-         "input 0 must have 4 dimensions"),
+        (
+            NODE("Constant", [], ["out"], value_string="word", name="n"),
+            {},
+            "no attribute value_string",
+        ),
+        (
+            NODE("GridSample", ["w", "x"], ["out"], name="n"),
+            {"w": [[1.0]]},
+            "input 0 must have 4 dimensions",
+        ),
     ],
-)  # fmt: skip
+)
 def test_restrictions(
     node: Any, weights: dict[str, Any], told: str, graphs: Any, linted: Callable[..., Any]
 ) -> None:

@@ -72,9 +72,7 @@ def test_the_type_may_stand_in_output_dtype(graphs: Any, linted: Callable[..., A
 def test_a_computed_scale_or_zero_point(graphs: Any, linted: Callable[..., Any]) -> None:
     nodes, constants = graphs.pair("x")
     top = NODE("ReduceMax", ["x"], ["q/scale"], keepdims=0, name="top")
-    made = graphs.model(
-        [top, *nodes, NODE("Relu", ["q/out"], ["out"], name="relu")], constants[1:]
-    )  # fmt: skip
+    made = graphs.model([top, *nodes, NODE("Relu", ["q/out"], ["out"], name="relu")], constants[1:])
     (found, other) = bad(linted(made))
     assert {found.rule, other.rule} == {"scale"}
     assert "dynamic quantization" in found.evidence
@@ -174,8 +172,10 @@ def test_a_float_weight_may_be_quantized_per_channel_in_the_graph(
 
 
 def test_a_bias_in_int32(graphs: Any, linted: Callable[..., Any]) -> None:
-    nodes = [NODE("DequantizeLinear", ["b", "s"], ["bias"], name="DQ"),
-             NODE("Add", ["x", "bias"], ["out"], name="add")]  # fmt: skip
+    nodes = [
+        NODE("DequantizeLinear", ["b", "s"], ["bias"], name="DQ"),
+        NODE("Add", ["x", "bias"], ["out"], name="add"),
+    ]
     weights = [graphs.tensor("b", [1, 2, 3, 4], np.int32), graphs.tensor("s", 0.1)]
     (found,) = linted(graphs.model(nodes, weights))
     assert (found.rule, found.severity) == ("type", "error")

@@ -38,8 +38,11 @@ def masked(
     nodes.append(NODE("Cast", ["p"], ["out"], to=FLOAT, name="wide"))
     if not half and not bounded:
         nodes[-3] = NODE("Cast", ["x"], ["narrow"], to=HALF, name="narrow")
-    weights = [graphs.tensor("one", 1.0), graphs.tensor("low", value, dtype),
-               graphs.tensor("last", [2], np.int64)]  # fmt: skip
+    weights = [
+        graphs.tensor("one", 1.0),
+        graphs.tensor("low", value, dtype),
+        graphs.tensor("last", [2], np.int64),
+    ]
     made = graphs.model(nodes, weights)
     assert isinstance(made, onnx.ModelProto)
     return made

@@ -93,18 +93,25 @@ def seeds(graphs: Any, own: Callable[..., OnnxModel]) -> list[bytes]:
         "own", "F", ["a"], ["c"], [NODE("Exp", ["a"], ["c"])], [helper.make_opsetid("", 20)]
     )
     rich = graphs.model(
-        [*nodes,
-         NODE("If", ["yes"], ["i"], name="If", then_branch=branch, else_branch=branch),
-         NODE("F", ["i"], ["f"], domain="own", name="call"),
-         NODE("Cast", ["f"], ["h"], to=10, name="narrow"),
-         NODE("Add", ["h", "low"], ["s"], name="add"),
-         NODE("Slice", ["s", "axes", "axes", "axes"], ["t"], name="slice"),
-         NODE("ReduceSum", ["t", "axes"], ["r"], name="reduce"),
-         NODE("TopK", ["r", "axes"], ["out", "where"], name="top")],
-        [*constants, graphs.tensor("yes", True, bool), graphs.tensor("axes", [1], np.int64),
-         graphs.tensor("low", [-1e4], np.float16)],
-        functions=[function], domains=["own"],
-    )  # fmt: skip
+        [
+            *nodes,
+            NODE("If", ["yes"], ["i"], name="If", then_branch=branch, else_branch=branch),
+            NODE("F", ["i"], ["f"], domain="own", name="call"),
+            NODE("Cast", ["f"], ["h"], to=10, name="narrow"),
+            NODE("Add", ["h", "low"], ["s"], name="add"),
+            NODE("Slice", ["s", "axes", "axes", "axes"], ["t"], name="slice"),
+            NODE("ReduceSum", ["t", "axes"], ["r"], name="reduce"),
+            NODE("TopK", ["r", "axes"], ["out", "where"], name="top"),
+        ],
+        [
+            *constants,
+            graphs.tensor("yes", True, bool),
+            graphs.tensor("axes", [1], np.int64),
+            graphs.tensor("low", [-1e4], np.float16),
+        ],
+        functions=[function],
+        domains=["own"],
+    )
     return [rich.SerializeToString(), own("jina").path.read_bytes()]
 
 

@@ -84,14 +84,23 @@ GOOD = {"batch": [(1, 8), (9, 64)], "sequence": [(1, 128), (128, 512)]}
         ({**GOOD, "batch": []}, 512, [("error", "no profile covers the batch axis ('batch')")]),
         ({}, None, [("error", "no profile covers the batch"), ("error", "no profile covers")]),
         (GOOD, 513, [("error", "no profile covers texts of 513 to 513 tokens")]),
-        ({**GOOD, "sequence": [(1, 32), (64, 512)]}, 512,
-         [("warning", "no profile covers sequence sizes 33 to 63")]),
-        ({**GOOD, "sequence": [(16, 512)]}, 512,
-         [("warning", "no profile covers sequence sizes 1 to 15")]),
-        ({**GOOD, "batch": [(1, 4), (6, 8)]}, 512,
-         [("warning", "no profile covers batch sizes 5 to 5")]),
+        (
+            {**GOOD, "sequence": [(1, 32), (64, 512)]},
+            512,
+            [("warning", "no profile covers sequence sizes 33 to 63")],
+        ),
+        (
+            {**GOOD, "sequence": [(16, 512)]},
+            512,
+            [("warning", "no profile covers sequence sizes 1 to 15")],
+        ),
+        (
+            {**GOOD, "batch": [(1, 4), (6, 8)]},
+            512,
+            [("warning", "no profile covers batch sizes 5 to 5")],
+        ),
     ],
-)  # fmt: skip
+)
 def test_profiles(
     dims: Any, max_tokens: int | None, told: Any, graphs: Any, linted: Callable[..., Any]
 ) -> None:
@@ -163,9 +172,11 @@ def test_shapes_made_of_shapes_are_fine_and_of_values_are_not(
 
 
 def test_a_shape_of_a_value_is_a_shape_again(graphs: Any, linted: Callable[..., Any]) -> None:
-    nodes = [NODE("Mul", ["input_ids", "attention_mask"], ["m"], name="m"),
-             NODE("Shape", ["m"], ["s"], name="s"),
-             NODE("ConstantOfShape", ["s"], ["out"], name="n")]  # fmt: skip
+    nodes = [
+        NODE("Mul", ["input_ids", "attention_mask"], ["m"], name="m"),
+        NODE("Shape", ["m"], ["s"], name="s"),
+        NODE("ConstantOfShape", ["s"], ["out"], name="n"),
+    ]
     assert linted(graphs.model(nodes)) == []
 
 
@@ -182,14 +193,22 @@ def test_operators_whose_size_is_in_the_text(
 def test_loops(count: str, collects: bool, graphs: Any, linted: Callable[..., Any]) -> None:
     outputs = ["go", "next", *(["seen"] if collects else [])]
     body = helper.make_graph(
-        [NODE("Identity", ["keep"], ["go"], name="i"), NODE("Abs", ["state"], ["next"], name="a"),
-         NODE("Neg", ["state"], ["seen"], name="b")],
+        [
+            NODE("Identity", ["keep"], ["go"], name="i"),
+            NODE("Abs", ["state"], ["next"], name="a"),
+            NODE("Neg", ["state"], ["seen"], name="b"),
+        ],
         "body",
-        [graphs.VALUE("step", graphs.INT64, []), graphs.VALUE("keep", graphs.BOOL, []),
-         graphs.VALUE("state", graphs.FLOAT, None)],
-        [graphs.VALUE(name, graphs.BOOL if name == "go" else graphs.FLOAT, None)
-         for name in outputs],
-    )  # fmt: skip
+        [
+            graphs.VALUE("step", graphs.INT64, []),
+            graphs.VALUE("keep", graphs.BOOL, []),
+            graphs.VALUE("state", graphs.FLOAT, None),
+        ],
+        [
+            graphs.VALUE(name, graphs.BOOL if name == "go" else graphs.FLOAT, None)
+            for name in outputs
+        ],
+    )
     nodes = [
         NODE("ReduceMax", ["input_ids"], ["values"], keepdims=0, name="top"),
         NODE("Loop", [count, "yes", "x"], ["out", "all"][: len(outputs) - 1], body=body, name="L"),

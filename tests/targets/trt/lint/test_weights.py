@@ -112,10 +112,12 @@ def test_small_external_constants_are_looked_into_and_large_ones_are_not_read(
 ) -> None:
     rows = 1 << 20
     made = graphs.model(
-        [NODE("DequantizeLinear", ["w", "s"], ["wide"], axis=1, name="DQ"),
-         NODE("MatMul", ["x", "wide"], ["out"], name="product")],
+        [
+            NODE("DequantizeLinear", ["w", "s"], ["wide"], axis=1, name="DQ"),
+            NODE("MatMul", ["x", "wide"], ["out"], name="product"),
+        ],
         [graphs.tensor("w", np.ones((4, 1)), np.int8), graphs.tensor("s", [-1.0])],
-    )  # fmt: skip
+    )
     for weight, elements in ((made.graph.initializer[1], 4 * rows), (made.graph.initializer[2], 1)):
         weight.ClearField("raw_data")
         weight.data_location = onnx.TensorProto.EXTERNAL
