@@ -26,7 +26,7 @@ from benchmarks import table, texts, weights
 from benchmarks.process import measured
 from jexport import recipe, targets
 from jexport.artifacts import manifest
-from jexport.build import int8_checks
+from jexport.building import int8_checks
 from jexport.datasets import calibration
 from jexport.evaluation import parity, speed
 from jexport.runtime.open import compiled_model

@@ -28,7 +28,7 @@ The packages, from the ground up; a module imports only from those above it here
     serving        servers, their layouts, frameworks that embed through jexport
     quantization   int8: scales, roundings, and the search among them
     stages         load, merge, export, quantize, compile, validate, package, publish
-    build          the stages in order, from a recipe to an artifact
+    building       the stages in order, from a recipe to an artifact
     jobs           many builds: on this machine, on Ray, as jobs of a scheduler
     cli            click words to library calls; the only code that prints or exits
 
@@ -41,12 +41,12 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jexport.build.pipeline import build
+    from jexport.building.pipeline import build
     from jexport.recipe import Recipe
     from jexport.runtime.open import open_artifact
 
 _DOOR = {
-    "build": "jexport.build.pipeline",
+    "build": "jexport.building.pipeline",
     "open_artifact": "jexport.runtime.open",
     "Recipe": "jexport.recipe",
 }

@@ -133,7 +133,7 @@ class Recorded:
 @contextlib.contextmanager
 def recording(kept: Path) -> Iterator[dict[str, Any]]:
     """What the stages of the builds meanwhile give; the compiled files are copied to `kept`."""
-    from jexport.build import pipeline
+    from jexport.building import pipeline
 
     package, export = pipeline.package.run, pipeline.export.run
     seen: dict[str, Any] = {}
@@ -245,7 +245,7 @@ def canned(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
     export, compile and validate hand back what a real build gave; everything else is real.
     """
-    from jexport.build import pipeline
+    from jexport.building import pipeline
     from jexport.workspace import run
 
     def exported(*_: Any, out_dir: Path, **__: Any) -> Any:

@@ -22,7 +22,7 @@ FLOORS = (
     {"evaluation", "serving"},
     {"quantization"},
     {"stages"},
-    {"build"},
+    {"building"},
     {"jobs"},
     {"cli"},
 )

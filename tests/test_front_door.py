@@ -93,7 +93,7 @@ def test_help_answers_at_once(command: list[str]) -> None:
 
 
 def test_names_of_the_front_door() -> None:
-    from jexport.build.pipeline import build
+    from jexport.building.pipeline import build
     from jexport.recipe import Recipe
     from jexport.runtime.open import open_artifact
 

@@ -181,7 +181,7 @@ def build(
         return
     listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport import targets
-    from jexport.build import pipeline
+    from jexport.building import pipeline
     from jexport.datasets import calibration
 
     [task], [target] = tasks, chosen_targets

@@ -63,7 +63,7 @@ def compile_(
     The artifact's path is the last line on stdout.
     """
     listen = console.listener(quiet=quiet, json_lines=json_lines)
-    from jexport.build import portable
+    from jexport.building import portable
     from jexport.cache.stages import Cache
 
     said = {

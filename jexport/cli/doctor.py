@@ -18,7 +18,7 @@ from jexport.errors import JexportError
 def doctor(as_json: bool) -> None:
     """Say what is installed, what can be built and run here, and the remedy for what cannot."""
     from jexport import targets
-    from jexport.build import cache_keys
+    from jexport.building import cache_keys
 
     found = cache_keys.tools()
     rows = [_target_row(targets.load(name)) for name in targets.names()]

@@ -22,7 +22,7 @@ from typing import Any
 
 from jexport import errors, recipe, targets
 from jexport.artifacts import manifest
-from jexport.build import estimate, pipeline
+from jexport.building import estimate, pipeline
 from jexport.cache import entries
 from jexport.cache.stages import Cache
 from jexport.errors import JexportError

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jexport.build import pipeline
+from jexport.building import pipeline
 from jexport.cache import entries
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from jexport.artifacts import manifest
-from jexport.build import pipeline
+from jexport.building import pipeline
 from jexport.cache import entries
 from jexport.stages import package
 

@@ -40,7 +40,7 @@ def test_the_second_is_refused_before_any_weight_work(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from jexport.build import pipeline
+    from jexport.building import pipeline
 
     out, latest = tmp_path / "out", "final/separation/onnx-fp32/latest"
     made = build(cli, twins[0], out)

@@ -22,7 +22,7 @@ from onnx import TensorProto, numpy_helper
 
 import jexport
 from jexport.artifacts import manifest, reference, store
-from jexport.build import portable as completion
+from jexport.building import portable as completion
 from jexport.cache import entries
 from jexport.errors import ArtifactError, DeviceError, ParityError, QuantizationError
 from jexport.graph.diagnostics import errors

@@ -94,7 +94,7 @@ def test_a_recipe_file_of_other_tasks_is_asked_for_them(
 def test_the_recipes_first_precision_is_the_default(
     small: Path, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jexport.build import pipeline
+    from jexport.building import pipeline
 
     asked: list[str] = []
 

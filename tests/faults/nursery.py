@@ -24,7 +24,7 @@ MODES = ("count", "kill", "full", "broken", "short", "read-only")
 
 def recorded(checkpoint: Path, folder: Path, targets: tuple[str, ...]) -> dict[str, Any]:
     """Build each target once; what validate and, of onnx, export gave, is kept in `folder`."""
-    from jexport.build import pipeline
+    from jexport.building import pipeline
 
     seen: dict[str, Any] = {}
     validate, export = pipeline.validate.run, pipeline.export.run
@@ -64,7 +64,7 @@ def recipe_of(checkpoint: Path) -> Any:
 
 def without_slow_parts(known: dict[str, Any]) -> None:
     """Stages that take seconds hand back what a real build gave; what they write is written."""
-    from jexport.build import pipeline
+    from jexport.building import pipeline
     from jexport.workspace import run
 
     def exported(*_: Any, out_dir: Path, **__: Any) -> Any:
@@ -83,7 +83,7 @@ def without_slow_parts(known: dict[str, Any]) -> None:
 
 
 def build(checkpoint: Path, order: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    from jexport.build import pipeline
+    from jexport.building import pipeline
     from jexport.cache.stages import Cache
     from jexport.errors import JexportError
 

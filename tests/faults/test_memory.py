@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jexport.build import estimate
+from jexport.building import estimate
 
 WEIGHTS = 559_000_000
 LIMITS_GIB = (24, 20, 16, 12, 10, 8, 7, 6, 5, 4)

@@ -303,7 +303,7 @@ def texts_a_second(artifact: Path) -> float:
 
 def test_int8_is_kept_only_when_it_beats_fp16(minilm: Path, tmp_path: Path) -> None:
     from jexport import recipe
-    from jexport.build import pipeline
+    from jexport.building import pipeline
 
     made = recipe.for_model(str(minilm)).replace_quantize(samples=64)
     half = pipeline.build(made, task="none", target="trt", precision="fp16", out=tmp_path)

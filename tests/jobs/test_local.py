@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jexport import errors, recipe
-from jexport.build import estimate, pipeline
+from jexport.building import estimate, pipeline
 from jexport.cache.stages import Cache
 from jexport.errors import AdapterError, CheckpointError, JexportError
 from jexport.jobs import local, matrix

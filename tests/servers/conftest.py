@@ -24,7 +24,7 @@ from filelock import FileLock
 from uv import find_uv_bin
 
 from jexport import recipe
-from jexport.build import pipeline
+from jexport.building import pipeline
 from jexport.datasets import calibration
 from jexport.runtime.embedder import TOKEN_VECTORS, Embedder
 from jexport.runtime.open import embedding_of

@@ -64,7 +64,7 @@ def run(model_type: str, folder: Path, **overrides: Any) -> dict[str, Any]:
 def compare(model_type: str, checkpoint: Path, out: Path) -> Row:
     """Build a checkpoint and compare its vectors with those of sentence-transformers."""
     from jexport import open_artifact, recipe
-    from jexport.build import pipeline
+    from jexport.building import pipeline
     from jexport.errors import JexportError
 
     trouble, wanted = "", None

@@ -76,7 +76,7 @@ def import_all() -> None:
     import torch.onnx
     import transformers
 
-    import jexport.build.pipeline  # noqa: F401
+    import jexport.building.pipeline  # noqa: F401
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -19,7 +19,7 @@ import pytest
 
 from jexport import recipe, targets
 from jexport.artifacts import manifest
-from jexport.build import pipeline
+from jexport.building import pipeline
 from jexport.errors import (
     DependencyError,
     DeviceError,

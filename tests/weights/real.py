@@ -66,7 +66,7 @@ def why_not(pin: Pin) -> str:
 def build(pin: Pin, task: str, out: Path, **validate: int) -> Path:
     """The onnx fp32 artifact of a task; its parity gates hold, or a ParityError is raised."""
     from jexport import recipe
-    from jexport.build import pipeline
+    from jexport.building import pipeline
 
     load = {"model": pin.model, "revision": pin.commit}
     chosen = recipe.from_table(

@@ -65,7 +65,7 @@ def quantization() -> Iterator[tuple[str, Any]]:
 
 def quality() -> Iterator[tuple[str, Any]]:
     """What is measured of two sides' vectors."""
-    from jexport.build import int8_checks
+    from jexport.building import int8_checks
     from jexport.evaluation import parity, ranking
 
     vectors = np.random.default_rng(7).normal(size=(2, 77, CHANNELS)).astype(np.float32)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jexport.build import cache_keys
+from jexport.building import cache_keys
 from jexport.errors import ArtifactError, ClusterError, JexportError
 from jexport.jobs.local import Outcome, needs
 from jexport.jobs.matrix import Job
@@ -388,5 +388,5 @@ def build_all(
 
 
 def pipeline_build(recipe: Mapping[str, Any]) -> node.Build:
-    """What one job calls: `jexport.build.pipeline.build`. recipe: `resolved()`."""
+    """What one job calls: `jexport.building.pipeline.build`. recipe: `resolved()`."""
     return node.PipelineBuild(recipe=dict(recipe))

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from jexport import errors
 from jexport.artifacts import manifest
-from jexport.build import cache_keys
+from jexport.building import cache_keys
 from jexport.errors import ClusterError, JexportError, OutputPathError
 from jexport.jobs.matrix import Job
 from jexport.jobs.ray import shipping
@@ -142,7 +142,7 @@ class PipelineBuild:
     def __call__(self, job: Job, place: Place, listen: Listener) -> Artifact:
         """Build below `place.out`. Raises what `pipeline.build` raises."""
         from jexport import recipe as recipes
-        from jexport.build import pipeline
+        from jexport.building import pipeline
         from jexport.cache.stages import FOLDER, Cache
 
         chosen = recipes.from_table(self.recipe, origin="the recipe that was sent")

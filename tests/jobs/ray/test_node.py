@@ -15,7 +15,7 @@ import pytest
 
 from jexport import errors
 from jexport.artifacts import manifest
-from jexport.build import cache_keys
+from jexport.building import cache_keys
 from jexport.errors import ClusterError, JexportError, ParityError
 from jexport.jobs.matrix import Job
 from jexport.jobs.ray import node

@@ -33,7 +33,7 @@ from ray.cluster_utils import Cluster
 
 from jexport import recipe
 from jexport.artifacts import manifest
-from jexport.build import pipeline
+from jexport.building import pipeline
 from jexport.errors import ClusterError, JexportError, ParityError
 from jexport.jobs import ray as cluster
 from jexport.jobs.matrix import Job

@@ -15,7 +15,7 @@ from typing import Any
 
 from jexport import tasks
 from jexport.artifacts import manifest, store
-from jexport.build import cache_keys, int8_checks
+from jexport.building import cache_keys, int8_checks
 from jexport.cache.stages import Wanted
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.reference_set import ReferenceSet

@@ -18,7 +18,7 @@ from typing import Any
 
 from jexport import targets, tasks
 from jexport.artifacts import identity, manifest, reference, store
-from jexport.build import acceptance, cache_keys, estimate, int8_checks
+from jexport.building import acceptance, cache_keys, estimate, int8_checks
 from jexport.cache.stages import FOLDER, Cache, Lease
 from jexport.datasets import calibration, sampling
 from jexport.errors import (

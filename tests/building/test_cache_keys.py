@@ -14,7 +14,7 @@ import pytest
 
 import jexport
 from jexport import recipe, targets
-from jexport.build import cache_keys
+from jexport.building import cache_keys
 
 
 def test_code_digest_depends_on_the_sources_and_on_nothing_else(
@@ -23,7 +23,7 @@ def test_code_digest_depends_on_the_sources_and_on_nothing_else(
     source = Path(str(jexport.__file__)).parent
     assert Path(str(cache_keys.__file__)).parents[1] == source  # the digest is of all that is below
     installed = Path(shutil.copytree(source, tmp_path / "site-packages" / "jexport"))
-    monkeypatch.setattr(cache_keys, "__file__", str(installed / "build" / "cache_keys.py"))
+    monkeypatch.setattr(cache_keys, "__file__", str(installed / "building" / "cache_keys.py"))
     for folder in sorted(installed.rglob("__pycache__")):
         shutil.rmtree(folder)
     without_caches = cache_keys.code_digest()
@@ -31,9 +31,9 @@ def test_code_digest_depends_on_the_sources_and_on_nothing_else(
     (installed / "__pycache__" / "run.cpython-311.pyc").write_bytes(b"x")
     (installed / "notes.txt").touch()
     assert cache_keys.code_digest() == without_caches
-    monkeypatch.setattr(cache_keys, "__file__", str(source / "build" / "cache_keys.py"))
+    monkeypatch.setattr(cache_keys, "__file__", str(source / "building" / "cache_keys.py"))
     assert cache_keys.code_digest() == without_caches
-    monkeypatch.setattr(cache_keys, "__file__", str(installed / "build" / "cache_keys.py"))
+    monkeypatch.setattr(cache_keys, "__file__", str(installed / "building" / "cache_keys.py"))
     (installed / "tasks.py").rename(installed / "task.py")
     renamed = cache_keys.code_digest()
     (installed / "task.py").rename(installed / "tasks.py")

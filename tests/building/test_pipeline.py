@@ -15,7 +15,7 @@ import pytest
 
 from jexport import recipe
 from jexport.artifacts import manifest, store
-from jexport.build import cache_keys, pipeline
+from jexport.building import cache_keys, pipeline
 from jexport.errors import JexportError, ParityError
 
 TASK = "separation"

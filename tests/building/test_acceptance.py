@@ -12,7 +12,7 @@ import pytest
 
 from jexport import recipe
 from jexport.artifacts import manifest
-from jexport.build import acceptance, pipeline
+from jexport.building import acceptance, pipeline
 from jexport.errors import ParityError
 from jexport.evaluation import reference_set
 

@@ -11,7 +11,7 @@ import pytest
 
 from jexport import recipe
 from jexport.artifacts import store
-from jexport.build import int8_checks
+from jexport.building import int8_checks
 from jexport.errors import QuantizationError
 
 

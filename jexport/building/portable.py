@@ -15,7 +15,7 @@ from typing import Any
 
 from jexport import recipe, targets
 from jexport.artifacts import identity, manifest, reference, store
-from jexport.build import cache_keys, int8_checks
+from jexport.building import cache_keys, int8_checks
 from jexport.cache import entries
 from jexport.cache.stages import FOLDER, Cache, Wanted
 from jexport.errors import ArtifactError, EngineError, ParityError
