@@ -22,7 +22,7 @@ from jexport.artifacts.report import page as report_page
 from jexport.datasets import calibration, sampling
 from jexport.errors import QuantizationError
 from jexport.evaluation import ranking, speed
-from jexport.quantization.bench import Material, vectors
+from jexport.quantization.evaluator import Material, vectors
 from jexport.recipe import ExportSpec, QuantizeSpec, Recipe
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
 from jexport.runtime.open import compiled_model

@@ -30,7 +30,7 @@ from jexport.errors import (
     nearest,
 )
 from jexport.evaluation import edge_texts, reference_set
-from jexport.quantization.journal import Journal
+from jexport.quantization.trial_log import Journal
 from jexport.recipe import PRECISIONS, Recipe
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import compile as compile_stage

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jexport.errors import QuantizationError
-from jexport.quantization.products import Product
+from jexport.quantization.layers import Product
 
 METRICS = ("cosine_mean", "cosine_p1", "cosine_min", "top10_overlap")
 STEPS = 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport.quantization.numbers import Affine
+from jexport.quantization.quant_params import Affine
 
 INT8, TWICE, WEIGHTS = "int8", "int8x2", "int8-weights"
 TREATMENTS = (INT8, TWICE, WEIGHTS)

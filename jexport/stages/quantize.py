@@ -21,15 +21,24 @@ from jexport import recipe
 from jexport.artifacts.manifest import write_json
 from jexport.cache import stages
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
-from jexport.quantization import numbers, prepare, products, search, settings, statistics
-from jexport.quantization.bench import GRAPH, TEXT_GATES, WEIGHTS, Bench, Material
-from jexport.quantization.journal import Journal
-from jexport.quantization.prepare import Prepared
-from jexport.quantization.products import Product
-from jexport.quantization.settings import Setting
-from jexport.quantization.statistics import Site
+from jexport.quantization import (
+    config,
+    layers,
+    observers,
+    quant_params,
+    search,
+)
+from jexport.quantization import (
+    layer_quantization as prepare,
+)
+from jexport.quantization.config import Setting
+from jexport.quantization.evaluator import GRAPH, TEXT_GATES, WEIGHTS, Bench, Material
+from jexport.quantization.layer_quantization import Prepared
+from jexport.quantization.layers import Product
+from jexport.quantization.observers import Site
 from jexport.quantization.treatment import INT8, TREATMENTS, Treatment
 from jexport.quantization.treatment import WEIGHTS as FLOAT_INPUTS
+from jexport.quantization.trial_log import Journal
 from jexport.recipe import QuantizeSpec
 from jexport.targets import Target
 from jexport.types import CompiledModel, OnnxModel, Signature, TensorSpec
@@ -94,7 +103,7 @@ def run(
     """
     import onnx_ir as ir
 
-    from jexport.quantization import outliers
+    from jexport.quantization import outlier_splitting
 
     _check(aim, material)
     ways = ways or Ways()
@@ -102,7 +111,7 @@ def run(
     if cut:
         ways.tell(f"{cut} calibration texts are longer than {spec.max_tokens} tokens and were cut")
     source = ir.load(model.path)
-    items = products.find(source)
+    items = layers.find(source)
     _check_memory(model, items)
 
     def weight(name: str) -> NDArray[np.float32]:
@@ -121,11 +130,11 @@ def run(
     )
     truth = bench.truth(ways.step("held-out texts in float"))
     sites = _statistics(model, items, material, judge, out_dir / "statistics", ways)
-    copied: tuple[outliers.Copied, ...] = ()
+    copied: tuple[outlier_splitting.Copied, ...] = ()
     if aim.precision == INT8:
-        copied = outliers.find(source, sites, weight)
-        outliers.copy(source, copied, sites)
-        bench, items = replace(bench, copied=copied), products.find(source)
+        copied = outlier_splitting.find(source, sites, weight)
+        outlier_splitting.copy(source, copied, sites)
+        bench, items = replace(bench, copied=copied), layers.find(source)
     job = _Job(
         items=items,
         weight=weight,
@@ -176,10 +185,10 @@ def run(
 
 
 def _check(aim: Aim, material: Material) -> None:
-    if aim.scheme not in numbers.SCHEMES or aim.wide not in TREATMENTS:
+    if aim.scheme not in quant_params.SCHEMES or aim.wide not in TREATMENTS:
         raise PrecisionError(
             f"no quantization scheme '{aim.scheme}' with '{aim.wide}'",
-            evidence=f"there are: {', '.join(numbers.SCHEMES)}; {', '.join(TREATMENTS)}",
+            evidence=f"there are: {', '.join(quant_params.SCHEMES)}; {', '.join(TREATMENTS)}",
             fix="this target takes no int8; use fp32 or fp16",
         )
     if not material.calibration or not material.held_out:
@@ -194,7 +203,7 @@ def _check_memory(model: OnnxModel, items: Sequence[Product]) -> None:
     """Refuse before it happens: weights twice (file and packed), Gram matrices, one batch."""
     wide = {item.source: item.rows for item in items}.values()
     needed = 2 * model.path.with_name(WEIGHTS).stat().st_size + sum(
-        4 * rows * rows + 4 * rows * statistics.BATCH_TOKENS for rows in wide
+        4 * rows * rows + 4 * rows * observers.BATCH_TOKENS for rows in wide
     )
     free = available_bytes()
     if free is not None and needed > free:
@@ -292,7 +301,7 @@ def _statistics(
         facts={},
     )
     with judge.runner(probe, "cpu", 0) as runner:
-        sites = statistics.collect(
+        sites = observers.collect(
             runner,
             widths,
             material.calibration,
@@ -312,7 +321,7 @@ def _best_setting(
     All products are int8.
     """
     best, highest, techniques = own, (-math.inf, 0.0), []
-    for what, setting in settings.tried(job.own_setting):
+    for what, setting in config.tried(job.own_setting):
         made = own if setting == job.own_setting else job.prepare(sites, setting)
         found = job.measure(made, ())
         job.ways.tell(f"{what}: cosine {found.metrics['cosine_mean']:.5f}")

@@ -22,17 +22,17 @@ def vector(artifact: Path) -> np.ndarray:
 
 def int8(artifact: Path, folder: Path) -> None:
     """Round a weight by GPTQ: what scipy and threadpoolctl are for."""
-    from jexport.quantization import numbers
+    from jexport.quantization import quant_params
 
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(600, 96)).astype(np.float32) @ rng.normal(size=(96, 96))
     weight = rng.normal(size=(96, 64)).astype(np.float32)
-    scales = numbers.weight_scales(weight)
+    scales = quant_params.weight_scales(weight)
     lost = [
         float(np.linalg.norm(inputs @ (weight - steps.astype(np.float32) * scales)))
         for steps in (
-            numbers.compensated(weight, (inputs.T @ inputs).astype(np.float32), scales),
-            numbers.nearest(weight, scales),
+            quant_params.compensated(weight, (inputs.T @ inputs).astype(np.float32), scales),
+            quant_params.nearest(weight, scales),
         )
     ]
     assert lost[0] < 0.9 * lost[1], lost

@@ -17,8 +17,8 @@ import jexport
 from jexport import recipe
 from jexport.artifacts import manifest, store
 from jexport.errors import ArtifactError, CalibrationError, QuantizationError
-from jexport.quantization.bench import Bench
-from jexport.quantization.journal import Journal
+from jexport.quantization.evaluator import Bench
+from jexport.quantization.trial_log import Journal
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.open import embedding_of
 from jexport.runtime.tokenise import TextTokenizer

@@ -151,10 +151,10 @@ def test_memory_comes_back(engine: CompiledModel) -> None:
 
 
 def test_a_graph_is_not_slower(engine: CompiledModel) -> None:
-    from jexport.targets.trt import origin, plan
+    from jexport.targets.trt import engine_info, plan
 
     given = feed([12])
-    made = origin.of(engine.facts)
+    made = engine_info.of(engine.facts)
     path = engine.folder / engine.files[0]
 
     def median_s(graphs: bool) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from jexport.errors import QuantizationError
 from jexport.quantization import search
-from jexport.quantization.products import Product
+from jexport.quantization.layers import Product
 
 GOAL = {"cosine_mean": 0.99, "top10_overlap": 0.9}
 

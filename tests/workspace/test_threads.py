@@ -38,9 +38,9 @@ def inputs() -> np.ndarray:
 
 def quantization() -> Iterator[tuple[str, Any]]:
     """Statistics of one input and the weight that is rounded with them."""
-    from jexport.quantization import prepare, statistics
-    from jexport.quantization.products import Product
-    from jexport.quantization.settings import Setting
+    from jexport.quantization import layer_quantization, observers
+    from jexport.quantization.config import Setting
+    from jexport.quantization.layers import Product
 
     table = inputs().reshape(-1, CHANNELS)
 
@@ -48,7 +48,7 @@ def quantization() -> Iterator[tuple[str, Any]]:
         return {"input_ids": np.array(ids), "attention_mask": np.ones((len(ids), TOKENS), np.int64)}
 
     ids = np.arange(TEXTS * TOKENS).reshape(TEXTS, TOKENS).tolist()
-    sites = statistics.collect(
+    sites = observers.collect(
         lambda feeds: {"x": table[feeds["input_ids"]]}, {"x": CHANNELS}, ids, pad=pad
     )
     yield "gram", sites["x"].gram
@@ -58,7 +58,9 @@ def quantization() -> Iterator[tuple[str, Any]]:
     )
     setting = Setting(scheme="uint8", smoothing=0.5)
     with tempfile.TemporaryDirectory() as folder:
-        made = prepare.run([item], lambda name: weight, sites, setting, out_dir=Path(folder))["p"]
+        made = layer_quantization.run(
+            [item], lambda name: weight, sites, setting, out_dir=Path(folder)
+        )["p"]
         yield "rounded", made.treatment.steps()
     yield "errors", np.array([made.error_naive, *made.errors.values()])
 

@@ -86,7 +86,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     With spec.weight_stripped also model.stripped.plan, which takes the weights of other tasks: with
     spec.refit_from nothing is built, and the plan is that artifact's with this graph's weights.
     """
-    from jexport.targets.trt import building, device, memory, origin, profiles
+    from jexport.targets.trt import building, device, engine_info, memory, profiles
 
     ready()
     machine = device.machine()
@@ -110,7 +110,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         files.append(STRIPPED)
         plan = building.refit(plan, model.path, version_compatible=spec.version_compatible)
     (out_dir / PLAN).write_bytes(plan)
-    made = origin.Origin(
+    made = engine_info.Origin(
         tensorrt=machine.tensorrt,
         gpu=machine.gpu.name,
         capability=machine.gpu.capability,
@@ -141,7 +141,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
 
 def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
     """The donor's engine with this graph's weights: another task of the same model."""
-    from jexport.targets.trt import building, device, origin
+    from jexport.targets.trt import building, device, engine_info
 
     content = manifest.verify(donor).content  # a plan is native code: first of all its digest
     if STRIPPED not in content["engine"]["files"] or content["precision"] != model.precision:
@@ -151,8 +151,8 @@ def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
             f"{', '.join(content['engine']['files'])}; wanted: {STRIPPED}, {model.precision}",
             fix="compile one task with --weight-stripped first, and give that artifact",
         )
-    made = origin.of(content["engine"]["facts"])
-    origin.check(made, device.machine(), path=donor / STRIPPED)
+    made = engine_info.of(content["engine"]["facts"])
+    engine_info.check(made, device.machine(), path=donor / STRIPPED)
     plan = building.refit(
         (donor / STRIPPED).read_bytes(), model.path, version_compatible=made.version_compatible
     )
@@ -188,9 +188,9 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         )
     if device not in DEVICES:
         raise ValueError(f"device is {device!r}; trt knows {', '.join(DEVICES)}")
-    from jexport.targets.trt import origin, plan
+    from jexport.targets.trt import engine_info, plan
 
-    made = origin.of(compiled.facts)
+    made = engine_info.of(compiled.facts)
     names = [spec.name for spec in compiled.signature.outputs]
     with plan.open_plan(compiled.folder / compiled.files[0], made) as run:
         opened = [run]

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from jexport.errors import EngineError
-from jexport.targets.trt import device, origin, profiles
+from jexport.targets.trt import device, engine_info, profiles
 from jexport.targets.trt.cuda import Buffer, Graph, Stream
 from jexport.targets.trt.device import Machine
+from jexport.targets.trt.engine_info import Origin
 from jexport.targets.trt.log import Log
-from jexport.targets.trt.origin import Origin
 from jexport.targets.trt.profiles import Profile
 from jexport.types import Tensors
 
@@ -295,8 +295,8 @@ def open_plan(
     EngineError (another TensorRT) and ArtifactError (another digest).
     """
     machine = here or device.machine()
-    origin.check(made, machine, path=path)
-    raw = origin.read(made, path)
+    engine_info.check(made, machine, path=path)
+    raw = engine_info.read(made, path)
     device.check_memory(
         len(raw), what=f"needed: {len(raw) / 2**30:.2f} GiB for the engine's weights alone"
     )

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from jexport.errors import ArtifactError, DeviceError, EngineError, ProfileError
-from jexport.targets.trt import building, device, origin, plan
-from jexport.targets.trt.origin import Origin
+from jexport.targets.trt import building, device, engine_info, plan
+from jexport.targets.trt.engine_info import Origin
 from jexport.targets.trt.profiles import Profile, Range
 
 PROFILES = (
@@ -491,4 +491,4 @@ def test_opening_that_tensorrt_refuses(
 
 
 def test_origin_is_what_was_compiled(made: tuple[Path, Origin]) -> None:
-    assert origin.of(made[1].plain()) == made[1]
+    assert engine_info.of(made[1].plain()) == made[1]

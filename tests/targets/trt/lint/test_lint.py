@@ -16,8 +16,8 @@ from onnx import helper
 from jexport.errors import UnsupportedGraphError
 from jexport.graph import storage
 from jexport.graph.lint import dataflow, onnx_reader
-from jexport.quantization import numbers, products
-from jexport.quantization.graph import rewrite
+from jexport.quantization import layers, quant_params
+from jexport.quantization.qdq import rewrite
 from jexport.quantization.treatment import INT8, TWICE, WEIGHTS, Treatment
 from jexport.recipe import CompileSpec
 from jexport.targets import onnx as onnx_target
@@ -91,18 +91,18 @@ def quantized(
 ) -> Path:
     """The graph with every product as the int8 room writes it, from made-up ranges."""
     model = ir.load(source.path)
-    items = products.find(model)
+    items = layers.find(model)
     treatments = {}
     for item in items:
         tensor = model.graph.initializers[item.weight].const_value
         assert tensor is not None
         weight = tensor.numpy().astype(np.float32)
-        scales = numbers.weight_scales(weight)
+        scales = quant_params.weight_scales(weight)
         treatments[item.name] = Treatment(
             kind=kind,
             divisors=np.full(item.rows, 2, np.float32),
-            grid=numbers.affine(-3.0, 4.0, scheme),
-            steps=lambda weight=weight, scales=scales: numbers.nearest(weight, scales),
+            grid=quant_params.affine(-3.0, 4.0, scheme),
+            steps=lambda weight=weight, scales=scales: quant_params.nearest(weight, scales),
             scales=scales,
         )
     rewrite(model, treatments)
@@ -119,7 +119,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128}
 def test_int8_in_the_scheme_symmetric_is_taken(
     kind: str, own: Callable[..., OnnxModel], tmp_path: Path
 ) -> None:
-    path = quantized(own("jina", **SIZES), tmp_path, scheme=numbers.SYMMETRIC, kind=kind)
+    path = quantized(own("jina", **SIZES), tmp_path, scheme=quant_params.SYMMETRIC, kind=kind)
     found = lint(path, PROFILES, max_tokens=64)
     assert found == []
     stored = {node.op for node in onnx_reader.read(path).graph.nodes}
@@ -128,8 +128,8 @@ def test_int8_in_the_scheme_symmetric_is_taken(
 
 
 def test_an_int8_table_is_a_warning(own: Callable[..., OnnxModel], tmp_path: Path) -> None:
-    large = own("jina", **SIZES, vocab_size=products.LARGE_TABLE_ROWS)
-    path = quantized(large, tmp_path, scheme=numbers.SYMMETRIC, kind=INT8)
+    large = own("jina", **SIZES, vocab_size=layers.LARGE_TABLE_ROWS)
+    path = quantized(large, tmp_path, scheme=quant_params.SYMMETRIC, kind=INT8)
     found = lint(path, PROFILES, max_tokens=64)
     assert errors(found) == []
     assert {(one.rule, one.operator) for one in found} == {("type", "Gather"), ("type", "Cast")}
@@ -137,7 +137,7 @@ def test_an_int8_table_is_a_warning(own: Callable[..., OnnxModel], tmp_path: Pat
 
 
 def test_int8_in_the_scheme_uint8_is_refused(own: Callable[..., OnnxModel], tmp_path: Path) -> None:
-    path = quantized(own("jina", **SIZES), tmp_path, scheme=numbers.UINT8, kind=INT8)
+    path = quantized(own("jina", **SIZES), tmp_path, scheme=quant_params.UINT8, kind=INT8)
     found = errors(lint(path))
     assert {one.rule for one in found} == {"uint8", "zero-point"}
     assert all(one.count >= 8 and "symmetric" in one.fix for one in found)

@@ -6,25 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from jexport.quantization import settings
-from jexport.quantization.settings import Setting
+from jexport.quantization import config
+from jexport.quantization.config import Setting
 
 OWN = Setting(scheme="asymmetric", smoothing=0.85)
 
 
 @pytest.mark.parametrize("own", [OWN, replace(OWN, smoothing=0.6, clip=0.95)])
 def test_the_own_setting_is_tried_once_and_before_other_strengths(own: Setting) -> None:
-    tried = [setting for _, setting in settings.tried(own)]
+    tried = [setting for _, setting in config.tried(own)]
     assert tried.count(own) == 1
     assert tried.index(own) == 3  # after the three that leave a part out
     assert {setting.compensate for setting in tried[:2]} == {False}
-    assert {(one.smoothing, one.clip) for one in tried[3:]} >= set(settings.FULL_SETTINGS)
+    assert {(one.smoothing, one.clip) for one in tried[3:]} >= set(config.FULL_SETTINGS)
     assert {one.scheme for one in tried} == {own.scheme}
     assert {one.kind for one in tried} == {own.kind}
 
 
 def test_each_is_told_apart_in_words_and_in_names() -> None:
-    tried = list(settings.tried(OWN))
+    tried = list(config.tried(OWN))
     assert len({what for what, _ in tried}) == len(tried)
     keys = [setting.key(wide) for _, setting in tried for wide in ((), ("a",), ("b", "a"))]
     assert len(set(keys)) == len(keys)

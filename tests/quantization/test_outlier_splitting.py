@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from jexport.graph import edit, storage
-from jexport.quantization import outliers, prepare, products, settings, statistics
-from jexport.quantization.statistics import Site
+from jexport.quantization import config, layer_quantization, layers, observers, outlier_splitting
+from jexport.quantization.observers import Site
 
 WIDE, HIDDEN, FAR = 64, 320, 17
 RNG = np.random.default_rng(3)
@@ -91,7 +91,7 @@ def weight_of(graph: ir.Model) -> Callable[[str], np.ndarray]:
 def site(rows: np.ndarray) -> Site:
     flat = rows.reshape(-1, rows.shape[-1])
     made = Site.empty(flat.shape[1])
-    made.add(flat, statistics.KEPT_ROWS)
+    made.add(flat, observers.KEPT_ROWS)
     return made
 
 
@@ -101,21 +101,23 @@ def sites(folder: Path, graph: ir.Model) -> dict[str, Site]:
 
 def error(graph: ir.Model, known: dict[str, Site], folder: Path, **options: Any) -> float:
     """What int8 loses of the second product, after SmoothQuant and GPTQ."""
-    setting = settings.Setting(**{"scheme": "uint8", "smoothing": 0.85, **options})
-    made = prepare.run(
-        products.find(graph), weight_of(graph), known, setting, out_dir=folder / "weights"
+    setting = config.Setting(**{"scheme": "uint8", "smoothing": 0.85, **options})
+    made = layer_quantization.run(
+        layers.find(graph), weight_of(graph), known, setting, out_dir=folder / "weights"
     )
     return made[PRODUCTS[1]].error()
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", outliers.ACTIVATIONS)
+@pytest.mark.parametrize("activation", outlier_splitting.ACTIVATIONS)
 def test_the_same_sums(activation: str, bias: bool, tmp_path: Path) -> None:
     plain = run(model(activation, bias=bias), tmp_path / "plain")[0]
     copies = RNG.integers(1, 5, HIDDEN)
     graph = model(activation, bias=bias)
-    outliers.copy(graph, [outliers.Copied(activation="mlp/act", copies=copies)], {})
-    names = [item.name for item in products.find(graph)]
+    outlier_splitting.copy(
+        graph, [outlier_splitting.Copied(activation="mlp/act", copies=copies)], {}
+    )
+    names = [item.name for item in layers.find(graph)]
     after = run(graph, tmp_path / "copied")[0]
     assert tuple(names) == PRODUCTS
     assert np.abs(after - plain).max() < 2e-6 * np.abs(plain).max()
@@ -126,26 +128,26 @@ def test_the_same_sums(activation: str, bias: bool, tmp_path: Path) -> None:
 def test_found_is_what_is_far_and_only_that(tmp_path: Path) -> None:
     graph = model()
     known = sites(tmp_path / "far", model())
-    (found,) = outliers.find(graph, known, weight_of(graph))
+    (found,) = outlier_splitting.find(graph, known, weight_of(graph))
     assert found.activation == "mlp/act"
     assert found.copies.argmax() == FAR
-    assert found.copies.max() >= outliers.FAR
-    assert found.copies.sum() - HIDDEN == outliers.MULTIPLE
+    assert found.copies.max() >= outlier_splitting.FAR
+    assert found.copies.sum() - HIDDEN == outlier_splitting.MULTIPLE
     said = found.report()
     assert said["activation"] == "mlp/act"
     assert said["channels"][str(FAR)] == found.copies.max()
-    assert sum(many - 1 for many in said["channels"].values()) == outliers.MULTIPLE
+    assert sum(many - 1 for many in said["channels"].values()) == outlier_splitting.MULTIPLE
     even = {"up": UP, "down": DOWN, "bias": BIAS, "shift": SHIFT}
     graph = model(weights=even)
     known = sites(tmp_path / "even", model(weights=even))
-    assert outliers.find(graph, known, weight_of(graph)) == ()
-    assert outliers.find(graph, {"x": known["x"]}, weight_of(graph)) == ()
+    assert outlier_splitting.find(graph, known, weight_of(graph)) == ()
+    assert outlier_splitting.find(graph, {"x": known["x"]}, weight_of(graph)) == ()
 
 
 @pytest.mark.parametrize(("channels", "extra"), [(64, 16), (1024, 16), (1025, 32), (4096, 64)])
 def test_no_other_share_of_the_copies_reaches_less_far(channels: int, extra: int) -> None:
     reach = np.exp(np.random.default_rng(channels).normal(size=channels) * 1.5)
-    copies = outliers._copies(reach)
+    copies = outlier_splitting._copies(reach)
     assert copies.sum() == channels + extra
     left = (reach / copies).max()
     # One copy less anywhere, given to the furthest, and another channel is at least as far.
@@ -155,8 +157,8 @@ def test_no_other_share_of_the_copies_reaches_less_far(channels: int, extra: int
 
 def test_statistics_are_those_of_the_copies(tmp_path: Path) -> None:
     graph, known = model(), sites(tmp_path / "plain", model())
-    copied = outliers.find(graph, known, weight_of(graph))
-    outliers.copy(graph, copied, known)
+    copied = outlier_splitting.find(graph, known, weight_of(graph))
+    outlier_splitting.copy(graph, copied, known)
     again = sites(tmp_path / "again", graph)["act"]
     for name in ("low", "high", "rows"):
         np.testing.assert_array_equal(getattr(known["act"], name), getattr(again, name))
@@ -172,8 +174,8 @@ def test_statistics_are_those_of_the_copies(tmp_path: Path) -> None:
 def test_int8_loses_less(scheme: str, tmp_path: Path) -> None:
     graph, known = model(), sites(tmp_path / "plain", model())
     before = error(graph, known, tmp_path / "before", scheme=scheme)
-    copied = outliers.find(graph, known, weight_of(graph))
-    outliers.copy(graph, copied, known)
+    copied = outlier_splitting.find(graph, known, weight_of(graph))
+    outlier_splitting.copy(graph, copied, known)
     after = error(graph, known, tmp_path / "after", scheme=scheme)
     assert after < 0.6 * before
 
@@ -223,8 +225,10 @@ def test_other_places_are_left_alone(change: Callable[[Nodes], Nodes]) -> None:
     known = {"x": site(ROWS), "act": site(np.float32(1e3) ** np.eye(HIDDEN, dtype=np.float32)[:40])}
     names = {node.name for node in graph.graph}
     assert "mlp/act" not in {
-        one.activation for one in outliers.find(graph, known, weight_of(graph))
+        one.activation for one in outlier_splitting.find(graph, known, weight_of(graph))
     }
-    outliers.copy(graph, [outliers.Copied(activation="mlp/act", copies=np.full(HIDDEN, 2))], known)
+    outlier_splitting.copy(
+        graph, [outlier_splitting.Copied(activation="mlp/act", copies=np.full(HIDDEN, 2))], known
+    )
     assert {node.name for node in graph.graph} == names
     assert edit.sizes(graph.graph.initializers["up"].const_value) == (WIDE, HIDDEN)

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport.quantization import numbers
-from jexport.quantization.products import Product
-from jexport.quantization.settings import Setting
-from jexport.quantization.statistics import Site
+from jexport.quantization import quant_params
+from jexport.quantization.config import Setting
+from jexport.quantization.layers import Product
+from jexport.quantization.observers import Site
 from jexport.quantization.treatment import TREATMENTS, TWICE, WEIGHTS, Treatment
 from jexport.workspace.threads import one_blas_thread
 
@@ -64,7 +64,7 @@ def run(
         seen = [sites[item.source] for item in group]
         divisors = _divisors(seen, weight, setting)
         smoothed = weight * divisors[:, None]
-        scales = numbers.weight_scales(smoothed)
+        scales = quant_params.weight_scales(smoothed)
         steps = _rounded(smoothed, seen, divisors, scales, setting)
         path = out_dir / f"{number}.npy"
         np.save(path, steps)
@@ -72,7 +72,7 @@ def run(
         naive = weight_there_and_back(weight)
         for item, site in zip(group, seen, strict=True):
             clip = setting.clip if item.rows > item.columns else 1.0
-            grid = numbers.affine(
+            grid = quant_params.affine(
                 float((site.low / divisors).min()) * clip,
                 float((site.high / divisors).max()) * clip,
                 setting.scheme,
@@ -86,7 +86,9 @@ def run(
             )
             truth = site.rows @ weight
             inputs = site.rows / divisors
-            plain = numbers.affine(float(site.low.min()), float(site.high.max()), setting.scheme)
+            plain = quant_params.affine(
+                float(site.low.min()), float(site.high.max()), setting.scheme
+            )
             made[item.name] = Prepared(
                 product=item,
                 treatment=treatment,
@@ -103,8 +105,8 @@ def run(
 
 def weight_there_and_back(weight: Array) -> Array:
     """A weight rounded to nearest, as float again."""
-    scales = numbers.weight_scales(weight)
-    restored: Array = numbers.nearest(weight, scales).astype(np.float32) * scales
+    scales = quant_params.weight_scales(weight)
+    restored: Array = quant_params.nearest(weight, scales).astype(np.float32) * scales
     return restored
 
 
@@ -112,9 +114,9 @@ def _rounded(
     weight: Array, seen: Sequence[Site], divisors: Array, scales: Array, setting: Setting
 ) -> NDArray[np.int8]:
     if not setting.compensate:
-        return numbers.nearest(weight, scales)
+        return quant_params.nearest(weight, scales)
     gram: Array = np.add.reduce([site.gram for site in seen]) if seen[1:] else seen[0].gram
-    return numbers.compensated(weight, gram / np.outer(divisors, divisors), scales)
+    return quant_params.compensated(weight, gram / np.outer(divisors, divisors), scales)
 
 
 def _divisors(seen: Sequence[Site], weight: Array, setting: Setting) -> Array:
@@ -122,7 +124,7 @@ def _divisors(seen: Sequence[Site], weight: Array, setting: Setting) -> Array:
         return np.ones(len(weight), np.float32)
     low = np.minimum.reduce([site.low for site in seen])
     high = np.maximum.reduce([site.high for site in seen])
-    return numbers.smoothing(low, high, weight, setting.smoothing)
+    return quant_params.smoothing(low, high, weight, setting.smoothing)
 
 
 def _reader(path: Path) -> Callable[[], NDArray[np.int8]]:
@@ -133,7 +135,7 @@ def _reader(path: Path) -> Callable[[], NDArray[np.int8]]:
     return read
 
 
-def as_read(kind: str, grid: numbers.Affine, inputs: Array) -> Array:
+def as_read(kind: str, grid: quant_params.Affine, inputs: Array) -> Array:
     """A product's smoothed inputs as a treatment of that kind hands them to it."""
     if kind == WEIGHTS:
         return inputs

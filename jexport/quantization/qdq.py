@@ -15,8 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from jexport.graph import edit
-from jexport.quantization import products
-from jexport.quantization.numbers import Affine
+from jexport.quantization import layers
+from jexport.quantization.quant_params import Affine
 from jexport.quantization.treatment import TWICE, WEIGHTS, Treatment
 
 
@@ -27,7 +27,7 @@ def rewrite(model: ir.Model, treatments: Mapping[str, Treatment], *, tables: boo
         treatment = treatments.get(str(node.name))
         if treatment is not None:
             _product(work, node, treatment)
-    for node in products.tables(model) if tables else ():
+    for node in layers.tables(model) if tables else ():
         _table(work, node)
     work.drop_dead()
     model.graph.sort()

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from jexport.graph import edit
-from jexport.quantization.statistics import Site
+from jexport.quantization.observers import Site
 
 ACTIVATIONS = ("Gelu", "Relu", "Tanh")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jexport.quantization.journal import Journal
+from jexport.quantization.trial_log import Journal
 
 
 def test_a_measurement_outlives_the_process(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from jexport.artifacts.manifest import file_digest, sha256_of
 from jexport.evaluation import parity
 from jexport.gates import gate
-from jexport.quantization.journal import Journal
 from jexport.quantization.search import METRICS, Measured
 from jexport.quantization.treatment import Treatment
+from jexport.quantization.trial_log import Journal
 from jexport.recipe import CompileSpec
 from jexport.runtime.batches import plan_batches
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
@@ -30,7 +30,7 @@ from jexport.types import Embedding, OnnxModel, Runner
 from jexport.workspace.run import give_back_memory
 
 if TYPE_CHECKING:
-    from jexport.quantization.outliers import Copied
+    from jexport.quantization.outlier_splitting import Copied
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 BATCH_TOKENS = 1024
@@ -111,12 +111,12 @@ class Bench:
         import onnx_ir as ir
 
         from jexport.graph import storage
-        from jexport.quantization import outliers
-        from jexport.quantization.graph import rewrite
+        from jexport.quantization import outlier_splitting
+        from jexport.quantization.qdq import rewrite
 
         folder.mkdir(parents=True, exist_ok=True)
         graph = ir.load(self.model.path)
-        outliers.copy(graph, self.copied, {})
+        outlier_splitting.copy(graph, self.copied, {})
         rewrite(graph, treatments, tables=self.tables)
         storage.save(graph, folder / GRAPH)
         digests = {

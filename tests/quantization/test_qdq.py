@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jexport.errors import PrecisionError, UnsupportedGraphError
 from jexport.graph import edit, half, ort_fusion, ort_integer, storage
-from jexport.quantization import numbers, prepare, products, settings, statistics
-from jexport.quantization.graph import rewrite, row_scales
+from jexport.quantization import config, layer_quantization, layers, observers, quant_params
+from jexport.quantization.qdq import rewrite, row_scales
 from jexport.quantization.treatment import INT8, TWICE, WEIGHTS, Treatment
 
 ROWS, WIDE, INNER = 1100, 64, 160
@@ -71,12 +71,17 @@ def values(ids: np.ndarray = IDS) -> dict[str, np.ndarray]:
 
 
 def treatments(
-    model: ir.Model, room: Path, *, scheme: str = numbers.UINT8, smoothing: float = 0.5, kind: str
+    model: ir.Model,
+    room: Path,
+    *,
+    scheme: str = quant_params.UINT8,
+    smoothing: float = 0.5,
+    kind: str,
 ) -> dict[str, Treatment]:
     """As quantize makes them, from texts that the tests do not use."""
-    items = products.find(model)
+    items = layers.find(model)
     ids = np.random.default_rng(5).integers(0, ROWS, (40, 24))
-    sites = statistics.collect(
+    sites = observers.collect(
         lambda feeds: values(feeds["input_ids"]),
         {item.source: item.rows for item in items},
         ids.tolist(),
@@ -85,10 +90,10 @@ def treatments(
             "attention_mask": np.ones_like(np.array(some)),
         },
     )
-    setting = settings.Setting(
+    setting = config.Setting(
         scheme=scheme, smoothing=smoothing, kind=WEIGHTS if kind == WEIGHTS else INT8
     )
-    made = prepare.run(
+    made = layer_quantization.run(
         items, {"up": UP, "down": DOWN}.__getitem__, sites, setting, out_dir=room / "weights"
     )
     found = {}
@@ -141,7 +146,7 @@ def operators(model: ir.Model) -> list[str]:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
-@pytest.mark.parametrize("scheme", numbers.SCHEMES)
+@pytest.mark.parametrize("scheme", quant_params.SCHEMES)
 @pytest.mark.parametrize("kind", [INT8, TWICE, WEIGHTS])
 def test_close_to_float_in_standard_operators(
     kind: str, scheme: str, smoothing: float, tmp_path: Path
@@ -220,7 +225,7 @@ def test_a_weight_that_is_used_twice_is_stored_once(tmp_path: Path) -> None:
 
 def test_a_graph_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrecisionError, match="quantized already"):
-        products.find(quantized(tmp_path))
+        layers.find(quantized(tmp_path))
 
 
 def test_a_graph_without_products_is_refused() -> None:
@@ -229,11 +234,11 @@ def test_a_graph_without_products_is_refused() -> None:
         if node.op_type == "MatMul":
             node.op_type = "Gemm"
     with pytest.raises(UnsupportedGraphError, match="nothing to quantize"):
-        products.find(model)
+        layers.find(model)
 
 
 def test_products_and_their_shares() -> None:
-    first, second = products.find(graph())
+    first, second = layers.find(graph())
     assert (first.source, first.weight, first.rows, first.columns) == ("x", "up", WIDE, INNER)
     assert (second.source, second.layer) == ("act", 0)
     assert first.share == second.share == 0.5
@@ -270,7 +275,7 @@ def test_both_products_fused_are_close_to_float(tmp_path: Path) -> None:
 
 
 def test_int8_activations_are_left_alone(tmp_path: Path) -> None:
-    model = quantized(tmp_path, scheme=numbers.SYMMETRIC)
+    model = quantized(tmp_path, scheme=quant_params.SYMMETRIC)
     before = operators(model)
     assert ort_integer.fuse(edit.Edit(model.graph)) == 0
     assert operators(model) == before
@@ -304,7 +309,7 @@ def test_the_rest_in_float16_leaves_products_between_their_quantizers(
     kind: str, tmp_path: Path
 ) -> None:
     truth = values()["y"]
-    model = quantized(tmp_path, kind, scheme=numbers.SYMMETRIC, tables=False)
+    model = quantized(tmp_path, kind, scheme=quant_params.SYMMETRIC, tables=False)
     half.to_float16(model, half.Keep(()))
     assert off(run(model, tmp_path / "fp16", {"ids": IDS}, plain=True), truth) < 0.03
     for node in model.graph:
@@ -322,7 +327,7 @@ def test_the_rest_in_float16_leaves_products_between_their_quantizers(
 
 
 def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
-    made = treatments(graph(), tmp_path, kind=INT8, scheme=numbers.SYMMETRIC)
+    made = treatments(graph(), tmp_path, kind=INT8, scheme=quant_params.SYMMETRIC)
     name = next(iter(made))
     made[name] = replace(made[name], scales=made[name].scales * np.float32(1e-6))
     model = graph()

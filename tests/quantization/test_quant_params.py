@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jexport.quantization import numbers
+from jexport.quantization import quant_params
 
 RANGES = [(-3.0, 5.0), (-1.0, 1.007), (0.0, 7.0), (-4.0, 0.0), (2.0, 9.0), (-9.0, -2.0), (0.0, 0.0)]
 
@@ -22,10 +22,10 @@ def lost(inputs: np.ndarray, weight: np.ndarray, steps: np.ndarray, scales: np.n
     return float(np.linalg.norm(inputs @ (weight - steps.astype(np.float32) * scales)))
 
 
-@pytest.mark.parametrize("scheme", numbers.SCHEMES)
+@pytest.mark.parametrize("scheme", quant_params.SCHEMES)
 @pytest.mark.parametrize(("low", "high"), RANGES)
 def test_grid_has_zero_and_loses_half_a_step_at_most(scheme: str, low: float, high: float) -> None:
-    grid = numbers.affine(low, high, scheme)
+    grid = quant_params.affine(low, high, scheme)
     values = np.linspace(min(low, 0), max(high, 0), 4001, dtype=np.float32)
     back = grid.there_and_back(values)
     assert grid.there_and_back(np.zeros(1, np.float32))[0] == 0.0
@@ -38,7 +38,7 @@ def test_grid_has_zero_and_loses_half_a_step_at_most(scheme: str, low: float, hi
 
 @pytest.mark.parametrize(("low", "high"), RANGES)
 def test_symmetric_grid_has_its_zero_at_0(low: float, high: float) -> None:
-    grid = numbers.affine(low, high, numbers.SYMMETRIC)
+    grid = quant_params.affine(low, high, quant_params.SYMMETRIC)
     assert grid.zero == 0
     assert grid.dtype is np.int8
     values = np.linspace(min(low, 0), max(high, 0), 1001, dtype=np.float32)
@@ -46,25 +46,25 @@ def test_symmetric_grid_has_its_zero_at_0(low: float, high: float) -> None:
 
 
 def test_uint8_grid_spends_its_steps_on_the_range() -> None:
-    grid = numbers.affine(-0.17, 8.0, numbers.UINT8)
+    grid = quant_params.affine(-0.17, 8.0, quant_params.UINT8)
     assert grid.dtype is np.uint8
     assert grid.scale == pytest.approx(8.17 / 255)
     assert grid.zero == round(0.17 / grid.scale)
-    assert grid.scale < 0.6 * numbers.affine(-0.17, 8.0, numbers.SYMMETRIC).scale
+    assert grid.scale < 0.6 * quant_params.affine(-0.17, 8.0, quant_params.SYMMETRIC).scale
 
 
-@pytest.mark.parametrize("scheme", numbers.SCHEMES)
+@pytest.mark.parametrize("scheme", quant_params.SCHEMES)
 def test_values_beyond_the_range_are_clipped(scheme: str) -> None:
-    grid = numbers.affine(-1.0, 2.0, scheme)
+    grid = quant_params.affine(-1.0, 2.0, scheme)
     back = grid.there_and_back(np.array([-1e6, 1e6], np.float32))
     assert back[1] == pytest.approx(2.0, abs=grid.scale)
     assert -2.0 - 2 * grid.scale <= back[0] <= -1.0 + grid.scale
 
 
-@pytest.mark.parametrize("scheme", numbers.SCHEMES)
+@pytest.mark.parametrize("scheme", quant_params.SCHEMES)
 @pytest.mark.parametrize(("low", "high"), RANGES[:-1])
 def test_rest_makes_it_fifty_times_as_exact(scheme: str, low: float, high: float) -> None:
-    grid = numbers.affine(low, high, scheme)
+    grid = quant_params.affine(low, high, scheme)
     rng = np.random.default_rng(0)
     values = rng.uniform(min(low, 0), max(high, 0), 20_000).astype(np.float32)
     first = grid.there_and_back(values)
@@ -78,7 +78,7 @@ def test_smoothing_changes_the_sides_and_not_the_product(strength: float) -> Non
     rng = np.random.default_rng(1)
     inputs = (rng.normal(size=(50, 96)) * np.exp(rng.normal(size=96) * 2)).astype(np.float32)
     weight = rng.normal(size=(96, 40)).astype(np.float32)
-    divisors = numbers.smoothing(inputs.min(axis=0), inputs.max(axis=0), weight, strength)
+    divisors = quant_params.smoothing(inputs.min(axis=0), inputs.max(axis=0), weight, strength)
     assert divisors.dtype == np.float32
     assert divisors.shape == (96,)
     assert (divisors > 0).all()
@@ -94,19 +94,19 @@ def test_smoothing_follows_the_papers_formula() -> None:
     low, high = np.array([-8, -1], np.float32), np.array([2, 1], np.float32)
     weight = np.array([[0.5, -2], [4, 1]], np.float32)
     wanted = np.array([8**0.75 / 2**0.25, 1 / 4**0.25])
-    made = numbers.smoothing(low, high, weight, 0.75)
+    made = quant_params.smoothing(low, high, weight, 0.75)
     np.testing.assert_allclose(made, wanted / np.sqrt(wanted.prod()), rtol=1e-5)
 
 
 def test_no_smoothing_is_ones() -> None:
     weight = np.random.default_rng(2).normal(size=(7, 3)).astype(np.float32)
-    made = numbers.smoothing(-weight[:, 0], 9 * weight[:, 1], weight, 0.0)
+    made = quant_params.smoothing(-weight[:, 0], 9 * weight[:, 1], weight, 0.0)
     np.testing.assert_array_equal(made, np.ones(7, np.float32))
 
 
 def test_smoothing_survives_a_dead_channel_and_a_dead_row() -> None:
     low, high = np.array([0, -1, 0], np.float32), np.array([0, 3, 0], np.float32)
-    made = numbers.smoothing(low, high, np.array([[0], [2], [1]], np.float32), 0.85)
+    made = quant_params.smoothing(low, high, np.array([[0], [2], [1]], np.float32), 0.85)
     assert np.isfinite(made).all()
     assert (made > 0).all()
 
@@ -114,8 +114,8 @@ def test_smoothing_survives_a_dead_channel_and_a_dead_row() -> None:
 def test_nearest_is_half_a_step_off_at_most() -> None:
     weight = np.random.default_rng(4).normal(size=(80, 30)).astype(np.float32)
     weight[:, 3] = 0
-    scales = numbers.weight_scales(weight)
-    steps = numbers.nearest(weight, scales)
+    scales = quant_params.weight_scales(weight)
+    steps = quant_params.nearest(weight, scales)
     assert steps.dtype == np.int8
     assert np.abs(steps.astype(int)).max() == 127
     assert (np.abs(steps * scales - weight) <= scales * 0.5001).all()
@@ -126,12 +126,12 @@ def test_nearest_is_half_a_step_off_at_most() -> None:
 def test_compensated_loses_less_than_nearest(channels: int) -> None:
     inputs = correlated(1000, channels)
     weight = np.random.default_rng(5).normal(size=(channels, 48)).astype(np.float32)
-    scales = numbers.weight_scales(weight)
-    steps = numbers.compensated(weight, inputs.T @ inputs, scales)
+    scales = quant_params.weight_scales(weight)
+    steps = quant_params.compensated(weight, inputs.T @ inputs, scales)
     assert steps.dtype == np.int8
     assert steps.shape == weight.shape
     assert -127 <= steps.min() < steps.max() <= 127
-    plain = numbers.nearest(weight, scales)
+    plain = quant_params.nearest(weight, scales)
     assert lost(inputs, weight, steps, scales) < 0.7 * lost(inputs, weight, plain, scales)
 
 
@@ -139,9 +139,9 @@ def test_compensated_pays_on_texts_it_has_not_seen() -> None:
     inputs = correlated(2000, 128)
     seen, other = inputs[:1000], inputs[1000:]
     weight = np.random.default_rng(6).normal(size=(128, 32)).astype(np.float32)
-    scales = numbers.weight_scales(weight)
-    steps = numbers.compensated(weight, seen.T @ seen, scales)
-    plain = numbers.nearest(weight, scales)
+    scales = quant_params.weight_scales(weight)
+    steps = quant_params.compensated(weight, seen.T @ seen, scales)
+    plain = quant_params.nearest(weight, scales)
     assert lost(other, weight, steps, scales) < 0.8 * lost(other, weight, plain, scales)
 
 
@@ -149,15 +149,15 @@ def test_a_row_that_no_input_reaches_is_rounded_to_nearest() -> None:
     inputs = correlated(500, 96)
     inputs[:, [5, 90]] = 0
     weight = np.random.default_rng(7).normal(size=(96, 20)).astype(np.float32)
-    scales = numbers.weight_scales(weight)
-    steps = numbers.compensated(weight, inputs.T @ inputs, scales)
-    plain = numbers.nearest(weight, scales)
+    scales = quant_params.weight_scales(weight)
+    steps = quant_params.compensated(weight, inputs.T @ inputs, scales)
+    plain = quant_params.nearest(weight, scales)
     np.testing.assert_array_equal(steps[[5, 90]], plain[[5, 90]])
     assert lost(inputs, weight, steps, scales) < lost(inputs, weight, plain, scales)
 
 
 def test_without_any_energy_all_rows_are_rounded_to_nearest() -> None:
     weight = np.random.default_rng(8).normal(size=(70, 9)).astype(np.float32)
-    scales = numbers.weight_scales(weight)
-    steps = numbers.compensated(weight, np.zeros((70, 70), np.float32), scales)
-    np.testing.assert_array_equal(steps, numbers.nearest(weight, scales))
+    scales = quant_params.weight_scales(weight)
+    steps = quant_params.compensated(weight, np.zeros((70, 70), np.float32), scales)
+    np.testing.assert_array_equal(steps, quant_params.nearest(weight, scales))

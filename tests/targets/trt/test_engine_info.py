@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from jexport.errors import ArtifactError, DeviceError, EngineError, JexportError
-from jexport.targets.trt import origin, profiles
+from jexport.targets.trt import engine_info, profiles
 from jexport.targets.trt.device import Gpu, Machine
-from jexport.targets.trt.origin import Origin
+from jexport.targets.trt.engine_info import Origin
 
 PLAN = b"a plan"
 HERE = Machine(
@@ -67,17 +67,17 @@ def test_what_fits(
 ) -> None:
     said, path = dataclasses.replace(MADE, **made), Path("artifacts/x/model.plan")
     if kind is None:
-        origin.check(said, on(**here), path=path)
+        engine_info.check(said, on(**here), path=path)
         return
     with pytest.raises(kind, match=r"model\.plan was built") as caught:
-        origin.check(said, on(**here), path=path)
+        engine_info.check(said, on(**here), path=path)
     assert "jexport compile artifacts/x" in caught.value.fix
     assert caught.value.evidence
 
 
 def test_facts_and_back() -> None:
     plain = json.loads(json.dumps(MADE.plain()))
-    assert origin.of(plain | {"opset": 20, "notes": []}) == MADE
+    assert engine_info.of(plain | {"opset": 20, "notes": []}) == MADE
 
 
 @pytest.mark.parametrize(
@@ -97,18 +97,18 @@ def test_a_manifest_that_does_not_say(key: str) -> None:
     plain = MADE.plain()
     for wrong in ({k: v for k, v in plain.items() if k != key}, plain | {key: 7}):
         with pytest.raises(ArtifactError, match="does not say") as caught:
-            origin.of(wrong)
+            engine_info.of(wrong)
         assert key in caught.value.evidence
 
 
 def test_the_digest_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "model.plan"
     path.write_bytes(PLAN)
-    assert origin.read(MADE, path) == PLAN
+    assert engine_info.read(MADE, path) == PLAN
     path.write_bytes(PLAN + b".")
     with pytest.raises(ArtifactError, match="not the plan") as caught:
-        origin.read(MADE, path)
+        engine_info.read(MADE, path)
     assert MADE.sha256[:16] in caught.value.evidence
     path.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
-        origin.read(MADE, path)
+        engine_info.read(MADE, path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jexport.errors import CalibrationError
-from jexport.quantization import statistics
+from jexport.quantization import observers
 
 WIDTHS = {"first": 6, "second": 11}
 TABLES = {
@@ -59,7 +59,7 @@ class Graph:
 @pytest.mark.parametrize("poison", [1e30, -1e30, np.nan, np.inf])
 def test_equal_to_numpy_and_padding_never_enters(pad: Any, poison: float) -> None:
     ids = texts(70)
-    sites = statistics.collect(Graph(poison), WIDTHS, ids, pad=pad)
+    sites = observers.collect(Graph(poison), WIDTHS, ids, pad=pad)
     assert set(sites) == set(WIDTHS)
     for name, site in sites.items():
         rows = TABLES[name][np.concatenate(ids)].astype(np.float64)
@@ -75,20 +75,20 @@ def test_equal_to_numpy_and_padding_never_enters(pad: Any, poison: float) -> Non
 @pytest.mark.parametrize("count", [1, 20, 400, 1500])
 def test_as_many_rows_are_kept_whatever_the_number_of_texts(count: int) -> None:
     ids = texts(count)
-    sites = statistics.collect(Graph(), WIDTHS, ids, pad=right)
+    sites = observers.collect(Graph(), WIDTHS, ids, pad=right)
     tokens = sum(map(len, ids))
     for name, site in sites.items():
-        assert 0 < len(site.rows) <= statistics.KEPT_ROWS
+        assert 0 < len(site.rows) <= observers.KEPT_ROWS
         assert site.rows.shape[1] == WIDTHS[name]
         seen = {row.tobytes() for row in TABLES[name][np.unique(np.concatenate(ids))]}
         assert all(row.tobytes() in seen for row in site.rows)
-        if tokens > 20 * statistics.KEPT_ROWS:
-            assert len(site.rows) == statistics.KEPT_ROWS
+        if tokens > 20 * observers.KEPT_ROWS:
+            assert len(site.rows) == observers.KEPT_ROWS
 
 
 def test_kept_rows_come_from_short_and_long_texts() -> None:
     ids = [[7] * 100] * 30 + [[9] * 2] * 500  # batches are made of texts of one length
-    site = statistics.collect(Graph(), WIDTHS, ids, pad=right)["first"]
+    site = observers.collect(Graph(), WIDTHS, ids, pad=right)["first"]
     for number in (7, 9):
         assert (site.rows == TABLES["first"][number]).all(axis=1).any()
 
@@ -96,10 +96,10 @@ def test_kept_rows_come_from_short_and_long_texts() -> None:
 def test_batches_stay_small() -> None:
     graph = Graph()
     done: list[tuple[int, int]] = []
-    statistics.collect(
+    observers.collect(
         graph, WIDTHS, texts(300), pad=right, progress=lambda *both: done.append(both)
     )
-    assert graph.largest <= 4 * statistics.BATCH_TOKENS  # `padded` adds three columns
+    assert graph.largest <= 4 * observers.BATCH_TOKENS  # `padded` adds three columns
     assert [one for one, _ in done] == list(range(1, done[-1][1] + 1))
 
 
@@ -110,8 +110,8 @@ def test_an_activation_that_is_not_finite_is_refused(odd: float) -> None:
         given["second"][feeds["input_ids"] == 13, 4] = odd
         return given
 
-    statistics.collect(graph, WIDTHS, [[1, 2], [12]], pad=right)
+    observers.collect(graph, WIDTHS, [[1, 2], [12]], pad=right)
     with pytest.raises(CalibrationError) as caught:
-        statistics.collect(graph, WIDTHS, [[1, 2], [12, 13]], pad=right)
+        observers.collect(graph, WIDTHS, [[1, 2], [12, 13]], pad=right)
     assert "second" in str(caught.value)
     assert caught.value.exit_code == 24
