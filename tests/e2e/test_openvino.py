@@ -219,6 +219,7 @@ def test_minilm_is_sentence_transformers(minilm: Path, texts: list[str], tmp_pat
     assert facts["differs_on_characters"] == ["U+E000", "U+FFFD"]
 
 
+@pytest.mark.rare
 def test_minilm_in_int8_needs_no_wide_product(minilm: Path, tmp_path: Path) -> None:
     """By the shipped recipe: outliers are copied, and a text keeps its vector in any batch."""
     shipped = recipe.read("all-MiniLM-L6-v2").replace_load(model=str(minilm))

@@ -80,12 +80,12 @@ def check_same(first: Path, second: Path) -> None:
     ("target", "precision"),
     [
         ("onnx", "fp32"),
-        ("onnx", "fp16"),
+        pytest.param("onnx", "fp16", marks=pytest.mark.rare),
         ("onnx", "int8"),
-        ("openvino", "fp32"),
+        pytest.param("openvino", "fp32", marks=pytest.mark.rare),
         ("openvino", "int8"),
         ("hf", "fp32"),
-        ("hf", "bf16"),
+        pytest.param("hf", "bf16", marks=pytest.mark.rare),
     ],
 )
 def test_whole_folders_are_the_same(
@@ -122,6 +122,7 @@ def all_of(*more: str) -> Sequence[str]:
     return ("--task", "all", "--target", "hf", "--target", "onnx", "--precision", "fp32", *more)
 
 
+@pytest.mark.rare
 def test_several_at_once_give_what_one_after_another_gives(recipe: Path, tmp_path: Path) -> None:
     serial = build(recipe, tmp_path / "serial", *all_of())
     at_once = build(recipe, tmp_path / "at_once", *all_of("--jobs", "2"))

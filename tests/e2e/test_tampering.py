@@ -22,7 +22,7 @@ import jexport
 from jexport.artifacts import manifest
 from jexport.errors import ArtifactError
 
-CHANGES = int(os.environ.get("JEXPORT_CHANGES", "10000"))
+CHANGES = int(os.environ.get("JEXPORT_CHANGES", "1000"))
 OPENED_EVERY = 10
 """`open_artifact` verifies in the same way before all else: one change in ten goes through it."""
 

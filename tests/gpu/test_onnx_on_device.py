@@ -178,7 +178,9 @@ def test_several_threads_share_one_session(
         for thread in threads:
             thread.join()
     for found, right in zip(results, wanted, strict=True):
-        np.testing.assert_allclose(found, right, atol=1e-6)
+        # Texts of several threads share batches, and those decide how much is padded: in fp16 that
+        # moves last bits.
+        np.testing.assert_allclose(found, right, rtol=0, atol=1e-6 if precision == "fp32" else 1e-4)
 
 
 # --- devices ------------------------------------------------------------------------------------

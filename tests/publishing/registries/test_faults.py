@@ -77,6 +77,7 @@ def requests_of(call: Callable[[], object], faults: Any) -> int:
     return count
 
 
+@pytest.mark.rare
 def test_an_upload_killed_at_each_request(
     made: Callable[..., Artifact], faults: Any, kinds_of_fault: Any, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_an_upload_killed_at_each_request(
 
 
 @pytest.mark.parametrize("step", ["sync", "replace"])
+@pytest.mark.rare
 def test_an_upload_killed_at_each_write_of_the_folder(
     step: str,
     made: Callable[..., Artifact],
@@ -140,6 +142,7 @@ def test_an_upload_killed_at_each_write_of_the_folder(
         assert refs(place) == [done.ref]
 
 
+@pytest.mark.rare
 def test_a_download_killed_at_each_request(
     made: Callable[..., Artifact],
     faults: Any,

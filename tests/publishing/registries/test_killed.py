@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import jexport
 from jexport.artifacts import manifest, store
 from jexport.publishing import listing, pull, registries
@@ -44,6 +46,7 @@ def killed_at_each(words: Callable[[int], tuple[object, ...]]) -> int:
     return count
 
 
+@pytest.mark.rare
 def test_a_publisher(made: Callable[..., Artifact], tmp_path: Path) -> None:
     artifact = made(attest={"model.sig": b"signed"})
     count = killed_at_each(lambda last: ("publish", artifact.path, tmp_path / f"r{last}"))
@@ -64,6 +67,7 @@ def test_a_publisher(made: Callable[..., Artifact], tmp_path: Path) -> None:
     assert set(visible) == {0, 1}
 
 
+@pytest.mark.rare
 def test_a_puller(
     made: Callable[..., Artifact], files_in: Callable[[Path], Any], tmp_path: Path
 ) -> None:
