@@ -162,7 +162,7 @@ def run_script(script: str, room: Path, program: str, **variables: str) -> dict[
 
 def test_the_workflow_lists_the_jobs(tmp_path: Path) -> None:
     """The step itself, with jexport itself."""
-    source = str(Path(str(schedulers.__file__)).parents[2])
+    source = str(Path(str(schedulers.__file__)).parents[3])
     out = run_script(
         script_of("matrix", "List the jobs"),
         tmp_path,
