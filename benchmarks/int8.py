@@ -87,7 +87,7 @@ def symmetric(chosen: recipe.Recipe, fp32: Path, folder: Path) -> Path:
     import shutil
 
     loaded = load.run(chosen.load, task="none")
-    own = int8_checks.Texts.of(chosen.quantize.calibration, loaded)
+    own = int8_checks.TokenizedTexts.of(chosen.quantize.calibration, loaded)
     for name in ("export", "quantize"):
         (folder / name).mkdir(parents=True)
     plain = export.run(
@@ -279,9 +279,9 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
     """One run of the stage; prints its seconds and the size of what it wrote over fp32's."""
     chosen = _at_full_size(checkpoint).replace_quantize(samples=int(samples))
     loaded = load.run(chosen.load, task=weights.TASK)
-    own = int8_checks.Texts(
+    own = int8_checks.TokenizedTexts(
         parts=calibration.parts(chosen.quantize.calibration, weights.TASK),
-        loaded=loaded,
+        model=loaded,
         tokenizer=TextTokenizer.open(
             loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
         ),

@@ -248,7 +248,7 @@ class ParityReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Acceptance:
     """A compiled model that passed: its report, and what was measured of it beside float models.
 
     folder: holds parity.json, and the reference's vectors by their own name. sizes: bytes of graph

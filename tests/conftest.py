@@ -133,9 +133,10 @@ class Recorded:
 @contextlib.contextmanager
 def recording(kept: Path) -> Iterator[dict[str, Any]]:
     """What the stages of the builds meanwhile give; the compiled files are copied to `kept`."""
-    from jexport.building import pipeline
+    from jexport.stages import export as export_stage
+    from jexport.stages import package as package_stage
 
-    package, export = pipeline.package.run, pipeline.export.run
+    package, export = package_stage.run, export_stage.run
     seen: dict[str, Any] = {}
 
     def keep_export(*words: Any, out_dir: Path, **options: Any) -> Any:
@@ -158,8 +159,8 @@ def recording(kept: Path) -> Iterator[dict[str, Any]]:
         return package(model, compiled, report, facts, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.package, "run", keep_package)
-        patch.setattr(pipeline.export, "run", keep_export)
+        patch.setattr(package_stage, "run", keep_package)
+        patch.setattr(export_stage, "run", keep_export)
         yield seen
 
 
@@ -245,7 +246,9 @@ def canned(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
     export, compile and validate hand back what a real build gave; everything else is real.
     """
-    from jexport.building import pipeline
+    from jexport.stages import compile as compile_stage
+    from jexport.stages import export as export_stage
+    from jexport.stages import validate as validate_stage
     from jexport.workspace import run
 
     def exported(*_: Any, out_dir: Path, **__: Any) -> Any:
@@ -262,9 +265,9 @@ def canned(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> Recorded:
         return recorded.report
 
     monkeypatch.setattr(run, "give_back_memory", lambda: None)  # 0.2 s a stage with torch loaded
-    monkeypatch.setattr(pipeline.export, "run", exported)
-    monkeypatch.setattr(pipeline.compile_stage, "run", compiled)
-    monkeypatch.setattr(pipeline.validate, "run", validated)
+    monkeypatch.setattr(export_stage, "run", exported)
+    monkeypatch.setattr(compile_stage, "run", compiled)
+    monkeypatch.setattr(validate_stage, "run", validated)
     return recorded
 
 

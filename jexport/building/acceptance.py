@@ -1,13 +1,11 @@
-"""Whether a compiled model may become an artifact, and what is worth knowing of it beside float.
+"""Whether a compiled model may become an artifact, and how an int8 one compares with float.
 
-Every one is held to its gates. int8 is also run beside the float models of its target, and its
-vectors beside those of the other half of a retrieval pair. Knows no folder of artifacts but to look
-for that other half.
+Every model is held to its gates. int8 is also run beside the float models of its target, and its
+vectors beside those of the other half of a retrieval pair.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,137 +14,134 @@ from typing import Any
 from jexport import tasks
 from jexport.artifacts import manifest, store
 from jexport.building import cache_keys, int8_checks
-from jexport.cache.stages import Wanted
+from jexport.building.plan import BuildPlan
+from jexport.cache.stages import StageKey
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.reference_set import ReferenceSet
-from jexport.recipe import Recipe
-from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, validate
-from jexport.targets import Target
-from jexport.types import Artifact, CalibrationSet, CompiledModel, LoadedModel, OnnxModel, Verdict
+from jexport.types import Acceptance, Artifact, CompiledModel, OnnxModel
 from jexport.workspace.run import cores
-
-STAGE = "validate"
-REFERENCE = "reference"
-PROCESSOR = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """The other half of a retrieval pair; built: its int8 artifact, None before there is one."""
 
-    texts: int8_checks.Texts
+    texts: int8_checks.TokenizedTexts
     built: Artifact | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Small:
-    """What only int8 has. plain: the float graph that it was made of.
+class Int8Inputs:
+    """What an int8 model is compared with. float_graph: the graph that it was made of.
 
     pair: or why it is not compared with one; '' where the task has none.
     """
 
-    plain: OnnxModel
-    texts: int8_checks.Texts
+    float_graph: OnnxModel
+    texts: int8_checks.TokenizedTexts
     pair: Pair | str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """A compiled model and all that it is judged by.
+class AcceptanceInputs:
+    """A compiled model and all that decides whether it is accepted. int8: for int8 only."""
 
-    tokenizer: the artifact's. slot: where it would be placed.
-    """
-
-    recipe: Recipe
-    loaded: LoadedModel
-    engine: Target
+    plan: BuildPlan
     compiled: CompiledModel
-    texts: CalibrationSet
-    tokenizer: TextTokenizer
-    slot: store.Slot
-    small: Small | None
+    int8: Int8Inputs | None
 
-    def wanted_reference(self) -> Wanted:
-        """What decides what the judge gives: the same for every target and precision of a task."""
-        validate_spec, load = self.recipe.validate, self.recipe.resolved()["load"]
-        decided = {
-            **cache_keys.of_weights(self.loaded),
-            "folder": cache_keys.of_folder(self.loaded),
+    def reference_key(self) -> StageKey:
+        """The key of the reference vectors: the same for every target and precision of a task."""
+        plan = self.plan
+        spec, load = plan.recipe.validate, plan.recipe.resolved()["load"]
+        inputs = {
+            **cache_keys.checkpoint_inputs(plan.model),
+            "folder": cache_keys.folder_inputs(plan.model),
             "load": {key: load[key] for key in ("prompts", "max_tokens", "trust_remote_code")},
-            "texts": [self.texts.name, self.texts.sha256],
-            "spec": [validate_spec.budget_tokens, validate_spec.max_tokens],
-            "processor": _processor(),
+            "texts": [plan.validation.name, plan.validation.sha256],
+            "spec": [spec.budget_tokens, spec.max_tokens],
+            "processor": cache_keys.processor(),
         }
-        about = cache_keys.about(self.recipe, self.loaded, "the judge's vectors")
-        return Wanted(stage=REFERENCE, decided_by=decided, about=about)
+        description = plan.describe("reference vectors")
+        return StageKey(stage="reference", inputs=inputs, description=description)
 
-    def wanted(self) -> Wanted:
-        """What decides the verdict: the very bytes of the engine, and the processor it ran on."""
-        said = self.recipe.resolved()
+    def key(self) -> StageKey:
+        """The key of the acceptance: the engine's very bytes, and the processor it ran on."""
+        plan, compiled = self.plan, self.compiled
+        recipe = plan.recipe.resolved()
         files = [
-            manifest.file_digest(self.compiled.folder / name, root=self.compiled.folder)
-            for name in self.compiled.files
+            manifest.file_digest(compiled.folder / name, root=compiled.folder)
+            for name in compiled.files
         ]
-        decided: dict[str, Any] = {
-            **cache_keys.of_weights(self.loaded),
+        inputs: dict[str, Any] = {
+            **cache_keys.checkpoint_inputs(plan.model),
             "compiled": manifest.listed(files),
-            "facts": self.compiled.facts,
-            "target": self.engine.name,
-            "runs_on": self.engine.fingerprint(),
-            "precision": self.compiled.precision,
-            "texts": [self.texts.name, self.texts.sha256],
-            "reference": self.wanted_reference().name,
-            "spec": said["validate"],
-            "processor": _processor(),
+            "facts": compiled.facts,
+            "target": plan.target.name,
+            "runs_on": plan.target.fingerprint(),
+            "precision": compiled.precision,
+            "texts": [plan.validation.name, plan.validation.sha256],
+            "reference": self.reference_key().name,
+            "spec": recipe["validate"],
+            "processor": cache_keys.processor(),
         }
-        if self.small is not None:
-            own, pair = self.small.texts, self.small.pair
-            beside: Any = pair
-            if isinstance(pair, Pair):
-                built = pair.built and pair.built.manifest.content["sha256"]
-                beside = [pair.texts.parts.held_out.sha256, built]
-            decided |= {
-                "graph": self.small.plain.sha256,
-                "quantize": said["quantize"],
-                "export": said["export"],
-                "precisions": list(self.recipe.precisions),
-                "held_out": own.parts.held_out.sha256,
-                "pair": beside,
+        if self.int8 is not None:
+            inputs |= {
+                "graph": self.int8.float_graph.sha256,
+                "quantize": recipe["quantize"],
+                "export": recipe["export"],
+                "precisions": list(plan.recipe.precisions),
+                "held_out": self.int8.texts.parts.held_out.sha256,
+                "pair": _pair_inputs(self.int8.pair),
             }
-        about = cache_keys.about(
-            self.recipe, self.loaded, f"{self.engine.name}-{self.compiled.precision}"
-        )
-        return Wanted(stage=STAGE, decided_by=decided, about=about)
+        return StageKey(stage="validate", inputs=inputs, description=plan.describe())
+
+
+def _pair_inputs(pair: Pair | str) -> Any:
+    if isinstance(pair, str):
+        return pair
+    artifact = pair.built and pair.built.manifest.content["sha256"]
+    return [pair.texts.parts.held_out.sha256, artifact]
 
 
 def run(
-    case: Case,
+    inputs: AcceptanceInputs,
     *,
     reference: Callable[[], ReferenceSet],
     out_dir: Path,
-    beside: Callable[[], Path],
+    float_dir: Callable[[], Path],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Verdict:
-    """Judge. Writes out_dir/parity.json, which is kept beside the versions when a gate fails.
+) -> Acceptance:
+    """Hold a compiled model to its gates. Writes out_dir/parity.json.
 
-    reference: gives what the judge gives. beside: an empty folder for float models. Raises what
-    `validate.run` does; for int8 QuantizationError when it is slower than float, or does not keep
-    the pair's ranking.
+    The report is kept beside the artifact's versions when a gate fails.
+
+    Args:
+        inputs: the model and what it is compared with.
+        reference: gives the reference library's vectors; called once.
+        out_dir: takes the report, and the reference vectors for a portable artifact.
+        float_dir: gives an empty folder for float models; called for int8 only.
+        progress: called with tokens done and in all.
+
+    Raises:
+        ParityError, RecipeError: as `validate.run`.
+        QuantizationError: int8 is slower than float, or does not keep the pair's ranking.
     """
-    engine, compiled, loaded = case.engine, case.compiled, case.loaded
-    shown = export.as_shipped(loaded, case.recipe.export) if engine.needs_onnx else loaded
-    with store.kept_report(out_dir / validate.REPORT, case.slot):
+    plan, compiled = inputs.plan, inputs.compiled
+    target, model = plan.target, plan.model
+    shown = export.as_shipped(model, plan.recipe.export) if target.needs_onnx else model
+    with store.kept_report(out_dir / validate.REPORT, plan.slot):
         report = validate.run(
             reference,
             Candidate(
-                tokenizer=case.tokenizer,
-                open=lambda: engine.runner(compiled, engine.devices[0], engine.steady_threads),
-                at_once=cores() if engine.steady_threads else 1,
+                tokenizer=plan.tokenizer,
+                open=lambda: target.runner(compiled, target.devices[0], target.steady_threads),
+                at_once=cores() if target.steady_threads else 1,
                 embedding=shown.embedding,
                 outputs=compiled.signature.outputs,
             ),
-            spec=case.recipe.validate,
+            spec=plan.recipe.validate,
             precision=compiled.precision,
             out_dir=out_dir,
             progress=progress,
@@ -155,39 +150,31 @@ def run(
         notes = [f"{report.metrics['texts']} texts, lowest cosine {lowest:.8f}"]
         sizes: Mapping[str, int] = {}
         measured: dict[str, Any] = {}
-        if case.small is not None:
-            sizes, measured = _beside_float(case, case.small, beside(), notes)
-    return Verdict(
+        if inputs.int8 is not None:
+            sizes, measured = _compare_with_float(inputs, inputs.int8, float_dir(), notes)
+    return Acceptance(
         folder=out_dir, report=report, sizes=sizes, measured=measured, notes=tuple(notes)
     )
 
 
-def _beside_float(
-    case: Case, small: Small, room: Path, notes: list[str]
+def _compare_with_float(
+    inputs: AcceptanceInputs, int8: Int8Inputs, work_dir: Path, notes: list[str]
 ) -> tuple[Mapping[str, int], dict[str, Any]]:
-    engine, precision, spec = case.engine, case.compiled.precision, case.recipe.quantize
-    beside = int8_checks.beside_float(
-        engine, small.plain, case.compiled, small.texts, case.recipe, room
+    """Sizes by precision, and what was measured; a note is added for each comparison."""
+    plan, compiled = inputs.plan, inputs.compiled
+    target, spec = plan.target, plan.recipe.quantize
+    comparison = int8_checks.compare_with_float(
+        target, int8.float_graph, compiled, int8.texts, plan.recipe, work_dir
     )
-    measured: dict[str, Any] = {"speed": int8_checks.listed(beside.speeds)}
-    if engine.timed:
-        notes.append(int8_checks.faster(beside.speeds, precision, allowed=spec.allow_slower))
-    if isinstance(small.pair, Pair):
-        other = int8_checks.counterpart(small.pair.texts, engine, small.pair.built)
-        measured["pair"] = int8_checks.ranking_kept(
-            beside, other, own_are_queries=case.loaded.embedding.task == tasks.QUERIES
-        )
+    measured: dict[str, Any] = {"speed": int8_checks.speed_rows(comparison.speeds)}
+    if target.timed:
+        speeds, precision = comparison.speeds, compiled.precision
+        notes.append(int8_checks.check_speed(speeds, precision, allow_slower=spec.allow_slower))
+    if isinstance(int8.pair, Pair):
+        other = int8_checks.counterpart_vectors(int8.pair.texts, target, int8.pair.built)
+        is_query = plan.model.embedding.task == tasks.QUERIES
+        measured["pair"] = int8_checks.pair_ranking(comparison, other, own_are_queries=is_query)
         notes.append(int8_checks.check_ranking(measured["pair"], spec.pair_top10_overlap))
-    elif small.pair:
-        notes.append(small.pair)
-    return beside.sizes, measured
-
-
-def _processor() -> str:
-    """What decides a CPU's last bits and speeds, in one digest: its model and instructions."""
-    try:
-        lines = PROCESSOR.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU "))}
-    return manifest.sha256_of([platform.machine(), *sorted(told)])
+    elif int8.pair:
+        notes.append(int8.pair)
+    return comparison.sizes, measured

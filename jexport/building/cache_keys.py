@@ -1,6 +1,6 @@
-"""What a build is made of: all that decides its result, in one digest that is in the version.
+"""What decides the result of a build and of its stages, as JSON-ready values to be digested.
 
-Knows where an artifact and the journal of its search belong, and writes neither.
+A digest of all of them is in an artifact's version; parts of them name entries of the stage cache.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jexport.artifacts import manifest, store
-from jexport.cache.stages import Wanted
+from jexport.artifacts import manifest
+from jexport.cache.stages import StageKey
 from jexport.datasets import calibration
 from jexport.recipe import Recipe
-from jexport.stages import quantize
 from jexport.targets import Target
-from jexport.types import CalibrationSet, LoadedModel, MergedModel, OnnxModel
+from jexport.types import CalibrationSet, LoadedModel
 
 TOOLS = (
     "torch",
@@ -41,189 +40,163 @@ TOOLS = (
     "openvino-tokenizers",
 )
 
-LARGE_BYTES = 64 << 20
+LARGE_FILE_BYTES = 64 << 20
+PROCESSOR = Path("/proc/cpuinfo")
 
 
-def of(
+def build_inputs(
     recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
+    model: LoadedModel,
+    target: Target,
     precision: str,
-    texts: CalibrationSet,
-    parts: calibration.Parts | None,
+    validation: CalibrationSet,
+    calibration_texts: calibration.Parts | None,
 ) -> dict[str, Any]:
-    """Everything that decides what is built; its digest is in the version.
+    """Everything that decides what is built; its digest is in the artifact's version.
 
     Where the checkpoint lies, and what else the recipe ships, decides nothing.
+
+    Args:
+        recipe: with the command line's changes.
+        model: the checkpoint, opened for one task.
+        target: as it is built here.
+        precision: of the artifact.
+        validation: texts that it is validated with.
+        calibration_texts: texts that int8 is calibrated on; None for another precision.
+
+    Returns:
+        JSON-ready values by name.
     """
-    said = recipe.resolved()
+    recipe_values = recipe.resolved()
     for key in ("tasks", "targets", "precisions"):
-        del said[key]
-    del said["load"]["model"]
-    said["compile"].pop("timing_cache", None)  # a path; it changes how long a build takes
-    if parts is None:
-        del said["quantize"]
-    if not engine.needs_onnx:
-        del said["export"], said["compile"]
-    return {
-        "recipe": said,
-        "embedding": dataclasses.asdict(loaded.embedding),
-        "licence": loaded.source.licence,
-        "target": engine.name,
-        "runs_on": engine.fingerprint(),
+        del recipe_values[key]
+    del recipe_values["load"]["model"]
+    recipe_values["compile"].pop("timing_cache", None)  # a path; it changes the build time only
+    if calibration_texts is None:
+        del recipe_values["quantize"]
+    if not target.needs_onnx:
+        del recipe_values["export"], recipe_values["compile"]
+    inputs = {
+        "recipe": recipe_values,
+        "embedding": dataclasses.asdict(model.embedding),
+        "licence": model.source.licence,
+        "target": target.name,
+        "runs_on": target.fingerprint(),
         "precision": precision,
-        "checkpoint": manifest.listed(loaded.source.files),
-        "revision": loaded.source.revision,
-        "code": manifest.listed(loaded.source.code),
-        "texts": texts.sha256,
-        **({"calibration": [parts.calibration.sha256, parts.held_out.sha256]} if parts else {}),
+        "checkpoint": manifest.listed(model.source.files),
+        "revision": model.source.revision,
+        "code": manifest.listed(model.source.code),
+        "texts": validation.sha256,
         "tools": tools(),
         "jexport": code_digest(),
         "format": manifest.FORMAT,
     }
+    if calibration_texts is not None:
+        both = (calibration_texts.calibration, calibration_texts.held_out)
+        inputs["calibration"] = [one.sha256 for one in both]
+    return inputs
 
 
-def digests(made_of: Mapping[str, Any]) -> dict[str, str]:
-    """What the manifest says of the inputs that nothing else in it names: SHA-256 by name.
+def input_digests(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """The inputs that nothing else in the manifest names: SHA-256 by name.
 
-    jexport: its own code. texts: those that judged. calibration, held_out: for int8.
+    Args:
+        inputs: as `build_inputs` gives them.
+
+    Returns:
+        jexport: its own code; texts: those of the validation; for int8 calibration and held_out.
     """
-    parts = zip(("calibration", "held_out"), made_of.get("calibration", ()), strict=False)
-    return {"jexport": made_of["jexport"], "texts": made_of["texts"], **dict(parts)}
+    texts = zip(("calibration", "held_out"), inputs.get("calibration", ()), strict=False)
+    return {"jexport": inputs["jexport"], "texts": inputs["texts"], **dict(texts)}
 
 
-def of_export(
-    recipe: Recipe, loaded: LoadedModel, *, precision: str, samples: Sequence[Sequence[int]]
-) -> Wanted:
-    """What decides a graph. samples: token ids that are checked before it is made, if any are."""
-    decided = {
-        **of_weights(loaded),
-        "spec": recipe.resolved()["export"],
-        "precision": precision,
-        "samples": manifest.sha256_of([list(one) for one in samples]),
+def portable_build_key(content: Mapping[str, Any], recipe: Recipe, target: Target) -> StageKey:
+    """The key of the engine that is compiled from a portable artifact on this machine.
+
+    An engine that is refitted from another artifact's is not kept: that artifact may change.
+
+    Args:
+        content: the portable artifact's manifest.
+        recipe: its recipe, with this machine's changes.
+        target: the engine.
+    """
+    settings, is_refitted = compile_settings(recipe)
+    inputs = {
+        "portable": content["sha256"],
+        "runs_on": target.fingerprint(),
+        "spec": settings,
+        "tools": tools(),
+        "jexport": code_digest(),
     }
-    return Wanted(stage="export", decided_by=decided, about=about(recipe, loaded, precision))
-
-
-def of_quantize(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
-    precision: str,
-    graph: OnnxModel,
-    parts: calibration.Parts,
-) -> Wanted:
-    """What decides an int8 graph made of `graph`."""
-    said = recipe.resolved()
-    decided = {
-        **of_weights(loaded),  # its tokenizer, prompt and pooling
-        "graph": graph.sha256,
-        "precision": precision,
-        "spec": said["quantize"],
-        "keep_fp32": said["export"]["keep_fp32"],
-        "gates": said["validate"]["gates"].get(precision, {}),
-        "engine": [engine.scheme, engine.wide, engine.int8_tables, engine.float_rest],
-        "texts": [[one.name, one.sha256] for one in (parts.calibration, parts.held_out)],
-    }
-    return Wanted(stage="quantize", decided_by=decided, about=about(recipe, loaded, precision))
-
-
-def of_compile(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
-    precision: str,
-    model: OnnxModel | MergedModel,
-) -> Wanted:
-    """What decides an engine's files; not kept where an artifact outside of this build does."""
-    spec, refitted = _compiling(recipe)
-    of = {"graph": model.sha256} if isinstance(model, OnnxModel) else {}
-    decided = {
-        **of_weights(loaded),
-        **of,
-        "target": engine.name,
-        "runs_on": engine.fingerprint(),
-        "precision": precision,
-        "spec": spec,
-    }
-    return Wanted(
+    name = f"{content['name']} {content['task']} {content['target']}-{content['precision']}"
+    return StageKey(
         stage="compile",
-        decided_by=None if refitted else decided,
-        about=about(recipe, loaded, f"{engine.name}-{precision}"),
-        taken=True,
+        inputs=None if is_refitted else inputs,
+        description=name,
+        copied=True,
     )
 
 
-def of_completion(content: Mapping[str, Any], recipe: Recipe, engine: Target) -> Wanted:
-    """What decides the engine of a portable artifact with this manifest, on this machine.
-
-    Not kept where the engine is another artifact's with these weights: that one may change.
-    """
-    spec, refitted = _compiling(recipe)
-    decided = {
-        "portable": content["sha256"],
-        "runs_on": engine.fingerprint(),
-        "spec": spec,
-        "tools": tools(),
-        "jexport": code_digest(),
-    }
-    what = f"{content['name']} {content['task']} {content['target']}-{content['precision']}"
-    return Wanted(stage="compile", decided_by=None if refitted else decided, about=what, taken=True)
+def compile_settings(recipe: Recipe) -> tuple[dict[str, Any], bool]:
+    """[compile] without what decides no byte, and whether another artifact's engine is refitted."""
+    settings = recipe.resolved()["compile"]
+    is_refitted = bool(settings.pop("refit_from"))
+    del settings["timing_cache"]  # a path; it changes the build time only
+    return settings, is_refitted
 
 
-def _compiling(recipe: Recipe) -> tuple[dict[str, Any], bool]:
-    """[compile] without what decides no byte, and whether another artifact's engine is taken."""
-    spec = recipe.resolved()["compile"]
-    refitted = bool(spec.pop("refit_from"))
-    del spec["timing_cache"]  # a path; it changes how long a build takes
-    return spec, refitted
-
-
-def about(recipe: Recipe, loaded: LoadedModel, what: str) -> str:
-    """What a stage's result is, for people."""
-    return f"{recipe.name} {loaded.embedding.task} {what}"
-
-
-def of_weights(loaded: LoadedModel) -> dict[str, Any]:
+def checkpoint_inputs(model: LoadedModel) -> dict[str, Any]:
     """The checkpoint as opened for one task, and the code and libraries that read it."""
     return {
-        "embedding": dataclasses.asdict(loaded.embedding),
-        "layout": loaded.source.layout,
-        "checkpoint": manifest.listed(loaded.source.files),
-        "code": manifest.listed(loaded.source.code),
+        "embedding": dataclasses.asdict(model.embedding),
+        "layout": model.source.layout,
+        "checkpoint": manifest.listed(model.source.files),
+        "code": manifest.listed(model.source.code),
         "tools": tools(),
         "jexport": code_digest(),
     }
 
 
-def of_folder(loaded: LoadedModel) -> list[list[Any]]:
+def folder_inputs(model: LoadedModel) -> list[list[Any]]:
     """Every file of the checkpoint's folder: a library may read one that jexport does not.
 
-    By digest; a large one that jexport did not read by its size and time.
+    Returns:
+        Name and SHA-256 of each; of a large file that jexport did not read: name, size, mtime.
     """
-    known = {one.path: one.sha256 for one in loaded.source.files}
-    found: list[list[Any]] = []
-    for path in sorted(loaded.folder.rglob("*")):
-        name = path.relative_to(loaded.folder).as_posix()
+    read_digests = {one.path: one.sha256 for one in model.source.files}
+    files: list[list[Any]] = []
+    for path in sorted(model.folder.rglob("*")):
+        name = path.relative_to(model.folder).as_posix()
         if not path.is_file() or any(part.startswith(".") for part in name.split("/")):
             continue
-        about = path.stat()
-        if name in known:
-            found.append([name, known[name]])
-        elif about.st_size > LARGE_BYTES:
-            found.append([name, about.st_size, about.st_mtime_ns])
+        stat = path.stat()
+        if name in read_digests:
+            files.append([name, read_digests[name]])
+        elif stat.st_size > LARGE_FILE_BYTES:
+            files.append([name, stat.st_size, stat.st_mtime_ns])
         else:
-            found.append([name, manifest.file_digest(path, root=loaded.folder).sha256])
-    return found
+            files.append([name, manifest.file_digest(path, root=model.folder).sha256])
+    return files
+
+
+def processor() -> str:
+    """What decides a CPU's last bits and speeds, in one digest: its model and instructions."""
+    try:
+        lines = PROCESSOR.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    prefixes = ("model name", "flags", "Features", "CPU ")
+    features = {line for line in lines if line.startswith(prefixes)}
+    return manifest.sha256_of([platform.machine(), *sorted(features)])
 
 
 def tools() -> dict[str, str]:
     """Versions of Python, jexport and the libraries that a build goes through, as installed."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("jexport", *TOOLS):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def code_digest() -> str:
@@ -231,35 +204,3 @@ def code_digest() -> str:
     root = Path(__file__).parents[1]
     files = [manifest.file_digest(path, root=root) for path in root.rglob("*.py")]
     return manifest.sha256_of(manifest.listed(files))
-
-
-def slot(
-    recipe: Recipe,
-    loaded: LoadedModel,
-    engine: Target,
-    precision: str,
-    out: Path,
-    made_of: Mapping[str, Any],
-) -> store.Slot:
-    """Where an artifact made of such inputs belongs below `out`."""
-    return store.Slot(
-        out=out,
-        model=recipe.name,
-        task=loaded.embedding.task,
-        target=engine.name,
-        precision=precision,
-        version=f"{recipe.version}-{manifest.sha256_of(made_of)[:12]}",
-    )
-
-
-def journal_path(place: store.Slot, made_of: Mapping[str, Any]) -> Path:
-    """Beside the versions, named after what decides a trial's numbers: goals do not."""
-    said = dict(made_of["recipe"])
-    for key in ("name", "version", "validate", "compile"):
-        said.pop(key, None)
-    said["quantize"] = {
-        key: value for key, value in said["quantize"].items() if key not in quantize.GOALS
-    }
-    gates = made_of["recipe"]["validate"]["gates"].get(place.precision, {})
-    digest = manifest.sha256_of({**made_of, "recipe": said, "texts": "", "gates": gates})
-    return place.parent / f".search-{digest[:12]}.jsonl"

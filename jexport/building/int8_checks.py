@@ -1,4 +1,4 @@
-"""What a quantized build needs beside the stages: texts, timings, its counterpart, its reports.
+"""What an int8 build has beside the stages: its texts, its comparison with float, its reports.
 
 Knows no engine but through its Target, and no search: stages/quantize.py decides what is int8.
 """
@@ -40,27 +40,27 @@ Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Texts:
-    """Texts of one task with the model that embeds them: what tokens they are."""
+class TokenizedTexts:
+    """Calibration and held-out texts of one task, with the model that tokenizes and embeds them."""
 
     parts: calibration.Parts
-    loaded: LoadedModel
+    model: LoadedModel
     tokenizer: TextTokenizer
 
     @classmethod
-    def of(cls, source: str, loaded: LoadedModel) -> Texts:
-        """The calibration set's texts for a loaded model's task. Raises CalibrationError."""
+    def of(cls, source: str, model: LoadedModel) -> TokenizedTexts:
+        """The calibration set's texts for a model's task. Raises CalibrationError."""
         return cls(
-            parts=calibration.parts(source, loaded.embedding.task),
-            loaded=loaded,
+            parts=calibration.parts(source, model.embedding.task),
+            model=model,
             tokenizer=TextTokenizer.open(
-                loaded.tokenizer_files[0].parent, max_tokens=loaded.embedding.max_tokens
+                model.tokenizer_files[0].parent, max_tokens=model.embedding.max_tokens
             ),
         )
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
-        return self.tokenizer.model_ids(texts, prefix=self.loaded.embedding.prompt)
+        return self.tokenizer.model_ids(texts, prefix=self.model.embedding.prompt)
 
     def held_out(self) -> list[list[int]]:
         """The held-out texts that have tokens."""
@@ -75,14 +75,14 @@ class Texts:
             runner,
             self.held_out(),
             pad=self.tokenizer.pad,
-            embedding=self.loaded.embedding,
+            embedding=self.model.embedding,
             output=TOKEN_VECTORS if TOKEN_VECTORS in names else TEXT_VECTORS,
         )
 
 
-def material(texts: Texts, spec: QuantizeSpec) -> Material:
+def material(texts: TokenizedTexts, spec: QuantizeSpec) -> Material:
     """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
-    limit = min(spec.max_tokens, texts.loaded.embedding.max_tokens)
+    limit = min(spec.max_tokens, texts.model.embedding.max_tokens)
     parts = texts.parts
     calibrated, cut = sampling.sample(
         parts.calibration, texts.tokens, count=spec.samples, max_tokens=limit
@@ -119,70 +119,82 @@ def material(texts: Texts, spec: QuantizeSpec) -> Material:
         held_out=held_ids,
         languages=[language for _, language in held],
         pad=texts.tokenizer.pad,
-        embedding=texts.loaded.embedding,
+        embedding=texts.model.embedding,
         about=about,
         odd=odd,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
-    """The quantized artifact beside its float ones, on this machine.
+class FloatComparison:
+    """The quantized model compared with float ones of its target, on this machine.
 
     speeds: texts a second by precision, empty where that says nothing. sizes: bytes of graph and
-    weights by precision. plain, quantized: the held-out texts by either.
+    weights by precision. float_vectors, quantized_vectors: of the held-out texts, float32
+    [texts, dimension].
     """
 
     speeds: Mapping[str, float]
     sizes: Mapping[str, int]
-    plain: Vectors
-    quantized: Vectors
+    float_vectors: Vectors
+    quantized_vectors: Vectors
 
 
-def listed(speeds: Mapping[str, float]) -> list[dict[str, Any]]:
+def speed_rows(speeds: Mapping[str, float]) -> list[dict[str, Any]]:
     """Speeds as manifest and report have them."""
     return [{"precision": name, "texts_per_second": rate} for name, rate in speeds.items()]
 
 
-def beside_float(
-    engine: Target,
-    plain: OnnxModel,
+def compare_with_float(
+    target: Target,
+    float_graph: OnnxModel,
     compiled: CompiledModel,
-    texts: Texts,
+    texts: TokenizedTexts,
     recipe: Recipe,
-    room: Path,
-) -> Beside:
+    work_dir: Path,
+) -> FloatComparison:
     """Run each float graph of the same target beside the quantized one, in turn.
 
     One float graph is open at a time: two of full size do not fit a small machine. Speeds of
     different pairs are brought to the first pair's by the quantized graph that is in each.
+
+    Args:
+        target: builds and runs the float graphs.
+        float_graph: fp32; the other precisions are made of it.
+        compiled: the quantized model.
+        texts: whose held-out texts are embedded and timed.
+        recipe: which precisions it ships, and how they are compiled.
+        work_dir: an empty folder for the float models.
     """
     names = [
         name
         for name in FLOATS
-        if name in engine.precisions and name in (*recipe.precisions, "fp32")
-        if engine.timed or name == "fp32"
+        if name in target.precisions and name in (*recipe.precisions, "fp32")
+        if target.timed or name == "fp32"
     ]
-    batch = speed.feeds(texts.held_out(), plain.max_tokens)
-    outputs, own_name = plain.signature.outputs, compiled.precision
+    batch = speed.feeds(texts.held_out(), float_graph.max_tokens)
+    outputs, own_name = float_graph.signature.outputs, compiled.precision
     speeds: dict[str, float] = {}
     sizes = {own_name: _bytes(compiled.folder, compiled)}
-    with engine.runner(compiled, engine.devices[0], 0) as own:
-        made = texts.embed(own, outputs)
+    with target.runner(compiled, target.devices[0], 0) as own:
+        quantized_vectors = texts.embed(own, outputs)
         for name in names:
-            with _float(engine, plain, name, recipe, room) as (runner, size):
+            with _open_float(target, float_graph, name, recipe, work_dir) as (runner, size):
                 sizes[name] = size
                 if name == "fp32":
-                    truth = texts.embed(runner, outputs)
-                if engine.timed:
+                    float_vectors = texts.embed(runner, outputs)
+                if target.timed:
                     pair = speed.compare({name: runner, own_name: own}, batch)
                     first = speeds.setdefault(own_name, pair[own_name])
                     speeds[name] = pair[name] * first / pair[own_name]
                 del runner
         del own
     order = [name for name in (*names, own_name) if name in speeds]
-    return Beside(
-        speeds={name: speeds[name] for name in order}, sizes=sizes, plain=truth, quantized=made
+    return FloatComparison(
+        speeds={name: speeds[name] for name in order},
+        sizes=sizes,
+        float_vectors=float_vectors,
+        quantized_vectors=quantized_vectors,
     )
 
 
@@ -191,16 +203,16 @@ def _bytes(folder: Path, compiled: CompiledModel) -> int:
 
 
 @contextlib.contextmanager
-def _float(
-    engine: Target, plain: OnnxModel, precision: str, recipe: Recipe, room: Path
+def _open_float(
+    target: Target, float_graph: OnnxModel, precision: str, recipe: Recipe, work_dir: Path
 ) -> Iterator[tuple[Runner, int]]:
     """A float graph of the target, opened, and its bytes on disk."""
-    folder = room / precision
+    folder = work_dir / precision
     folder.mkdir()
-    half = engine.graphs.get(precision, precision) == "fp16"
-    model = _half(plain, recipe.export, folder) if half else plain
-    compiled = engine.build(replace(model, precision=precision), recipe.compile, folder)
-    with engine.runner(compiled, engine.devices[0], 0) as runner:
+    half = target.graphs.get(precision, precision) == "fp16"
+    model = _half(float_graph, recipe.export, folder) if half else float_graph
+    compiled = target.build(replace(model, precision=precision), recipe.compile, folder)
+    with target.runner(compiled, target.devices[0], 0) as runner:
         size = _bytes(folder, compiled)
         for name in compiled.files:
             (folder / name).unlink()
@@ -208,18 +220,27 @@ def _float(
         del runner
 
 
-def _half(plain: OnnxModel, spec: ExportSpec, folder: Path) -> OnnxModel:
+def _half(float_graph: OnnxModel, spec: ExportSpec, folder: Path) -> OnnxModel:
     place = folder / "graph"
     place.mkdir()
-    return replace(export.in_half(plain, spec, place), precision="fp16")
+    return replace(export.in_half(float_graph, spec, place), precision="fp16")
 
 
-def faster(speeds: Mapping[str, float], precision: str, *, allowed: bool) -> str:
-    """How much faster int8 is. Raises QuantizationError when it is not and may not be slower."""
+def check_speed(speeds: Mapping[str, float], precision: str, *, allow_slower: bool) -> str:
+    """How much faster int8 is than the fastest float, in words.
+
+    Args:
+        speeds: texts a second by precision.
+        precision: of the quantized model.
+        allow_slower: int8 need not be faster.
+
+    Raises:
+        QuantizationError: int8 is not faster and has to be.
+    """
     floats = {name: rate for name, rate in speeds.items() if name in FLOATS}
     best = max(floats, key=floats.__getitem__)
     fast, slow = speeds[precision], floats[best]
-    if precision == INT8 and fast <= slow and not allowed:
+    if precision == INT8 and fast <= slow and not allow_slower:
         raise QuantizationError(
             f"int8 is not faster than {best} on this machine",
             evidence=f"{fast:.1f} texts a second against {slow:.1f}, one batch of {speed.TEXTS}",
@@ -230,68 +251,85 @@ def faster(speeds: Mapping[str, float], precision: str, *, allowed: bool) -> str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counterpart:
-    """The other half of a retrieval pair: its held-out texts in float, and in int8 once built."""
+class CounterpartVectors:
+    """The held-out texts of a retrieval pair's other half, in float, and in int8 once built."""
 
     task: str
-    plain: Vectors
-    quantized: Vectors | None
+    float_vectors: Vectors
+    quantized_vectors: Vectors | None
 
 
-def counterpart(texts: Texts, engine: Target, built: Artifact | None) -> Counterpart:
+def counterpart_vectors(
+    texts: TokenizedTexts, target: Target, built: Artifact | None
+) -> CounterpartVectors:
     """Embed the other task's texts with the checkpoint itself, and with its artifact if there is.
 
-    engine: the target as it is built here, which runs what it built (a portable artifact too).
+    Args:
+        texts: of the other task.
+        target: as it is built here, which runs what it built (a portable artifact too).
+        built: the other task's int8 artifact.
     """
-    loaded = texts.loaded
+    model = texts.model
     hidden = TensorSpec(name=TOKEN_VECTORS, dtype="float32", shape=("batch", "sequence", 0))
-    with loaded.reference() as forward:
-        plain = texts.embed(forward, (hidden,))
+    with model.reference() as forward:
+        float_vectors = texts.embed(forward, (hidden,))
     del forward
-    made = None
+    quantized_vectors = None
     if built is not None:
         compiled = compiled_model(built.path, built.manifest.content)
-        with engine.runner(compiled, engine.devices[0], 0) as runner:
-            made = texts.embed(runner, compiled.signature.outputs)
+        with target.runner(compiled, target.devices[0], 0) as runner:
+            quantized_vectors = texts.embed(runner, compiled.signature.outputs)
             del runner
-    return Counterpart(task=loaded.embedding.task, plain=plain, quantized=made)
+    return CounterpartVectors(
+        task=model.embedding.task,
+        float_vectors=float_vectors,
+        quantized_vectors=quantized_vectors,
+    )
 
 
-def ranking_kept(own: Beside, other: Counterpart, *, own_are_queries: bool) -> dict[str, Any]:
+def pair_ranking(
+    own: FloatComparison, other: CounterpartVectors, *, own_are_queries: bool
+) -> dict[str, Any]:
     """How much of float queries' nearest float passages is found where one or both are int8.
 
-    Each combination has top10_overlap and top1 (share of queries whose first passage stays), over
-    the held-out queries and passages; None for one that needs an artifact not built yet.
+    Args:
+        own: vectors of this build's held-out texts.
+        other: vectors of the other task's held-out texts.
+        own_are_queries: whether this build embeds queries, else passages.
+
+    Returns:
+        For each combination top10_overlap and top1 (share of queries whose first passage stays),
+        0 to 1; None for one that needs an artifact not built yet.
     """
-    queries = (own.plain, own.quantized) if own_are_queries else (other.plain, other.quantized)
-    passages = (other.plain, other.quantized) if own_are_queries else (own.plain, own.quantized)
-    truth = _similarities(queries[0], passages[0])
-    found: dict[str, Any] = {
+    queries, passages = (own, other) if own_are_queries else (other, own)
+    reference = _similarities(queries.float_vectors, passages.float_vectors)
+    ranking_by_pair: dict[str, Any] = {
         "with": other.task,
-        "queries": len(queries[0]),
-        "passages": len(passages[0]),
+        "queries": len(queries.float_vectors),
+        "passages": len(passages.float_vectors),
     }
     for name, first, second in (
-        ("queries_int8_passages_fp32", queries[1], passages[0]),
-        ("queries_fp32_passages_int8", queries[0], passages[1]),
-        ("queries_int8_passages_int8", queries[1], passages[1]),
+        ("queries_int8_passages_fp32", queries.quantized_vectors, passages.float_vectors),
+        ("queries_fp32_passages_int8", queries.float_vectors, passages.quantized_vectors),
+        ("queries_int8_passages_int8", queries.quantized_vectors, passages.quantized_vectors),
     ):
-        made = None if first is None or second is None else _similarities(first, second)
-        found[name] = (
-            made
-            if made is None
-            else {
-                "top10_overlap": float(ranking.shared(truth, made, _count(truth)).mean()),
-                "top1": float(ranking.shared(truth, made, 1).mean()),
+        ranking_by_pair[name] = None
+        if first is not None and second is not None:
+            candidate = _similarities(first, second)
+            count = _count(reference)
+            ranking_by_pair[name] = {
+                "top10_overlap": float(ranking.shared(reference, candidate, count).mean()),
+                "top1": float(ranking.shared(reference, candidate, 1).mean()),
             }
-        )
-    return found
+    return ranking_by_pair
 
 
 def _similarities(queries: Vectors, passages: Vectors) -> NDArray[np.float64]:
     with one_blas_thread():
-        made: NDArray[np.float64] = queries.astype(np.float64) @ passages.astype(np.float64).T
-    return made
+        similarities: NDArray[np.float64] = (
+            queries.astype(np.float64) @ passages.astype(np.float64).T
+        )
+    return similarities
 
 
 def _count(similarities: NDArray[np.float64]) -> int:
@@ -316,15 +354,15 @@ def check_ranking(pair: Mapping[str, Any], goal: float) -> str:
     return f"with {pair['with']}: top-10 {overlaps[worst]:.3f}{missing}"
 
 
-def treated(model: OnnxModel) -> str:
-    """Which treatment how many products got."""
+def quantization_summary(model: OnnxModel) -> str:
+    """How many MatMul layers were quantized how, in words."""
     report = _read(model.path.with_name(quantize.REPORT))
     kinds = [matrix["treatment"] for matrix in report["matrices"]]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{counts}; held-out top-10 {report['chosen']['top10_overlap']:.3f}"
 
 
-def reports(
+def write_reports(
     model: OnnxModel,
     parity_path: Path,
     more: Mapping[str, Any],

@@ -1,8 +1,9 @@
-"""A folder of entries: written whole or not at all, verified when read, least recently used out.
+"""A cache store on disk: entries are written whole or not at all, and verified when read.
 
 <root>/<name>/ holds entry.json (a value and the digest of each file) and content/. Beside them
-.locks/ says who makes and who uses which, and .work/ is where an entry is before it has its name.
-Knows nothing of what is kept, nor of why.
+.locks/ holds the locks of who builds and who uses which entry, and in .work/ an entry is written
+before it gets its name. The least recently used entries are removed first. Knows nothing of what is
+kept, nor of why.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jexport.workspace.run import WORK, own_folder, sweep
 LOCKS, RECORD, CONTENT = ".locks", "entry.json", "content"
 FORMAT = 1
 MAKE, USE = ".make", ".use"
-"""An entry's two locks: its maker holds the first alone, all who read it share the second."""
+"""An entry's two locks: its builder holds the first alone, all who read it share the second."""
 
 ATTEMPTS = 100
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -100,11 +101,13 @@ def read(root: Path, name: str) -> dict[str, Any] | None:
         if record["sha256"] != manifest.seal(record):
             raise Damaged(f"{RECORD} was changed")
         listed = {one["path"]: one for one in record["files"]}
-        found = dict(_files(folder / CONTENT))
-        if set(found) != set(listed):
-            raise Damaged(f"its files are not those listed: {sorted(set(found) ^ set(listed))[:3]}")
+        present = dict(_files(folder / CONTENT))
+        if set(present) != set(listed):
+            raise Damaged(
+                f"its files are not those listed: {sorted(set(present) ^ set(listed))[:3]}"
+            )
         for path, one in listed.items():
-            digest = manifest.file_digest(found[path], root=folder / CONTENT)
+            digest = manifest.file_digest(present[path], root=folder / CONTENT)
             if (digest.size_bytes, digest.sha256) != (one["size_bytes"], one["sha256"]):
                 raise Damaged(f"{path} was changed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -122,12 +125,12 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
 
 
-def put(root: Path, name: str, room: Path, value: Mapping[str, Any], about: str) -> None:
-    """Give `room` (with its files in content/) its name in one step, once it is on the disk.
+def put(root: Path, name: str, folder: Path, value: Mapping[str, Any], about: str) -> None:
+    """Give `folder` (with its files in content/) its name in one step, once it is on the disk.
 
     Called under the entry's make lock.
     """
-    content = room / CONTENT
+    content = folder / CONTENT
     files = [manifest.file_digest(path, root=content) for _, path in _files(content)]
     record = {
         "format": FORMAT,
@@ -137,16 +140,16 @@ def put(root: Path, name: str, room: Path, value: Mapping[str, Any], about: str)
         "files": manifest.listed(files),
     }
     record["sha256"] = manifest.seal(record)
-    manifest.write_json(room / RECORD, record)
-    store.sync_tree(room)
-    os.rename(room, root / name)
+    manifest.write_json(folder / RECORD, record)
+    store.sync_tree(folder)
+    os.rename(folder, root / name)
     with contextlib.suppress(OSError):  # it is verified when it is read
         store.sync(root)
 
 
-def drop(root: Path, name: str, scratch: Path) -> None:
-    """Take an entry away in one step, then remove it. scratch: a folder of its own below .work."""
-    aside = scratch / f"dropped-{name}"
+def drop(root: Path, name: str, work_dir: Path) -> None:
+    """Take an entry away in one step, then remove it. work_dir: a folder of the caller's own."""
+    aside = work_dir / f"dropped-{name}"
     os.rename(root / name, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -163,18 +166,19 @@ def listed(
 ) -> list[Entry]:
     """All entries, the least recently used first; damaged ones too.
 
-    record_name: the file whose time is when an entry was last used; about: what that file tells.
+    record_name: the file whose time is when an entry was last used. about: reads a description
+    from that file.
     """
-    found = []
+    all_entries = []
     for folder in root.glob("[!.]*") if root.is_dir() else ():
         with contextlib.suppress(OSError):
             sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
             record = folder / record_name
             used_s = (record if record.is_file() else folder).stat().st_mtime
-            found.append(
+            all_entries.append(
                 Entry(name=folder.name, about=about(record), size_bytes=sum(sizes), used_s=used_s)
             )
-    return sorted(found, key=lambda one: (one.used_s, one.name))
+    return sorted(all_entries, key=lambda one: (one.used_s, one.name))
 
 
 def shrink(

@@ -66,16 +66,16 @@ def compile_(
     from jexport.building import portable
     from jexport.cache.stages import Cache
 
-    said = {
+    given = {
         "timing_cache": str(timing_cache) if timing_cache else None,
         "weight_stripped": weight_stripped or None,
         "refit_from": str(refit_from) if refit_from else None,
     }
-    changes = {key: value for key, value in said.items() if value is not None}
+    changes = {key: value for key, value in given.items() if value is not None}
     cache = None  # beside the artifacts, wherever those go
     if no_cache or cache_folder:
         cache = Cache(root=None if no_cache else cache_folder)
-    made = portable.complete(
+    compiled = portable.compile_portable(
         artifact,
         out=out,
         cache=cache,
@@ -84,7 +84,7 @@ def compile_(
         listen=listen,
         **changes,
     )
-    click.echo(made.path)
+    click.echo(compiled.path)
 
 
 COMMANDS = {"compile": compile_}

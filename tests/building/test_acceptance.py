@@ -12,9 +12,12 @@ import pytest
 
 from jexport import recipe
 from jexport.artifacts import manifest
-from jexport.building import acceptance, pipeline
+from jexport.building import acceptance, cache_keys, pipeline
 from jexport.errors import ParityError
 from jexport.evaluation import reference_set
+from jexport.stages import compile as compile_stage
+from jexport.stages import package as package_stage
+from jexport.stages import validate as validate_stage
 
 
 @dataclasses.dataclass
@@ -28,17 +31,17 @@ class Builds:
     stages: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        real = pipeline.validate.run
+        real = validate_stage.run
 
         def counted(*args: Any, **named: Any) -> Any:
             self.validated += 1
             return real(*args, **named)
 
-        self.monkeypatch.setattr(pipeline.validate, "run", counted)
+        self.monkeypatch.setattr(validate_stage, "run", counted)
 
     def ends_in_package(self) -> None:
         with self.monkeypatch.context() as patch:
-            patch.setattr(pipeline.package, "run", ends)
+            patch.setattr(package_stage, "run", ends)
             with pytest.raises(KeyboardInterrupt):
                 self.whole()
 
@@ -117,7 +120,7 @@ def test_other_bytes_of_the_engine_are_another_verdict(
     ended: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended.ends_in_package()
-    real = pipeline.compile_stage.run
+    real = compile_stage.run
 
     def otherwise(*args: Any, out_dir: Path) -> Any:
         made = real(*args, out_dir=out_dir)
@@ -125,11 +128,11 @@ def test_other_bytes_of_the_engine_are_another_verdict(
             graph.write(b"\x00")
         return made
 
-    monkeypatch.setattr(pipeline.compile_stage, "run", otherwise)
+    monkeypatch.setattr(compile_stage, "run", otherwise)
     for entry in (ended.out / ".cache").glob("compile-*/entry.json"):
         entry.unlink()  # damaged: it is compiled again
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.package, "run", ends)
+        patch.setattr(package_stage, "run", ends)
         with pytest.raises(KeyboardInterrupt):
             ended.whole()
     assert ended.validated == 2
@@ -140,7 +143,7 @@ def test_another_processor_is_another_verdict(
 ) -> None:
     told = "model name\t: A\nflags\t\t: avx2 avx512f\ncpu MHz\t\t: {}\n"
     cpu = tmp_path / "cpuinfo"
-    monkeypatch.setattr(acceptance, "PROCESSOR", cpu)
+    monkeypatch.setattr(cache_keys, "PROCESSOR", cpu)
     cpu.write_text(told.format(2000))
     ended.ends_in_package()
     cpu.write_text(told.format(2100))
@@ -161,7 +164,7 @@ def test_a_verdict_against_is_not_kept(
         (out_dir / "parity.json").write_text(json.dumps({"passed": False}))
         raise ParityError("validate: no", evidence="cosine 0.1", fix="look")
 
-    monkeypatch.setattr(pipeline.validate, "run", fail)
+    monkeypatch.setattr(validate_stage, "run", fail)
     for _ in range(2):
         with pytest.raises(ParityError):
             ended.whole()
@@ -217,10 +220,10 @@ def test_what_was_measured_of_int8_is_kept_with_it(
     int8_builds: Callable[[], tuple[Path, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.package, "run", ends)
+        patch.setattr(package_stage, "run", ends)
         with pytest.raises(KeyboardInterrupt):
             int8_builds()
-    monkeypatch.setattr(acceptance.int8_checks, "beside_float", ends)  # would measure again
+    monkeypatch.setattr(acceptance.int8_checks, "compare_with_float", ends)  # would measure again
     path, stages = int8_builds()
     assert stages["validate"].startswith("from the cache; ")
     assert "with retrieval.query: top-10" in stages["validate"]

@@ -63,11 +63,11 @@ def test_what_decides_the_engine_of_a_portable_artifact(monkeypatch: pytest.Monk
 
     def name(content: Any = content, spec: Any = chosen, where: str = "here") -> str:
         here = dataclasses.replace(engine, fingerprint=lambda: {"device": where})
-        wanted = cache_keys.of_completion(content, spec, here)
-        assert wanted.decided_by is not None
-        assert wanted.stage == "compile"
-        assert wanted.about == "m none trt-fp16"
-        return wanted.name
+        key = cache_keys.portable_build_key(content, spec, here)
+        assert key.inputs is not None
+        assert key.stage == "compile"
+        assert key.description == "m none trt-fp16"
+        return key.name
 
     first = name()
     assert name(spec=chosen.replace_compile(timing_cache="/somewhere")) == first
@@ -82,5 +82,7 @@ def test_what_decides_the_engine_of_a_portable_artifact(monkeypatch: pytest.Monk
     monkeypatch.setattr(cache_keys, "code_digest", lambda: "c" * 64)
     others.append(name())
     assert len({first, *others}) == 7
-    refitted = cache_keys.of_completion(content, chosen.replace_compile(refit_from="x"), engine)
-    assert refitted.decided_by is None  # another artifact decides it, and that one may change
+    refitted = cache_keys.portable_build_key(
+        content, chosen.replace_compile(refit_from="x"), engine
+    )
+    assert refitted.inputs is None  # another artifact decides it, and that one may change

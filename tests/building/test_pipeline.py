@@ -16,7 +16,10 @@ import pytest
 from jexport import recipe
 from jexport.artifacts import manifest, store
 from jexport.building import cache_keys, pipeline
+from jexport.datasets import calibration
 from jexport.errors import JexportError, ParityError
+from jexport.stages import load as load_stage
+from jexport.stages import validate as validate_stage
 
 TASK = "separation"
 
@@ -34,7 +37,7 @@ def version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., st
         slots.append(slot)
         raise Known
 
-    monkeypatch.setattr(pipeline.store, "find", find)
+    monkeypatch.setattr(store, "find", find)
 
     def of(made: recipe.Recipe, task: str = TASK, precision: str = "fp32") -> str:
         with pytest.raises(Known):
@@ -189,9 +192,9 @@ def test_tools_and_code_and_texts_count(
         patch.setattr(cache_keys, "code_digest", lambda: "0" * 64)
         assert version(made_for(small)) != base
     with monkeypatch.context() as patch:
-        read = pipeline.calibration.read
+        read = calibration.read
         patch.setattr(
-            pipeline.calibration,
+            calibration,
             "read",
             lambda *words: dataclasses.replace(read(*words), sha256="0" * 64),
         )
@@ -271,7 +274,7 @@ def test_cheap_refusals_come_before_anything_is_read_or_made(
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr(pipeline.load, "run", read)
+    monkeypatch.setattr(load_stage, "run", read)
     made = recipe.Recipe(name="m", load=recipe.LoadSpec(model="nowhere"), **shipped)
     words = {"task": TASK, "target": "onnx", "precision": "fp32", **asked}
     with pytest.raises(JexportError) as caught:
@@ -295,7 +298,7 @@ def test_two_builds_of_the_same_at_once(
         together.wait()
         return place(staged, slot, **options)
 
-    monkeypatch.setattr(pipeline.store, "place", place_together)
+    monkeypatch.setattr(store, "place", place_together)
     paths: list[Path] = []
     trouble: list[BaseException] = []
 
@@ -334,7 +337,7 @@ def test_a_failed_gate_leaves_its_report_and_no_artifact(
         (out_dir / "parity.json").write_text('{"passed": false}')
         raise ParityError("validate: no", evidence="cosine 0.1", fix="look")
 
-    monkeypatch.setattr(pipeline.validate, "run", fail)
+    monkeypatch.setattr(validate_stage, "run", fail)
     answer = cli(*as_separation, "--out", tmp_path)
     assert (answer.code, answer.out) == (6, "")
     left = [p for p in tmp_path.glob("[!.]*/**/*") if p.is_file() or p.is_symlink()]
@@ -356,8 +359,8 @@ def test_a_gate_stays_failed_when_its_report_cannot_be_kept(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline.validate, "run", fail)
-    monkeypatch.setattr(pipeline.store, "keep_report", full)
+    monkeypatch.setattr(validate_stage, "run", fail)
+    monkeypatch.setattr(store, "keep_report", full)
     answer = cli(*as_separation, "--out", tmp_path)
     assert answer.code == 6
     assert "could not be kept" in answer.err

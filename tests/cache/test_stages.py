@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jexport.cache import entries, stages
-from jexport.cache.stages import Cache, Wanted
+from jexport.cache.stages import Cache, StageKey
 from jexport.types import CompiledModel, OnnxModel, Signature, TensorSpec
 
 SIGNATURE = Signature(
@@ -22,8 +22,8 @@ SIGNATURE = Signature(
 BUILDERS = 32
 
 
-def wanted(key: object = 1, **more: object) -> Wanted:
-    return Wanted(stage="compile", decided_by={"key": key}, about="a thing", **more)  # type: ignore[arg-type]
+def wanted(key: object = 1, **more: object) -> StageKey:
+    return StageKey(stage="compile", inputs={"key": key}, description="a thing", **more)  # type: ignore[arg-type]
 
 
 def compiled(folder: Path, content: bytes = b"engine") -> CompiledModel:
@@ -67,17 +67,17 @@ def never() -> Path:
 def test_made_once_and_the_same_for_all_who_ask(tmp_path: Path) -> None:
     store, maker, told = Cache(root=tmp_path / "c"), Maker(), []
     with store.lease() as lease:
-        first = lease.obtain(wanted(), maker, spare=never, tell=told.append)
+        first = lease.get_or_build(wanted(), maker, work_dir=never, notify=told.append)
         assert told == []
         assert first.folder.parent.parent == tmp_path / "c"
     with Cache(root=tmp_path / "c").lease() as lease:
-        second = lease.obtain(wanted(), maker, spare=never, tell=told.append)
+        second = lease.get_or_build(wanted(), maker, work_dir=never, notify=told.append)
     assert (maker.calls, told) == (1, ["from the cache"])
     assert first == second  # facts went through JSON for both
     assert second.facts["sizes"] == [1, 2]
     assert second.signature == SIGNATURE
-    assert store.peeked(wanted()) is not None
-    assert store.peeked(wanted(2)) is None
+    assert store.peek(wanted()) is not None
+    assert store.peek(wanted(2)) is None
 
 
 def test_a_graph_too(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_a_graph_too(tmp_path: Path) -> None:
         )
 
     with Cache(root=tmp_path).lease() as lease:
-        made = lease.obtain(wanted(), make, spare=never)
-        again = lease.obtain(wanted(), make, spare=never)
+        made = lease.get_or_build(wanted(), make, work_dir=never)
+        again = lease.get_or_build(wanted(), make, work_dir=never)
         assert made == again
         assert made.path.read_bytes() == b"graph"
 
@@ -102,19 +102,19 @@ def test_a_graph_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("off", ["no cache", "nothing decides it"])
 def test_without_a_cache(off: str, tmp_path: Path, spare: Callable[[], Path]) -> None:
     root = None if off == "no cache" else tmp_path / "c"
-    asked = Wanted(stage="compile", decided_by=None) if root else wanted()
+    asked = StageKey(stage="compile", inputs=None) if root else wanted()
     with Cache(root=root).lease() as lease:
-        made = lease.obtain(asked, Maker(), spare=spare)
+        made = lease.get_or_build(asked, Maker(), work_dir=spare)
         assert made.folder == tmp_path / "spare"
-        lease.take(made.folder / "model.bin", tmp_path / "taken")
+        lease.copy_or_move(made.folder / "model.bin", tmp_path / "taken")
         assert not (made.folder / "model.bin").exists()  # moved
     assert [p.name for p in tmp_path.iterdir()] == ["spare", "taken"] or root is None
 
 
 def test_taking_leaves_the_cache_whole_and_links_nothing(tmp_path: Path) -> None:
     with Cache(root=tmp_path / "c").lease() as lease:
-        made = lease.obtain(wanted(), Maker(bytes(3 << 20)), spare=never)
-        lease.take(made.folder / "model.bin", tmp_path / "taken")
+        made = lease.get_or_build(wanted(), Maker(bytes(3 << 20)), work_dir=never)
+        lease.copy_or_move(made.folder / "model.bin", tmp_path / "taken")
     assert (tmp_path / "taken").read_bytes() == bytes(3 << 20)
     assert (tmp_path / "taken").stat().st_nlink == 1
     assert [problem for _, problem in entries.verify(tmp_path / "c")] == [""]
@@ -140,11 +140,11 @@ def test_a_copy_where_the_kernel_cannot(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
     told: list[str] = []
     with Cache(root=tmp_path).lease() as lease:
-        made = lease.obtain(wanted(), Maker(), spare=never)
+        made = lease.get_or_build(wanted(), Maker(), work_dir=never)
     (made.folder / "model.bin").write_bytes(b"enginf")
     maker = Maker()
     with Cache(root=tmp_path).lease() as lease:
-        again = lease.obtain(wanted(), maker, spare=never, tell=told.append)
+        again = lease.get_or_build(wanted(), maker, work_dir=never, notify=told.append)
         assert (again.folder / "model.bin").read_bytes() == b"engine"
     assert maker.calls == 1
     assert "model.bin was changed" in told[0]
@@ -157,7 +157,7 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with Cache(root=tmp_path / "c").lease() as lease, pytest.raises(ValueError, match="no"):
-        lease.obtain(wanted(), fail, spare=never)
+        lease.get_or_build(wanted(), fail, work_dir=never)
     assert not (tmp_path / "c").exists()
 
 
@@ -167,7 +167,7 @@ def test_a_cache_that_cannot_be_written(
     (tmp_path / "c").write_text("a file in its place")
     told: list[str] = []
     with Cache(root=tmp_path / "c").lease() as lease:
-        made = lease.obtain(wanted(), Maker(), spare=spare, tell=told.append)
+        made = lease.get_or_build(wanted(), Maker(), work_dir=spare, notify=told.append)
     assert made.folder == tmp_path / "spare"
     assert told[0].startswith("without the cache: ")
     assert (tmp_path / "c").read_text() == "a file in its place"
@@ -184,8 +184,8 @@ def test_what_cannot_be_kept_is_used_by_this_build(
     with Cache(root=tmp_path / "c").lease() as lease:
         with monkeypatch.context() as patch:
             patch.setattr(os, name, full)
-            made = lease.obtain(wanted(), Maker(), spare=never, tell=told.append)
-        lease.take(made.folder / "model.bin", tmp_path / "taken")
+            made = lease.get_or_build(wanted(), Maker(), work_dir=never, notify=told.append)
+        lease.copy_or_move(made.folder / "model.bin", tmp_path / "taken")
         assert not (made.folder / "model.bin").exists()
     assert told == ["not kept in the cache: [Errno 28] No space left on device"]
     assert not (tmp_path / "c").exists()
@@ -197,9 +197,9 @@ def test_no_second_copy_on_a_disk_without_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
     told: list[str] = []
     with Cache(root=tmp_path / "c").lease() as lease:
-        lease.obtain(wanted(1, taken=True), Maker(), spare=never, tell=told.append)
+        lease.get_or_build(wanted(1, copied=True), Maker(), work_dir=never, notify=told.append)
         assert told == ["not kept in the cache: 0 MiB are free"]
-        lease.obtain(wanted(2), Maker(), spare=never, tell=told.append)
+        lease.get_or_build(wanted(2), Maker(), work_dir=never, notify=told.append)
     assert len(entries.listed(tmp_path / "c")) == 1
 
 
@@ -208,10 +208,10 @@ def test_bounded_and_never_what_this_build_uses(tmp_path: Path) -> None:
     for number in range(5):
         with store.lease() as lease:
             for place in (number, number + 100):
-                made = lease.obtain(wanted(place), Maker(bytes(500)), spare=never)
+                made = lease.get_or_build(wanted(place), Maker(bytes(500)), work_dir=never)
                 assert (made.folder / "model.bin").is_file()
     assert 1 <= len(entries.listed(tmp_path)) <= 3
-    assert store.peeked(wanted(104))
+    assert store.peek(wanted(104))
 
 
 @pytest.mark.parametrize("keys", [1, BUILDERS])
@@ -225,7 +225,7 @@ def test_many_builders_at_once(keys: int, tmp_path: Path) -> None:
         try:
             with Cache(root=tmp_path).lease() as lease:
                 together.wait()
-                made = lease.obtain(wanted(key), makers[key], spare=never)
+                made = lease.get_or_build(wanted(key), makers[key], work_dir=never)
                 found.append((key, (made.folder / "model.bin").read_bytes()))
         except BaseException as error:
             trouble.append(error)
@@ -254,7 +254,7 @@ def test_builders_while_others_remove_and_damage(tmp_path: Path) -> None:
         try:
             for turn in range(20):
                 with Cache(root=tmp_path).lease() as lease:
-                    made = lease.obtain(wanted((number + turn) % 3), Maker(), spare=never)
+                    made = lease.get_or_build(wanted((number + turn) % 3), Maker(), work_dir=never)
                     assert (made.folder / "model.bin").read_bytes() == b"engine"
         except BaseException as error:
             trouble.append(error)
@@ -275,6 +275,6 @@ def test_opened_once(tmp_path: Path) -> None:
     store, made = Cache(), []
     for _ in range(2):
         assert (
-            store.opened(["load", {"b": 1, "a": 2}], lambda: made.append(1) or "model") == "model"
+            store.memoize(["load", {"b": 1, "a": 2}], lambda: made.append(1) or "model") == "model"
         )  # type: ignore[func-returns-value]
     assert made == [1]

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jexport.building import pipeline
 from jexport.cache import entries
+from jexport.stages import compile as compile_stage
+from jexport.stages import export as export_stage
+from jexport.stages import validate as validate_stage
 
 
 def test_a_second_build_takes_finished_stages_from_the_cache(
@@ -24,9 +26,9 @@ def test_a_second_build_takes_finished_stages_from_the_cache(
         raise AssertionError("a finished stage was done again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.export, "run", again)
-        patch.setattr(pipeline.compile_stage, "run", again)
-        patch.setattr(pipeline.validate, "run", again)
+        patch.setattr(export_stage, "run", again)
+        patch.setattr(compile_stage, "run", again)
+        patch.setattr(validate_stage, "run", again)
         second = cli(*as_separation, "--out", tmp_path / "b", "--cache", tmp_path / "c")
     assert second.code == 0, second.err
     assert second.err.count("from the cache") == 3

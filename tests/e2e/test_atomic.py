@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from jexport.artifacts import manifest
-from jexport.building import pipeline
 from jexport.cache import entries
 from jexport.stages import package
+from jexport.stages import package as package_stage
 
 HERE = Path(__file__).parent
 KILLS = 8
@@ -295,7 +295,7 @@ def test_no_space_at_any_step_of_the_last_stage(
     as_separation: tuple[object, ...],
 ) -> None:
     real, calls = getattr(owner, name), []
-    run = pipeline.package.run
+    run = package_stage.run
 
     def full(*words: Any, **options: Any) -> Any:
         calls.append(name)
@@ -309,7 +309,7 @@ def test_no_space_at_any_step_of_the_last_stage(
             patch.setattr(owner, name, full)
             return run(*words, **options)
 
-        patch.setattr(pipeline.package, "run", from_here)
+        patch.setattr(package_stage, "run", from_here)
         answer = cli(*as_separation, "--out", tmp_path)
     assert len(calls) >= nth
     assert (answer.code, answer.out) == (12, "")

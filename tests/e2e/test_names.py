@@ -40,13 +40,13 @@ def test_the_second_is_refused_before_any_weight_work(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from jexport.building import pipeline
+    from jexport.stages import merge as merge_stage
 
     out, latest = tmp_path / "out", "final/separation/onnx-fp32/latest"
     made = build(cli, twins[0], out)
     assert made.code == 0, made.err
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.merge, "run", lambda model: pytest.fail("weights were worked on"))
+        patch.setattr(merge_stage, "run", lambda model: pytest.fail("weights were worked on"))
         refused = build(cli, twins[1], out)
         planned = build(cli, twins[1], out, "--plan")
     assert refused.code == planned.code == 26

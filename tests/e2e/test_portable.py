@@ -22,7 +22,7 @@ from onnx import TensorProto, numpy_helper
 
 import jexport
 from jexport.artifacts import manifest, reference, store
-from jexport.building import portable as completion
+from jexport.building import portable as portable_build
 from jexport.cache import entries
 from jexport.errors import ArtifactError, DeviceError, ParityError, QuantizationError
 from jexport.graph.diagnostics import errors
@@ -425,7 +425,7 @@ def killed_at(stage: str, source: Path, out: Path) -> None:
     if pid == 0:
         signal.alarm(120)
         try:
-            completion.complete(source, out=out, listen=listen)
+            portable_build.compile_portable(source, out=out, listen=listen)
         finally:
             os._exit(1)
     _, status = os.waitpid(pid, 0)
@@ -531,7 +531,7 @@ def test_a_plan_that_changes_in_the_cache_meanwhile_is_not_opened(
                 file.write(b".")
 
     with pytest.raises(ArtifactError, match=r"model\.plan"):
-        completion.complete(source, out=out, listen=listen)
+        portable_build.compile_portable(source, out=out, listen=listen)
     assert bench.record.named("deserialize_cuda_engine") == []
     assert not list(out.glob(f"*/**/{manifest.NAME}"))
 
@@ -546,7 +546,7 @@ def test_int8_that_is_too_slow_keeps_its_engine_for_allow_slower(
     out = tmp_path / "here"
     assert cli("compile", portable("fp16"), "--out", out).code == 0
     monkeypatch.setattr(
-        completion.speed, "compare", lambda runners, batch: {"fp16": 9.0, "int8": 3.0}
+        portable_build.speed, "compare", lambda runners, batch: {"fp16": 9.0, "int8": 3.0}
     )
     answer = cli("compile", portable("int8"), "--out", out)
     assert answer.code == QuantizationError.exit_code, answer.err

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from jexport.cache.stages import Cache, Wanted
+from jexport.cache.stages import Cache, StageKey
 from jexport.types import CompiledModel, Signature
 
 
@@ -31,8 +31,8 @@ def main() -> None:
 
     sys.stdin.readline()  # all begin together
     with Cache(root=root).lease() as lease:
-        wanted = Wanted(stage="compile", decided_by={"key": key})
-        made = lease.obtain(wanted, make, spare=lambda: os.abort())  # type: ignore[arg-type,return-value]
+        wanted = StageKey(stage="compile", inputs={"key": key})
+        made = lease.get_or_build(wanted, make, work_dir=lambda: os.abort())  # type: ignore[arg-type,return-value]
         for number in range(20):
             assert (made.folder / f"{number}").read_bytes() == key.encode() * 5000
 

@@ -25,9 +25,11 @@ MODES = ("count", "kill", "full", "broken", "short", "read-only")
 def recorded(checkpoint: Path, folder: Path, targets: tuple[str, ...]) -> dict[str, Any]:
     """Build each target once; what validate and, of onnx, export gave, is kept in `folder`."""
     from jexport.building import pipeline
+    from jexport.stages import export as export_stage
+    from jexport.stages import validate as validate_stage
 
     seen: dict[str, Any] = {}
-    validate, export = pipeline.validate.run, pipeline.export.run
+    validate, export = validate_stage.run, export_stage.run
 
     def keep_report(*words: Any, out_dir: Path, **options: Any) -> Any:
         report = validate(*words, out_dir=out_dir, **options)
@@ -42,10 +44,10 @@ def recorded(checkpoint: Path, folder: Path, targets: tuple[str, ...]) -> dict[s
         seen["export"] = dataclasses.replace(made, path=folder / "graph" / made.path.name)
         return made
 
-    pipeline.export.run = keep_graph
+    export_stage.run = keep_graph
     reports: dict[str, Any] = {}
     for target in targets:
-        pipeline.validate.run = keep_report
+        validate_stage.run = keep_report
         pipeline.build(recipe_of(checkpoint), task="separation", target=target, out=folder / target)
         reports[target] = next(one for name, one in seen.items() if name.startswith("validate"))
         (folder / "report").rename(folder / f"report-{target}")
@@ -64,7 +66,8 @@ def recipe_of(checkpoint: Path) -> Any:
 
 def without_slow_parts(known: dict[str, Any]) -> None:
     """Stages that take seconds hand back what a real build gave; what they write is written."""
-    from jexport.building import pipeline
+    from jexport.stages import export as export_stage
+    from jexport.stages import validate as validate_stage
     from jexport.workspace import run
 
     def exported(*_: Any, out_dir: Path, **__: Any) -> Any:
@@ -78,7 +81,7 @@ def without_slow_parts(known: dict[str, Any]) -> None:
             shutil.copyfile(path, out_dir / path.name)
         return report
 
-    pipeline.export.run, pipeline.validate.run = exported, validated
+    export_stage.run, validate_stage.run = exported, validated
     run.give_back_memory = lambda: None
 
 

@@ -14,6 +14,8 @@ from jexport.cache.stages import Cache
 from jexport.errors import AdapterError, CheckpointError, JexportError
 from jexport.jobs import local, matrix
 from jexport.jobs.local import Means
+from jexport.stages import export as export_stage
+from jexport.stages import load as load_stage
 from jexport.workspace.run import Event
 
 TASK = "separation"
@@ -66,12 +68,10 @@ def test_load_and_export_are_shared(
     canned: Any, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads, exports = [], []
-    load, export = pipeline.load.run, pipeline.export.run
+    load, export = load_stage.run, export_stage.run
+    monkeypatch.setattr(load_stage, "run", lambda *w, **o: loads.append(o["task"]) or load(*w, **o))
     monkeypatch.setattr(
-        pipeline.load, "run", lambda *w, **o: loads.append(o["task"]) or load(*w, **o)
-    )
-    monkeypatch.setattr(
-        pipeline.export, "run", lambda *w, **o: exports.append(o["precision"]) or export(*w, **o)
+        export_stage, "run", lambda *w, **o: exports.append(o["precision"]) or export(*w, **o)
     )
     first = made_for(small)
     second = dataclasses.replace(first, compile=recipe.CompileSpec(fuse=False))

@@ -1,0 +1,321 @@
+"""The stages of one build: each is timed, announced, and taken from the cache where it is there.
+
+pipeline.build calls them in order. A stage's own work is in `jexport.stages`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from jexport import targets
+from jexport.artifacts import manifest, reference, store
+from jexport.building import acceptance, cache_keys, int8_checks
+from jexport.building.acceptance import AcceptanceInputs
+from jexport.building.plan import BuildPlan
+from jexport.cache.stages import Cache, Lease, Result, StageKey
+from jexport.evaluation import edge_texts, reference_set
+from jexport.quantization.trial_log import Journal
+from jexport.stages import compile as compile_stage
+from jexport.stages import export as export_stage
+from jexport.stages import merge as merge_stage
+from jexport.stages import package as package_stage
+from jexport.stages import quantize as quantize_stage
+from jexport.stages import validate
+from jexport.targets import Furnishing
+from jexport.types import (
+    Acceptance,
+    Artifact,
+    CompiledModel,
+    LoadedModel,
+    MergedModel,
+    OnnxModel,
+)
+from jexport.workspace.run import Event, Listener, Run
+
+Model = OnnxModel | MergedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSession:
+    """A build in progress.
+
+    lease: the cached results that it uses. cache: where they are kept, and checkpoints that are
+    open already. replace: the recipe's name may go from another checkpoint to this one.
+    """
+
+    plan: BuildPlan
+    run: Run
+    lease: Lease
+    cache: Cache
+    listen: Listener
+    replace: bool
+
+    def run_stage(
+        self,
+        stage: str,
+        key: Callable[[], StageKey],
+        build: Callable[[Path], Result],
+        *,
+        summary: Callable[[Result], Iterable[str]] = lambda result: (),
+    ) -> Result:
+        """One stage, timed: its result from the cache, or what `build` gives.
+
+        Args:
+            stage: its name in events and records.
+            key: gives the cache key, inside the stage's time.
+            build: given an empty folder, gives the result.
+            summary: notes for the stage's record.
+
+        Returns:
+            The result, its files verified where they come from the cache.
+        """
+        with self.run.stage(stage) as note:
+            result = self.lease.get_or_build(
+                key(), build, work_dir=lambda: self.run.room(stage), notify=note
+            )
+            for line in summary(result):
+                note(line)
+            return result
+
+    def merge(self) -> LoadedModel:
+        """The checkpoint with its adapter merged; as it is where it has none."""
+        model = self.plan.model
+        if not model.adapter:
+            return model
+        with self.run.stage("merge") as note:
+            merged = merge_stage.run(model)
+            note(f"{len(model.adapter)} matrices, merged as they are read")
+        return merged
+
+    def export(self, merged: LoadedModel) -> Model:
+        """The ONNX graph; the weights themselves for a target that takes no graph."""
+        plan = self.plan
+        if not plan.target.needs_onnx:
+            return MergedModel(model=merged, precision=plan.precision)
+        return self.run_stage(
+            "export",
+            lambda: plan.key("export"),
+            lambda folder: export_stage.run(
+                merged,
+                plan.recipe.export,
+                precision=plan.graph_precision,
+                samples=plan.range_samples,
+                out_dir=folder,
+                will_be_half=plan.will_be_half,
+            ),
+        )
+
+    def quantize(self, exported: Model) -> Model:
+        """The int8 graph; what is given for another precision."""
+        plan = self.plan
+        if not plan.is_int8:
+            return exported
+        assert isinstance(exported, OnnxModel), f"{plan.target.name} has int8 and takes no graph"
+        graph = exported
+        return self.run_stage(
+            "quantize",
+            lambda: plan.key("quantize", graph),
+            lambda folder: self._quantize(graph, folder),
+            summary=lambda quantized: [int8_checks.quantization_summary(quantized)],
+        )
+
+    def compile(self, model: Model) -> CompiledModel:
+        """What the engine opens."""
+        plan = self.plan
+        settled = dataclasses.replace(model, precision=plan.precision)
+        return self.run_stage(
+            "compile",
+            lambda: plan.key("compile", settled),
+            lambda folder: compile_stage.run(
+                settled, plan.target, plan.recipe.compile, out_dir=folder
+            ),
+            summary=lambda compiled: [_fusions(compiled)],
+        )
+
+    def accept(self, compiled: CompiledModel, exported: Model) -> Acceptance:
+        """Hold the compiled model to its gates; raises where it fails one.
+
+        Args:
+            compiled: the candidate.
+            exported: the float graph that an int8 one is compared with.
+        """
+        inputs = AcceptanceInputs(
+            plan=self.plan, compiled=compiled, int8=self._int8_inputs(exported)
+        )
+        with self.run.stage("validate") as note:
+            accepted = self.lease.get_or_build(
+                inputs.key(),
+                lambda folder: acceptance.run(
+                    inputs,
+                    reference=partial(self._reference, inputs, note),
+                    out_dir=folder,
+                    float_dir=lambda: self.run.room("beside"),
+                    progress=lambda done, total: self.run.progress("validate", done, total),
+                ),
+                work_dir=lambda: self.run.room("validate"),
+                notify=note,
+            )
+            for line in accepted.notes:
+                note(line)
+        return accepted
+
+    def package(self, compiled: CompiledModel, accepted: Acceptance, model: Model) -> Artifact:
+        """Write the artifact's folder and put it in place.
+
+        Args:
+            compiled: its files go into the artifact.
+            accepted: its report goes into the artifact.
+            model: the graph that was compiled; an int8 one has a report of its own.
+        """
+        plan = self.plan
+        with self.run.stage("package"):
+            shown = plan.model
+            if plan.target.needs_onnx:
+                shown = export_stage.as_shipped(shown, plan.recipe.export)
+            folder = package_stage.run(
+                shown,
+                compiled,
+                accepted.report,
+                self._package_facts(self._extra_files(accepted, model)),
+                report_path=accepted.folder / validate.REPORT,
+                out_dir=self.run.room("package"),
+                furnish=self._finalize,
+                take=self.lease.copy_or_move,
+            )
+            artifact = store.place(folder, plan.slot, replace=self.replace)
+            self.journal.forget()
+        measured = {**self.run.measured(), **accepted.measured}
+        store.keep_measured(artifact, measured, scratch=self.run.folder)
+        return artifact
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Trials of the int8 search that a killed build measured already."""
+        return Journal(self.plan.trial_log if self.plan.is_int8 else None)
+
+    def _quantize(self, graph: OnnxModel, folder: Path) -> OnnxModel:
+        """The int8 graph; what is not int8 in float16 where the engine wants that."""
+        plan = self.plan
+        target, recipe = plan.target, plan.recipe
+        int8_folder = folder / "float" if plan.will_be_half else folder
+        int8_folder.mkdir(exist_ok=True)
+        quantized = quantize_stage.run(
+            graph,
+            int8_checks.material(plan.calibration_texts, recipe.quantize),
+            recipe.quantize,
+            quantize_stage.Aim(
+                scheme=target.scheme,
+                precision=plan.precision,
+                wide=target.wide,
+                gates=recipe.validate.gates.get(plan.precision, {}),
+                tables=target.int8_tables,
+            ),
+            judge=targets.load(targets.JUDGE),
+            out_dir=int8_folder,
+            ways=self._quantize_callbacks(),
+        )
+        if plan.will_be_half:
+            quantized = export_stage.in_half(quantized, recipe.export, folder)
+            shutil.move(int8_folder / quantize_stage.REPORT, folder)
+            shutil.rmtree(int8_folder)
+        return quantized
+
+    def _quantize_callbacks(self) -> quantize_stage.Ways:
+        return quantize_stage.Ways(
+            progress=lambda done, total, text: self.run.progress("quantize", done, total, text),
+            tell=lambda text: self.listen(Event(kind="note", stage="quantize", text=text)),
+            journal=self.journal,
+        )
+
+    def _reference(
+        self, inputs: AcceptanceInputs, note: Callable[[str], None]
+    ) -> reference_set.ReferenceSet:
+        """The reference library's vectors of the validation texts, made once for a task."""
+        plan = self.plan
+        files = self.lease.get_or_build(
+            inputs.reference_key(),
+            lambda folder: reference_set.run(
+                plan.model,
+                plan.recipe.load,
+                plan.validation,
+                plan.recipe.validate,
+                out_dir=folder,
+                progress=lambda done, total: self.run.progress("validate", done, total),
+            ),
+            work_dir=lambda: self.run.room("reference"),
+            notify=lambda text: note(f"reference vectors: {text}"),
+        )
+        note(f"judged by {files.library}")
+        return reference_set.read(files.folder / reference_set.FILE)
+
+    def _int8_inputs(self, exported: Model) -> acceptance.Int8Inputs | None:
+        """What only int8 is compared with: its float graph, and the pair's other task."""
+        plan = self.plan
+        if not plan.is_int8:
+            return None
+        assert isinstance(exported, OnnxModel)
+        other = plan.counterpart(self.cache)
+        pair: acceptance.Pair | str = ""
+        if isinstance(other, BuildPlan):
+            pair = acceptance.Pair(texts=other.calibration_texts, built=store.find(other.slot))
+        else:
+            pair = other
+        return acceptance.Int8Inputs(float_graph=exported, texts=plan.calibration_texts, pair=pair)
+
+    def _extra_files(self, accepted: Acceptance, model: Model) -> list[Path]:
+        """Files that go into the artifact beside the engine's and the tokenizer's."""
+        plan = self.plan
+        files = [accepted.folder / reference.NAME] if plan.until else []
+        if plan.is_int8:
+            assert isinstance(model, OnnxModel)
+            name = plan.model.source.name
+            more = {
+                "command": int8_checks.command(plan.recipe, plan.slot, name, plan.until),
+                "sizes": accepted.sizes,
+            }
+            files += int8_checks.write_reports(
+                model, accepted.folder / validate.REPORT, more, plan.slot, self.run.room("reports")
+            )
+        return files
+
+    def _package_facts(self, extras: Sequence[Path]) -> package_stage.Facts:
+        plan = self.plan
+        return package_stage.Facts(
+            model_name=plan.recipe.name,
+            version=plan.slot.version,
+            inputs_sha256=manifest.sha256_of(plan.inputs),
+            recipe=plan.recipe.resolved(),
+            tools=plan.inputs["tools"],
+            inputs=cache_keys.input_digests(plan.inputs),
+            runs_on=plan.target.fingerprint(),
+            extras=tuple(extras),
+        )
+
+    def _finalize(self, folder: Path) -> Mapping[str, Any]:
+        """What the target adds to a packaged folder; facts of it for the manifest."""
+        plan, tokenizer = self.plan, self.plan.tokenizer
+        if plan.target.furnish is None:
+            return {}
+        return plan.target.furnish(
+            Furnishing(
+                folder=folder,
+                precision=plan.precision,
+                tokenize=tokenizer.model_ids,
+                texts=[sample.text for sample in plan.validation.samples],
+                pad_id=tokenizer.pad_id,
+                max_tokens=tokenizer.max_tokens,
+                cut=tokenizer.cut,
+                edge=edge_texts.short(),
+            )
+        )
+
+
+def _fusions(compiled: CompiledModel) -> str:
+    fused = compiled.facts.get("fused") or {}
+    return ", ".join(f"{count} {name}" for name, count in fused.items() if count)
