@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jexport.cli import console
+
+if TYPE_CHECKING:
+    from jexport.jobs.local import Resources
+    from jexport.jobs.matrix import Job
+    from jexport.recipe import Recipe
+    from jexport.workspace.run import Event
 
 ALL = "all"
 
@@ -120,28 +127,7 @@ ALL = "all"
 @click.option("--no-cache", is_flag=True, help="Do every stage, and keep none.")
 @click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
 @click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
-def build(
-    recipe_name: str | None,
-    model: str | None,
-    tasks: tuple[str, ...],
-    chosen_targets: tuple[str, ...],
-    precisions: tuple[str, ...],
-    plan: bool,
-    workers: int | None,
-    gpus: tuple[str, ...],
-    executor: str,
-    ray_address: str | None,
-    memory_budget: float | None,
-    out: Path,
-    replace: bool,
-    until: str | None,
-    profile_from: Path | None,
-    cache_folder: Path | None,
-    no_cache: bool,
-    quiet: bool,
-    json_lines: bool,
-    **options: Any,
-) -> None:
+def build(**options: Any) -> None:
     """Build one artifact: load, merge, export, compile, validate, package.
 
     Without --recipe and --model the recipe jina-embeddings-v3 is meant; with --model alone,
@@ -150,132 +136,148 @@ def build(
     With several tasks, targets or precisions, or with --recipe and none of them, all that is
     missing is built: what the recipe ships, where nothing else is asked for.
     """
-    from jexport.cache.stages import FOLDER, Cache
+    is_single = _is_single(options)
+    _check_options(options, is_single=is_single)
+    console.tell_as_json(options["json_lines"])
+    recipe = _recipe(options)
+    jobs = _jobs(recipe, options)
+    if options["plan"]:
+        from jexport.cli.jobs import show_plan
+        from jexport.jobs import local
 
-    cache = Cache(root=None if no_cache else cache_folder or out / FOLDER)
-    on_ray = executor == "ray"
-    if (gpus or ray_address) and not on_ray:
+        planned = local.plan(recipe, jobs, _resources(options))
+        show_plan(planned, as_json=options["json_lines"])
+    elif is_single:
+        _build_single(recipe, jobs, options)
+    else:
+        _build_all(recipe, jobs, options)
+
+
+def _asks_for_one(options: Mapping[str, Any]) -> bool:
+    """Whether one task, one target and at most one precision are named."""
+    tasks, targets = options["tasks"], options["chosen_targets"]
+    return len(tasks) == len(targets) == 1 and len(options["precisions"]) < 2 and tasks != (ALL,)
+
+
+def _is_single(options: Mapping[str, Any]) -> bool:
+    """Whether the one build that is named is shown stage by stage, not as a row of a table."""
+    for_many = ("plan", "workers", "memory_budget")
+    is_local = options["executor"] == "local"
+    return _asks_for_one(options) and is_local and not any(options[key] for key in for_many)
+
+
+def _check_options(options: Mapping[str, Any], *, is_single: bool) -> None:
+    """Refuse options that do not go together. Raises click.UsageError."""
+    is_local = options["executor"] == "local"
+    if is_local and (options["gpus"] or options["ray_address"]):
         raise click.UsageError("--gpu and --ray-address go with --executor ray")
-    if on_ray and (workers or memory_budget or cache_folder or no_cache):
+    local_only = ("workers", "memory_budget", "cache_folder", "no_cache")
+    if not is_local and any(options[key] for key in local_only):
         raise click.UsageError("--jobs, --memory-budget and --cache are for builds on this machine")
-    one = _is_one(tasks, chosen_targets, precisions)
-    if not one or plan or workers or memory_budget or on_ray:
-        if until or profile_from:
-            raise click.UsageError("--until and --profile-from go with one task and one target")
-        asked = (tasks, chosen_targets, precisions)
-        budget_bytes = int(memory_budget * (1 << 30)) if memory_budget else None
-        means = {
-            "out": out,
-            "cache": cache,
-            "workers": workers or 1,
-            "memory_bytes": budget_bytes,
-            "replace": replace,
-        }
-        console.tell_as_json(json_lines)
-        recipe = _chosen(recipe_name, model, options)
-        jobs = _jobs(recipe, asked, gpus, named=recipe_name is not None)
-        address = (ray_address or "auto") if on_ray else ""
-        _build_all(
-            recipe, jobs, means, plan=plan, address=address, quiet=quiet, json_lines=json_lines
-        )
-        return
-    listen = console.listener(quiet=quiet, json_lines=json_lines)
-    from jexport import targets
-    from jexport.building import pipeline
+    if not is_single and (options["until"] or options["profile_from"]):
+        raise click.UsageError("--until and --profile-from go with one task and one target")
+
+
+def _resources(options: Mapping[str, Any]) -> Resources:
+    """Where and with what the builds run."""
+    from jexport.cache.stages import FOLDER, Cache
     from jexport.datasets import calibration
+    from jexport.jobs.local import Resources
 
-    [task], [target] = tasks, chosen_targets
-    engine = targets.load(target)
-    chosen = _chosen(recipe_name, model, options)
-    wanted = precisions[0] if precisions else _usual(chosen, engine)
-    if not quiet and not json_lines:
-        console.say(f"jexport build: {chosen.load.model}, {task}, {target} {wanted}")
-    artifact = pipeline.build(
-        chosen,
-        task=task,
-        target=target,
-        precision=wanted,
-        until=until or "",
-        lengths_of=calibration.texts(profile_from) if profile_from else (),
+    out, budget_gib = options["out"], options["memory_budget"]
+    root = None if options["no_cache"] else options["cache_folder"] or out / FOLDER
+    profile_from = options["profile_from"]
+    return Resources(
         out=out,
-        cache=cache,
-        replace=replace,
-        listen=listen,
+        cache=Cache(root=root),
+        workers=options["workers"] or 1,
+        memory_bytes=int(budget_gib * (1 << 30)) if budget_gib else None,
+        replace=options["replace"],
+        until=options["until"] or "",
+        lengths_of=calibration.texts(profile_from) if profile_from else (),
     )
-    click.echo(artifact.path)
 
 
-def _is_one(tasks: tuple[str, ...], targets: tuple[str, ...], precisions: tuple[str, ...]) -> bool:
-    return len(tasks) == len(targets) == 1 and len(precisions) < 2 and tasks != (ALL,)
-
-
-def _usual(chosen: Any, engine: Any) -> str:
-    """The precision that is meant when none is asked for."""
-    return str((*chosen.precisions, *engine.precisions)[0])
-
-
-def _jobs(
-    chosen: Any, asked: tuple[tuple[str, ...], ...], gpus: tuple[str, ...], *, named: bool
-) -> Any:
+def _jobs(recipe: Recipe, options: Mapping[str, Any]) -> tuple[Job, ...]:
     """The jobs asked for; what is not asked for is what the recipe ships, if one was named."""
     from jexport import targets as engines
     from jexport.jobs import matrix
 
-    tasks, targets, precisions = asked
-    if _is_one(*asked) and not precisions:  # the same one as without --plan and the like
-        precisions = (_usual(chosen, engines.load(targets[0])),)
+    tasks, targets = options["tasks"], options["chosen_targets"]
+    precisions, is_named = options["precisions"], options["recipe_name"] is not None
+    if _asks_for_one(options) and not precisions:
+        precisions = (*recipe.precisions, *engines.load(targets[0]).precisions)[:1]
+    if _is_single(options):
+        return (matrix.Job(task=tasks[0], target=targets[0], precision=precisions[0]),)
     if tasks == (ALL,):
-        tasks = matrix.every_task(chosen)
-    elif named:
-        tasks = tasks or chosen.tasks
-    targets = targets or (chosen.targets if named else ())
+        tasks = matrix.every_task(recipe)
+    elif is_named:
+        tasks = tasks or recipe.tasks
+    targets = targets or (recipe.targets if is_named else ())
     for option, values in (("--task", tasks), ("--target", targets)):
         if not values:
             raise click.UsageError(
-                f"Missing option '{option}'; the recipe {chosen.name} lists none to take them all"
-                if named
+                f"Missing option '{option}'; the recipe {recipe.name} lists none to take them all"
+                if is_named
                 else f"Missing option '{option}'."
             )
-    return matrix.jobs(chosen, tasks=tasks, chosen=targets, precisions=precisions, gpus=gpus)
+    gpus = options["gpus"]
+    return matrix.jobs(recipe, tasks=tasks, chosen=targets, precisions=precisions, gpus=gpus)
 
 
-def _build_all(
-    chosen: Any,
-    jobs: Any,
-    means: dict[str, Any],
-    *,
-    plan: bool,
-    address: str,
-    quiet: bool,
-    json_lines: bool,
-) -> None:
-    from jexport.cli import jobs as board
+def _build_single(recipe: Recipe, jobs: Sequence[Job], options: Mapping[str, Any]) -> None:
+    """A matrix of one: its stages on stderr as they run, what stops it raised as it is."""
+    quiet, json_lines = options["quiet"], options["json_lines"]
+    listen = console.listener(quiet=quiet, json_lines=json_lines)
     from jexport.jobs import local
 
-    if plan:
-        board.show_plan(local.plan(chosen, jobs, local.Means(**means)), as_json=json_lines)
-        return
-    with board.Board(jobs, quiet=quiet, json_lines=json_lines) as listen:
-        if address:
+    [job] = jobs
+    if not quiet and not json_lines:
+        console.say(f"jexport build: {recipe.load.model}, {job.task}, {job.target} {job.precision}")
+
+    def listen_to_stages(_: Job, event: Event) -> None:
+        if event.kind not in ("begin", "end"):
+            listen(event)
+
+    [result] = local.build_all(recipe, jobs, _resources(options), listen=listen_to_stages)
+    if result.error is not None:
+        raise result.error
+    assert result.artifact is not None
+    click.echo(result.artifact.path)
+
+
+def _build_all(recipe: Recipe, jobs: Sequence[Job], options: Mapping[str, Any]) -> None:
+    """A row for each job; exits with the first failure's code once all have ended."""
+    from jexport.cli.jobs import Board, report
+
+    with Board(jobs, quiet=options["quiet"], json_lines=options["json_lines"]) as listen:
+        if options["executor"] == "ray":
             from jexport.jobs import ray
 
-            out = means["out"]
-            found = ray.build_all(
-                chosen, jobs, out=out, address=address, replace=means["replace"], listen=listen
+            results = ray.build_all(
+                recipe,
+                jobs,
+                out=options["out"],
+                address=options["ray_address"] or "auto",
+                replace=options["replace"],
+                listen=listen,
             )
         else:
-            found = local.build_all(chosen, jobs, local.Means(**means), listen=listen)
-    code = board.report(found)
+            from jexport.jobs import local
+
+            results = local.build_all(recipe, jobs, _resources(options), listen=listen)
+    code = report(results)
     if code:
         raise click.exceptions.Exit(code)
 
 
-def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any]) -> Any:
-    """The recipe with the command line's words put over it."""
+def _recipe(options: Mapping[str, Any]) -> Recipe:
+    """The recipe with the command line's options put over it."""
     import dataclasses
 
     from jexport import recipe
 
+    recipe_name, model = options["recipe_name"], options["model"]
     if recipe_name is None and model is not None:
         chosen = recipe.for_model(model)
     else:
@@ -298,14 +300,14 @@ def _chosen(recipe_name: str | None, model: str | None, options: dict[str, Any])
     if options["validate_tokens"] is not None:
         spec = dataclasses.replace(chosen.validate, max_tokens=options["validate_tokens"])
         chosen = dataclasses.replace(chosen, validate=spec)
-    said = {
+    quantize = {
         "calibration": options["calibration"],
         "effort": options["effort"],
         "allow_slower": options["allow_slower"] or None,
     }
     if options["timing_cache"] is not None:
         chosen = chosen.replace_compile(timing_cache=str(options["timing_cache"]))
-    chosen = chosen.replace_quantize(**{key: v for key, v in said.items() if v is not None})
+    chosen = chosen.replace_quantize(**{key: v for key, v in quantize.items() if v is not None})
     if options["name"] is not None:
         chosen = dataclasses.replace(chosen, name=options["name"])
     return recipe.checked(chosen, origin="the command line")

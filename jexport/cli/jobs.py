@@ -20,8 +20,9 @@ from jexport.cli.table import Table
 from jexport.errors import JexportError
 
 if TYPE_CHECKING:
-    from jexport.jobs.local import Outcome, Planned
+    from jexport.jobs.local import PlannedJob
     from jexport.jobs.matrix import Job
+    from jexport.jobs.result import JobResult
     from jexport.workspace.run import Event
 
 GIB = 1 << 30
@@ -150,7 +151,7 @@ def _short(key: str, width: int) -> str:
     return f"{key[:head]}{GAP}{key[len(key) - (width - len(GAP) - head) :]}"
 
 
-def show_plan(found: Sequence[Planned], *, as_json: bool) -> None:
+def show_plan(found: Sequence[PlannedJob], *, as_json: bool) -> None:
     """What is built, what is cached, and what the rest needs, on stdout."""
     if as_json:
         rows = [
@@ -185,7 +186,7 @@ def show_plan(found: Sequence[Planned], *, as_json: bool) -> None:
         console.say("no estimate: the checkpoint is not in a folder here")
 
 
-def _state(one: Planned) -> str:
+def _state(one: PlannedJob) -> str:
     if one.built is not None:
         return f"built: {one.built}"
     cached = f"cached: {', '.join(one.cached)}" if one.cached else "nothing cached"
@@ -201,7 +202,7 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def report(outcomes: Sequence[Outcome]) -> int:
+def report(outcomes: Sequence[JobResult]) -> int:
     """Paths on stdout, failures on stderr; the exit code: the first failure's, else 0."""
     failed = [one for one in outcomes if one.error is not None]
     for one in outcomes:

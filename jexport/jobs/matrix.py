@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jexport import targets
-from jexport.errors import PrecisionError, UnknownTargetError, UnknownTaskError, nearest
+from jexport.building.shipped import check_shipped
+from jexport.errors import PrecisionError, UnknownTaskError
 from jexport.recipe import Recipe
 from jexport.tasks import NONE
 
@@ -100,38 +101,17 @@ def asked(
 
     A name given twice counts once. Raises UnknownTaskError, UnknownTargetError, PrecisionError.
     """
-    wanted = tuple(dict.fromkeys(tasks)) or (ALL,)
-    if ALL in wanted:
-        wanted = every_task(recipe)
-    known = (*recipe.tasks, NONE)
-    for task in wanted:
-        if recipe.tasks and task not in known:
-            raise UnknownTaskError(
-                f"unknown task '{task:.80}'",
-                evidence=f"the recipe {recipe.name} has: {', '.join(known)}",
-                fix=nearest(task, known),
-            )
+    task_names = tuple(dict.fromkeys(tasks)) or (ALL,)
+    if ALL in task_names:
+        task_names = every_task(recipe)
     names = tuple(dict.fromkeys(chosen)) or recipe.targets or tuple(targets.names())
-    for name in names:
-        if recipe.targets and name not in recipe.targets and name in targets.names():
-            raise UnknownTargetError(
-                f"the recipe {recipe.name} does not ship the target '{name}'",
-                evidence=f"it lists: {', '.join(recipe.targets)}",
-                fix="add it to the recipe's targets, or use one of those",
-            )
-    for precision in precisions:
-        if recipe.precisions and precision not in recipe.precisions:
-            raise PrecisionError(
-                f"the recipe {recipe.name} does not ship the precision '{precision:.80}'",
-                evidence=f"it lists: {', '.join(recipe.precisions)}",
-                fix="add it to the recipe's precisions, or use one of those",
-            )
+    check_shipped(recipe, tasks=task_names, targets=names, precisions=precisions)
     once, kinds = tuple(dict.fromkeys(precisions)), tuple(dict.fromkeys(gpus))
-    found = jobs(recipe, tasks=wanted, chosen=names, precisions=once, gpus=kinds)
-    if not found:
+    selected = jobs(recipe, tasks=task_names, chosen=names, precisions=once, gpus=kinds)
+    if not selected:
         raise PrecisionError(
             f"no target takes a precision of the recipe {recipe.name}",
             evidence=f"targets: {', '.join(names)}; precisions: {', '.join(recipe.precisions)}",
             fix="name another target, or add a precision to the recipe",
         )
-    return found
+    return selected

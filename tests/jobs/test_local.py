@@ -13,7 +13,8 @@ from jexport.building import estimate, pipeline
 from jexport.cache.stages import Cache
 from jexport.errors import AdapterError, CheckpointError, JexportError
 from jexport.jobs import local, matrix
-from jexport.jobs.local import Means
+from jexport.jobs.local import Resources
+from jexport.jobs.result import error_from_dict, error_to_dict
 from jexport.stages import export as export_stage
 from jexport.stages import load as load_stage
 from jexport.workspace.run import Event
@@ -29,8 +30,8 @@ def jobs_of(chosen: recipe.Recipe, *targets: str, precisions: tuple[str, ...] = 
     return matrix.jobs(chosen, tasks=[TASK], chosen=targets, precisions=precisions)
 
 
-def means(tmp_path: Path, **more: Any) -> Means:
-    return Means(out=tmp_path / "out", cache=Cache(root=tmp_path / "cache"), **more)
+def resources(tmp_path: Path, **more: Any) -> Resources:
+    return Resources(out=tmp_path / "out", cache=Cache(root=tmp_path / "cache"), **more)
 
 
 def test_one_failed_job_does_not_stop_the_others(
@@ -50,7 +51,7 @@ def test_one_failed_job_does_not_stop_the_others(
     monkeypatch.setattr(pipeline, "build", some_fail)
     jobs = jobs_of(chosen, "onnx", precisions=("fp16", "int8", "fp32"))
     found = local.build_all(
-        chosen, jobs, means(tmp_path), listen=lambda job, event: told.append((job, event))
+        chosen, jobs, resources(tmp_path), listen=lambda job, event: told.append((job, event))
     )
     assert [one.job for one in found] == list(jobs)
     assert sorted(asked) == ["fp16", "fp32", "int8"]
@@ -75,7 +76,7 @@ def test_load_and_export_are_shared(
     )
     first = made_for(small)
     second = dataclasses.replace(first, compile=recipe.CompileSpec(fuse=False))
-    shared = means(tmp_path)
+    shared = resources(tmp_path)
     for chosen in (first, second):  # another compile, the same graph
         [found] = local.build_all(chosen, jobs_of(chosen, "onnx"), shared)
         assert found.error is None
@@ -85,7 +86,7 @@ def test_load_and_export_are_shared(
 def test_plan_says_what_is_built_and_cached_and_writes_nothing(
     canned: Any, small: Path, tmp_path: Path
 ) -> None:
-    chosen, shared = made_for(small), means(tmp_path)
+    chosen, shared = made_for(small), resources(tmp_path)
     jobs = jobs_of(chosen, "onnx", "hf")
     before = local.plan(chosen, jobs, shared)
     assert not shared.out.exists()
@@ -127,15 +128,15 @@ def test_jobs_are_chosen_to_fit_the_memory() -> None:
 def test_an_error_comes_through_a_pipe_as_it_is(kind: type[JexportError]) -> None:
     error = kind("what", evidence="one\ntwo", fix="fix")
     error.add_note("  a note")
-    back = local._error(local._told(error))
+    back = error_from_dict(error_to_dict(error))
     assert type(back) is kind
     assert str(back) == str(error)
     try:
         raise ValueError("a bug")
     except ValueError as bug:
-        told = local._error(local._told(bug))
+        told = error_from_dict(error_to_dict(bug))
     assert "ValueError: a bug" in str(told)
-    assert "test_many.py" in str(told)
+    assert "test_local.py" in str(told)
 
 
 def test_the_memory_that_is_stated(small: Path, tmp_path: Path, canned: Any) -> None:
@@ -149,7 +150,7 @@ def test_the_memory_that_is_stated(small: Path, tmp_path: Path, canned: Any) -> 
     assert 6.39e9 < estimate.memory(full, is_int8=True) < 6.39e9 * 1.25
     chosen = made_for(small)
     [found] = local.build_all(
-        chosen, jobs_of(chosen, "onnx"), means(tmp_path, memory_bytes=1 << 20)
+        chosen, jobs_of(chosen, "onnx"), resources(tmp_path, memory_bytes=1 << 20)
     )
     assert isinstance(found.error, errors.MemoryNeedError)
     assert not (tmp_path / "out").exists()
@@ -158,7 +159,7 @@ def test_the_memory_that_is_stated(small: Path, tmp_path: Path, canned: Any) -> 
 def test_a_broken_checkpoint_is_told_by_who_opens_it(small_copy: Path, tmp_path: Path) -> None:
     (small_copy / "model.safetensors").write_bytes(b"\x00" * 20)
     chosen = made_for(small_copy)
-    [found] = local.build_all(chosen, jobs_of(chosen, "hf"), means(tmp_path))
+    [found] = local.build_all(chosen, jobs_of(chosen, "hf"), resources(tmp_path))
     assert isinstance(found.error, CheckpointError)
 
 
@@ -166,7 +167,7 @@ def test_events_are_told_with_their_job(canned: Any, small: Path, tmp_path: Path
     chosen, told = made_for(small), list[tuple[matrix.Job, Event]]()
     jobs = jobs_of(chosen, "onnx")
     local.build_all(
-        chosen, jobs, means(tmp_path), listen=lambda job, event: told.append((job, event))
+        chosen, jobs, resources(tmp_path), listen=lambda job, event: told.append((job, event))
     )
     assert {job for job, _ in told} == set(jobs)
     kinds = [event.kind for _, event in told]

@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 
 from jexport.building import cache_keys
 from jexport.errors import ArtifactError, ClusterError, JexportError
-from jexport.jobs.local import Outcome, needs
+from jexport.jobs.local import needs
 from jexport.jobs.matrix import Job
 from jexport.jobs.ray import arrival, connection, node, placement, shipping
+from jexport.jobs.result import JobResult
 from jexport.recipe import Recipe
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Run, open_run
@@ -350,7 +351,7 @@ def build_all(
     address: str,
     listen: Told,
     replace: bool = False,
-) -> tuple[Outcome, ...]:
+) -> tuple[JobResult, ...]:
     """What `many.build_all` does, on a cluster: every job of a recipe, artifacts below `out`.
 
     A checkpoint in a folder is sent to the nodes; one on a hub is fetched by each. Raises
@@ -382,7 +383,7 @@ def build_all(
         text = "built" if result.error is None else _first_line(result.error)
         listen(job, Event(kind="end", stage="", text=text, seconds=seconds))
         outcomes.append(
-            Outcome(job=job, artifact=result.artifact, error=result.error, seconds=seconds)
+            JobResult(job=job, artifact=result.artifact, error=result.error, seconds=seconds)
         )
     return tuple(outcomes)
 

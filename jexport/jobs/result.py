@@ -1,0 +1,55 @@
+"""What became of a job, and errors as they go from one process to another."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jexport import errors
+from jexport.errors import JexportError
+from jexport.jobs.matrix import Job
+from jexport.types import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """An artifact or an error, and the seconds that the job took."""
+
+    job: Job
+    artifact: Artifact | None
+    error: Exception | None
+    seconds: float
+
+    @property
+    def summary(self) -> str:
+        """The artifact's path, or the first line of the error after 'failed: '."""
+        if self.artifact is not None:
+            return str(self.artifact.path)
+        lines = str(self.error).splitlines() or [type(self.error).__name__]
+        return f"failed: {lines[0]}"
+
+
+def error_to_dict(error: Exception) -> dict[str, Any]:
+    """An error, JSON-ready: a JexportError by its parts, any other as its traceback."""
+    if isinstance(error, JexportError):
+        return {
+            "kind": type(error).__name__,
+            "what": error.what,
+            "evidence": error.evidence,
+            "fix": error.fix,
+            "notes": list(getattr(error, "__notes__", [])),
+        }
+    return {"what": "".join(traceback.format_exception(error))}
+
+
+def error_from_dict(value: Mapping[str, Any]) -> Exception:
+    """The error that `error_to_dict` was given; a RuntimeError for one that is not jexport's."""
+    kind = getattr(errors, value.get("kind", ""), None)
+    if kind is None:
+        return RuntimeError(value["what"])
+    error: Exception = kind(value["what"], evidence=value["evidence"], fix=value["fix"])
+    for note in value["notes"]:
+        error.add_note(note)
+    return error
