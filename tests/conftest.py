@@ -126,7 +126,7 @@ class Recorded:
     exported: Any
     compiled: Any
     report: Any
-    facts: Any
+    spec: Any
     report_file: Path
 
 
@@ -146,17 +146,17 @@ def recording(kept: Path) -> Iterator[dict[str, Any]]:
         seen["exported"] = dataclasses.replace(made, path=graph / made.path.name)
         return made
 
-    def keep_package(model: Any, compiled: Any, report: Any, facts: Any, **options: Any) -> Path:
+    def keep_package(model: Any, compiled: Any, report: Any, spec: Any, **options: Any) -> Path:
         shutil.copytree(compiled.folder, kept)
-        shutil.copy(options["report_path"], kept)
+        shutil.copy(spec.report_path, kept)
         seen.update(
             loaded=model,
             compiled=dataclasses.replace(compiled, folder=kept),
             report=report,
-            facts=facts,
-            report_file=kept / options["report_path"].name,
+            spec=spec,
+            report_file=kept / spec.report_path.name,
         )
-        return package(model, compiled, report, facts, **options)
+        return package(model, compiled, report, spec, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package_stage, "run", keep_package)

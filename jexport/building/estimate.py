@@ -78,7 +78,7 @@ def of(count: int, precision: str, *, graph: bool, finished: Collection[str] = (
     ]
     todo = [stage for stage in stages if stage not in finished]
     own = BYTES_PER_WEIGHT.get(precision, FLOAT_BYTES) * count
-    kept = [
+    cache_bytes = [
         own if stage == "compile" else own if stage == "quantize" else FLOAT_BYTES * count
         for stage in todo
         if stage in ("export", "quantize", "compile")
@@ -86,7 +86,7 @@ def of(count: int, precision: str, *, graph: bool, finished: Collection[str] = (
     return Estimate(
         seconds=SECONDS_AT_LEAST + count * sum(SECONDS_PER_WEIGHT[stage] for stage in todo),
         memory_bytes=memory(count, is_int8=is_int8),
-        disk_bytes=int(own + sum(kept)),
+        disk_bytes=int(own + sum(cache_bytes)),
     )
 
 

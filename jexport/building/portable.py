@@ -114,8 +114,11 @@ def compile_portable(
                 portable.content,
                 dataclasses.replace(compiled, folder=engine_dir),
                 report,
-                package.Completed(version=slot.version, runs_on=portable.target.fingerprint()),
-                report_path=report_dir / validate.REPORT,
+                package.PortableSpec(
+                    version=slot.version,
+                    runs_on=portable.target.fingerprint(),
+                    report_path=report_dir / validate.REPORT,
+                ),
                 out_dir=run.room("package"),
             )
             artifact = store.place(folder, slot, replace=replace)

@@ -182,11 +182,9 @@ class BuildSession:
                 shown,
                 compiled,
                 accepted.report,
-                self._package_facts(self._extra_files(accepted, model)),
-                report_path=accepted.folder / validate.REPORT,
+                self._package_spec(accepted, self._extra_files(accepted, model)),
                 out_dir=self.run.room("package"),
-                furnish=self._finalize,
-                take=self.lease.copy_or_move,
+                transfer=self.lease.copy_or_move,
             )
             artifact = store.place(folder, plan.slot, replace=self.replace)
             self.journal.forget()
@@ -284,9 +282,11 @@ class BuildSession:
             )
         return files
 
-    def _package_facts(self, extras: Sequence[Path]) -> package_stage.Facts:
+    def _package_spec(
+        self, accepted: Acceptance, extras: Sequence[Path]
+    ) -> package_stage.PackageSpec:
         plan = self.plan
-        return package_stage.Facts(
+        return package_stage.PackageSpec(
             model_name=plan.recipe.name,
             version=plan.slot.version,
             inputs_sha256=manifest.sha256_of(plan.inputs),
@@ -294,7 +294,9 @@ class BuildSession:
             tools=plan.inputs["tools"],
             inputs=cache_keys.input_digests(plan.inputs),
             runs_on=plan.target.fingerprint(),
+            report_path=accepted.folder / validate.REPORT,
             extras=tuple(extras),
+            finalize=self._finalize,
         )
 
     def _finalize(self, folder: Path) -> Mapping[str, Any]:

@@ -1,1 +1,1 @@
-"""What stages made, kept by what decided it."""
+"""The stage cache: finished results, found by what decides them."""

@@ -15,10 +15,17 @@ from jexport.types import CompiledModel, MergedModel, OnnxModel
 def run(
     model: OnnxModel | MergedModel, target: Target, spec: CompileSpec, *, out_dir: Path
 ) -> CompiledModel:
-    """Check, then build.
+    """Check what the engine cannot take, then build what it opens.
 
-    Raises UnsupportedGraphError naming the operator and the way out, for a target without a graph
-    UnsupportedCheckpointError naming the architecture.
+    Args:
+        model: an OnnxModel for a target that takes a graph, else a MergedModel.
+        target: the engine.
+        spec: [compile] of the recipe.
+        out_dir: takes the engine's files.
+
+    Raises:
+        UnsupportedGraphError: names the operator and the way out.
+        UnsupportedCheckpointError: names the architecture, for a target that takes no graph.
     """
     assert isinstance(model, OnnxModel) == target.needs_onnx, f"{target.name} takes another model"
     target.check(model)

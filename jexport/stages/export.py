@@ -41,10 +41,25 @@ def run(
 ) -> OnnxModel:
     """Write out_dir/model.onnx and model.onnx_data.
 
-    samples: token ids of a few texts; in fp16, or where the graph will be (`in_half`), their
-    activations are checked against float16's range before anything is converted. Raises
-    DimensionError, OverflowRangeError, UnsupportedGraphError, RecipeError and what reading the
-    weights raises (NotFiniteError, StateDictError, ...).
+    Args:
+        model: a checkpoint with nothing left to merge.
+        spec: [export] of the recipe.
+        precision: 'fp32' or 'fp16'.
+        samples: token ids of a few texts, whose activations are checked against float16's range
+            before anything is converted to it.
+        out_dir: takes the graph and its weights.
+        will_be_half: the graph becomes float16 later (`in_half`): check the activations now.
+
+    Returns:
+        The graph: input_ids and attention_mask int64 [batch, sequence]; last_hidden_state float32
+        [batch, sequence, dimension], sentence_embedding float32 [batch, dimension].
+
+    Raises:
+        DimensionError: spec.dimension is not a size of this model.
+        OverflowRangeError: an activation does not fit float16.
+        UnsupportedGraphError: the model cannot be traced.
+        RecipeError: another precision.
+        JexportError: what reading the weights raises (NotFiniteError, StateDictError, ...).
     """
     import onnx_ir as ir
 
@@ -58,9 +73,9 @@ def run(
         )
     check_dimension(spec, model)
     encoder = _encoder(model, spec)
-    kept = half.Keep(spec.keep_fp32)
+    keep_fp32 = half.Keep(spec.keep_fp32)
     if precision == "fp16" or will_be_half:
-        overflow.check_texts(encoder, samples, kept)
+        overflow.check_texts(encoder, samples, keep_fp32)
     try:
         program = _trace(encoder, spec, model.embedding.max_tokens)
     except JexportError:
@@ -74,7 +89,7 @@ def run(
     tidy.tidy(graph)
     tidy.check(graph, allow_odd=not encoder.additive_mask)
     if precision == "fp16":
-        half.to_float16(graph, kept)
+        half.to_float16(graph, keep_fp32)
     signature = _declare(graph, spec, model)
     path = out_dir / GRAPH
     storage.save(graph, path)
@@ -103,7 +118,7 @@ def _encoder(model: LoadedModel, spec: ExportSpec) -> Any:
     """
     from jexport.graph import probe, traceable
 
-    def made(module: Any, *, simplified: bool) -> Any:
+    def wrapped(module: Any, *, simplified: bool) -> Any:
         return traceable.Encoder(
             module, embedding, spec.outputs, spec.dimension, simplified=simplified
         ).eval()
@@ -112,9 +127,9 @@ def _encoder(model: LoadedModel, spec: ExportSpec) -> Any:
     module = _assembled(model)
     texts = probe.of(module, max_tokens=embedding.max_tokens)
     own = probe.own_states(module, texts)
-    encoder = made(module, simplified=True)
+    encoder = wrapped(module, simplified=True)
     if not probe.agrees(encoder, texts, own):
-        encoder = made(_assembled(model), simplified=False)
+        encoder = wrapped(_assembled(model), simplified=False)
         if not probe.agrees(encoder, texts, own):
             raise probe.not_itself(encoder, texts, own)
     return encoder
@@ -140,7 +155,12 @@ def _assembled(model: LoadedModel) -> Any:
 def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
     """The same graph, its float32 operators in float16 where half.py allows.
 
-    Activations are not measured here: `run` has checked them, or it is only timed.
+    Activations are not measured here: `run` has checked them, or the graph is only timed.
+
+    Args:
+        model: a float32 or int8 graph.
+        spec: [export] of the recipe: which layers keep float32.
+        out_dir: takes the graph and its weights.
     """
     import onnx_ir as ir
 

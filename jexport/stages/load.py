@@ -15,8 +15,15 @@ def run(spec: LoadSpec, *, task: str) -> LoadedModel:
 
     Reads configs, headers and digests; a weight's numbers are read, and checked to be finite, when
     a later stage asks for them. Those of other tasks' adapters never are: a NaN there is no error.
-    Raises UnknownTaskError, CheckpointError, StateDictError,
-    AdapterError, TokenizerError, UnsupportedCheckpointError, HubError, RemoteCodeError.
+
+    Args:
+        spec: [load] of the recipe.
+        task: whose adapter and prompt are opened; 'none' for the base model.
+
+    Raises:
+        UnknownTaskError: the checkpoint has no such task.
+        CheckpointError, StateDictError, AdapterError, TokenizerError: a file is missing or wrong.
+        UnsupportedCheckpointError, HubError, RemoteCodeError: it cannot be opened here.
     """
     model = checkpoints.open_checkpoint(spec, task)
     assert model.embedding.task == task

@@ -29,14 +29,24 @@ def run(model: LoadedModel) -> LoadedModel:
     """Merge the adapter into the weights, in float32: W + up @ down * scaling.
 
     Formula: modeling_lora.py `lora_forward` of the original code (Linear: B @ A; Embedding: A @ B)
-    and PEFT's Linear.get_delta_weight. Raises AdapterError when the adapter names a weight that the
-    model lacks, NotFiniteError when a sum overflows.
+    and PEFT's Linear.get_delta_weight.
+
+    Args:
+        model: with an adapter: for each weight [rows, columns] up [rows, rank] and down
+            [rank, columns], float32.
+
+    Returns:
+        The same model without an adapter; its weights are merged when they are read.
+
+    Raises:
+        AdapterError: the adapter names a weight that the model does not have.
+        NotFiniteError: a sum overflows; raised when the weight is read.
     """
-    strangers = [n for n in model.adapter if n not in model.weights and not n.startswith(POOLER)]
-    if not model.adapter or strangers:
+    without_base = [n for n in model.adapter if n not in model.weights and not n.startswith(POOLER)]
+    if not model.adapter or without_base:
         raise AdapterError(
             "the adapter does not belong to this model",
-            evidence=f"matrices without a base weight: {', '.join(strangers) or 'not one matrix'}",
+            evidence=f"matrices without a base weight: {', '.join(without_base) or 'not one matrix'}",
             fix="give an adapter that was trained on this base model",
         )
     merged: Mapping[str, WeightReader] = {

@@ -35,12 +35,14 @@ FORMER_KEYS = ("stages", "speed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What the run knows and no model does: recipe as resolved, version, tools, fingerprint.
+class PackageSpec:
+    """What the build knows and no model does: recipe as resolved, version, tools, fingerprint.
 
-    What depends on this machine's mood (seconds, memory, speeds) is not among it. extras: files
-    that go into the artifact as they are (quantization.json, report.html). inputs: digests of
-    jexport's own code and of the texts, as cache_keys.digests gives them.
+    What differs from run to run (seconds, memory, speeds) is not among it. inputs: digests of
+    jexport's own code and of the texts, as cache_keys.input_digests gives them. report_path:
+    parity.json. extras: files that go into the artifact as they are (quantization.json,
+    report.html). finalize: adds what the target's servers read to the folder, and returns facts for
+    the manifest.
     """
 
     model_name: str
@@ -49,44 +51,54 @@ class Facts:
     recipe: Mapping[str, Any]
     tools: Mapping[str, str]
     runs_on: Mapping[str, Any]
+    report_path: Path
     extras: Sequence[Path] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
+    finalize: Callable[[Path], Mapping[str, Any]] | None = None
 
 
 def run(
     model: LoadedModel,
     compiled: CompiledModel,
     report: ParityReport,
-    facts: Facts,
+    spec: PackageSpec,
     *,
-    report_path: Path,
     out_dir: Path,
-    furnish: Callable[[Path], Mapping[str, Any]] | None = None,
-    take: Callable[[Path, Path], object] = shutil.move,
+    transfer: Callable[[Path, Path], object] = shutil.move,
 ) -> Path:
-    """Fill out_dir and return it. The compiled files are moved unless `take` copies them.
+    """Fill out_dir and return it.
 
-    furnish: adds what the target's servers read to the folder and returns facts for the manifest.
+    Args:
+        model: the checkpoint as the artifact shows it.
+        compiled: its files go into the artifact.
+        report: what the manifest says of the validation.
+        spec: what else the manifest says, and further files.
+        out_dir: an empty folder.
+        transfer: puts a compiled file (source, destination) into the artifact.
+
+    Raises:
+        ArtifactError: the folder does not match its own manifest.
     """
     for name in compiled.files:
-        take(compiled.folder / name, out_dir / name)
+        transfer(compiled.folder / name, out_dir / name)
     _tokenizer(model, out_dir)
     _server_files(model, out_dir)
-    if furnish is not None:
-        known = {**compiled.facts, **furnish(out_dir)}
-        compiled = dataclasses.replace(compiled, facts=known)
-    for path in (report_path, *facts.extras):
+    if spec.finalize is not None:
+        facts = {**compiled.facts, **spec.finalize(out_dir)}
+        compiled = dataclasses.replace(compiled, facts=facts)
+    for path in (spec.report_path, *spec.extras):
         shutil.copyfile(path, out_dir / path.name)
-    content = _content(model, compiled, report, facts)
-    return _finish(content, _quantization(facts.extras), out_dir)
+    content = _content(model, compiled, report, spec)
+    return _finish(content, _quantization(spec.extras), out_dir)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completed:
-    """What the run that completed a portable artifact knows."""
+class PortableSpec:
+    """What the build of a portable artifact's engine knows. report_path: parity.json."""
 
     version: str
     runs_on: Mapping[str, Any]
+    report_path: Path
 
 
 def complete(
@@ -94,37 +106,45 @@ def complete(
     content: Mapping[str, Any],
     compiled: CompiledModel,
     report: ParityReport,
-    facts: Completed,
+    spec: PortableSpec,
     *,
-    report_path: Path,
     out_dir: Path,
 ) -> Path:
     """Fill out_dir with the portable artifact's files, its graph replaced by the compiled engine.
 
-    The manifest keeps what the first machine knew (checkpoint, recipe, tools), and says what this
-    one made of it; `portable` in its facts is the sha256 of the manifest that it was made from.
+    The manifest keeps what the first machine knew (checkpoint, recipe, tools); `portable_sha256` in
+    its facts is the sha256 of the portable artifact's manifest.
+
+    Args:
+        portable: the portable artifact.
+        content: its manifest.
+        compiled: the engine's files, which are moved.
+        report: of the validation on this machine.
+        spec: what else the manifest says of this machine's build.
+        out_dir: an empty folder.
     """
+    report_path = spec.report_path
     graph = set(content["engine"]["files"])
     for entry in content["files"]:
         if entry["path"] not in graph | {report_path.name, "README.md"}:
-            place = out_dir / entry["path"]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(portable / entry["path"], place)
+            destination = out_dir / entry["path"]
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(portable / entry["path"], destination)
     for name in compiled.files:
         shutil.move(compiled.folder / name, out_dir / name)
     shutil.copyfile(report_path, out_dir / report_path.name)
-    engine = _engine(compiled, facts.runs_on)
+    engine = _engine(compiled, spec.runs_on)
     engine["facts"]["portable_sha256"] = content["sha256"]
-    kept = {key: value for key, value in content.items() if key not in FORMER_KEYS}
-    made = {
-        **kept,
+    new_content = {
+        **{key: value for key, value in content.items() if key not in FORMER_KEYS},
         "format": manifest.FORMAT,
-        "version": facts.version,
+        "version": spec.version,
         "engine": engine,
         "parity": _parity(report),
     }
     quantization = out_dir / QUANTIZATION
-    return _finish(made, _quantization([quantization] if quantization.is_file() else []), out_dir)
+    extras = [quantization] if quantization.is_file() else []
+    return _finish(new_content, _quantization(extras), out_dir)
 
 
 def _finish(content: dict[str, Any], quantization: Mapping[str, Any] | None, out_dir: Path) -> Path:
@@ -151,8 +171,8 @@ def _quantization(extras: Sequence[Path]) -> Mapping[str, Any] | None:
     """quantization.json, where it is among the extra files."""
     for path in extras:
         if path.name == QUANTIZATION:
-            found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return found
+            content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return content
     return None
 
 
@@ -165,14 +185,14 @@ def _tokenizer(model: LoadedModel, out_dir: Path) -> None:
     path = out_dir / "tokenizer_config.json"
     named = path.is_file()
     settings = json.loads(path.read_text(encoding="utf-8")) if named else {}
-    said = dict(settings)
+    original = dict(settings)
     settings["model_max_length"] = limit
     if "max_length" in settings:
         settings["max_length"] = limit
     # transformers 5 writes a name that transformers 4, which most servers run, refuses.
     if not named or settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if settings != said:  # the one tokenizer file that may not be copied as it is
+    if settings != original:  # the one tokenizer file that may not be copied as it is
         write_json(path, settings)
 
 
@@ -242,15 +262,15 @@ def server_config(model: LoadedModel) -> dict[str, Any]:
 
 
 def _content(
-    model: LoadedModel, compiled: CompiledModel, report: ParityReport, facts: Facts
+    model: LoadedModel, compiled: CompiledModel, report: ParityReport, spec: PackageSpec
 ) -> dict[str, Any]:
     """manifest.json without its file list: the keys of manifest.schema.json."""
     source, embedding = model.source, model.embedding
     return {
         "format": manifest.FORMAT,
-        "name": facts.model_name,
-        "version": facts.version,
-        "inputs_sha256": facts.inputs_sha256,
+        "name": spec.model_name,
+        "version": spec.version,
+        "inputs_sha256": spec.inputs_sha256,
         "task": embedding.task,
         "target": compiled.target,
         "precision": compiled.precision,
@@ -269,11 +289,11 @@ def _content(
             "prompts": dict(embedding.prompts),
             "space": manifest.embedding_space(weights_digest(model), embedding),
         },
-        "engine": _engine(compiled, facts.runs_on),
+        "engine": _engine(compiled, spec.runs_on),
         "parity": _parity(report),
-        "recipe": _without_places(facts.recipe, source.name),
-        "tools": dict(facts.tools),
-        **({"inputs": dict(facts.inputs)} if facts.inputs else {}),
+        "recipe": _without_places(spec.recipe, source.name),
+        "tools": dict(spec.tools),
+        **({"inputs": dict(spec.inputs)} if spec.inputs else {}),
     }
 
 

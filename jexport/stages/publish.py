@@ -76,11 +76,11 @@ def run(
         )
     with contextlib.ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(prefix="jexport-publish-")
-        scratch = Path(stack.enter_context(folder))
-        note = stack.enter_context(Run(folder=scratch, listen=listen).stage(STAGE))
+        work_dir = Path(stack.enter_context(folder))
+        note = stack.enter_context(Run(folder=work_dir, listen=listen).stage(STAGE))
         if spec.access.public:
             _check_licence(artifact, ref, spec)
-        release, sources = releases.of(artifact, scratch)
+        release, sources = releases.of(artifact, work_dir)
         store = stack.enter_context(registries.opened(ref, spec.access, writing=True))
         if patiently(store.public, what=f"asking {ref.address}"):
             _check_licence(artifact, ref, spec)

@@ -1,6 +1,6 @@
-"""validate: the judge's vectors and an artifact's runtime -> ParityReport (and an error).
+"""validate: reference vectors and an artifact's runtime -> ParityReport (and an error).
 
-Or the vectors that a former run stored (`against`). Every text's token ids are compared, those that
+Or vectors that a former run stored (`against`). Every text's token ids are compared, those that
 were embedded have their vectors compared as well, and some of them go through the very Embedder
 that users open. Knows no framework and no engine: only runners, texts, ids and numbers.
 """
@@ -56,28 +56,28 @@ def run(
     has no gates for this precision. The report is on the disk before anything is raised.
 
     Args:
-        reference: what the judge gives; called once.
+        reference: gives the reference library's vectors; called once.
         candidate: the artifact.
         spec: [validate] of the recipe.
         precision: names the gates.
-        out_dir: takes the report, and the judge's vectors for a portable artifact.
+        out_dir: takes the report, and the reference vectors for a portable artifact.
         progress: called with tokens done and in all.
     """
     about: dict[str, str] = {}
 
     def compared() -> Comparison:
-        found = reference()
-        give_back_memory()  # the judge's weights, before the candidate brings its own
-        about.update(found.texts)
-        usual = found.rows(edge=False)
+        vectors = reference()
+        give_back_memory()  # the reference library's weights, before the candidate brings its own
+        about.update(vectors.texts)
+        usual = vectors.rows(edge=False)
         stored = Stored(
-            ids=[found.ids[row] for row in usual],
-            vectors=found.vectors[usual],
-            languages=[found.samples[row].language for row in usual],
-            texts=dict(found.texts),
+            ids=[vectors.ids[row] for row in usual],
+            vectors=vectors.vectors[usual],
+            languages=[vectors.samples[row].language for row in usual],
+            texts=dict(vectors.texts),
         )
         write(stored, out_dir / STORED)
-        return Comparison.of(found, candidate)
+        return Comparison.of(vectors, candidate)
 
     content = _report(_gates(spec, precision), precision, about)
     return _judged(compared, candidate.outputs, content, out_dir, progress)
@@ -102,8 +102,8 @@ def against(
         return Comparison.of_stored(stored, candidate)
 
     gates = _gates(spec, precision)
-    kept = {key: bound for key, bound in gates.items() if not key.startswith("token_")}
-    content = _report(kept, precision, stored.texts)
+    text_gates = {key: bound for key, bound in gates.items() if not key.startswith("token_")}
+    content = _report(text_gates, precision, stored.texts)
     return _judged(compared, candidate.outputs, content, out_dir, progress)
 
 
@@ -182,21 +182,21 @@ def _failures(
     precision: str,
 ) -> list[str]:
     """The gates that failed, for each output; those over tokens only for last_hidden_state."""
-    found: list[str] = []
+    all_failures: list[str] = []
     for spec in outputs:
         first = spec is outputs[0]
         place = metrics if first else metrics[spec.name]
-        kept = {
+        output_gates = {
             key: bound
             for key, bound in gates.items()
             if spec.name == HIDDEN or not key.startswith("token_")
         }
         failures: list[str] = []
-        if kept or len(outputs) == 1:  # no gate at all is an error there
-            failures += gate(place, kept)
+        if output_gates or len(outputs) == 1:  # no gate at all is an error there
+            failures += gate(place, output_gates)
         failures += _other_failures(place, gates, precision)
-        found += failures if first else [f"{spec.name}, {text}" for text in failures]
-    return found
+        all_failures += failures if first else [f"{spec.name}, {text}" for text in failures]
+    return all_failures
 
 
 def _other_failures(

@@ -23,14 +23,14 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 @pytest.fixture
 def packaged(recorded: Any, tmp_path: Path) -> Callable[..., Path]:
-    """Package the recorded build again, with parts of the model, report or facts changed."""
+    """Package the recorded build again, with parts of the model, report or spec changed."""
 
     def again(
         *,
         embedding: Mapping[str, Any] | None = None,
         source: Mapping[str, Any] | None = None,
         tokenizer_files: tuple[Path, ...] | None = None,
-        **facts: Any,
+        **spec: Any,
     ) -> Path:
         model = dataclasses.replace(
             recorded.loaded,
@@ -49,8 +49,7 @@ def packaged(recorded: Any, tmp_path: Path) -> Callable[..., Path]:
             model,
             dataclasses.replace(recorded.compiled, folder=compiled),
             recorded.report,
-            dataclasses.replace(recorded.facts, **facts),
-            report_path=recorded.report_file,
+            dataclasses.replace(recorded.spec, report_path=recorded.report_file, **spec),
             out_dir=out,
         )
 
