@@ -44,9 +44,10 @@ def run(model: LoadedModel) -> LoadedModel:
     """
     without_base = [n for n in model.adapter if n not in model.weights and not n.startswith(POOLER)]
     if not model.adapter or without_base:
+        names = ", ".join(without_base) or "not one matrix"
         raise AdapterError(
             "the adapter does not belong to this model",
-            evidence=f"matrices without a base weight: {', '.join(without_base) or 'not one matrix'}",
+            evidence=f"matrices without a base weight: {names}",
             fix="give an adapter that was trained on this base model",
         )
     merged: Mapping[str, WeightReader] = {
