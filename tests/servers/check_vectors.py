@@ -1,7 +1,7 @@
 """Each engine, in an environment of its own, gives the checkpoint's vectors from an artifact.
 
-The script that loads the artifact imports nothing of jexport. What it measured is kept for README's
-table (results.py).
+The script that loads the artifact imports nothing of jexport. What it measured is kept for the
+tables of servers (results.py).
 """
 
 from __future__ import annotations

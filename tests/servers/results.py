@@ -1,6 +1,6 @@
-"""What `make test-servers` measured, in results.json, and README's table of servers made of it.
+"""What `make test-servers` measured, in results.json, and the tables made of it.
 
-    python tests/servers/results.py     # writes the table into README.md
+    python tests/servers/results.py     # writes them into docs/servers.md and, short, README.md
 
 Every way in which jexport.serving.servers says that an engine loads an artifact is a row: measured,
 or with the reason why it was not run.
@@ -21,7 +21,8 @@ from jexport.tasks import JINA_V3_PROMPTS
 
 FILE = Path(__file__).with_name("results.json")
 SERVERS = Path(__file__).parents[2] / ".servers"
-README = Path(__file__).parents[2] / "README.md"
+PROJECT = Path(__file__).parents[2]
+PAGE, README = PROJECT / "docs" / "servers.md", PROJECT / "README.md"
 BEGIN, END = "<!-- servers: begin -->", "<!-- servers: end -->"
 NOT_RUN = {
     "jexport": "by `make test`, in an environment without torch",
@@ -38,6 +39,7 @@ NOT_RUN = {
 EMULATED = {
     "tei/onnx": "emulated in ONNX Runtime, after its loader's rules; itself when on the PATH"
 }
+SHORT_HEAD = ("engine", "targets", "lowest cosine")
 HEAD = ("engine", "versions", "target", "tasks", "precision", "start it", "lowest cosine")
 
 
@@ -84,16 +86,38 @@ def table(kept: Mapping[str, Any]) -> str:
                 rows.append((engine.title, "", target, "", "", "", NOT_RUN[key]))
         if name in NOT_RUN:
             rows.append((engine.title, "", ", ".join(engine.ways), "", "", "", NOT_RUN[name]))
-    lines = ["| " + " | ".join(row) + " |" for row in (HEAD, ("---",) * len(HEAD), *rows)]
+    return _markdown(HEAD, rows)
+
+
+def short(kept: Mapping[str, Any]) -> str:
+    """A row for each engine: its targets and the lowest cosine of all that was measured."""
+    rows = []
+    for name, engine in ENGINES.items():
+        ways = {target: f"{name}/{target}" for target in engine.ways}
+        measured = [kept[key]["lowest_cosine"] for key in ways.values() if key in kept]
+        why_not = NOT_RUN.get(name) or NOT_RUN.get(next(iter(ways.values())), "")
+        cell = _down(min(measured)) if measured else why_not
+        emulated = any(key in EMULATED for key in ways.values())
+        targets = ", ".join(f"`{target}`" for target in ways)
+        rows.append((engine.title, targets, f"{cell} (emulated)" if emulated else cell))
+    return _markdown(SHORT_HEAD, rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)]
     return "\n".join(lines)
+
+
+def _down(cosine: float) -> str:
+    """Seven digits, rounded down: 0.99999996 is not 1."""
+    return f"{int(cosine * 1e7) / 1e7:.7f}"
 
 
 def _measured(title: str, target: str, row: Mapping[str, Any], remark: str) -> tuple[str, ...]:
     versions = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
     whole = row["tasks"] == list(JINA_V3_PROMPTS)
     tasks = "all five, none" if whole else ", ".join([*row["tasks"], "none"])
-    # Rounded down: 0.99999996 is not 1.
-    cosine = f"{int(row['lowest_cosine'] * 1e7) / 1e7:.7f}"
+    cosine = _down(row["lowest_cosine"])
     line = f"`{row['line']}`".replace("|", "\\|")
     return (
         title,
@@ -115,4 +139,5 @@ def put(page: str, rows: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(put(README.read_text(encoding="utf-8"), table(read())), encoding="utf-8")
+    for path, made in ((PAGE, table), (README, short)):
+        path.write_text(put(path.read_text(encoding="utf-8"), made(read())), encoding="utf-8")
