@@ -10,6 +10,7 @@ out. tests/docs checks that both files are current.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import runpy
 from pathlib import Path
@@ -29,6 +30,7 @@ STYLE = """\
 .head { fill: var(--md-primary-fg-color, #4051b5); }"""
 
 
+@functools.cache
 def imports() -> dict[str, set[str]]:
     """What each package imports of the others, from every import statement in it."""
     floors = runpy.run_path(str(DOCS.parent / "tests" / "test_floors.py"))
