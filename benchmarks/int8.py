@@ -95,10 +95,12 @@ def symmetric(chosen: recipe.Recipe, fp32: Path, folder: Path) -> Path:
     )
     made = quantize.run(
         plain,
-        int8_checks.material(own, chosen.quantize),
+        int8_checks.calibration_data(own, chosen.quantize),
         chosen.quantize,
-        quantize.Aim(scheme="symmetric", precision="int8", wide="int8x2", gates={}),
-        judge=ENGINE,
+        quantize.QuantizationTarget(
+            scheme="symmetric", precision="int8", fallback="int8x2", gates={}
+        ),
+        runtime=ENGINE,
         out_dir=folder / "quantize",
     )
     place = folder / "artifact"
@@ -291,10 +293,12 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
     begin = time.perf_counter()
     quantize.run(
         weights.exported(Path(folder) / "plain", loaded, chosen),
-        int8_checks.material(own, chosen.quantize),
+        int8_checks.calibration_data(own, chosen.quantize),
         chosen.quantize,
-        quantize.Aim(scheme=ENGINE.scheme, precision="int8", wide=ENGINE.wide, gates={}),
-        judge=ENGINE,
+        quantize.QuantizationTarget(
+            scheme=ENGINE.scheme, precision="int8", fallback=ENGINE.wide, gates={}
+        ),
+        runtime=ENGINE,
         out_dir=place,
     )
     seconds = time.perf_counter() - begin

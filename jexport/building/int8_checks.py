@@ -22,7 +22,7 @@ from jexport.artifacts.report import page as report_page
 from jexport.datasets import calibration, sampling
 from jexport.errors import QuantizationError
 from jexport.evaluation import ranking, speed
-from jexport.quantization.evaluator import Material, vectors
+from jexport.quantization.evaluator import CalibrationData, embed
 from jexport.recipe import ExportSpec, QuantizeSpec, Recipe
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
 from jexport.runtime.open import compiled_model
@@ -71,7 +71,7 @@ class TokenizedTexts:
     def embed(self, runner: Runner, outputs: Sequence[TensorSpec]) -> Vectors:
         """The held-out texts through a runner: float32 [texts, dimension], normalised."""
         names = [spec.name for spec in outputs]
-        return vectors(
+        return embed(
             runner,
             self.held_out(),
             pad=self.tokenizer.pad,
@@ -80,15 +80,15 @@ class TokenizedTexts:
         )
 
 
-def material(texts: TokenizedTexts, spec: QuantizeSpec) -> Material:
+def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationData:
     """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
     limit = min(spec.max_tokens, texts.model.embedding.max_tokens)
     parts = texts.parts
     calibrated, cut = sampling.sample(
         parts.calibration, texts.tokens, count=spec.samples, max_tokens=limit
     )
-    odd = [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
-    calibrated += odd
+    edge_cases = [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
+    calibrated += edge_cases
     held = [
         (ids, sample.language)
         for sample, ids in zip(
@@ -99,7 +99,7 @@ def material(texts: TokenizedTexts, spec: QuantizeSpec) -> Material:
         if ids
     ]
     held_ids = [sampling.cut_ids(ids, limit) for ids, _ in held]
-    about = {
+    metadata = {
         "calibration": {
             "name": parts.calibration.name,
             "sha256": parts.calibration.sha256,
@@ -114,14 +114,14 @@ def material(texts: TokenizedTexts, spec: QuantizeSpec) -> Material:
             "tokens": sum(map(len, held_ids)),
         },
     }
-    return Material(
+    return CalibrationData(
         calibration=calibrated,
         held_out=held_ids,
         languages=[language for _, language in held],
         pad=texts.tokenizer.pad,
         embedding=texts.model.embedding,
-        about=about,
-        odd=odd,
+        metadata=metadata,
+        edge_cases=edge_cases,
     )
 
 

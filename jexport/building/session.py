@@ -20,7 +20,7 @@ from jexport.building.acceptance import AcceptanceInputs
 from jexport.building.plan import BuildPlan
 from jexport.cache.stages import Cache, Lease, Result, StageKey
 from jexport.evaluation import edge_texts, reference_set
-from jexport.quantization.trial_log import Journal
+from jexport.quantization.trial_log import TrialLog
 from jexport.stages import compile as compile_stage
 from jexport.stages import export as export_stage
 from jexport.stages import merge as merge_stage
@@ -187,15 +187,15 @@ class BuildSession:
                 transfer=self.lease.copy_or_move,
             )
             artifact = store.place(folder, plan.slot, replace=self.replace)
-            self.journal.forget()
+            self.trial_log.delete()
         measured = {**self.run.measured(), **accepted.measured}
         store.keep_measured(artifact, measured, scratch=self.run.folder)
         return artifact
 
     @cached_property
-    def journal(self) -> Journal:
+    def trial_log(self) -> TrialLog:
         """Trials of the int8 search that a killed build measured already."""
-        return Journal(self.plan.trial_log if self.plan.is_int8 else None)
+        return TrialLog(self.plan.trial_log if self.plan.is_int8 else None)
 
     def _quantize(self, graph: OnnxModel, folder: Path) -> OnnxModel:
         """The int8 graph; what is not int8 in float16 where the engine wants that."""
@@ -205,18 +205,18 @@ class BuildSession:
         int8_folder.mkdir(exist_ok=True)
         quantized = quantize_stage.run(
             graph,
-            int8_checks.material(plan.calibration_texts, recipe.quantize),
+            int8_checks.calibration_data(plan.calibration_texts, recipe.quantize),
             recipe.quantize,
-            quantize_stage.Aim(
+            quantize_stage.QuantizationTarget(
                 scheme=target.scheme,
                 precision=plan.precision,
-                wide=target.wide,
+                fallback=target.wide,
                 gates=recipe.validate.gates.get(plan.precision, {}),
                 tables=target.int8_tables,
             ),
-            judge=targets.load(targets.JUDGE),
+            runtime=targets.load(targets.JUDGE),
             out_dir=int8_folder,
-            ways=self._quantize_callbacks(),
+            callbacks=self._quantize_callbacks(),
         )
         if plan.will_be_half:
             quantized = export_stage.in_half(quantized, recipe.export, folder)
@@ -224,11 +224,11 @@ class BuildSession:
             shutil.rmtree(int8_folder)
         return quantized
 
-    def _quantize_callbacks(self) -> quantize_stage.Ways:
-        return quantize_stage.Ways(
+    def _quantize_callbacks(self) -> quantize_stage.Callbacks:
+        return quantize_stage.Callbacks(
             progress=lambda done, total, text: self.run.progress("quantize", done, total, text),
-            tell=lambda text: self.listen(Event(kind="note", stage="quantize", text=text)),
-            journal=self.journal,
+            message=lambda text: self.listen(Event(kind="note", stage="quantize", text=text)),
+            trial_log=self.trial_log,
         )
 
     def _reference(

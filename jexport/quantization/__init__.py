@@ -1,6 +1,7 @@
-"""int8: what quantize is made of, one step a file.
+"""int8 quantization, one step a file, from a float ONNX graph to one with Q/DQ nodes.
 
-products (which matrices), statistics (what goes into them), outliers (channels that are copied),
-smoothing and rounding (numbers), graph (Q/DQ nodes), search (which treatment each gets). Knows no
-engine: a Runner runs graphs for it.
+layers (which MatMuls), observers (statistics of their inputs), outlier_splitting, smoothquant,
+gptq and quant_params (scales and rounding), layer_quantization (all of it for each layer), qdq
+(the nodes), evaluator (a graph against the float one), search (which layers need more precision),
+trial_log. Knows no engine: a Runner runs graphs for it. stages/quantize.py puts the steps together.
 """

@@ -1,4 +1,4 @@
-"""What is chosen for all products at once, and which choices `full` tries.
+"""What is chosen for all linear layers at once, and which choices `--effort full` tries.
 
 Knows no weight and no measurement.
 """
@@ -8,45 +8,59 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from jexport.quantization.treatment import INT8
+INT8, INT8_RESIDUAL, INT8_WEIGHTS = "int8", "int8x2", "int8-weights"
+"""Precisions of a layer, as quantization.json names them: int8 activations and weights; the same
+with a second int8 term for what rounding left of the activations; int8 weights alone."""
 
-FULL_SETTINGS = ((0.8, 1.0), (0.85, 1.0), (0.9, 1.0), (0.85, 0.9))
-"""Smoothing strength and clip that `full` tries, the recipe's own first."""
+LAYER_PRECISIONS = (INT8, INT8_RESIDUAL, INT8_WEIGHTS)
+
+FULL_EFFORT_GRID = ((0.8, 1.0), (0.85, 1.0), (0.9, 1.0), (0.85, 0.9))
+"""SmoothQuant's strength and clip that `full` tries, the recipe's own first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What is chosen for all products at once.
+class QuantizationConfig:
+    """What is chosen for all linear layers at once.
 
-    scheme: of the activations. smoothing: SmoothQuant's strength. clip: share of the range that is
-    kept of inputs that are wider than their outputs (the second MLP matrix), 1 for all of it.
-    kind: 'int8', or 'int8-weights' for float activations. compensate: round weights by GPTQ, else
-    to nearest.
+    Args:
+        scheme: of the activations, one of quant_params.SCHEMES.
+        smoothing: SmoothQuant's strength, 0 to 1.
+        clip: share of the range that is kept of inputs with more channels than the output (an
+            MLP's second matrix); 1 for all of it.
+        precision: of the layers, INT8 or INT8_WEIGHTS.
+        gptq: round weights by GPTQ, else to nearest.
     """
 
     scheme: str
     smoothing: float
     clip: float = 1.0
-    kind: str = INT8
-    compensate: bool = True
+    precision: str = INT8
+    gptq: bool = True
 
-    def key(self, wide: Sequence[str]) -> str:
-        """A plain name of one trial with these products wide: a file's, and a journal's."""
-        parts = [self.scheme, self.kind, f"{self.smoothing:g}", f"{self.clip:g}"]
-        return "-".join([*parts, "gptq" if self.compensate else "nearest", *sorted(wide)])
+    def key(self, fallback: Sequence[str]) -> str:
+        """The name of one trial, for files and the trial log; fallback: names of layers."""
+        parts = [self.scheme, self.precision, f"{self.smoothing:g}", f"{self.clip:g}"]
+        return "-".join([*parts, "gptq" if self.gptq else "nearest", *sorted(fallback)])
 
 
-def tried(own: Setting) -> Iterator[tuple[str, Setting]]:
-    """The recipe's setting with its parts left out one by one, then other strengths and clips."""
-    plain = replace(own, smoothing=0.0, clip=1.0, compensate=False)
+def candidate_configs(own: QuantizationConfig) -> Iterator[tuple[str, QuantizationConfig]]:
+    """Ablations of the recipe's config, then other strengths and clips.
+
+    Args:
+        own: the recipe's config.
+
+    Yields:
+        What each is, in words, and the config; the recipe's own is among them once.
+    """
+    plain = replace(own, smoothing=0.0, clip=1.0, gptq=False)
     yield "round to nearest", plain
     yield (
         f"SmoothQuant {own.smoothing:g}, round to nearest",
         replace(plain, smoothing=own.smoothing),
     )
-    yield "GPTQ", replace(plain, compensate=True)
+    yield "GPTQ", replace(plain, gptq=True)
     pairs = [(own.smoothing, own.clip)]
-    pairs += [pair for pair in FULL_SETTINGS if pair not in pairs]
+    pairs += [pair for pair in FULL_EFFORT_GRID if pair not in pairs]
     for smoothing, clip in pairs:
         clipped = "" if clip == 1 else f", clip {clip:g}"
         yield (

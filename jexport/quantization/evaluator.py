@@ -1,6 +1,7 @@
-"""Graphs on trial: written, run on the held-out texts, compared with the float graph.
+"""Quantized graphs: written, run on the held-out texts, compared with the float graph.
 
-Knows no treatment's reason and no goal: it measures what it is given and notes it in a journal.
+Knows no reason for a layer's precision and no goal: it measures what it is given and keeps that in
+a trial log.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from jexport.artifacts.manifest import file_digest, sha256_of
 from jexport.evaluation import parity
 from jexport.gates import gate
-from jexport.quantization.search import METRICS, Measured
-from jexport.quantization.treatment import Treatment
-from jexport.quantization.trial_log import Journal
+from jexport.quantization.layer_quantization import LayerQuantization
+from jexport.quantization.search import METRICS, Measurement
+from jexport.quantization.trial_log import TrialLog
 from jexport.recipe import CompileSpec
 from jexport.runtime.batches import plan_batches
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
@@ -30,7 +31,7 @@ from jexport.types import Embedding, OnnxModel, Runner
 from jexport.workspace.run import give_back_memory
 
 if TYPE_CHECKING:
-    from jexport.quantization.outlier_splitting import Copied
+    from jexport.quantization.outlier_splitting import ChannelSplit
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 BATCH_TOKENS = 1024
@@ -43,12 +44,18 @@ Pad = Callable[[Sequence[Sequence[int]]], Mapping[str, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
-    """The texts, tokenised as users will (prompt, truncation).
+class CalibrationData:
+    """The texts of an int8 build, tokenised as users' texts will be (prompt, truncation).
 
-    calibration, held_out: token ids. languages: of the held-out texts. odd: texts that users send
-    and no set has (the empty one); calibrated on, and judged apart. pad: a padded batch. about:
-    what quantization.json says of the texts (names, digests, counts).
+    Args:
+        calibration: token ids of each text that statistics are collected on.
+        held_out: token ids of each text that graphs are compared on.
+        languages: of the held-out texts.
+        pad: makes a padded batch, int64 [batch, sequence] by input's name.
+        embedding: pooling and sizes of the model's vectors.
+        metadata: what quantization.json says of the texts (names, digests, counts).
+        edge_cases: token ids of texts that users send and no set has (the empty one); calibrated
+            on, and compared apart.
     """
 
     calibration: Sequence[Sequence[int]]
@@ -56,11 +63,11 @@ class Material:
     languages: Sequence[str]
     pad: Pad
     embedding: Embedding
-    about: Mapping[str, Any]
-    odd: Sequence[Sequence[int]] = ()
+    metadata: Mapping[str, Any]
+    edge_cases: Sequence[Sequence[int]] = ()
 
 
-def vectors(
+def embed(
     runner: Runner,
     ids: Sequence[Sequence[int]],
     *,
@@ -69,55 +76,72 @@ def vectors(
     output: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Texts through a runner, pooled and normalised: float32 [texts, dimension].
+    """Texts through a runner, pooled and normalised.
 
-    output: the graph's output to read, token vectors or text vectors.
+    Args:
+        runner: runs the graph.
+        ids: token ids of each text.
+        pad: makes a padded batch, int64 [batch, sequence] by input's name.
+        embedding: how token vectors are pooled.
+        output: the graph's output to read, token vectors or text vectors.
+        progress: told texts done and in all.
+
+    Returns:
+        float32 [texts, dimension].
     """
-    rows_of: list[NDArray[np.float32] | None] = [None] * len(ids)
+    vectors: list[NDArray[np.float32] | None] = [None] * len(ids)
     done = 0
     for rows in plan_batches([len(one) for one in ids], BATCH_TOKENS):
         feeds = pad([ids[row] for row in rows])
-        given = np.asarray(runner(feeds)[output], np.float32)
+        batch = np.asarray(runner(feeds)[output], np.float32)
         if output == TOKEN_VECTORS:
-            given = pool(given, feeds["attention_mask"], embedding.pooling)
-            given = finish(given, dimensions=None, normalize=True)
-        for row, vector in zip(rows, given, strict=True):
-            rows_of[row] = vector
+            batch = pool(batch, feeds["attention_mask"], embedding.pooling)
+            batch = finish(batch, dimensions=None, normalize=True)
+        for row, vector in zip(rows, batch, strict=True):
+            vectors[row] = vector
         done += len(rows)
         progress(done, len(ids))
-    return np.stack([one for one in rows_of if one is not None])
+    return np.stack([one for one in vectors if one is not None])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Writes quantized graphs and measures them.
+class Evaluator:
+    """Writes quantized graphs and measures them against the float graph.
 
-    judge: the target that runs graphs here. gates: by key, held on every group of the held-out
-    texts (see gates.GATES). room: for graphs on trial. tables: whether tables become int8. copied:
-    activations whose outliers are there several times.
+    Args:
+        model: the float graph.
+        data: its texts.
+        runtime: the target that runs graphs here, the reference runtime.
+        gates: by key, held on every group of the held-out texts (see gates.GATES).
+        work_dir: for the graphs of trials.
+        trial_log: what was measured before.
+        tables: whether embedding tables become int8.
+        splits: activations with split outlier channels.
     """
 
     model: OnnxModel
-    material: Material
-    judge: Target
+    data: CalibrationData
+    runtime: Target
     gates: Mapping[str, float]
-    room: Path
-    journal: Journal
+    work_dir: Path
+    trial_log: TrialLog
     tables: bool = True
-    copied: Sequence[Copied] = ()
+    splits: Sequence[ChannelSplit] = ()
 
-    def write(self, treatments: Mapping[str, Treatment], folder: Path, precision: str) -> OnnxModel:
-        """The float model with these treatments, written to `folder`."""
+    def write(
+        self, quantizations: Mapping[str, LayerQuantization], folder: Path, precision: str
+    ) -> OnnxModel:
+        """The float model with its layers quantized, written to `folder`."""
         import onnx_ir as ir
 
         from jexport.graph import storage
-        from jexport.quantization import outlier_splitting
-        from jexport.quantization.qdq import rewrite
+        from jexport.quantization.outlier_splitting import split_channels
+        from jexport.quantization.qdq import insert_qdq
 
         folder.mkdir(parents=True, exist_ok=True)
         graph = ir.load(self.model.path)
-        outlier_splitting.copy(graph, self.copied, {})
-        rewrite(graph, treatments, tables=self.tables)
+        split_channels(graph, self.splits, {})
+        insert_qdq(graph, quantizations, tables=self.tables)
         storage.save(graph, folder / GRAPH)
         digests = {
             name: file_digest(folder / name, root=folder).sha256 for name in (GRAPH, WEIGHTS)
@@ -126,81 +150,95 @@ class Bench:
             self.model, path=folder / GRAPH, precision=precision, sha256=sha256_of(digests)
         )
 
-    def truth(self, progress: Callable[[int, int], None]) -> NDArray[np.float32]:
-        """The held-out texts, then the odd ones, by the float graph."""
-        return self._vectors(self.model, progress)
+    def reference_vectors(self, progress: Callable[[int, int], None]) -> NDArray[np.float32]:
+        """The held-out texts, then the edge cases, by the float graph: float32 [texts, dim]."""
+        return self._embed(self.model, progress)
 
-    def trial(
-        self, key: str, treatments: Mapping[str, Treatment], truth: NDArray[np.float32]
-    ) -> Measured:
-        """How far a graph with these treatments is from `truth`; by its key from the journal."""
-        known = self.journal.recall(key)
-        if known is not None:
-            return Measured(metrics=known["metrics"], failures=tuple(known["failures"]))
-        outcome = self.outcome(treatments, truth)
-        failures = gate(outcome, self.gates) if self.gates else ()
-        found = Measured(
-            metrics={name: float(outcome["overall"][name]) for name in METRICS},
-            failures=(*failures, *self._odd_failures(outcome)),
+    def measure(
+        self,
+        key: str,
+        quantizations: Mapping[str, LayerQuantization],
+        reference: NDArray[np.float32],
+    ) -> Measurement:
+        """How far a quantized graph is from the float one, or what the trial log says of it.
+
+        Args:
+            key: the trial's, in the log.
+            quantizations: by layer's name.
+            reference: from reference_vectors.
+
+        Returns:
+            Metrics over all held-out texts and the gates that groups of them failed.
+        """
+        logged = self.trial_log.get(key)
+        if logged is not None:
+            return Measurement(metrics=logged["metrics"], failures=tuple(logged["failures"]))
+        comparison = self.compare(quantizations, reference)
+        failures = gate(comparison, self.gates) if self.gates else ()
+        measurement = Measurement(
+            metrics={name: float(comparison["overall"][name]) for name in METRICS},
+            failures=(*failures, *self._edge_case_failures(comparison)),
         )
-        self.journal.keep(key, {"metrics": found.metrics, "failures": list(found.failures)})
-        return found
+        self.trial_log.append(
+            key, {"metrics": measurement.metrics, "failures": list(measurement.failures)}
+        )
+        return measurement
 
-    def outcome(
-        self, treatments: Mapping[str, Treatment], truth: NDArray[np.float32]
+    def compare(
+        self, quantizations: Mapping[str, LayerQuantization], reference: NDArray[np.float32]
     ) -> dict[str, Any]:
         """What parity.compare says of the held-out texts, by language, length and dimension."""
-        room = self.room / "trial"
-        made = self._vectors(self.write(treatments, room, "int8"))
-        shutil.rmtree(room, ignore_errors=True)
-        width = made.shape[1]
-        sizes = {size for size in self.material.embedding.matryoshka if size < width} | {width}
-        known = len(self.material.held_out)
+        folder = self.work_dir / "trial"
+        vectors = self._embed(self.write(quantizations, folder, "int8"))
+        shutil.rmtree(folder, ignore_errors=True)
+        width = vectors.shape[1]
+        sizes = {size for size in self.data.embedding.matryoshka if size < width} | {width}
+        held_out = len(self.data.held_out)
         labels = parity.Labels(
-            languages=tuple(self.material.languages),
-            lengths=tuple(len(one) for one in self.material.held_out),
+            languages=tuple(self.data.languages),
+            lengths=tuple(len(one) for one in self.data.held_out),
             dimensions=tuple(sorted(sizes)),
         )
-        outcome = parity.compare(
-            parity.Outputs(embeddings=truth[:known]),
-            parity.Outputs(embeddings=made[:known]),
+        comparison = parity.compare(
+            parity.Outputs(embeddings=reference[:held_out]),
+            parity.Outputs(embeddings=vectors[:held_out]),
             labels,
         )
-        if self.material.odd:
-            outcome["odd"] = parity.invariance(truth[known:], made[known:])
-        return outcome
+        if self.data.edge_cases:
+            comparison["odd"] = parity.invariance(reference[held_out:], vectors[held_out:])
+        return comparison
 
-    def _odd_failures(self, outcome: Mapping[str, Any]) -> list[str]:
-        """Odd texts are groups of their own: each must reach what a group's mean must."""
+    def _edge_case_failures(self, comparison: Mapping[str, Any]) -> list[str]:
+        """Edge cases are groups of their own: each must reach what a group's mean must."""
         bound = self.gates.get("cosine_mean")
-        if bound is None or "odd" not in outcome or outcome["odd"]["cosine_min"] >= bound:
+        if bound is None or "odd" not in comparison or comparison["odd"]["cosine_min"] >= bound:
             return []
-        return [f"empty text: cosine {outcome['odd']['cosine_min']:.5f} is below {bound}"]
+        return [f"empty text: cosine {comparison['odd']['cosine_min']:.5f} is below {bound}"]
 
     @contextlib.contextmanager
     def _opened(self, model: OnnxModel) -> Iterator[Runner]:
         """Run a graph as its users will: with the engine's own operators."""
-        folder = self.room / "compiled"
+        folder = self.work_dir / "compiled"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        compiled = self.judge.build(model, CompileSpec(), folder)
-        with self.judge.runner(compiled, "cpu", 0) as runner:
+        compiled = self.runtime.build(model, CompileSpec(), folder)
+        with self.runtime.runner(compiled, "cpu", 0) as runner:
             yield runner
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _vectors(
+    def _embed(
         self, model: OnnxModel, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> NDArray[np.float32]:
         output = TOKEN_VECTORS if model.signature.output(TOKEN_VECTORS) else TEXT_VECTORS
         with self._opened(model) as runner:
-            made = vectors(
+            vectors = embed(
                 runner,
-                [*self.material.held_out, *self.material.odd],
-                pad=self.material.pad,
-                embedding=self.material.embedding,
+                [*self.data.held_out, *self.data.edge_cases],
+                pad=self.data.pad,
+                embedding=self.data.embedding,
                 output=output,
                 progress=progress,
             )
             del runner
         give_back_memory()
-        return made
+        return vectors

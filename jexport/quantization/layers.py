@@ -1,9 +1,8 @@
-"""Which matrix products of a standard graph can be int8: x W with a weight of its own."""
+"""Linear layers of a standard graph that can be int8: MatMuls with a weight of their own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,13 @@ from jexport.errors import PrecisionError, UnsupportedGraphError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SMALLEST = 64
-"""Rows and columns from which a product is worth it; smaller ones (a pooler's head) stay float."""
+MIN_FEATURES = 64
+"""Input and output features from which int8 pays; smaller layers (a pooler's head) stay float."""
 
 LARGE_TABLE_ROWS = 1024
-"""Rows from which a table that ids look up is stored as int8; positions and types stay float."""
+"""Rows from which an embedding table is stored as int8; positions and types stay float."""
 
-QUANTIZED = (
+QUANTIZED_OPS = (
     "QuantizeLinear",
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -30,60 +29,74 @@ QUANTIZED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
-    """One MatMul: float32 [..., rows] times a weight [rows, columns].
+class LinearLayer:
+    """One MatMul: float32 [..., in_features] times a weight [in_features, out_features].
 
-    share: of the floating-point operations of all products here (attention products aside: their
-    number depends on the text). layer: the number in its name, -1 without one.
+    Args:
+        name: of the MatMul node.
+        input: name of the activation that it reads.
+        weight: name of its initializer.
+        in_features: rows of the weight.
+        out_features: columns of the weight.
+        share: of the multiply-adds of all linear layers, 0 to 1 (attention's own products aside:
+            their number depends on the text).
+        block: number of the transformer block in the node's name, -1 without one.
     """
 
     name: str
-    source: str
+    input: str
     weight: str
-    rows: int
-    columns: int
+    in_features: int
+    out_features: int
     share: float
-    layer: int
+    block: int
 
 
-def find(model: ir.Model) -> tuple[Product, ...]:
-    """The products in graph order.
+def find_linear_layers(model: ir.Model) -> tuple[LinearLayer, ...]:
+    """The linear layers that are large enough for int8, in graph order.
 
-    Raises PrecisionError for a graph that is quantized already, UnsupportedGraphError for one
-    without any product.
+    Args:
+        model: a float graph.
+
+    Returns:
+        At least one layer.
+
+    Raises:
+        PrecisionError: the graph is quantized already.
+        UnsupportedGraphError: no MatMul has a large enough weight.
     """
-    odd = next((node for node in model.graph.all_nodes() if node.op_type in QUANTIZED), None)
-    if odd is not None:
+    quantized = next((n for n in model.graph.all_nodes() if n.op_type in QUANTIZED_OPS), None)
+    if quantized is not None:
         raise PrecisionError(
             "the model is quantized already",
-            evidence=f"its graph has {odd.op_type} ({odd.name})",
+            evidence=f"its graph has {quantized.op_type} ({quantized.name})",
             fix="start from a float checkpoint or graph",
         )
-    nodes = [(node, size) for node in model.graph if (size := _size(node)) is not None]
+    nodes = [(node, shape) for node in model.graph if (shape := _weight_shape(node)) is not None]
     if not nodes:
         raise UnsupportedGraphError(
-            "nothing to quantize: no product with a weight",
+            "nothing to quantize: no linear layer (MatMul with a weight)",
             evidence=f"{len(list(model.graph))} nodes; none is a MatMul with an initializer of "
-            f"{SMALLEST} x {SMALLEST} or more",
+            f"{MIN_FEATURES} x {MIN_FEATURES} or more",
             fix="use --precision fp32 or fp16",
         )
-    work = sum(rows * columns for _, (rows, columns) in nodes)
+    multiply_adds = sum(rows * columns for _, (rows, columns) in nodes)
     return tuple(
-        Product(
+        LinearLayer(
             name=str(node.name),
-            source=_name(node.inputs[0]),
+            input=_name(node.inputs[0]),
             weight=_name(node.inputs[1]),
-            rows=rows,
-            columns=columns,
-            share=rows * columns / work,
-            layer=_layer(str(node.name)),
+            in_features=rows,
+            out_features=columns,
+            share=rows * columns / multiply_adds,
+            block=_block(str(node.name)),
         )
         for node, (rows, columns) in nodes
     )
 
 
-def tables(model: ir.Model) -> list[ir.Node]:
-    """The Gather nodes that look up a large float table by id."""
+def find_embedding_tables(model: ir.Model) -> list[ir.Node]:
+    """The Gather nodes that look up rows of a large float table by id."""
     import onnx_ir as ir
 
     from jexport.graph import edit
@@ -98,18 +111,13 @@ def tables(model: ir.Model) -> list[ir.Node]:
     ]
 
 
-def sources(products: Sequence[Product]) -> list[str]:
-    """What the products read, each once."""
-    return list(dict.fromkeys(product.source for product in products))
-
-
 def _name(value: ir.Value | None) -> str:
     assert value is not None
     assert value.name is not None
     return value.name
 
 
-def _size(node: ir.Node) -> tuple[int, int] | None:
+def _weight_shape(node: ir.Node) -> tuple[int, int] | None:
     import onnx_ir as ir
 
     from jexport.graph import edit
@@ -120,9 +128,9 @@ def _size(node: ir.Node) -> tuple[int, int] | None:
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
     rows, columns = edit.sizes(tensor)
-    return (rows, columns) if min(rows, columns) >= SMALLEST else None
+    return (rows, columns) if min(rows, columns) >= MIN_FEATURES else None
 
 
-def _layer(name: str) -> int:
+def _block(name: str) -> int:
     number = re.search(r"(?:^|[./])(\d+)[./]", name)
     return int(number.group(1)) if number else -1

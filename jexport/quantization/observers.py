@@ -1,7 +1,7 @@
-"""What goes into each product: range per channel, Gram matrix, and a few rows, over real tokens.
+"""Statistics of the inputs of linear layers over the calibration texts.
 
 Every batch is folded in and forgotten, so memory does not grow with the number of texts. Padding
-never enters: its rows are dropped before anything is counted. Sites are independent: each is added
+never enters: its rows are dropped before anything is counted. Inputs are independent: each is added
 up on one thread, in the order of the batches, and several are at the same time.
 """
 
@@ -23,85 +23,101 @@ from jexport.workspace.threads import one_blas_thread
 Array = NDArray[np.float32]
 
 BATCH_TOKENS = 512
-"""Tokens of one calibration batch: at 24 layers of 1,024, 0.35 GB of inputs of all products."""
+"""Tokens of one calibration batch: at 24 layers of 1,024, 0.35 GB of inputs of all layers."""
 
-KEPT_ROWS = 256
+SAMPLE_ROWS = 256
 """Rows of each input that are kept to try out clipping and smoothing on."""
 
 
 @dataclass(kw_only=True)
-class Site:
-    """An input of products over the calibration tokens.
+class ActivationStats:
+    """Statistics of one activation over the calibration tokens.
 
-    low, high: float32 [channels]. gram: float32 [channels, channels], the sum of x^T x.
-    rows: float32 [<= KEPT_ROWS, channels], spread evenly over all batches. tokens: how many.
+    Args:
+        minimum: float32 [channels].
+        maximum: float32 [channels].
+        gram: float32 [channels, channels], the sum of x^T x.
+        samples: float32 [<= SAMPLE_ROWS, channels], spread evenly over all batches.
+        tokens: how many were seen.
     """
 
-    low: Array
-    high: Array
+    minimum: Array
+    maximum: Array
     gram: Array
-    rows: Array
+    samples: Array
     tokens: int = 0
 
     @classmethod
-    def empty(cls, channels: int) -> Site:
+    def empty(cls, channels: int) -> ActivationStats:
         """Nothing seen yet."""
         return cls(
-            low=np.full(channels, np.inf, np.float32),
-            high=np.full(channels, -np.inf, np.float32),
+            minimum=np.full(channels, np.inf, np.float32),
+            maximum=np.full(channels, -np.inf, np.float32),
             gram=np.zeros((channels, channels), np.float32),
-            rows=np.empty((0, channels), np.float32),
+            samples=np.empty((0, channels), np.float32),
         )
 
-    def add(self, values: Array, keep: int) -> None:
+    def update(self, values: Array, keep: int) -> None:
         """Fold in float32 [tokens, channels] and keep `keep` rows of it."""
-        np.minimum(self.low, values.min(axis=0), out=self.low)
-        np.maximum(self.high, values.max(axis=0), out=self.high)
+        np.minimum(self.minimum, values.min(axis=0), out=self.minimum)
+        np.maximum(self.maximum, values.max(axis=0), out=self.maximum)
         self.gram += values.T @ values
         self.tokens += len(values)
         if keep:
             chosen = np.linspace(0, len(values) - 1, num=min(keep, len(values)), dtype=np.int64)
-            self.rows = np.concatenate([self.rows, values[chosen]])
+            self.samples = np.concatenate([self.samples, values[chosen]])
 
 
-def collect(
+def collect_stats(
     runner: Runner,
     widths: Mapping[str, int],
     ids: Sequence[Sequence[int]],
     *,
     pad: Callable[[Sequence[Sequence[int]]], Mapping[str, NDArray[np.int64]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Site]:
-    """Run the texts through a graph whose outputs are the sites.
+) -> dict[str, ActivationStats]:
+    """Run texts through a graph whose outputs are the activations to observe.
 
-    widths: channels of each site by name. ids: token ids of each text. pad: a padded batch.
-    Raises CalibrationError for an activation that is not finite.
+    Args:
+        runner: runs the graph.
+        widths: channels of each activation by name.
+        ids: token ids of each text.
+        pad: makes a padded batch, int64 [batch, sequence] by input's name.
+        progress: told batches done and in all.
+
+    Returns:
+        Statistics by activation's name.
+
+    Raises:
+        CalibrationError: an activation is not finite.
     """
-    sites = {name: Site.empty(width) for name, width in widths.items()}
+    stats = {name: ActivationStats.empty(width) for name, width in widths.items()}
     batches = plan_batches([len(one) for one in ids], BATCH_TOKENS)
-    # An even spread of KEPT_ROWS over the batches, whatever their number.
-    kept = np.diff(np.linspace(0, KEPT_ROWS, num=len(batches) + 1).round().astype(int))
+    # An even spread of SAMPLE_ROWS over the batches, whatever their number.
+    keep = np.diff(np.linspace(0, SAMPLE_ROWS, num=len(batches) + 1).round().astype(int))
     with one_blas_thread() as threads, ThreadPoolExecutor(threads) as pool:
         for number, rows in enumerate(batches):
             feeds = pad([ids[row] for row in rows])
             real = feeds["attention_mask"].astype(bool).reshape(-1)
             values = runner(feeds)
-            adding = [
-                pool.submit(_add, site, name, values[name], real, int(kept[number]))
-                for name, site in sites.items()
+            updates = [
+                pool.submit(_update, one, name, values[name], real, int(keep[number]))
+                for name, one in stats.items()
             ]
-            for one in adding:
-                one.result()
+            for update in updates:
+                update.result()
             progress(number + 1, len(batches))
-    return sites
+    return stats
 
 
-def _add(site: Site, name: str, values: NDArray[Any], real: NDArray[np.bool_], keep: int) -> None:
-    """Fold one batch into a site.
+def _update(
+    stats: ActivationStats, name: str, values: NDArray[Any], real: NDArray[np.bool_], keep: int
+) -> None:
+    """Fold one batch into an activation's statistics.
 
     Args:
-        site: what is known so far.
-        name: its name, for errors.
+        stats: what is known so far.
+        name: the activation's name, for errors.
         values: [batch, sequence, channels], padding included.
         real: bool [batch * sequence], false for padding.
         keep: rows of it to keep.
@@ -116,4 +132,4 @@ def _add(site: Site, name: str, values: NDArray[Any], real: NDArray[np.bool_], k
             evidence=f"in a batch of {len(values)} calibration texts",
             fix="look at the checkpoint, or leave out the text that does it",
         )
-    site.add(tokens, keep)
+    stats.update(tokens, keep)

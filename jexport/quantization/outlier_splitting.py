@@ -1,4 +1,4 @@
-"""Channels that are far beyond the rest, in a product's input and its weight, become several.
+"""Outlier channel splitting in MLPs (Zhao et al. 2019, arXiv 1901.09504).
 
 In the second matrix of an MLP a single channel can reach ten times beyond all others. SmoothQuant
 divides its activations and gives what it takes to that channel's row of the weight, and then one
@@ -8,8 +8,7 @@ scale a column is as coarse as this row asks for. A channel that is there m time
     act(x W + b) V = sum over channels j of m_j act(x W + b)_j (V_j / m_j)
 
 In float the copies are columns of W and rows of V / m; SmoothQuant then finds a channel that is m
-times easier. Outlier channel splitting (Zhao et al. 2019, arXiv 1901.09504), as many copies as are
-needed. Every engine sees an MLP that is 2 % wider.
+times easier. As many copies as are needed; every engine sees an MLP that is 2 % wider.
 """
 
 from __future__ import annotations
@@ -24,31 +23,36 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from jexport.graph import edit
-from jexport.quantization.observers import Site
+from jexport.quantization.observers import ActivationStats
 
 ACTIVATIONS = ("Gelu", "Relu", "Tanh")
 
-SHARE, MULTIPLE = 64, 16
+CHANNELS_PER_COPY, MULTIPLE = 64, 16
 """Copies: one for so many channels, rounded up to a multiple of what integer kernels like. Twice as
 many gave the same cosine, half as many 0.00004 less (MiniLM)."""
 
-FAR = 8
+MIN_COPIES = 8
 """Copies of the furthest channel from which it pays: with fewer, cosine stayed the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copied:
-    """An activation, by its node's name, and how often each of its channels is there: int64."""
+class ChannelSplit:
+    """How the channels of one activation are split.
+
+    Args:
+        activation: name of its node.
+        copies: int64 [channels], how often each channel is there; 1 for most.
+    """
 
     activation: str
     copies: NDArray[np.int64]
 
     def report(self) -> dict[str, Any]:
-        """JSON-ready, as quantization.json has it: which channels are there how often."""
-        several = np.flatnonzero(self.copies > 1)
+        """JSON-ready, as quantization.json has it: the split channels and their copies."""
+        split_channels = np.flatnonzero(self.copies > 1)
         return {
             "activation": self.activation,
-            "channels": {str(number): int(self.copies[number]) for number in several},
+            "channels": {str(number): int(self.copies[number]) for number in split_channels},
         }
 
 
@@ -63,91 +67,104 @@ class _Mlp:
 
     @property
     def between(self) -> ir.Value:
-        """What the second product reads."""
+        """What the second layer reads."""
         return self.activation.outputs[0]
 
 
-def find(
+def find_outlier_channels(
     model: ir.Model,
-    sites: Mapping[str, Site],
+    stats: Mapping[str, ActivationStats],
     weight: Callable[[str], NDArray[np.float32]],
-) -> tuple[Copied, ...]:
-    """Where copies help. sites: what goes into each product.
+) -> tuple[ChannelSplit, ...]:
+    """The activations that have a channel so far beyond the rest that splitting it pays.
 
-    weight(name): float32 [rows, columns] of one weight.
+    Args:
+        model: a float graph.
+        stats: statistics by activation's name; MLPs without any are passed over.
+        weight: reads a weight by name, float32 [in_features, out_features].
+
+    Returns:
+        One split for each such activation.
     """
-    found = []
+    splits = []
     for mlp in _mlps(model):
-        site = sites.get(str(mlp.between.name))
-        if site is None:
+        observed = stats.get(str(mlp.between.name))
+        if observed is None:
             continue
-        width = np.abs(weight(_name(mlp.second))).max(axis=1)
-        copies = _copies(np.maximum(site.high, -site.low) * width)
-        if copies.max() >= FAR:
-            found.append(Copied(activation=str(mlp.activation.name), copies=copies))
-    return tuple(found)
+        width = np.abs(weight(_weight_name(mlp.second))).max(axis=1)
+        copies = _copies(np.maximum(observed.maximum, -observed.minimum) * width)
+        if copies.max() >= MIN_COPIES:
+            splits.append(ChannelSplit(activation=str(mlp.activation.name), copies=copies))
+    return tuple(splits)
 
 
-def copy(model: ir.Model, copied: Sequence[Copied], sites: MutableMapping[str, Site]) -> None:
-    """Make the copies, in place: the graph computes the same sums.
+def split_channels(
+    model: ir.Model,
+    splits: Sequence[ChannelSplit],
+    stats: MutableMapping[str, ActivationStats],
+) -> None:
+    """Split the channels, in place: the graph computes the same sums.
 
-    sites: those of copied channels are replaced, where they are given.
+    Args:
+        model: a float graph.
+        splits: from find_outlier_channels.
+        stats: statistics by activation's name; those of split channels are replaced.
     """
     work = edit.Edit(model.graph)
-    wanted = {one.activation: one.copies for one in copied}
+    copies_of = {split.activation: split.copies for split in splits}
     for mlp in list(_mlps(model)):
-        copies = wanted.get(str(mlp.activation.name))
+        copies = copies_of.get(str(mlp.activation.name))
         if copies is None:
             continue
         source = np.repeat(np.arange(len(copies)), copies)
-        _widen(work, mlp, source)
-        _narrow(work, mlp.second, source, copies)
+        _widen_first(work, mlp, source)
+        _widen_second(work, mlp.second, source, copies)
         name = str(mlp.between.name)
-        if name in sites:
-            sites[name] = _repeated(sites[name], source)
+        if name in stats:
+            stats[name] = _repeat_stats(stats[name], source)
     work.drop_dead()
 
 
 def _copies(reach: NDArray[np.floating]) -> NDArray[np.int64]:
     """One more copy, again and again, of the channel whose copies reach furthest.
 
-    reach: of each channel's products, largest input times largest weight.
+    reach: [channels], largest input times largest weight of each.
     """
     copies = np.ones(len(reach), np.int64)
     furthest = [(-float(one), number) for number, one in enumerate(reach)]
     heapq.heapify(furthest)
-    for _ in range(MULTIPLE * -(-len(reach) // (SHARE * MULTIPLE))):
+    for _ in range(MULTIPLE * -(-len(reach) // (CHANNELS_PER_COPY * MULTIPLE))):
         number = furthest[0][1]
         copies[number] += 1
         heapq.heapreplace(furthest, (-float(reach[number]) / copies[number], number))
     return copies
 
 
-def _repeated(site: Site, source: NDArray[np.int64]) -> Site:
+def _repeat_stats(stats: ActivationStats, source: NDArray[np.int64]) -> ActivationStats:
     return replace(
-        site,
-        low=site.low[source],
-        high=site.high[source],
-        gram=site.gram[np.ix_(source, source)],
-        rows=site.rows[:, source],
+        stats,
+        minimum=stats.minimum[source],
+        maximum=stats.maximum[source],
+        gram=stats.gram[np.ix_(source, source)],
+        samples=stats.samples[:, source],
     )
 
 
 def _mlps(model: ir.Model) -> Iterator[_Mlp]:
-    """Two products with an activation between them, and nothing else that reads what lies there."""
+    """Two linear layers with an activation between them that nothing else reads."""
     for node in model.graph:
         if node.op_type not in ACTIVATIONS or node.domain:
             continue
         value, second = node.inputs[0], edit.only_user(node.outputs[0])
         if value is None or edit.only_user(value) is not node:
             continue
-        first, bias = _product_and_bias(value)
-        if _weighs(first) and _weighs(second) and second.inputs[0] is node.outputs[0]:
+        first, bias = _linear_and_bias(value)
+        if _is_linear(first) and _is_linear(second) and second.inputs[0] is node.outputs[0]:
             yield _Mlp(first=first, bias=bias, activation=node, second=second)
 
 
-def _product_and_bias(value: ir.Value) -> tuple[ir.Node | None, tuple[ir.Node, ir.Value] | None]:
-    """What made a value: a MatMul, with the Add of a bias or without."""
+def _linear_and_bias(value: ir.Value) -> tuple[ir.Node | None, tuple[ir.Node, ir.Value] | None]:
+    """What computes a value: a MatMul, with the Add of a bias or without."""
     node = value.producer()
     for source in node.inputs if node is not None and node.op_type == "Add" else ():
         bias = edit.bias_add(source) if source is not None and source.producer() else None
@@ -156,7 +173,7 @@ def _product_and_bias(value: ir.Value) -> tuple[ir.Node | None, tuple[ir.Node, i
     return node, None
 
 
-def _weighs(node: ir.Node | None) -> TypeGuard[ir.Node]:
+def _is_linear(node: ir.Node | None) -> TypeGuard[ir.Node]:
     """Whether it is a MatMul with a weight of its own."""
     if node is None or node.op_type != "MatMul" or node.domain:
         return False
@@ -164,15 +181,15 @@ def _weighs(node: ir.Node | None) -> TypeGuard[ir.Node]:
     return weight is not None and edit.weight(weight) is not None and len(weight.uses()) == 1
 
 
-def _name(product: ir.Node) -> str:
-    weight = product.inputs[1]
+def _weight_name(linear: ir.Node) -> str:
+    weight = linear.inputs[1]
     assert weight is not None
     return str(weight.name)
 
 
-def _widen(work: edit.Edit, mlp: _Mlp, source: NDArray[np.int64]) -> None:
-    """Let the first product give these columns."""
-    _replaced(work, mlp.first, (-1, len(source)), lambda weight: weight[:, source])
+def _widen_first(work: edit.Edit, mlp: _Mlp, source: NDArray[np.int64]) -> None:
+    """Let the first layer give these columns."""
+    _replace_weight(work, mlp.first, (-1, len(source)), lambda weight: weight[:, source])
     values = [mlp.first.outputs[0], mlp.between]
     if mlp.bias is not None:
         node, bias = mlp.bias
@@ -185,25 +202,25 @@ def _widen(work: edit.Edit, mlp: _Mlp, source: NDArray[np.int64]) -> None:
             value.shape = ir.Shape([*list(value.shape)[:-1], len(source)])
 
 
-def _narrow(
-    work: edit.Edit, product: ir.Node, source: NDArray[np.int64], copies: NDArray[np.int64]
+def _widen_second(
+    work: edit.Edit, linear: ir.Node, source: NDArray[np.int64], copies: NDArray[np.int64]
 ) -> None:
-    """Let the second product read them: each copy its part of the row."""
+    """Let the second layer read them: each copy its part of the row."""
     part = (1 / copies[source]).astype(np.float32)[:, None]
-    _replaced(work, product, (len(source), -1), lambda weight: weight[source] * part)
+    _replace_weight(work, linear, (len(source), -1), lambda weight: weight[source] * part)
 
 
-def _replaced(
+def _replace_weight(
     work: edit.Edit,
-    product: ir.Node,
+    linear: ir.Node,
     size: tuple[int, int],
-    made: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    compute: Callable[[NDArray[np.float32]], NDArray[np.float32]],
 ) -> None:
-    """Give a product another weight, made of its own when it is read; -1: the size it has."""
-    weight = product.inputs[1]
+    """Give a layer another weight, computed from its own when it is read; -1: the size it has."""
+    weight = linear.inputs[1]
     assert weight is not None
     tensor = weight.const_value
     assert tensor is not None
     shape = [new if new > 0 else old for new, old in zip(size, edit.sizes(tensor), strict=True)]
-    lazy = work.lazy(f"{weight.name}.copied", tensor, shape, lambda: made(tensor.numpy()))
-    product.replace_input_with(1, lazy)
+    lazy = work.lazy(f"{weight.name}.copied", tensor, shape, lambda: compute(tensor.numpy()))
+    linear.replace_input_with(1, lazy)

@@ -1,9 +1,9 @@
-"""Treatments -> Q/DQ nodes in standard ONNX.
+"""LayerQuantization -> Q/DQ nodes in standard ONNX.
 
-A product x W becomes DequantizeLinear(QuantizeLinear(x / s)) (s W, int8): per-tensor activations,
-one scale per column of the weight. `int8x2` adds the same for what rounding left of x, so that
-activations have about 16 bits at twice the integer work. Tables that ids look up are int8 with a
-scale per row. Everything is opset 13 or older, so every engine reads it.
+A linear layer x W becomes DequantizeLinear(QuantizeLinear(x / s)) (s W, int8): per-tensor
+activations, one scale per column of the weight. INT8_RESIDUAL adds the same for what rounding left
+of x, so that activations have about 16 bits at twice the integer work. Embedding tables are int8
+with a scale per row. Everything is opset 13 or older, so every engine reads it.
 """
 
 from __future__ import annotations
@@ -15,90 +15,102 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from jexport.graph import edit
-from jexport.quantization import layers
-from jexport.quantization.quant_params import Affine
-from jexport.quantization.treatment import TWICE, WEIGHTS, Treatment
+from jexport.quantization.config import INT8_RESIDUAL, INT8_WEIGHTS
+from jexport.quantization.layer_quantization import LayerQuantization
+from jexport.quantization.layers import find_embedding_tables
+from jexport.quantization.quant_params import QuantParams
 
 
-def rewrite(model: ir.Model, treatments: Mapping[str, Treatment], *, tables: bool = True) -> None:
-    """Quantize the named products, and every large table unless `tables` is false, in place."""
+def insert_qdq(
+    model: ir.Model, quantizations: Mapping[str, LayerQuantization], *, tables: bool = True
+) -> None:
+    """Quantize linear layers and embedding tables, in place.
+
+    Args:
+        model: a float graph.
+        quantizations: by layer's name; other layers stay float.
+        tables: whether large embedding tables become int8, too.
+    """
     work = edit.Edit(model.graph)
     for node in list(model.graph):
-        treatment = treatments.get(str(node.name))
-        if treatment is not None:
-            _product(work, node, treatment)
-    for node in layers.tables(model) if tables else ():
-        _table(work, node)
+        quantization = quantizations.get(str(node.name))
+        if quantization is not None:
+            _quantize_linear(work, node, quantization)
+    for node in find_embedding_tables(model) if tables else ():
+        _quantize_table(work, node)
     work.drop_dead()
     model.graph.sort()
 
 
-def _product(work: edit.Edit, node: ir.Node, treatment: Treatment) -> None:
+def _quantize_linear(work: edit.Edit, node: ir.Node, quantization: LayerQuantization) -> None:
     source, weight = node.inputs
     assert source is not None
     assert weight is not None
     stem = str(node.name).removesuffix("/MatMul")
     shape = edit.sizes(weight.const_value)
-    named = f"{weight.name}.int8"  # a weight that is used twice is stored once
-    tensor = work.graph.initializers.get(named) or work.lazy_typed(
-        named, ir.DataType.INT8, shape, treatment.steps
+    int8_name = f"{weight.name}.int8"  # a weight that is used twice is stored once
+    tensor = work.graph.initializers.get(int8_name) or work.lazy_typed(
+        int8_name, ir.DataType.INT8, shape, quantization.qweight
     )
-    scales = work.constant(f"{weight.name}.scale", treatment.scales)
+    scales = work.constant(f"{weight.name}.scale", quantization.scales)
     restored = work.insert(
         node, "DequantizeLinear", [tensor, scales], {"axis": 1}, name=f"{stem}/weight", like=weight
     )
-    if treatment.divisors is not None:
+    if quantization.smoothing_factors is not None:
         source = work.insert(
             node,
             "Mul",
-            [source, work.constant(f"{weight.name}.smooth", 1 / treatment.divisors)],
+            [source, work.constant(f"{weight.name}.smooth", 1 / quantization.smoothing_factors)],
             name=f"{stem}/smooth",
             like=source,
         ).outputs[0]
     node.replace_input_with(1, restored.outputs[0])
-    if treatment.kind == WEIGHTS:
+    if quantization.precision == INT8_WEIGHTS:
         node.replace_input_with(0, source)
         return
-    first = _rounded(work, node, source, treatment.grid, f"{stem}/input")
+    params = quantization.input_params
+    first = _fake_quantize(work, node, source, params, f"{stem}/input")
     node.replace_input_with(0, first)
-    if treatment.kind != TWICE:
+    if quantization.precision != INT8_RESIDUAL:
         return
-    rest = work.insert(node, "Sub", [source, first], name=f"{stem}/rest", like=source).outputs[0]
-    second = _rounded(work, node, rest, treatment.grid.rest(), f"{stem}/rest/input")
+    residual = work.insert(node, "Sub", [source, first], name=f"{stem}/rest", like=source).outputs[
+        0
+    ]
+    second = _fake_quantize(work, node, residual, params.residual(), f"{stem}/rest/input")
     again = ir.node("MatMul", [second, restored.outputs[0]], name=f"{stem}/rest/MatMul")
     total = ir.node("Add", [node.outputs[0], again.outputs[0]], name=f"{stem}/both")
-    for made in (again, total):
-        made.outputs[0].name = made.name
-        made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    for added in (again, total):
+        added.outputs[0].name = added.name
+        added.outputs[0].type, added.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
     work.graph.insert_after(node, [again, total])
     work.replace(node.outputs[0], total.outputs[0])
     total.replace_input_with(0, node.outputs[0])
 
 
-def _rounded(
-    work: edit.Edit, before: ir.Node, value: ir.Value, grid: Affine, name: str
+def _fake_quantize(
+    work: edit.Edit, before: ir.Node, value: ir.Value, params: QuantParams, name: str
 ) -> ir.Value:
     """The value through QuantizeLinear and DequantizeLinear."""
-    scale = work.constant(f"{name}.scale", np.array(grid.scale, np.float32))
-    zero = work.constant(f"{name}.zero", np.array(grid.zero, grid.dtype))
-    steps = work.insert(
+    scale = work.constant(f"{name}.scale", np.array(params.scale, np.float32))
+    zero = work.constant(f"{name}.zero", np.array(params.zero_point, params.dtype))
+    quantized = work.insert(
         before, "QuantizeLinear", [value, scale, zero], name=f"{name}/quantize", like=value
     ).outputs[0]
-    steps.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(grid.dtype)))
+    quantized.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(params.dtype)))
     return work.insert(
-        before, "DequantizeLinear", [steps, scale, zero], name=f"{name}/dequantize", like=value
+        before, "DequantizeLinear", [quantized, scale, zero], name=f"{name}/dequantize", like=value
     ).outputs[0]
 
 
-def _table(work: edit.Edit, node: ir.Node) -> None:
-    """Gather(table, ids) -> Gather(steps, ids) * Gather(scales, ids), a scale per row."""
+def _quantize_table(work: edit.Edit, node: ir.Node) -> None:
+    """Gather(table, ids) -> Gather(int8, ids) * Gather(scales, ids), a scale per row."""
     table, ids = node.inputs
     assert table is not None
     tensor = table.const_value
     assert tensor is not None
     rows, width = edit.sizes(tensor)
     scales = row_scales(tensor.numpy())
-    steps = work.lazy_typed(
+    quantized = work.lazy_typed(
         f"{table.name}.int8",
         ir.DataType.INT8,
         (rows, width),
@@ -106,9 +118,9 @@ def _table(work: edit.Edit, node: ir.Node) -> None:
     )
     column = work.constant(f"{table.name}.scale", scales)
     like, name = node.outputs[0], str(node.name)
-    picked = work.insert(node, "Gather", [steps, ids], name=f"{name}/int8", like=like)
+    picked = work.insert(node, "Gather", [quantized, ids], name=f"{name}/int8", like=like)
     picked.outputs[0].type = ir.TensorType(ir.DataType.INT8)
-    wide = work.insert(
+    as_float = work.insert(
         node,
         "Cast",
         [picked.outputs[0]],
@@ -119,7 +131,7 @@ def _table(work: edit.Edit, node: ir.Node) -> None:
     factor = work.insert(node, "Gather", [column, ids], name=f"{name}/scale")
     factor.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     result = work.insert(
-        node, "Mul", [wide.outputs[0], factor.outputs[0]], name=f"{name}/scaled", like=like
+        node, "Mul", [as_float.outputs[0], factor.outputs[0]], name=f"{name}/scaled", like=like
     )
     work.replace(node.outputs[0], result.outputs[0])
 

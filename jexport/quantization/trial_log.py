@@ -1,7 +1,7 @@
-"""What a search has measured so far, on disk, so that a build that was killed goes on from there.
+"""The measurements of a search, on disk, so that a build that was killed goes on from there.
 
 One JSON line a measurement, under a key that the caller makes. Knows no graph and no text: whoever
-opens a journal names the file after everything that decides its numbers.
+opens a log names the file after everything that decides its numbers.
 """
 
 from __future__ import annotations
@@ -13,31 +13,35 @@ from pathlib import Path
 from typing import Any
 
 
-class Journal:
-    """Measurements by key. path: None keeps them in memory only."""
+class TrialLog:
+    """Measurements by key."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read what is there; a line that a killed run left unfinished is not a measurement."""
+        """Read what is there; a line that a killed run left unfinished is not a measurement.
+
+        Args:
+            path: of the log, created with the first measurement; None keeps them in memory only.
+        """
         self._path = path
-        self._known: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
         for line in self._lines():
             try:
                 entry = json.loads(line)
-                self._known[str(entry["key"])] = dict(entry["value"])
+                self._entries[str(entry["key"])] = dict(entry["value"])
             except (ValueError, KeyError, TypeError):
                 continue
 
     def __len__(self) -> int:
         """How many measurements there are."""
-        return len(self._known)
+        return len(self._entries)
 
-    def recall(self, key: str) -> Mapping[str, Any] | None:
+    def get(self, key: str) -> Mapping[str, Any] | None:
         """What was measured under a key, or None."""
-        return self._known.get(key)
+        return self._entries.get(key)
 
-    def keep(self, key: str, value: Mapping[str, Any]) -> None:
-        """Add one measurement; it is on the disk when this returns."""
-        self._known[key] = dict(value)
+    def append(self, key: str, value: Mapping[str, Any]) -> None:
+        """Add one measurement (JSON-ready); it is on the disk when this returns."""
+        self._entries[key] = dict(value)
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,7 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def forget(self) -> None:
+    def delete(self) -> None:
         """Remove the file: the search is over."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """quantize: OnnxModel (fp32) -> OnnxModel (int8, Q/DQ in standard ONNX) and quantization.json.
 
-Statistics from calibration texts, SmoothQuant, weights rounded by GPTQ, then a search that is
-judged by embeddings of held-out texts. The scheme is the target's; every scheme comes from the same
-statistics. Knows no engine but through the Target that runs its graphs.
+Statistics from calibration texts, SmoothQuant, weights rounded by GPTQ, then a search over layers
+that is judged by embeddings of held-out texts. The scheme is the target's; every scheme comes from
+the same statistics. Knows no engine but through the Target that runs its graphs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,189 +21,174 @@ from jexport import recipe
 from jexport.artifacts.manifest import write_json
 from jexport.cache import stages
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
-from jexport.quantization import (
-    config,
-    layers,
-    observers,
-    quant_params,
-    search,
+from jexport.quantization import observers, quant_params, search
+from jexport.quantization.config import (
+    INT8,
+    INT8_WEIGHTS,
+    LAYER_PRECISIONS,
+    QuantizationConfig,
+    candidate_configs,
 )
-from jexport.quantization import (
-    layer_quantization as prepare,
+from jexport.quantization.evaluator import GRAPH, TEXT_GATES, WEIGHTS, CalibrationData, Evaluator
+from jexport.quantization.layer_quantization import (
+    LayerQuantization,
+    QuantizedLayer,
+    quantize_layers,
 )
-from jexport.quantization.config import Setting
-from jexport.quantization.evaluator import GRAPH, TEXT_GATES, WEIGHTS, Bench, Material
-from jexport.quantization.layer_quantization import Prepared
-from jexport.quantization.layers import Product
-from jexport.quantization.observers import Site
-from jexport.quantization.treatment import INT8, TREATMENTS, Treatment
-from jexport.quantization.treatment import WEIGHTS as FLOAT_INPUTS
-from jexport.quantization.trial_log import Journal
+from jexport.quantization.layers import LinearLayer, find_linear_layers
+from jexport.quantization.observers import ActivationStats
+from jexport.quantization.trial_log import TrialLog
 from jexport.recipe import QuantizeSpec
 from jexport.targets import Target
 from jexport.types import CompiledModel, OnnxModel, Signature, TensorSpec
 from jexport.workspace.memory import available_bytes
 from jexport.workspace.run import give_back_memory
 
+if TYPE_CHECKING:
+    from jexport.quantization.outlier_splitting import ChannelSplit
+
 REPORT, PAGE = "quantization.json", "report.html"
-INT8_WEIGHTS = "int8-weights"
 NEEDS = ("scipy", "threadpoolctl")
 GOALS = (*recipe.GOALS, "symmetric", "pair_top10_overlap", "effort", "allow_slower")
 """Keys of [quantize] that decide which trial is taken, and no trial's numbers."""
 
-MEASURED_DAMAGE = 50_000_000
-"""Weights up to which `fast`, too, measures each product's damage by embeddings."""
+MEASURED_SENSITIVITY = 50_000_000
+"""Weights up to which `fast`, too, measures each layer's sensitivity by embeddings."""
 
-Weight = Callable[[str], NDArray[np.float32]]
+WeightReader = Callable[[str], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aim:
-    """What to make. scheme: of the activations. precision: 'int8' or 'int8-weights'.
+class QuantizationTarget:
+    """What to make, as an engine wants it.
 
-    wide: what a product becomes that plain int8 hurts. gates: by key, held on the held-out texts.
-    tables: whether tables that ids look up become int8, too.
+    Args:
+        scheme: of the activations, one of quant_params.SCHEMES.
+        precision: 'int8' or 'int8-weights'.
+        fallback: the precision of layers that plain int8 hurts, one of config.LAYER_PRECISIONS.
+        gates: by key, held on the held-out texts.
+        tables: whether embedding tables become int8, too.
     """
 
     scheme: str
     precision: str
-    wide: str
+    fallback: str
     gates: Mapping[str, float]
     tables: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ways:
-    """What the stage tells while it works, and what it remembers from a run that was killed."""
+class Callbacks:
+    """What the stage reports while it works, and where it keeps what it measured.
+
+    Args:
+        progress: told steps done, steps in all, and what is done now.
+        message: told a line worth reading.
+        trial_log: measurements, also those of a run that was killed.
+    """
 
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
-    tell: Callable[[str], None] = lambda text: None
-    journal: Journal = field(default_factory=Journal)
+    message: Callable[[str], None] = lambda text: None
+    trial_log: TrialLog = field(default_factory=TrialLog)
 
     def step(self, text: str) -> Callable[[int, int], None]:
         """Progress of one step."""
         return lambda done, total: self.progress(done, total, text)
 
 
+# Seven parameters: the stages' common shape (input, spec, out_dir), and who runs graphs here.
 def run(
     model: OnnxModel,
-    material: Material,
+    data: CalibrationData,
     spec: QuantizeSpec,
-    aim: Aim,
+    target: QuantizationTarget,
     *,
-    judge: Target,
+    runtime: Target,
     out_dir: Path,
-    ways: Ways | None = None,
+    callbacks: Callbacks | None = None,
 ) -> OnnxModel:
     """Write out_dir/model.onnx, model.onnx_data and quantization.json.
 
-    judge: the target that runs graphs here (statistics and held-out texts). Raises PrecisionError
-    (quantized already, unknown scheme), CalibrationError, UnsupportedGraphError, QuantizationError
-    (goals out of reach, not enough memory).
+    Args:
+        model: the float graph.
+        data: the texts.
+        spec: [quantize] of the recipe.
+        target: what to make.
+        runtime: the target that runs graphs here (statistics and held-out texts).
+        out_dir: an existing folder.
+        callbacks: for progress, messages and the trial log.
+
+    Returns:
+        The int8 graph.
+
+    Raises:
+        PrecisionError: quantized already, or an unknown scheme.
+        CalibrationError: no texts, or an activation that is not finite.
+        UnsupportedGraphError: no linear layer.
+        QuantizationError: goals out of reach, or not enough memory.
     """
-    import onnx_ir as ir
-
-    from jexport.quantization import outlier_splitting
-
-    _check(aim, material)
-    ways = ways or Ways()
-    cut = material.about["calibration"]["cut"]
+    callbacks = callbacks or Callbacks()
+    _check(target, data)
+    cut = data.metadata["calibration"]["cut"]
     if cut:
-        ways.tell(f"{cut} calibration texts are longer than {spec.max_tokens} tokens and were cut")
-    source = ir.load(model.path)
-    items = layers.find(source)
-    _check_memory(model, items)
-
-    def weight(name: str) -> NDArray[np.float32]:
-        tensor = source.graph.initializers[name].const_value
-        assert tensor is not None
-        return tensor.numpy()
-
-    bench = Bench(
-        model=model,
-        material=material,
-        judge=judge,
-        room=out_dir / "trials",
-        journal=ways.journal,
-        gates={key: bound for key, bound in aim.gates.items() if key in TEXT_GATES},
-        tables=aim.tables,
-    )
-    truth = bench.truth(ways.step("held-out texts in float"))
-    sites = _statistics(model, items, material, judge, out_dir / "statistics", ways)
-    copied: tuple[outlier_splitting.Copied, ...] = ()
-    if aim.precision == INT8:
-        copied = outlier_splitting.find(source, sites, weight)
-        outlier_splitting.copy(source, copied, sites)
-        bench, items = replace(bench, copied=copied), layers.find(source)
-    job = _Job(
-        items=items,
-        weight=weight,
-        bench=bench,
-        spec=spec,
-        aim=aim,
-        ways=ways,
-        truth=truth,
-        room=out_dir / "weights",
-    )
+        callbacks.message(
+            f"{cut} calibration texts are longer than {spec.max_tokens} tokens and were cut"
+        )
+    job, stats = _observe(model, data, spec, target, _Place(runtime, out_dir), callbacks)
     give_back_memory()
-    own = job.prepare(sites, job.own_setting)
-    prepared, techniques = _best_setting(job, sites, own) if job.full else (own, [])
-    del sites, own
+    own = job.quantize_layers(stats, job.own_config)
+    quantized, techniques = _best_config(job, stats, own) if job.full else (own, [])
+    del stats, own
     give_back_memory()
-    goals = search.Goals(
-        at_least={
-            name: spec.goal(name, aim.scheme)
-            for name in ("cosine_mean", "cosine_p1", "top10_overlap")
-        },
-        max_share=spec.goal("max_share", aim.scheme) if aim.precision == INT8 else 0.0,
-    )
-    chosen, trials = search.run(
-        items,
-        lambda wide: job.measure(prepared, wide),
-        _damage(job, prepared, goals),
+    goals = _goals(spec, target)
+    chosen, trials = search.find_fallback_layers(
+        job.layers,
+        lambda fallback: job.measure(quantized, fallback),
+        _sensitivity(job, quantized, goals),
         goals,
-        whole_curve=job.full,
-        watch=ways.progress,
-        tell=ways.tell,
+        search.SearchOptions(
+            whole_curve=job.full, progress=callbacks.progress, message=callbacks.message
+        ),
     )
-    treatments = job.treatments(prepared, chosen.wide)
-    made = bench.write(treatments, out_dir, aim.precision)
+    quantizations = job.with_fallback(quantized, chosen.fallback)
+    result = job.evaluator.write(quantizations, out_dir, target.precision)
+    report = _report(quantized, quantizations, chosen, trials, goals, spec.effort)
     write_json(
         out_dir / REPORT,
         {
-            **_report(prepared, treatments, chosen, trials, goals, spec),
-            **material.about,
-            "copied": [one.report() for one in copied],
+            **report,
+            **data.metadata,
+            "copied": [split.report() for split in job.evaluator.splits],
             "techniques": techniques,
-            "held_out_quality": bench.outcome(treatments, job.truth),
-            "bytes": {"fp32": _bytes(model.path.parent), aim.precision: _bytes(out_dir)},
+            "held_out_quality": job.evaluator.compare(quantizations, job.reference),
+            "bytes": {"fp32": _bytes(model.path.parent), target.precision: _bytes(out_dir)},
         },
     )
-    for scratch in ("trials", "weights"):
-        shutil.rmtree(out_dir / scratch, ignore_errors=True)
-    return made
+    for folder in ("trials", "weights"):
+        shutil.rmtree(out_dir / folder, ignore_errors=True)
+    return result
 
 
-def _check(aim: Aim, material: Material) -> None:
-    if aim.scheme not in quant_params.SCHEMES or aim.wide not in TREATMENTS:
+def _check(target: QuantizationTarget, data: CalibrationData) -> None:
+    if target.scheme not in quant_params.SCHEMES or target.fallback not in LAYER_PRECISIONS:
         raise PrecisionError(
-            f"no quantization scheme '{aim.scheme}' with '{aim.wide}'",
-            evidence=f"there are: {', '.join(quant_params.SCHEMES)}; {', '.join(TREATMENTS)}",
+            f"no quantization scheme '{target.scheme}' with '{target.fallback}'",
+            evidence=f"there are: {', '.join(quant_params.SCHEMES)}; {', '.join(LAYER_PRECISIONS)}",
             fix="this target takes no int8; use fp32 or fp16",
         )
-    if not material.calibration or not material.held_out:
+    if not data.calibration or not data.held_out:
         raise CalibrationError(
             "quantize has no texts",
-            evidence=f"{len(material.calibration)} to calibrate on, {len(material.held_out)} held",
+            evidence=f"{len(data.calibration)} calibration texts, {len(data.held_out)} held-out",
             fix="give --calibration a set with texts that this tokenizer takes",
         )
 
 
-def _check_memory(model: OnnxModel, items: Sequence[Product]) -> None:
+def _check_memory(model: OnnxModel, layers: Sequence[LinearLayer]) -> None:
     """Refuse before it happens: weights twice (file and packed), Gram matrices, one batch."""
-    wide = {item.source: item.rows for item in items}.values()
+    widths = {layer.input: layer.in_features for layer in layers}.values()
     needed = 2 * model.path.with_name(WEIGHTS).stat().st_size + sum(
-        4 * rows * rows + 4 * rows * observers.BATCH_TOKENS for rows in wide
+        4 * width * width + 4 * width * observers.BATCH_TOKENS for width in widths
     )
     free = available_bytes()
     if free is not None and needed > free:
@@ -214,178 +199,259 @@ def _check_memory(model: OnnxModel, items: Sequence[Product]) -> None:
         )
 
 
+def _goals(spec: QuantizeSpec, target: QuantizationTarget) -> search.Goals:
+    metrics = ("cosine_mean", "cosine_p1", "top10_overlap")
+    return search.Goals(
+        at_least={name: spec.goal(name, target.scheme) for name in metrics},
+        max_share=spec.goal("max_share", target.scheme) if target.precision == INT8 else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Who runs graphs here, and where the stage writes."""
+
+    runtime: Target
+    out_dir: Path
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One run: what all its steps share. truth: the held-out texts by the float graph."""
+    """One run: what all its steps share. reference: the held-out texts by the float graph."""
 
-    items: Sequence[Product]
-    weight: Weight
-    bench: Bench
-    truth: NDArray[np.float32]
+    layers: Sequence[LinearLayer]
+    weight: WeightReader
+    evaluator: Evaluator
+    reference: NDArray[np.float32]
     spec: QuantizeSpec
-    aim: Aim
-    ways: Ways
-    room: Path
+    target: QuantizationTarget
+    callbacks: Callbacks
+    work_dir: Path
 
     @property
     def full(self) -> bool:
-        """Whether to try more than the recipe's own setting."""
-        return self.spec.effort == "full" and self.aim.precision == INT8
+        """Whether to try more than the recipe's own config."""
+        return self.spec.effort == "full" and self.target.precision == INT8
 
     @property
-    def own_setting(self) -> Setting:
+    def own_config(self) -> QuantizationConfig:
         """The recipe's."""
-        kind = FLOAT_INPUTS if self.aim.precision == INT8_WEIGHTS else INT8
-        return Setting(
-            scheme=self.aim.scheme, smoothing=self.spec.smoothing, clip=self.spec.clip, kind=kind
+        return QuantizationConfig(
+            scheme=self.target.scheme,
+            smoothing=self.spec.smoothing,
+            clip=self.spec.clip,
+            precision=INT8_WEIGHTS if self.target.precision == INT8_WEIGHTS else INT8,
         )
 
-    def prepare(self, sites: Mapping[str, Site], setting: Setting) -> dict[str, Prepared]:
-        """Every product's treatment under one setting."""
-        return prepare.run(
-            self.items,
+    def quantize_layers(
+        self, stats: Mapping[str, ActivationStats], config: QuantizationConfig
+    ) -> dict[str, QuantizedLayer]:
+        """Every layer under one config, by name."""
+        return quantize_layers(
+            self.layers,
             self.weight,
-            sites,
-            setting,
-            out_dir=self.room / setting.key(()),
-            progress=self.ways.step("rounding weights"),
+            stats,
+            config,
+            out_dir=self.work_dir / config.key(()),
+            progress=self.callbacks.step("rounding weights"),
         )
 
-    def treatments(
-        self, prepared: Mapping[str, Prepared], wide: Sequence[str]
-    ) -> dict[str, Treatment]:
-        """Those of `prepared`, with some products wide."""
+    def with_fallback(
+        self, quantized: Mapping[str, QuantizedLayer], fallback: Sequence[str]
+    ) -> dict[str, LayerQuantization]:
+        """Every layer's quantization, some of them at the fallback precision."""
         return {
-            name: replace(one.treatment, kind=self.aim.wide) if name in wide else one.treatment
-            for name, one in prepared.items()
+            name: replace(one.quantization, precision=self.target.fallback)
+            if name in fallback
+            else one.quantization
+            for name, one in quantized.items()
         }
 
-    def measure(self, prepared: Mapping[str, Prepared], wide: Sequence[str]) -> search.Measured:
-        """What the held-out texts say of some products being wide."""
-        setting = next(iter(prepared.values())).setting
-        return self.bench.trial(
-            f"{self.aim.wide} {setting.key(wide)}", self.treatments(prepared, wide), self.truth
+    def measure(
+        self, quantized: Mapping[str, QuantizedLayer], fallback: Sequence[str]
+    ) -> search.Measurement:
+        """The graph with some layers at the fallback precision against the float graph."""
+        config = next(iter(quantized.values())).config
+        return self.evaluator.measure(
+            f"{self.target.fallback} {config.key(fallback)}",
+            self.with_fallback(quantized, fallback),
+            self.reference,
         )
 
 
-def _statistics(
+def _observe(
     model: OnnxModel,
-    items: Sequence[Product],
-    material: Material,
-    judge: Target,
-    room: Path,
-    ways: Ways,
-) -> dict[str, Site]:
-    """Run the calibration texts through the float graph with every product's input as an output."""
+    data: CalibrationData,
+    spec: QuantizeSpec,
+    target: QuantizationTarget,
+    place: _Place,
+    callbacks: Callbacks,
+) -> tuple[_Job, dict[str, ActivationStats]]:
+    """Reference vectors and statistics by the float graph, outlier channels split."""
     import onnx_ir as ir
 
-    room.mkdir(parents=True, exist_ok=True)
+    from jexport.quantization import outlier_splitting
+
+    source = ir.load(model.path)
+    layers = find_linear_layers(source)
+    _check_memory(model, layers)
+
+    def weight(name: str) -> NDArray[np.float32]:
+        tensor = source.graph.initializers[name].const_value
+        assert tensor is not None
+        return tensor.numpy()
+
+    evaluator = Evaluator(
+        model=model,
+        data=data,
+        runtime=place.runtime,
+        work_dir=place.out_dir / "trials",
+        trial_log=callbacks.trial_log,
+        gates={key: bound for key, bound in target.gates.items() if key in TEXT_GATES},
+        tables=target.tables,
+    )
+    reference = evaluator.reference_vectors(callbacks.step("held-out texts in float"))
+    work_dir = place.out_dir / "statistics"
+    stats = _collect_stats(model, layers, data, _Place(place.runtime, work_dir), callbacks)
+    splits: tuple[ChannelSplit, ...] = ()
+    if target.precision == INT8:
+        splits = outlier_splitting.find_outlier_channels(source, stats, weight)
+        outlier_splitting.split_channels(source, splits, stats)
+        layers = find_linear_layers(source)
+    job = _Job(
+        layers=layers,
+        weight=weight,
+        evaluator=replace(evaluator, splits=splits),
+        spec=spec,
+        target=target,
+        callbacks=callbacks,
+        reference=reference,
+        work_dir=place.out_dir / "weights",
+    )
+    return job, stats
+
+
+def _collect_stats(
+    model: OnnxModel,
+    layers: Sequence[LinearLayer],
+    data: CalibrationData,
+    place: _Place,
+    callbacks: Callbacks,
+) -> dict[str, ActivationStats]:
+    """Run the calibration texts through the float graph with every layer's input as an output."""
+    import onnx_ir as ir
+
+    runtime, folder = place.runtime, place.out_dir
+    folder.mkdir(parents=True, exist_ok=True)
     graph = ir.load(model.path)
-    widths = {item.source: item.rows for item in items}
+    widths = {layer.input: layer.in_features for layer in layers}
     values = {value.name: value for node in graph.graph for value in node.outputs}
     graph.graph.outputs[:] = [values[name] for name in widths]
-    ir.save(graph, room / GRAPH)
+    ir.save(graph, folder / GRAPH)
     # Copied: engines refuse weights outside the graph's folder, and weights that have two names,
     # also in the folder that they were linked from, where another build may be reading them.
-    stages.copy(model.path.with_name(WEIGHTS), room / WEIGHTS)
+    stages.copy(model.path.with_name(WEIGHTS), folder / WEIGHTS)
     outputs = tuple(
         TensorSpec(name=name, dtype="float32", shape=("batch", "sequence", width))
         for name, width in widths.items()
     )
-    probe = CompiledModel(
-        target=judge.name,
+    observed = CompiledModel(
+        target=runtime.name,
         precision=model.precision,
-        folder=room,
+        folder=folder,
         files=(GRAPH, WEIGHTS),
         signature=Signature(inputs=model.signature.inputs, outputs=outputs),
         facts={},
     )
-    with judge.runner(probe, "cpu", 0) as runner:
-        sites = observers.collect(
+    with runtime.runner(observed, "cpu", 0) as runner:
+        stats = observers.collect_stats(
             runner,
             widths,
-            material.calibration,
-            pad=material.pad,
-            progress=ways.step("calibration texts"),
+            data.calibration,
+            pad=data.pad,
+            progress=callbacks.step("calibration texts"),
         )
     del runner
-    shutil.rmtree(room)
-    return sites
+    shutil.rmtree(folder)
+    return stats
 
 
-def _best_setting(
-    job: _Job, sites: Mapping[str, Site], own: dict[str, Prepared]
-) -> tuple[dict[str, Prepared], list[dict[str, Any]]]:
-    """The setting whose groups fail least, by mean cosine; and what each technique gave.
+def _best_config(
+    job: _Job, stats: Mapping[str, ActivationStats], own: dict[str, QuantizedLayer]
+) -> tuple[dict[str, QuantizedLayer], list[dict[str, Any]]]:
+    """The config whose groups fail least, by mean cosine; and what each technique gave.
 
-    All products are int8.
+    All layers are int8.
     """
     best, highest, techniques = own, (-math.inf, 0.0), []
-    for what, setting in config.tried(job.own_setting):
-        made = own if setting == job.own_setting else job.prepare(sites, setting)
-        found = job.measure(made, ())
-        job.ways.tell(f"{what}: cosine {found.metrics['cosine_mean']:.5f}")
-        techniques.append({"what": what, "share": 0.0, **found.metrics})
+    for description, config in candidate_configs(job.own_config):
+        quantized = own if config == job.own_config else job.quantize_layers(stats, config)
+        measurement = job.measure(quantized, ())
+        metrics = measurement.metrics
+        job.callbacks.message(f"{description}: cosine {metrics['cosine_mean']:.5f}")
+        techniques.append({"what": description, "share": 0.0, **metrics})
         # Not by neighbours: on 450 texts they move by 0.003 from one build of the same to the next.
-        rank = (-float(len(found.failures)), found.metrics["cosine_mean"])
+        rank = (-float(len(measurement.failures)), metrics["cosine_mean"])
         if rank > highest:
-            highest, best = rank, made
-        if made is not best:
-            shutil.rmtree(job.room / setting.key(()), ignore_errors=True)
+            highest, best = rank, quantized
+        if quantized is not best:
+            shutil.rmtree(job.work_dir / config.key(()), ignore_errors=True)
     return best, techniques
 
 
-def _damage(
-    job: _Job, prepared: Mapping[str, Prepared], goals: search.Goals
+def _sensitivity(
+    job: _Job, quantized: Mapping[str, QuantizedLayer], goals: search.Goals
 ) -> Mapping[str, float]:
-    """How much cosine comes back when one product alone is wide.
+    """How much mean cosine comes back when one layer alone is at the fallback precision.
 
-    Where measuring that costs too much (`fast`, a large model), or no product will be widened: what
-    each product loses of its own output.
+    Where measuring that costs too much (`fast`, a large model), or no layer needs to fall back: the
+    share of its own output's energy that each layer loses.
     """
-    local = {name: one.error() for name, one in prepared.items()}
-    weights = sum(item.rows * item.columns for item in job.items)
-    if job.aim.precision != INT8 or not (job.full or weights <= MEASURED_DAMAGE):
+    local = {name: one.error() for name, one in quantized.items()}
+    weights = sum(layer.in_features * layer.out_features for layer in job.layers)
+    if job.target.precision != INT8 or not (job.full or weights <= MEASURED_SENSITIVITY):
         return local
-    base = job.measure(prepared, ())
+    base = job.measure(quantized, ())
     if goals.met(base) and not job.full:
         return local
-    damage: dict[str, float] = {}
-    for number, item in enumerate(job.items):
-        job.ways.progress(number, len(job.items), f"damage of {item.name}")
-        alone = job.measure(prepared, (item.name,))
-        damage[item.name] = alone.metrics["cosine_mean"] - base.metrics["cosine_mean"]
-    return damage
+    sensitivity: dict[str, float] = {}
+    for number, layer in enumerate(job.layers):
+        job.callbacks.progress(number, len(job.layers), f"sensitivity of {layer.name}")
+        alone = job.measure(quantized, (layer.name,))
+        sensitivity[layer.name] = alone.metrics["cosine_mean"] - base.metrics["cosine_mean"]
+    return sensitivity
 
 
 def _report(
-    prepared: Mapping[str, Prepared],
-    treatments: Mapping[str, Treatment],
+    quantized: Mapping[str, QuantizedLayer],
+    quantizations: Mapping[str, LayerQuantization],
     chosen: search.Trial,
     trials: Sequence[search.Trial],
     goals: search.Goals,
-    spec: QuantizeSpec,
+    effort: str,
 ) -> dict[str, Any]:
     """quantization.json, but for texts, groups and sizes."""
-    first = next(iter(prepared.values()))
+    config = next(iter(quantized.values())).config
     matrices = [
         {
             "name": name,
-            "shape": [one.product.rows, one.product.columns],
-            "share": one.product.share,
-            "treatment": treatments[name].kind,
-            "smoothing": one.setting.smoothing if one.treatment.divisors is not None else 0.0,
-            "clip": one.setting.clip if one.product.rows > one.product.columns else 1.0,
+            "shape": [one.layer.in_features, one.layer.out_features],
+            "share": one.layer.share,
+            "treatment": quantizations[name].precision,
+            "smoothing": config.smoothing
+            if one.quantization.smoothing_factors is not None
+            else 0.0,
+            "clip": config.clip if one.layer.in_features > one.layer.out_features else 1.0,
             "error_naive": one.error_naive,
-            "error": one.error(treatments[name].kind),
+            "error": one.error(quantizations[name].precision),
         }
-        for name, one in prepared.items()
+        for name, one in quantized.items()
     ]
     return {
         "format": 1,
-        "scheme": first.setting.scheme,
-        "precision": INT8 if first.setting.kind == INT8 else INT8_WEIGHTS,
-        "effort": spec.effort,
+        "scheme": config.scheme,
+        "precision": config.precision,
+        "effort": effort,
         "reached": chosen.passed,
         "gates": dict(goals.at_least),
         "max_share": goals.max_share,

@@ -23,16 +23,17 @@ def vector(artifact: Path) -> np.ndarray:
 def int8(artifact: Path, folder: Path) -> None:
     """Round a weight by GPTQ: what scipy and threadpoolctl are for."""
     from jexport.quantization import quant_params
+    from jexport.quantization.gptq import gptq
 
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(600, 96)).astype(np.float32) @ rng.normal(size=(96, 96))
     weight = rng.normal(size=(96, 64)).astype(np.float32)
     scales = quant_params.weight_scales(weight)
     lost = [
-        float(np.linalg.norm(inputs @ (weight - steps.astype(np.float32) * scales)))
-        for steps in (
-            quant_params.compensated(weight, (inputs.T @ inputs).astype(np.float32), scales),
-            quant_params.nearest(weight, scales),
+        float(np.linalg.norm(inputs @ (weight - qweight.astype(np.float32) * scales)))
+        for qweight in (
+            gptq(weight, (inputs.T @ inputs).astype(np.float32), scales),
+            quant_params.round_to_nearest(weight, scales),
         )
     ]
     assert lost[0] < 0.9 * lost[1], lost

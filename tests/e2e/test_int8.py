@@ -17,8 +17,8 @@ import jexport
 from jexport import recipe
 from jexport.artifacts import manifest, store
 from jexport.errors import ArtifactError, CalibrationError, QuantizationError
-from jexport.quantization.evaluator import Bench
-from jexport.quantization.trial_log import Journal
+from jexport.quantization.evaluator import Evaluator
+from jexport.quantization.trial_log import TrialLog
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.open import embedding_of
 from jexport.runtime.tokenise import TextTokenizer
@@ -188,15 +188,15 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trials, self.stop_at = 0, -1
-        real = Bench.outcome
+        real = Evaluator.compare
 
-        def outcome(bench: Bench, *given: Any) -> dict[str, Any]:
+        def compare(evaluator: Evaluator, *args: Any) -> dict[str, Any]:
             self.trials += 1
             if self.trials == self.stop_at:
                 raise KeyboardInterrupt
-            return real(bench, *given)
+            return real(evaluator, *args)
 
-        monkeypatch.setattr(Bench, "outcome", outcome)
+        monkeypatch.setattr(Evaluator, "compare", compare)
 
 
 def build_int8(made: recipe.Recipe, out: Path, task: str = TASK) -> Path:
@@ -215,7 +215,7 @@ def test_goals_out_of_reach_keep_what_was_measured_and_nothing_else(
     assert len(left) == 1
     assert left[0].name.startswith(".search-")
     measured = counted.trials
-    assert measured == len(Journal(left[0])) > 2
+    assert measured == len(TrialLog(left[0])) > 2
     built = build_int8(quick(small), out)  # goals that it reaches: nothing is measured again
     assert counted.trials == measured + 1  # but for the groups of the one that is shipped
     assert not left[0].exists()
@@ -226,7 +226,9 @@ def test_goals_out_of_reach_keep_what_was_measured_and_nothing_else(
 def test_a_search_that_was_stopped_goes_on_and_ends_the_same(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hard = quick(small, cosine_mean=0.9999978, max_share=1.0)  # some products wide, by damage
+    hard = quick(
+        small, cosine_mean=0.9999978, max_share=1.0
+    )  # some layers fall back, by sensitivity
     undisturbed = build_int8(hard, tmp_path / "undisturbed")
     counted, out = Counted(monkeypatch), tmp_path / "out"
     counted.stop_at = 4

@@ -1,4 +1,4 @@
-"""settings: what `full` tries holds the recipe's own choice, and every trial has its own name."""
+"""config: what `full` tries holds the recipe's own choice, and every trial has its own name."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import replace
 import pytest
 
 from jexport.quantization import config
-from jexport.quantization.config import Setting
+from jexport.quantization.config import QuantizationConfig
 
-OWN = Setting(scheme="asymmetric", smoothing=0.85)
+OWN = QuantizationConfig(scheme="asymmetric", smoothing=0.85)
 
 
 @pytest.mark.parametrize("own", [OWN, replace(OWN, smoothing=0.6, clip=0.95)])
-def test_the_own_setting_is_tried_once_and_before_other_strengths(own: Setting) -> None:
-    tried = [setting for _, setting in config.tried(own)]
+def test_the_own_config_is_tried_once_and_before_other_strengths(own: QuantizationConfig) -> None:
+    tried = [one for _, one in config.candidate_configs(own)]
     assert tried.count(own) == 1
     assert tried.index(own) == 3  # after the three that leave a part out
-    assert {setting.compensate for setting in tried[:2]} == {False}
-    assert {(one.smoothing, one.clip) for one in tried[3:]} >= set(config.FULL_SETTINGS)
+    assert {one.gptq for one in tried[:2]} == {False}
+    assert {(one.smoothing, one.clip) for one in tried[3:]} >= set(config.FULL_EFFORT_GRID)
     assert {one.scheme for one in tried} == {own.scheme}
-    assert {one.kind for one in tried} == {own.kind}
+    assert {one.precision for one in tried} == {own.precision}
 
 
 def test_each_is_told_apart_in_words_and_in_names() -> None:
-    tried = list(config.tried(OWN))
+    tried = list(config.candidate_configs(OWN))
     assert len({what for what, _ in tried}) == len(tried)
-    keys = [setting.key(wide) for _, setting in tried for wide in ((), ("a",), ("b", "a"))]
+    keys = [one.key(fallback) for _, one in tried for fallback in ((), ("a",), ("b", "a"))]
     assert len(set(keys)) == len(keys)
     assert not any(set(key) & set("/\0 ") for key in keys)
     assert OWN.key(("b", "a")) == OWN.key(("a", "b")) == "asymmetric-int8-0.85-1-gptq-a-b"

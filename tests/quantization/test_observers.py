@@ -59,44 +59,45 @@ class Graph:
 @pytest.mark.parametrize("poison", [1e30, -1e30, np.nan, np.inf])
 def test_equal_to_numpy_and_padding_never_enters(pad: Any, poison: float) -> None:
     ids = texts(70)
-    sites = observers.collect(Graph(poison), WIDTHS, ids, pad=pad)
-    assert set(sites) == set(WIDTHS)
-    for name, site in sites.items():
+    stats = observers.collect_stats(Graph(poison), WIDTHS, ids, pad=pad)
+    assert set(stats) == set(WIDTHS)
+    for name, one_stats in stats.items():
         rows = TABLES[name][np.concatenate(ids)].astype(np.float64)
-        assert site.tokens == len(rows)
-        np.testing.assert_array_equal(site.low, rows.min(axis=0))
-        np.testing.assert_array_equal(site.high, rows.max(axis=0))
-        np.testing.assert_allclose(site.gram, rows.T @ rows, rtol=1e-4, atol=1e-2)
-        assert {one.dtype for one in (site.low, site.high, site.gram, site.rows)} == {
-            np.dtype(np.float32)
-        }
+        assert one_stats.tokens == len(rows)
+        np.testing.assert_array_equal(one_stats.minimum, rows.min(axis=0))
+        np.testing.assert_array_equal(one_stats.maximum, rows.max(axis=0))
+        np.testing.assert_allclose(one_stats.gram, rows.T @ rows, rtol=1e-4, atol=1e-2)
+        assert {
+            one.dtype
+            for one in (one_stats.minimum, one_stats.maximum, one_stats.gram, one_stats.samples)
+        } == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("count", [1, 20, 400, 1500])
-def test_as_many_rows_are_kept_whatever_the_number_of_texts(count: int) -> None:
+def test_as_many_samples_are_kept_whatever_the_number_of_texts(count: int) -> None:
     ids = texts(count)
-    sites = observers.collect(Graph(), WIDTHS, ids, pad=right)
+    stats = observers.collect_stats(Graph(), WIDTHS, ids, pad=right)
     tokens = sum(map(len, ids))
-    for name, site in sites.items():
-        assert 0 < len(site.rows) <= observers.KEPT_ROWS
-        assert site.rows.shape[1] == WIDTHS[name]
+    for name, one_stats in stats.items():
+        assert 0 < len(one_stats.samples) <= observers.SAMPLE_ROWS
+        assert one_stats.samples.shape[1] == WIDTHS[name]
         seen = {row.tobytes() for row in TABLES[name][np.unique(np.concatenate(ids))]}
-        assert all(row.tobytes() in seen for row in site.rows)
-        if tokens > 20 * observers.KEPT_ROWS:
-            assert len(site.rows) == observers.KEPT_ROWS
+        assert all(row.tobytes() in seen for row in one_stats.samples)
+        if tokens > 20 * observers.SAMPLE_ROWS:
+            assert len(one_stats.samples) == observers.SAMPLE_ROWS
 
 
-def test_kept_rows_come_from_short_and_long_texts() -> None:
+def test_samples_come_from_short_and_long_texts() -> None:
     ids = [[7] * 100] * 30 + [[9] * 2] * 500  # batches are made of texts of one length
-    site = observers.collect(Graph(), WIDTHS, ids, pad=right)["first"]
+    one_stats = observers.collect_stats(Graph(), WIDTHS, ids, pad=right)["first"]
     for number in (7, 9):
-        assert (site.rows == TABLES["first"][number]).all(axis=1).any()
+        assert (one_stats.samples == TABLES["first"][number]).all(axis=1).any()
 
 
 def test_batches_stay_small() -> None:
     graph = Graph()
     done: list[tuple[int, int]] = []
-    observers.collect(
+    observers.collect_stats(
         graph, WIDTHS, texts(300), pad=right, progress=lambda *both: done.append(both)
     )
     assert graph.largest <= 4 * observers.BATCH_TOKENS  # `padded` adds three columns
@@ -110,8 +111,8 @@ def test_an_activation_that_is_not_finite_is_refused(odd: float) -> None:
         given["second"][feeds["input_ids"] == 13, 4] = odd
         return given
 
-    observers.collect(graph, WIDTHS, [[1, 2], [12]], pad=right)
+    observers.collect_stats(graph, WIDTHS, [[1, 2], [12]], pad=right)
     with pytest.raises(CalibrationError) as caught:
-        observers.collect(graph, WIDTHS, [[1, 2], [12, 13]], pad=right)
+        observers.collect_stats(graph, WIDTHS, [[1, 2], [12, 13]], pad=right)
     assert "second" in str(caught.value)
     assert caught.value.exit_code == 24

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jexport.graph import edit, storage
 from jexport.quantization import config, layer_quantization, layers, observers, outlier_splitting
-from jexport.quantization.observers import Site
+from jexport.quantization.observers import ActivationStats
 
 WIDE, HIDDEN, FAR = 64, 320, 17
 RNG = np.random.default_rng(3)
@@ -24,7 +24,7 @@ DOWN = (RNG.normal(size=(HIDDEN, WIDE)) / 12).astype(np.float32)
 BIAS = RNG.normal(size=HIDDEN).astype(np.float32)
 SHIFT = RNG.normal(size=WIDE).astype(np.float32)
 ROWS = RNG.normal(size=(40, 30, WIDE)).astype(np.float32)
-PRODUCTS = ("mlp/up/MatMul", "mlp/down/MatMul")
+LAYERS = ("mlp/up/MatMul", "mlp/down/MatMul")
 
 Nodes = list[Any]
 
@@ -47,10 +47,10 @@ def model(
     """act(x up + bias) down + shift."""
     node = helper.make_node
     nodes = [
-        node("MatMul", ["x", "up"], ["upped"], name=PRODUCTS[0]),
+        node("MatMul", ["x", "up"], ["upped"], name=LAYERS[0]),
         node("Add", ["bias", "upped"], ["biased"], name="mlp/up/Add"),
         node(activation, ["biased" if bias else "upped"], ["act"], name="mlp/act"),
-        node("MatMul", ["act", "down"], ["downed"], name=PRODUCTS[1]),
+        node("MatMul", ["act", "down"], ["downed"], name=LAYERS[1]),
         node("Add", ["downed", "shift"], ["y"], name="mlp/down/Add"),
     ]
     if not bias:
@@ -88,24 +88,30 @@ def weight_of(graph: ir.Model) -> Callable[[str], np.ndarray]:
     return read
 
 
-def site(rows: np.ndarray) -> Site:
+def observed(rows: np.ndarray) -> ActivationStats:
     flat = rows.reshape(-1, rows.shape[-1])
-    made = Site.empty(flat.shape[1])
-    made.add(flat, observers.KEPT_ROWS)
+    made = ActivationStats.empty(flat.shape[1])
+    made.update(flat, observers.SAMPLE_ROWS)
     return made
 
 
-def sites(folder: Path, graph: ir.Model) -> dict[str, Site]:
-    return {"x": site(ROWS), "act": site(run(graph, folder, "act")[1])}
+def stats(folder: Path, graph: ir.Model) -> dict[str, ActivationStats]:
+    return {"x": observed(ROWS), "act": observed(run(graph, folder, "act")[1])}
 
 
-def error(graph: ir.Model, known: dict[str, Site], folder: Path, **options: Any) -> float:
-    """What int8 loses of the second product, after SmoothQuant and GPTQ."""
-    setting = config.Setting(**{"scheme": "uint8", "smoothing": 0.85, **options})
-    made = layer_quantization.run(
-        layers.find(graph), weight_of(graph), known, setting, out_dir=folder / "weights"
+def error(
+    graph: ir.Model, known: dict[str, ActivationStats], folder: Path, **options: Any
+) -> float:
+    """What int8 loses of the second layer, after SmoothQuant and GPTQ."""
+    chosen = config.QuantizationConfig(**{"scheme": "uint8", "smoothing": 0.85, **options})
+    made = layer_quantization.quantize_layers(
+        layers.find_linear_layers(graph),
+        weight_of(graph),
+        known,
+        chosen,
+        out_dir=folder / "weights",
     )
-    return made[PRODUCTS[1]].error()
+    return made[LAYERS[1]].error()
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -114,12 +120,12 @@ def test_the_same_sums(activation: str, bias: bool, tmp_path: Path) -> None:
     plain = run(model(activation, bias=bias), tmp_path / "plain")[0]
     copies = RNG.integers(1, 5, HIDDEN)
     graph = model(activation, bias=bias)
-    outlier_splitting.copy(
-        graph, [outlier_splitting.Copied(activation="mlp/act", copies=copies)], {}
+    outlier_splitting.split_channels(
+        graph, [outlier_splitting.ChannelSplit(activation="mlp/act", copies=copies)], {}
     )
-    names = [item.name for item in layers.find(graph)]
+    names = [item.name for item in layers.find_linear_layers(graph)]
     after = run(graph, tmp_path / "copied")[0]
-    assert tuple(names) == PRODUCTS
+    assert tuple(names) == LAYERS
     assert np.abs(after - plain).max() < 2e-6 * np.abs(plain).max()
     assert weight_of(graph)("down.copied").shape == (copies.sum(), WIDE)
     assert not {"up", "down", "bias"} & set(graph.graph.initializers)
@@ -127,21 +133,21 @@ def test_the_same_sums(activation: str, bias: bool, tmp_path: Path) -> None:
 
 def test_found_is_what_is_far_and_only_that(tmp_path: Path) -> None:
     graph = model()
-    known = sites(tmp_path / "far", model())
-    (found,) = outlier_splitting.find(graph, known, weight_of(graph))
+    known = stats(tmp_path / "far", model())
+    (found,) = outlier_splitting.find_outlier_channels(graph, known, weight_of(graph))
     assert found.activation == "mlp/act"
     assert found.copies.argmax() == FAR
-    assert found.copies.max() >= outlier_splitting.FAR
+    assert found.copies.max() >= outlier_splitting.MIN_COPIES
     assert found.copies.sum() - HIDDEN == outlier_splitting.MULTIPLE
-    said = found.report()
-    assert said["activation"] == "mlp/act"
-    assert said["channels"][str(FAR)] == found.copies.max()
-    assert sum(many - 1 for many in said["channels"].values()) == outlier_splitting.MULTIPLE
+    report = found.report()
+    assert report["activation"] == "mlp/act"
+    assert report["channels"][str(FAR)] == found.copies.max()
+    assert sum(many - 1 for many in report["channels"].values()) == outlier_splitting.MULTIPLE
     even = {"up": UP, "down": DOWN, "bias": BIAS, "shift": SHIFT}
     graph = model(weights=even)
-    known = sites(tmp_path / "even", model(weights=even))
-    assert outlier_splitting.find(graph, known, weight_of(graph)) == ()
-    assert outlier_splitting.find(graph, {"x": known["x"]}, weight_of(graph)) == ()
+    known = stats(tmp_path / "even", model(weights=even))
+    assert outlier_splitting.find_outlier_channels(graph, known, weight_of(graph)) == ()
+    assert outlier_splitting.find_outlier_channels(graph, {"x": known["x"]}, weight_of(graph)) == ()
 
 
 @pytest.mark.parametrize(("channels", "extra"), [(64, 16), (1024, 16), (1025, 32), (4096, 64)])
@@ -156,11 +162,11 @@ def test_no_other_share_of_the_copies_reaches_less_far(channels: int, extra: int
 
 
 def test_statistics_are_those_of_the_copies(tmp_path: Path) -> None:
-    graph, known = model(), sites(tmp_path / "plain", model())
-    copied = outlier_splitting.find(graph, known, weight_of(graph))
-    outlier_splitting.copy(graph, copied, known)
-    again = sites(tmp_path / "again", graph)["act"]
-    for name in ("low", "high", "rows"):
+    graph, known = model(), stats(tmp_path / "plain", model())
+    splits = outlier_splitting.find_outlier_channels(graph, known, weight_of(graph))
+    outlier_splitting.split_channels(graph, splits, known)
+    again = stats(tmp_path / "again", graph)["act"]
+    for name in ("minimum", "maximum", "samples"):
         np.testing.assert_array_equal(getattr(known["act"], name), getattr(again, name))
     # float32 rounds a sum of products by a share of both channels' energies, however small the sum:
     # some kernels add up a column at a block's edge in another order.
@@ -172,10 +178,10 @@ def test_statistics_are_those_of_the_copies(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["uint8", "symmetric"])
 def test_int8_loses_less(scheme: str, tmp_path: Path) -> None:
-    graph, known = model(), sites(tmp_path / "plain", model())
+    graph, known = model(), stats(tmp_path / "plain", model())
     before = error(graph, known, tmp_path / "before", scheme=scheme)
-    copied = outlier_splitting.find(graph, known, weight_of(graph))
-    outlier_splitting.copy(graph, copied, known)
+    splits = outlier_splitting.find_outlier_channels(graph, known, weight_of(graph))
+    outlier_splitting.split_channels(graph, splits, known)
     after = error(graph, known, tmp_path / "after", scheme=scheme)
     assert after < 0.6 * before
 
@@ -203,7 +209,7 @@ def gated(nodes: Nodes) -> Nodes:
     ]
 
 
-def no_product_before(nodes: Nodes) -> Nodes:
+def no_linear_layer_before(nodes: Nodes) -> Nodes:
     nodes[1].input[1] = "turned"
     between = helper.make_node("Neg", ["upped"], ["turned"], name="neg")
     return [nodes[0], between, *nodes[1:]]
@@ -215,20 +221,26 @@ def another_function(nodes: Nodes) -> Nodes:
 
 
 @pytest.mark.parametrize(
-    "change", [read_twice, same_weight_twice, gated, no_product_before, another_function]
+    "change", [read_twice, same_weight_twice, gated, no_linear_layer_before, another_function]
 )
 def test_other_places_are_left_alone(change: Callable[[Nodes], Nodes]) -> None:
     square = dict(far_weights())
     if change is read_twice:
         square["down"] = np.zeros((HIDDEN, HIDDEN), np.float32)
     graph = model(change=change, weights=square)
-    known = {"x": site(ROWS), "act": site(np.float32(1e3) ** np.eye(HIDDEN, dtype=np.float32)[:40])}
+    known = {
+        "x": observed(ROWS),
+        "act": observed(np.float32(1e3) ** np.eye(HIDDEN, dtype=np.float32)[:40]),
+    }
     names = {node.name for node in graph.graph}
     assert "mlp/act" not in {
-        one.activation for one in outlier_splitting.find(graph, known, weight_of(graph))
+        one.activation
+        for one in outlier_splitting.find_outlier_channels(graph, known, weight_of(graph))
     }
-    outlier_splitting.copy(
-        graph, [outlier_splitting.Copied(activation="mlp/act", copies=np.full(HIDDEN, 2))], known
+    outlier_splitting.split_channels(
+        graph,
+        [outlier_splitting.ChannelSplit(activation="mlp/act", copies=np.full(HIDDEN, 2))],
+        known,
     )
     assert {node.name for node in graph.graph} == names
     assert edit.sizes(graph.graph.initializers["up"].const_value) == (WIDE, HIDDEN)

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jexport.errors import PrecisionError, UnsupportedGraphError
 from jexport.graph import edit, half, ort_fusion, ort_integer, storage
-from jexport.quantization import config, layer_quantization, layers, observers, quant_params
-from jexport.quantization.qdq import rewrite, row_scales
-from jexport.quantization.treatment import INT8, TWICE, WEIGHTS, Treatment
+from jexport.quantization import layers, observers, quant_params
+from jexport.quantization.config import INT8, INT8_RESIDUAL, INT8_WEIGHTS, QuantizationConfig
+from jexport.quantization.layer_quantization import LayerQuantization, quantize_layers
+from jexport.quantization.qdq import insert_qdq, row_scales
 
 ROWS, WIDE, INNER = 1100, 64, 160
 MS = "com.microsoft"
@@ -70,43 +71,45 @@ def values(ids: np.ndarray = IDS) -> dict[str, np.ndarray]:
     return {"x": x, "act": act, "y": act @ DOWN + SHIFT}
 
 
-def treatments(
+def quantizations(
     model: ir.Model,
-    room: Path,
+    folder: Path,
     *,
     scheme: str = quant_params.UINT8,
     smoothing: float = 0.5,
-    kind: str,
-) -> dict[str, Treatment]:
+    precision: str,
+) -> dict[str, LayerQuantization]:
     """As quantize makes them, from texts that the tests do not use."""
-    items = layers.find(model)
+    items = layers.find_linear_layers(model)
     ids = np.random.default_rng(5).integers(0, ROWS, (40, 24))
-    sites = observers.collect(
+    stats = observers.collect_stats(
         lambda feeds: values(feeds["input_ids"]),
-        {item.source: item.rows for item in items},
+        {item.input: item.in_features for item in items},
         ids.tolist(),
         pad=lambda some: {
             "input_ids": np.array(some),
             "attention_mask": np.ones_like(np.array(some)),
         },
     )
-    setting = config.Setting(
-        scheme=scheme, smoothing=smoothing, kind=WEIGHTS if kind == WEIGHTS else INT8
+    chosen = QuantizationConfig(
+        scheme=scheme,
+        smoothing=smoothing,
+        precision=INT8_WEIGHTS if precision == INT8_WEIGHTS else INT8,
     )
-    made = layer_quantization.run(
-        items, {"up": UP, "down": DOWN}.__getitem__, sites, setting, out_dir=room / "weights"
+    made = quantize_layers(
+        items, {"up": UP, "down": DOWN}.__getitem__, stats, chosen, out_dir=folder / "weights"
     )
     found = {}
     for name, one in made.items():
         assert one.error() < one.error_naive
-        assert one.errors[WEIGHTS] <= one.errors[TWICE] * 1.01 < one.errors[INT8]
-        found[name] = Treatment(**{**vars(one.treatment), "kind": kind})
+        assert one.errors[INT8_WEIGHTS] <= one.errors[INT8_RESIDUAL] * 1.01 < one.errors[INT8]
+        found[name] = LayerQuantization(**{**vars(one.quantization), "precision": precision})
     return found
 
 
 def quantized(
-    room: Path,
-    kind: str = INT8,
+    folder: Path,
+    precision: str = INT8,
     *,
     table: bool = True,
     both: bool = True,
@@ -114,24 +117,24 @@ def quantized(
     **options: Any,
 ) -> ir.Model:
     model = graph(table=table, both=both)
-    rewrite(model, treatments(model, room, kind=kind, **options), tables=tables)
+    insert_qdq(model, quantizations(model, folder, precision=precision, **options), tables=tables)
     return model
 
 
 def run(
-    model: ir.Model, room: Path, given: Mapping[str, np.ndarray], *, plain: bool = False
+    model: ir.Model, folder: Path, given: Mapping[str, np.ndarray], *, plain: bool = False
 ) -> np.ndarray:
     """plain: onnxruntime with every optimisation off; else its default options."""
-    room.mkdir(exist_ok=True)
-    storage.save(model, room / "model.onnx")
-    onnx.checker.check_model(str(room / "model.onnx"))
+    folder.mkdir(exist_ok=True)
+    storage.save(model, folder / "model.onnx")
+    onnx.checker.check_model(str(folder / "model.onnx"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        str(room / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
     made: np.ndarray = session.run(None, dict(given))[0]
     return made
@@ -147,21 +150,21 @@ def operators(model: ir.Model) -> list[str]:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
 @pytest.mark.parametrize("scheme", quant_params.SCHEMES)
-@pytest.mark.parametrize("kind", [INT8, TWICE, WEIGHTS])
+@pytest.mark.parametrize("precision", [INT8, INT8_RESIDUAL, INT8_WEIGHTS])
 def test_close_to_float_in_standard_operators(
-    kind: str, scheme: str, smoothing: float, tmp_path: Path
+    precision: str, scheme: str, smoothing: float, tmp_path: Path
 ) -> None:
-    model = quantized(tmp_path, kind, scheme=scheme, smoothing=smoothing)
+    model = quantized(tmp_path, precision, scheme=scheme, smoothing=smoothing)
     made = run(model, tmp_path, {"ids": IDS}, plain=True)
     truth = values()["y"]
     assert made.shape == truth.shape
     assert 1e-6 < off(made, truth) < 0.05
     assert {node.domain for node in model.graph} == {""}
     assert set(model.opset_imports) == {""}
-    rounding = {INT8: 2, TWICE: 4, WEIGHTS: 0}[kind]
+    rounding = {INT8: 2, INT8_RESIDUAL: 4, INT8_WEIGHTS: 0}[precision]
     assert operators(model).count("QuantizeLinear") == rounding
     assert operators(model).count("DequantizeLinear") == rounding + 2
-    assert operators(model).count("MatMul") == (4 if kind == TWICE else 2)
+    assert operators(model).count("MatMul") == (4 if precision == INT8_RESIDUAL else 2)
 
 
 def test_weights_and_table_are_stored_as_int8(tmp_path: Path) -> None:
@@ -181,30 +184,30 @@ def test_weights_and_table_are_stored_as_int8(tmp_path: Path) -> None:
 def test_table_rows_are_half_a_step_off_at_most(tmp_path: Path) -> None:
     model = graph(both=False)
     model.graph.outputs[:] = [node.outputs[0] for node in model.graph][:1]  # the rows themselves
-    rewrite(model, {})
+    insert_qdq(model, {})
     made = run(model, tmp_path, {"ids": IDS}, plain=True)
     truth, step = TABLE[IDS], row_scales(TABLE)[IDS]
     assert (np.abs(made - truth) <= step * 0.501).all()
     assert off(made, truth) > 1e-5
 
 
-def test_twice_leaves_the_error_of_the_weights_alone(tmp_path: Path) -> None:
+def test_a_residual_leaves_the_error_of_the_weights_alone(tmp_path: Path) -> None:
     x = {"x": values()["x"]}
     made = {}
-    for kind in (INT8, TWICE):
-        model = quantized(tmp_path / kind, kind, table=False, both=False, smoothing=0.5)
-        made[kind] = run(model, tmp_path / kind, x, plain=True)
-    found = treatments(graph(both=False), tmp_path, kind=INT8)["layers/0/fc1/MatMul"]
-    assert found.divisors is not None
-    restored = found.steps() * found.scales / found.divisors[:, None]
+    for precision in (INT8, INT8_RESIDUAL):
+        model = quantized(tmp_path / precision, precision, table=False, both=False, smoothing=0.5)
+        made[precision] = run(model, tmp_path / precision, x, plain=True)
+    found = quantizations(graph(both=False), tmp_path, precision=INT8)["layers/0/fc1/MatMul"]
+    assert found.smoothing_factors is not None
+    restored = found.qweight() * found.scales / found.smoothing_factors[:, None]
     truth = np.maximum(x["x"] @ restored + BIAS, 0)
-    assert 50 * off(made[TWICE], truth) < off(made[INT8], truth)
+    assert 50 * off(made[INT8_RESIDUAL], truth) < off(made[INT8], truth)
 
 
-def test_twice_also_where_the_product_is_the_graphs_output(tmp_path: Path) -> None:
+def test_a_residual_also_where_the_layer_is_the_graphs_output(tmp_path: Path) -> None:
     model = graph(both=False)
     model.graph.outputs[:] = [n.outputs[0] for n in model.graph if n.op_type == "MatMul"]
-    rewrite(model, treatments(model, tmp_path, kind=TWICE))
+    insert_qdq(model, quantizations(model, tmp_path, precision=INT8_RESIDUAL))
     assert operators(model).count("QuantizeLinear") == 2
 
 
@@ -217,7 +220,7 @@ def test_a_weight_that_is_used_twice_is_stored_once(tmp_path: Path) -> None:
     second.outputs[0].name, total.outputs[0].name = "again", "total"
     model.graph.extend([second, total])
     model.graph.outputs[:] = [total.outputs[0]]
-    rewrite(model, treatments(model, tmp_path, kind=INT8))
+    insert_qdq(model, quantizations(model, tmp_path, precision=INT8))
     made = run(model, tmp_path, {"ids": IDS}, plain=True)
     assert off(made, values()["act"] + values()["x"] @ UP) < 0.03
     assert sum(name.endswith("up.int8") for name in model.graph.initializers) == 1
@@ -225,39 +228,44 @@ def test_a_weight_that_is_used_twice_is_stored_once(tmp_path: Path) -> None:
 
 def test_a_graph_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrecisionError, match="quantized already"):
-        layers.find(quantized(tmp_path))
+        layers.find_linear_layers(quantized(tmp_path))
 
 
-def test_a_graph_without_products_is_refused() -> None:
+def test_a_graph_without_linear_layers_is_refused() -> None:
     model = graph(both=False)
     for node in model.graph:
         if node.op_type == "MatMul":
             node.op_type = "Gemm"
     with pytest.raises(UnsupportedGraphError, match="nothing to quantize"):
-        layers.find(model)
+        layers.find_linear_layers(model)
 
 
-def test_products_and_their_shares() -> None:
-    first, second = layers.find(graph())
-    assert (first.source, first.weight, first.rows, first.columns) == ("x", "up", WIDE, INNER)
-    assert (second.source, second.layer) == ("act", 0)
+def test_linear_layers_and_their_shares() -> None:
+    first, second = layers.find_linear_layers(graph())
+    assert (first.input, first.weight, first.in_features, first.out_features) == (
+        "x",
+        "up",
+        WIDE,
+        INNER,
+    )
+    assert (second.input, second.block) == ("act", 0)
     assert first.share == second.share == 0.5
 
 
-@pytest.mark.parametrize("kind", [INT8, TWICE])
-def test_fused_gives_the_numbers_of_the_standard_graph(kind: str, tmp_path: Path) -> None:
-    # One product: behind a second rounding a difference of 1e-7 may be a whole step.
+@pytest.mark.parametrize("precision", [INT8, INT8_RESIDUAL])
+def test_fused_gives_the_numbers_of_the_standard_graph(precision: str, tmp_path: Path) -> None:
+    # One layer: behind a second rounding a difference of 1e-7 may be a whole step.
     x = {"x": values()["x"]}
-    plain = run(quantized(tmp_path, kind, table=False, both=False), tmp_path, x, plain=True)
-    model = quantized(tmp_path, kind, table=False, both=False)
+    plain = run(quantized(tmp_path, precision, table=False, both=False), tmp_path, x, plain=True)
+    model = quantized(tmp_path, precision, table=False, both=False)
     counts = ort_fusion.fuse(model, max_tokens=64)
     assert counts["MatMulIntegerToFloat"] == operators(model).count("MatMulIntegerToFloat")
-    assert counts["MatMulIntegerToFloat"] == (2 if kind == TWICE else 1)
+    assert counts["MatMulIntegerToFloat"] == (2 if precision == INT8_RESIDUAL else 1)
     assert "MatMul" not in operators(model)
     assert off(run(model, tmp_path / "fused", x), plain) < 1e-5
 
 
-def test_a_bias_becomes_part_of_the_product(tmp_path: Path) -> None:
+def test_a_bias_becomes_part_of_the_layer(tmp_path: Path) -> None:
     model = quantized(tmp_path, table=False, both=False)
     ort_fusion.fuse(model, max_tokens=64)
     assert "Add" not in operators(model)
@@ -268,7 +276,7 @@ def test_a_bias_becomes_part_of_the_product(tmp_path: Path) -> None:
     assert product.inputs[6].name == "bias"
 
 
-def test_both_products_fused_are_close_to_float(tmp_path: Path) -> None:
+def test_both_layers_fused_are_close_to_float(tmp_path: Path) -> None:
     model = quantized(tmp_path)
     assert ort_fusion.fuse(model, max_tokens=64)["MatMulIntegerToFloat"] == 2
     assert off(run(model, tmp_path, {"ids": IDS}), values()["y"]) < 0.05
@@ -282,7 +290,7 @@ def test_int8_activations_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_float_activations_are_not_taken_for_integers(tmp_path: Path) -> None:
-    model = quantized(tmp_path, WEIGHTS)
+    model = quantized(tmp_path, INT8_WEIGHTS)
     assert ort_integer.fuse(edit.Edit(model.graph)) == 0
     model = quantized(tmp_path)
     assert ort_integer.unfuse_weights(edit.Edit(model.graph)) == 0
@@ -290,10 +298,12 @@ def test_float_activations_are_not_taken_for_integers(tmp_path: Path) -> None:
 
 def test_unfused_weights_keep_float_activations(tmp_path: Path) -> None:
     x = {"x": values()["x"]}
-    model = quantized(tmp_path, WEIGHTS, table=False, both=False)
-    found = treatments(graph(both=False), tmp_path, kind=WEIGHTS)["layers/0/fc1/MatMul"]
-    assert found.divisors is None
-    truth = np.maximum(x["x"] @ (found.steps() * found.scales) + BIAS, 0)
+    model = quantized(tmp_path, INT8_WEIGHTS, table=False, both=False)
+    found = quantizations(graph(both=False), tmp_path, precision=INT8_WEIGHTS)[
+        "layers/0/fc1/MatMul"
+    ]
+    assert found.smoothing_factors is None
+    truth = np.maximum(x["x"] @ (found.qweight() * found.scales) + BIAS, 0)
     work = edit.Edit(model.graph)
     assert ort_integer.unfuse_weights(work) == 1
     work.drop_dead()
@@ -304,12 +314,12 @@ def test_unfused_weights_keep_float_activations(tmp_path: Path) -> None:
     assert stored["up.int8"] == TensorProto.INT8
 
 
-@pytest.mark.parametrize("kind", [INT8, TWICE, WEIGHTS])
-def test_the_rest_in_float16_leaves_products_between_their_quantizers(
-    kind: str, tmp_path: Path
+@pytest.mark.parametrize("precision", [INT8, INT8_RESIDUAL, INT8_WEIGHTS])
+def test_the_rest_in_float16_leaves_layers_between_their_quantizers(
+    precision: str, tmp_path: Path
 ) -> None:
     truth = values()["y"]
-    model = quantized(tmp_path, kind, scheme=quant_params.SYMMETRIC, tables=False)
+    model = quantized(tmp_path, precision, scheme=quant_params.SYMMETRIC, tables=False)
     half.to_float16(model, half.Keep(()))
     assert off(run(model, tmp_path / "fp16", {"ids": IDS}, plain=True), truth) < 0.03
     for node in model.graph:
@@ -317,7 +327,7 @@ def test_the_rest_in_float16_leaves_products_between_their_quantizers(
             assert {value.dtype for value in node.inputs} == {ir.DataType.FLOAT16}
             weight = node.inputs[1].producer()
             assert weight.op_type == "DequantizeLinear"  # no cast between
-            if kind != WEIGHTS:
+            if precision != INT8_WEIGHTS:
                 assert node.inputs[0].producer().op_type == "DequantizeLinear"
         if node.op_type == "QuantizeLinear":
             assert {value.dtype for value in node.inputs[:2]} == {ir.DataType.FLOAT16}
@@ -327,11 +337,11 @@ def test_the_rest_in_float16_leaves_products_between_their_quantizers(
 
 
 def test_scales_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
-    made = treatments(graph(), tmp_path, kind=INT8, scheme=quant_params.SYMMETRIC)
+    made = quantizations(graph(), tmp_path, precision=INT8, scheme=quant_params.SYMMETRIC)
     name = next(iter(made))
     made[name] = replace(made[name], scales=made[name].scales * np.float32(1e-6))
     model = graph()
-    rewrite(model, made)
+    insert_qdq(model, made)
     half.to_float16(model, half.Keep(()))
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     kinds = {

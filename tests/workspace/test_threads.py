@@ -38,9 +38,10 @@ def inputs() -> np.ndarray:
 
 def quantization() -> Iterator[tuple[str, Any]]:
     """Statistics of one input and the weight that is rounded with them."""
-    from jexport.quantization import layer_quantization, observers
-    from jexport.quantization.config import Setting
-    from jexport.quantization.layers import Product
+    from jexport.quantization import observers
+    from jexport.quantization.config import QuantizationConfig
+    from jexport.quantization.layer_quantization import quantize_layers
+    from jexport.quantization.layers import LinearLayer
 
     table = inputs().reshape(-1, CHANNELS)
 
@@ -48,20 +49,26 @@ def quantization() -> Iterator[tuple[str, Any]]:
         return {"input_ids": np.array(ids), "attention_mask": np.ones((len(ids), TOKENS), np.int64)}
 
     ids = np.arange(TEXTS * TOKENS).reshape(TEXTS, TOKENS).tolist()
-    sites = observers.collect(
+    stats = observers.collect_stats(
         lambda feeds: {"x": table[feeds["input_ids"]]}, {"x": CHANNELS}, ids, pad=pad
     )
-    yield "gram", sites["x"].gram
+    yield "gram", stats["x"].gram
     weight = np.random.default_rng(6).normal(size=(CHANNELS, COLUMNS)).astype(np.float32)
-    item = Product(
-        name="p", source="x", weight="w", rows=CHANNELS, columns=COLUMNS, share=1.0, layer=0
+    item = LinearLayer(
+        name="p",
+        input="x",
+        weight="w",
+        in_features=CHANNELS,
+        out_features=COLUMNS,
+        share=1.0,
+        block=0,
     )
-    setting = Setting(scheme="uint8", smoothing=0.5)
+    chosen = QuantizationConfig(scheme="uint8", smoothing=0.5)
     with tempfile.TemporaryDirectory() as folder:
-        made = layer_quantization.run(
-            [item], lambda name: weight, sites, setting, out_dir=Path(folder)
-        )["p"]
-        yield "rounded", made.treatment.steps()
+        made = quantize_layers([item], lambda name: weight, stats, chosen, out_dir=Path(folder))[
+            "p"
+        ]
+        yield "rounded", made.quantization.qweight()
     yield "errors", np.array([made.error_naive, *made.errors.values()])
 
 

@@ -50,7 +50,7 @@ def linted(graphs: Any, tmp_path: Path) -> Callable[..., list[Finding]]:
 @pytest.fixture(scope="session")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OnnxModel]:
     """`own("jina", "fp16")`: a seeded architecture, exported by the project's own stage, once."""
-    seeded = SimpleNamespace(**runpy.run_path(str(HERE.parents[1] / "graph" / "seeded.py")))
+    seeded = SimpleNamespace(**runpy.run_path(str(HERE.parents[2] / "graph" / "seeded.py")))
     made: dict[Any, OnnxModel] = {}
 
     def exported(kind: str, precision: str = "fp32", **changes: Any) -> OnnxModel:

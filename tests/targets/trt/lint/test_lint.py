@@ -17,8 +17,9 @@ from jexport.errors import UnsupportedGraphError
 from jexport.graph import storage
 from jexport.graph.lint import dataflow, onnx_reader
 from jexport.quantization import layers, quant_params
-from jexport.quantization.qdq import rewrite
-from jexport.quantization.treatment import INT8, TWICE, WEIGHTS, Treatment
+from jexport.quantization.config import INT8, INT8_RESIDUAL, INT8_WEIGHTS
+from jexport.quantization.layer_quantization import LayerQuantization
+from jexport.quantization.qdq import insert_qdq
 from jexport.recipe import CompileSpec
 from jexport.targets import onnx as onnx_target
 from jexport.targets.trt.lint import Finding, lint, refuse
@@ -87,25 +88,27 @@ def test_what_the_target_onnx_makes_is_refused_by_name(
 
 
 def quantized(
-    source: OnnxModel, folder: Path, *, scheme: str, kind: str, rows: int | None = None
+    source: OnnxModel, folder: Path, *, scheme: str, precision: str, rows: int | None = None
 ) -> Path:
-    """The graph with every product as the int8 room writes it, from made-up ranges."""
+    """The graph with every linear layer as quantize writes it, from made-up ranges."""
     model = ir.load(source.path)
-    items = layers.find(model)
-    treatments = {}
+    items = layers.find_linear_layers(model)
+    quantizations = {}
     for item in items:
         tensor = model.graph.initializers[item.weight].const_value
         assert tensor is not None
         weight = tensor.numpy().astype(np.float32)
         scales = quant_params.weight_scales(weight)
-        treatments[item.name] = Treatment(
-            kind=kind,
-            divisors=np.full(item.rows, 2, np.float32),
-            grid=quant_params.affine(-3.0, 4.0, scheme),
-            steps=lambda weight=weight, scales=scales: quant_params.nearest(weight, scales),
+        quantizations[item.name] = LayerQuantization(
+            precision=precision,
+            smoothing_factors=np.full(item.in_features, 2, np.float32),
+            input_params=quant_params.activation_params(-3.0, 4.0, scheme),
+            qweight=lambda weight=weight, scales=scales: quant_params.round_to_nearest(
+                weight, scales
+            ),
             scales=scales,
         )
-    rewrite(model, treatments)
+    insert_qdq(model, quantizations)
     storage.save(model, folder / "model.onnx")
     onnx.checker.check_model(str(folder / "model.onnx"))
     assert len(items) >= 8
@@ -115,21 +118,23 @@ def quantized(
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
 
 
-@pytest.mark.parametrize("kind", [INT8, TWICE, WEIGHTS])
+@pytest.mark.parametrize("precision", [INT8, INT8_RESIDUAL, INT8_WEIGHTS])
 def test_int8_in_the_scheme_symmetric_is_taken(
-    kind: str, own: Callable[..., OnnxModel], tmp_path: Path
+    precision: str, own: Callable[..., OnnxModel], tmp_path: Path
 ) -> None:
-    path = quantized(own("jina", **SIZES), tmp_path, scheme=quant_params.SYMMETRIC, kind=kind)
+    path = quantized(
+        own("jina", **SIZES), tmp_path, scheme=quant_params.SYMMETRIC, precision=precision
+    )
     found = lint(path, PROFILES, max_tokens=64)
     assert found == []
     stored = {node.op for node in onnx_reader.read(path).graph.nodes}
     assert "DequantizeLinear" in stored
-    assert ("QuantizeLinear" in stored) == (kind != WEIGHTS)
+    assert ("QuantizeLinear" in stored) == (precision != INT8_WEIGHTS)
 
 
 def test_an_int8_table_is_a_warning(own: Callable[..., OnnxModel], tmp_path: Path) -> None:
     large = own("jina", **SIZES, vocab_size=layers.LARGE_TABLE_ROWS)
-    path = quantized(large, tmp_path, scheme=quant_params.SYMMETRIC, kind=INT8)
+    path = quantized(large, tmp_path, scheme=quant_params.SYMMETRIC, precision=INT8)
     found = lint(path, PROFILES, max_tokens=64)
     assert errors(found) == []
     assert {(one.rule, one.operator) for one in found} == {("type", "Gather"), ("type", "Cast")}
@@ -137,7 +142,7 @@ def test_an_int8_table_is_a_warning(own: Callable[..., OnnxModel], tmp_path: Pat
 
 
 def test_int8_in_the_scheme_uint8_is_refused(own: Callable[..., OnnxModel], tmp_path: Path) -> None:
-    path = quantized(own("jina", **SIZES), tmp_path, scheme=quant_params.UINT8, kind=INT8)
+    path = quantized(own("jina", **SIZES), tmp_path, scheme=quant_params.UINT8, precision=INT8)
     found = errors(lint(path))
     assert {one.rule for one in found} == {"uint8", "zero-point"}
     assert all(one.count >= 8 and "symmetric" in one.fix for one in found)
