@@ -76,7 +76,7 @@ def read(
             evidence=f"its own files allow {limit}",
             fix=f"set load.max_tokens to {limit} or less",
         )
-    own = sentence_files.Settings() if encoder.jina else sentence_files.settings(folder)
+    own = sentence_files.settings(folder)
     prompts, default = _prompts(encoder, own, spec, task)
     embedding = Embedding(
         task=task,
@@ -154,14 +154,48 @@ def _prompts(
 ) -> tuple[dict[str, str], str]:
     """Every prompt by its name, and the name of the default one, '' for none."""
     if encoder.jina:
-        prompt = spec.prompts.get(task, _jina_prompt(encoder.config, task))
-        return tasks.named_prompts(task, prompt), task if prompt else ""
+        return _jina_prompts(encoder.config, own, spec, task)
     if task in spec.prompts:
         prompt = spec.prompts[task]
         return {**own.prompts, task: prompt}, task if prompt else ""
     named = {"query": "", "document": "", **own.prompts}
     default = own.default_prompt_name if named.get(own.default_prompt_name) else ""
     return dict(own.prompts), default
+
+
+def _jina_prompts(
+    config: Mapping[str, Any], own: sentence_files.Settings, spec: LoadSpec, task: str
+) -> tuple[dict[str, str], str]:
+    """The task's prompt, beside those that the checkpoint has under names of its own.
+
+    config.json says the tasks' prompts, config_sentence_transformers.json may repeat them.
+
+    Raises:
+        UnsupportedCheckpointError: the two differ, or the default prompt is not this task's.
+    """
+    prompt = spec.prompts.get(task, _jina_prompt(config, task))
+    named = tasks.named_prompts(task, prompt)
+    stated = {f"prompts.{name}": own.prompts[name] for name in named if name in own.prompts}
+    if own.default_prompt_name:
+        chosen = own.prompts.get(own.default_prompt_name, "")
+        stated[f"default_prompt_name = {own.default_prompt_name!r}"] = chosen
+    for key, text in stated.items():
+        if text != prompt and task not in spec.prompts:
+            raise _two_prompts(key, text, prompt)
+    others = {
+        name: text
+        for name, text in own.prompts.items()
+        if name not in tasks.JINA_V3_PROMPTS and name not in named
+    }
+    return {**others, **named}, task if prompt else ""
+
+
+def _two_prompts(key: str, text: str, prompt: str) -> UnsupportedCheckpointError:
+    return UnsupportedCheckpointError(
+        "the checkpoint says two things about the prompt of this task",
+        evidence=f"{sentence_files.PROMPTS}: {key}, {text!r}; the task's own prompt is {prompt!r}",
+        fix="make them say the same, or set the prompt in the recipe: load.prompts",
+    )
 
 
 def _jina_prompt(config: Mapping[str, Any], task: str) -> str:

@@ -56,7 +56,10 @@ def assemble(
     if not listed or any(str(one["type"]).endswith(".Normalize") for one in listed):
         modules.append(Normalize())
     instructions = {**tasks.JINA_V3_PROMPTS, **(config.get("task_instructions") or {})}
-    built = SentenceTransformer(modules=modules, device="cpu").eval()
+    settings = _json(folder / "config_sentence_transformers.json", {}) if listed else {}
+    built = SentenceTransformer(
+        modules=modules, device="cpu", truncate_dim=settings.get("truncate_dim")
+    ).eval()
     built.max_seq_length = _limit(folder, config)
     return built, str(instructions.get(task, ""))
 

@@ -451,3 +451,48 @@ def test_modules_of_a_fine_tune_are_followed(
     (small_copy / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UnsupportedCheckpointError, match="modules that jexport does not export"):
         opened(small_copy)
+
+
+SENTENCE = "config_sentence_transformers.json"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"pooling_method": "cls"}, "pooling_method"),
+        ({"model_type": "SparseEncoder"}, "model_type"),
+        ({"default_prompt_name": "retrieval.passage"}, "default_prompt_name"),
+        ({"prompts": {"separation": "Separate: "}}, "prompts.separation"),
+        ({"default_prompt_name": "x", "prompts": {"x": "y: "}}, "default_prompt_name = 'x'"),
+    ],
+)
+def test_what_sentence_transformers_settings_would_change_is_refused(
+    settings: dict[str, Any],
+    named: str,
+    small_copy: Path,
+    opened: Open,
+    edit_json: Callable[..., None],
+) -> None:
+    edit_json(small_copy / SENTENCE, **settings)
+    with pytest.raises(UnsupportedCheckpointError) as caught:
+        opened(small_copy, "separation")
+    assert named in str(caught.value)
+
+
+def test_sentence_transformers_settings_are_followed(
+    small_copy: Path, opened: Open, edit_json: Callable[..., None]
+) -> None:
+    prompts = json.loads((SMALL / SENTENCE).read_text())["prompts"]
+    edit_json(
+        small_copy / SENTENCE,
+        prompts={**prompts, "code": "Represent the code: "},
+        default_prompt_name="retrieval.query",
+        similarity_fn_name="dot",
+        truncate_dim=16,
+    )
+    how = opened(small_copy, "retrieval.query").embedding
+    assert (how.similarity, how.truncate_dim) == ("dot", 16)
+    assert how.prompts["code"] == "Represent the code: "
+    assert how.prompt == prompts["retrieval.query"] == how.prompts["query"]
+    asked = {"separation": "Separate: "}
+    assert opened(small_copy, "separation", prompts=asked).embedding.prompt == "Separate: "

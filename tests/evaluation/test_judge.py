@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def vectors(folder: Path, task: str, texts: list[str], **spec: Any) -> np.ndarra
 def test_the_original_layout_gives_the_authors_vectors(task: str) -> None:
     wanted = np.load(FIXTURES / f"jina_original_small.{task}.npy")
     assert np.abs(vectors(SMALL, task, TEXTS) - wanted).max() < 1e-6
+
+
+def test_truncate_dim_cuts_after_normalisation_there_too(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(SMALL, tmp_path / "small"))
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncate_dim": 16}))
+    wanted = np.load(FIXTURES / "jina_original_small.separation.npy")[:, :16]
+    assert np.abs(vectors(folder, "separation", TEXTS) - wanted).max() < 1e-6
 
 
 def test_nothing_of_ours_is_between(monkeypatch: pytest.MonkeyPatch) -> None:
