@@ -122,9 +122,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="REPOSITORY/MODEL/VERSION")
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--url", default="localhost:8001", help="the server's gRPC port")
+    parser.add_argument("--prompt-name", help="another prompt of the artifact than its default")
     words = parser.parse_args()
     with embedder(words.folder.resolve(), words.url) as model:
-        vectors = model.encode(words.texts)
+        vectors = model.encode(words.texts, prompt_name=words.prompt_name)
     print(f"{len(vectors)} vectors of {vectors.shape[1]}; their cosines:")
     for row in vectors @ vectors.T:
         print("  " + " ".join(f"{value:6.3f}" for value in row))

@@ -277,6 +277,7 @@ def _config(model: Path) -> str:
 
 
 def _remarks(job: _Job) -> Iterator[str]:
+    yield from _prompt_notes(job.artifact.manifest.content["embedding"])
     if job.edited:
         yield f"{job.name}/{CONFIG} was changed by somebody and is left as it is"
     newest = max((*job.known, job.number))
@@ -285,6 +286,20 @@ def _remarks(job: _Job) -> Iterator[str]:
             f"version {job.number} was there already; Triton serves {newest}: "
             f"remove {job.name}/{newest} to go back"
         )
+
+
+def _prompt_notes(embedding: Mapping[str, Any]) -> Iterator[str]:
+    """The prompts, which a client has to put before its texts: Triton is sent token ids."""
+    if embedding["prompt"]:
+        yield f"the client puts the prompt before each text: {embedding['prompt']!r}"
+    named = {
+        name: text
+        for name, text in embedding.get("prompts", {}).items()
+        if text and text != embedding["prompt"]
+    }
+    if named:
+        listed = ", ".join(f"{name} {text!r}" for name, text in named.items())
+        yield f"Triton knows no prompt by its name; the client puts it before each text: {listed}"
 
 
 def _not_ours(model: Path, evidence: str) -> OutputPathError:

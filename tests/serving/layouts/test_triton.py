@@ -306,6 +306,29 @@ def test_the_task_none_is_the_models_name_alone() -> None:
     assert layout.model_name({"name": "all-MiniLM-L6-v2", "task": "none"}) == "all-MiniLM-L6-v2"
 
 
+def test_the_notes_name_every_prompt_that_a_client_has_to_put_there(
+    artifact_copy: Path, changed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A Triton server is sent token ids; what it drops is said."""
+    own = manifest.read(artifact_copy).content["embedding"]["prompt"]
+    [one] = write([artifact_copy], tmp_path / "own")
+    assert own
+    assert [note for note in one.notes if "prompt" in note] == [
+        f"the client puts the prompt before each text: {own!r}"
+    ]
+
+    def change(content: dict[str, Any]) -> None:
+        content["embedding"] |= {
+            "prompt": "",
+            "default_prompt_name": "",
+            "prompts": {"query": "Q: ", "document": "", "code": "C: "},
+        }
+
+    [one] = write([changed(artifact_copy, change)], tmp_path / "named")
+    [note] = [note for note in one.notes if "prompt" in note]
+    assert note.endswith("the client puts it before each text: query 'Q: ', code 'C: '")
+
+
 def test_both_targets_in_one_model_are_refused(
     artifact: Path, trt: Callable[..., Path], tmp_path: Path
 ) -> None:
