@@ -9,7 +9,7 @@ import click
 from jexport.cli import console
 
 
-@click.command()
+@click.command("compile")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--out",

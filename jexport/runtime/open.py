@@ -40,18 +40,31 @@ def open_artifact(
 ) -> Embedder:
     """Open an artifact's folder for embedding; close it, or use it in a `with` block.
 
-    path: a folder, or the ref of a published artifact ("oci://...@sha256:..."), which is pulled
-    into the user's cache first; a digest that is there already needs no network. That cache keeps
-    JEXPORT_CACHE_GIB (32) of what was opened last, and whatever is open in any process.
-    task: refuse an artifact of another task; '' takes any. device: 'auto' (a GPU when the engine
-    sees one that starts), 'cpu', 'cuda' or, for onnx, 'cuda:1' and so on. threads: 0 for all cores.
-    verify: check every file's SHA-256 first (about a second a GB); without it only the manifest is
-    read. With a signing.Policy the signature and provenance beside the artifact are checked as
-    well, all before any engine is imported.
-    cuda_graphs: on a GPU, replay small batches of the same shape as CUDA graphs, for the shortest
-    wait of one text; each shape keeps its memory, and batches take turns.
-    Raises UnknownTaskError, ArtifactError, SignatureError, DependencyError, TokenizerError, and
-    ValueError for another device; for a ref also what pull.run() raises, and CacheError.
+    Args:
+        path: a folder, or the ref of a published artifact ("oci://...@sha256:..."), which is pulled
+            into the user's cache first; a digest that is there already needs no network. That cache
+            keeps JEXPORT_CACHE_GIB (32) of what was opened last, and whatever is open in any
+            process.
+        task: refuse an artifact of another task; '' takes any.
+        device: 'auto' (a GPU when the engine sees one that starts), 'cpu', 'cuda' or, for onnx,
+            'cuda:1' and so on.
+        threads: 0 for all cores.
+        verify: check every file's SHA-256 first (about a second a GB); without it only the manifest
+            is read. With a signing.Policy the signature and provenance beside the artifact are
+            checked as well, all before any engine is imported.
+        cuda_graphs: on a GPU, replay small batches of the same shape as CUDA graphs, for the
+            shortest wait of one text; each shape keeps its memory, and batches take turns.
+
+    Returns:
+        An Embedder.
+
+    Raises:
+        UnknownTaskError: it is of another task.
+        ArtifactError: a file is missing, changed or extra.
+        SignatureError: it is not signed as `verify` asks.
+        DependencyError: a library is missing.
+        TokenizerError: its tokenizer cannot be read.
+        ValueError: another device. For a ref also what pull.run() raises, and CacheError.
     """
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_local(path))
