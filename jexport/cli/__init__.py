@@ -79,8 +79,8 @@ class Commands(Nearest):
 def root() -> None:
     """Turn an embedding checkpoint and a task into a verified artifact.
 
-    \b
     jexport build --model FOLDER --task none --target onnx
+
     jexport embed ARTIFACT --input texts.txt --output vectors.npy
     """
 

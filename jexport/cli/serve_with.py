@@ -36,8 +36,8 @@ def serve_with(
 
     The artifact is checked first, which most engines do not do; nothing is started.
 
-    \b
     jexport serve-with vllm ARTIFACT
+
     jexport serve-with sentence-transformers ARTIFACT --version transformers==5.5.4
     """
     from jexport.artifacts import manifest
