@@ -15,7 +15,7 @@ GRAPH = "model.onnx"
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="The engine it is meant for.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The longest text it will be given.")
-@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="The diagnostics as JSON.")
 def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> None:
     """Name what an engine would refuse in an ONNX graph (a .onnx file, or a folder with one)."""
     from jexport import targets
@@ -28,24 +28,24 @@ def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> Non
             f"target '{target}' has no lint; targets that have one: {', '.join(able) or 'none'}"
         )
     path = model / GRAPH if model.is_dir() else model
-    found = chosen.lint(path, max_tokens)
-    bad = diagnostics.errors(found)
+    problems = chosen.lint(path, max_tokens)
+    bad = diagnostics.errors(problems)
     if as_json:
         told = {
             "model": str(path),
             "target": target,
             "errors": len(bad),
-            "warnings": len(found) - len(bad),
-            "findings": [dataclasses.asdict(one) for one in found],
+            "warnings": len(problems) - len(bad),
+            "findings": [dataclasses.asdict(one) for one in problems],
         }
         click.echo(json.dumps(told, indent=2, ensure_ascii=False))
     else:
-        for one in found:
-            click.echo(one.text())
+        for one in problems:
+            click.echo(one.to_text())
         click.echo(
-            f"{path} for target {target}: errors: {len(bad)}, warnings: {len(found) - len(bad)}"
+            f"{path} for target {target}: errors: {len(bad)}, warnings: {len(problems) - len(bad)}"
         )
-    diagnostics.refuse(found)
+    diagnostics.raise_for_errors(problems)
 
 
 COMMANDS = {"lint": lint}

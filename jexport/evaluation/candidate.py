@@ -113,8 +113,8 @@ class Runtime:
         vectors: list[Any] = [None] * len(words)
         at_once = self._candidate.at_once if batches is None else 1
         with _explained():
-            for rows, made in zip(chosen, mapped(answer, chosen, at_once), strict=True):
-                for row, vector in zip(rows, made, strict=True):
+            for rows, batch in zip(chosen, mapped(answer, chosen, at_once), strict=True):
+                for row, vector in zip(rows, batch, strict=True):
                     vectors[row] = vector
                 progress(sum(lengths[row] for row in rows))
         kept = [self._recorder.rows.get(tuple(one), {}) for one in ids]
@@ -145,11 +145,11 @@ def token_ids(candidate: Candidate, words: Sequence[str], use: str) -> list[list
     """
     listener = _Listener(candidate.outputs)
     method = getattr(_embedder(candidate, listener), use)
-    found = []
+    ids = []
     for text in words:
         method(text)
-        found.append(listener.ids)
-    return found
+        ids.append(listener.ids)
+    return ids
 
 
 @contextmanager

@@ -59,17 +59,17 @@ class Comparison:
             rows = [row for row, own in enumerate(reference.uses) if own == use]
             words = [reference.samples[row].text for row in rows]
             if words:
-                made = candidates.token_ids(candidate, words, use)
-                for row, one in zip(rows, made, strict=True):
+                candidate_ids = candidates.token_ids(candidate, words, use)
+                for row, one in zip(rows, candidate_ids, strict=True):
                     ids[row] = one
-        found = cls(reference=reference, candidate=candidate, ids=tuple(ids))
-        if not all(found.ids[: len(reference.vectors)]):
+        comparison = cls(reference=reference, candidate=candidate, ids=tuple(ids))
+        if not all(comparison.ids[: len(reference.vectors)]):
             raise ParityError(
                 "validate: the artifact's tokenizer gives no token for a text",
-                evidence="\n".join(found.differences()),
+                evidence="\n".join(comparison.differences()),
                 fix="look at tokenizer.json: sentence-transformers has tokens for this text",
             )
-        return found
+        return comparison
 
     @classmethod
     def of_stored(cls, stored: Stored, candidate: Candidate) -> Comparison:
@@ -105,7 +105,7 @@ class Comparison:
         if not rows:
             return []
         tokenizer = self.candidate.tokenizer
-        found = [f"token ids differ in {len(rows)} of {len(self.ids)} texts"]
+        differences = [f"token ids differ in {len(rows)} of {len(self.ids)} texts"]
         seen: set[str] = set()
         for row in rows:
             likely = diagnosis.of_ids(
@@ -121,8 +121,8 @@ class Comparison:
             seen.add(likely)
             sides = diagnosis.shown(given.ids[row], self.ids[row], given.samples[row].text)
             about = f"text {row} (language '{given.samples[row].language}', {given.uses[row]})"
-            found.append(f"{about} {sides}; likely {likely}")
-        return found
+            differences.append(f"{about} {sides}; likely {likely}")
+        return differences
 
     def measure(self, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], list[str]]:
         """Run the candidate and compare each of its outputs.
@@ -145,20 +145,20 @@ class Comparison:
                 rows = self._rows(use)
                 if rows:
                     parts.append(runtime.embed(*self._texts(rows), use, progress=count))
-            made = _joined(parts)
-            rows, batched = self._batched(made, runtime)
+            embedded = _joined(parts)
+            rows, batched = self._batched(embedded, runtime)
             singly = [[place] for place in range(len(rows))]
             alone = runtime.embed(*self._texts(rows), ENCODE, batches=singly)
         metrics: dict[str, Any] = {}
         for spec in self.candidate.outputs:
-            found = self._compared(made, spec.name)
+            report = self._compared(embedded, spec.name)
             sides = [_vectors(one, spec.name) for one in (alone, batched)]
-            found["batch"] = parity.invariance(*sides)
-            metrics |= {spec.name: found} if metrics else found
-        metrics[EMBEDDER] = _apart(_cut(given.vectors, made.vectors), made.vectors)
+            report["batch"] = parity.invariance(*sides)
+            metrics |= {spec.name: report} if metrics else report
+        metrics[EMBEDDER] = _apart(_cut(given.vectors, embedded.vectors), embedded.vectors)
         metrics["token_ids_compared"] = len(self.ids)
         metrics["token_ids_differ"] = len(self.differing())
-        return metrics, self._likely(made)
+        return metrics, self._likely(embedded)
 
     def _rows(self, use: str) -> list[int]:
         """The embedded texts of one use."""
@@ -169,7 +169,7 @@ class Comparison:
         """Texts, and the artifact's token ids of them."""
         return [self.reference.samples[row].text for row in rows], [self.ids[row] for row in rows]
 
-    def _batched(self, made: Embedded, runtime: candidates.Runtime) -> tuple[list[int], Embedded]:
+    def _batched(self, alone: Embedded, runtime: candidates.Runtime) -> tuple[list[int], Embedded]:
         """Up to ALONE_TEXTS texts from the shortest to the longest, as they were in a batch.
 
         Only texts that had neighbours count; when none had, the two shortest are batched for this.
@@ -179,14 +179,14 @@ class Comparison:
         near = [rows[place] for batch in batches_of(lengths) if len(batch) > 1 for place in batch]
         if near:
             chosen = [near[p] for p in spread([len(self.ids[row]) for row in near], ALONE_TEXTS)]
-            return chosen, made.of(chosen)
+            return chosen, alone.of(chosen)
         chosen = sorted(rows, key=lambda row: len(self.ids[row]))[:2]
         together = [list(range(len(chosen)))]
         return chosen, runtime.embed(*self._texts(chosen), ENCODE, batches=together)
 
-    def _compared(self, made: Embedded, name: str) -> dict[str, Any]:
+    def _compared(self, embedded: Embedded, name: str) -> dict[str, Any]:
         """One output of the candidate beside the judge's vectors, group by group."""
-        given, vectors = self.reference, _vectors(made, name)
+        given, vectors = self.reference, _vectors(embedded, name)
         wanted = _cut(given.vectors, vectors) if name != HIDDEN else given.vectors
         if vectors.shape[1] != wanted.shape[1]:
             raise ParityError(
@@ -198,8 +198,8 @@ class Comparison:
             )
         rows = given.rows(edge=False)
         pairs = bool(given.tokens) and name == HIDDEN and not self.differing()
-        ours = made.outputs.get(name, ())
-        found = parity.compare(
+        ours = embedded.outputs.get(name, ())
+        report = parity.compare(
             parity.Outputs(
                 embeddings=wanted[rows],
                 tokens=tuple(given.tokens[row] for row in rows) if pairs else (),
@@ -209,11 +209,11 @@ class Comparison:
             ),
             self._labels(rows, vectors.shape[1]),
         )
-        found["norms"] = parity.norms(wanted[rows], vectors[rows])
-        found["norms"]["unit"] = _unit(wanted)
+        report["norms"] = parity.norms(wanted[rows], vectors[rows])
+        report["norms"]["unit"] = _unit(wanted)
         groups = {EDGE: given.rows(edge=True)}
         groups |= {use: given.rows(edge=False, use=use) for use in USES if use != ENCODE}
-        return found | {
+        return report | {
             group: _apart(wanted[own], vectors[own]) for group, own in groups.items() if own
         }
 
@@ -225,19 +225,19 @@ class Comparison:
             dimensions=tuple(sorted(sizes)),
         )
 
-    def _likely(self, made: Embedded) -> list[str]:
+    def _likely(self, embedded: Embedded) -> list[str]:
         """Where ids are the same and the vectors are not nearly so: what may be behind it."""
         given = self.reference
         if self.differing():
             return []
-        wanted = _cut(given.vectors, made.vectors)
-        apart = _apart(wanted, made.vectors)
+        wanted = _cut(given.vectors, embedded.vectors)
+        apart = _apart(wanted, embedded.vectors)
         if apart["cosine_min"] < diagnosis.FAR:
-            ours = made.outputs.get(HIDDEN, ())
+            ours = embedded.outputs.get(HIDDEN, ())
             pooling = self.candidate.embedding.pooling
             return [diagnosis.of_vectors(wanted, given.tokens, ours, pooling=pooling)]
         if apart["largest_error"] > diagnosis.LENGTHS:
-            return [diagnosis.of_lengths(wanted, made.vectors)]
+            return [diagnosis.of_lengths(wanted, embedded.vectors)]
         return []
 
 
@@ -251,9 +251,9 @@ def _joined(parts: Sequence[Embedded]) -> Embedded:
     )
 
 
-def _vectors(made: Embedded, name: str) -> NDArray[np.float32]:
+def _vectors(embedded: Embedded, name: str) -> NDArray[np.float32]:
     """An output as vectors: token vectors as the Embedder makes one of them, others as they are."""
-    return made.vectors if name == HIDDEN else np.stack(made.outputs[name])
+    return embedded.vectors if name == HIDDEN else np.stack(embedded.outputs[name])
 
 
 def _cut(wanted: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -272,6 +272,6 @@ def _unit(vectors: NDArray[np.float32]) -> bool:
 
 def _apart(wanted: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
     """How far vectors are from those wanted: direction, then length."""
-    found: dict[str, Any] = parity.invariance(wanted, vectors)
-    found["largest_error"] = parity.norms(wanted, vectors)["largest_error"]
-    return found
+    report: dict[str, Any] = parity.invariance(wanted, vectors)
+    report["largest_error"] = parity.norms(wanted, vectors)["largest_error"]
+    return report

@@ -84,19 +84,19 @@ LONG_CHARACTERS = 20_000
 
 def short() -> tuple[str, ...]:
     """The texts that are the same for every checkpoint: white space, characters, special tokens."""
-    found: list[str] = []
+    texts: list[str] = []
     for space in SPACES:
-        found += [
+        texts += [
             space,
             space + PHRASE,
             PHRASE + space,
             f"{space}{WORD}{space}{space}lights{space}",
         ]
     for text in CHARACTERS:
-        found += [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
+        texts += [text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]
     for token in SPECIAL:
-        found += [token, f"{PHRASE} {token} and{token}on", f"{token}{WORD}", f" {token} "]
-    return tuple(dict.fromkeys(found))
+        texts += [token, f"{PHRASE} {token} and{token}on", f"{token}{WORD}", f" {token} "]
+    return tuple(dict.fromkeys(texts))
 
 
 def with_tokens(tokens: Sequence[str]) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ class Judge:
             use: the library's method, one of USES.
             progress: called after each batch with how many tokens it had.
         """
-        found: list[Answer | None] = [None] * len(texts)
+        vectors: list[Answer | None] = [None] * len(texts)
         batches = batches_of(list(map(len, ids)))
 
         def answer(rows: list[int]) -> list[Answer]:
@@ -151,9 +151,9 @@ class Judge:
         with torch_threads(1):
             for rows, answers in zip(batches, mapped(answer, batches, self._at_once), strict=True):
                 for row, one in zip(rows, answers, strict=True):
-                    found[row] = one
+                    vectors[row] = one
                 progress(sum(len(ids[row]) for row in rows))
-        return [one for one in found if one is not None]
+        return [one for one in vectors if one is not None]
 
     def limit(self, max_tokens: int) -> None:
         """Cut texts to so many tokens: the library's own argument."""

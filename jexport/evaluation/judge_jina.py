@@ -138,8 +138,8 @@ def _native(folder: Path, task: str) -> Any:
     _check(report)
     if task != tasks.NONE:
         name = task.replace(".", "_").replace("-", "_")
-        found = model.load_adapter(str(folder / name), adapter_name=name)
-        _check(vars(found))
+        loading = model.load_adapter(str(folder / name), adapter_name=name)
+        _check(vars(loading))
         model.set_adapter(name)
     return model.eval()
 
@@ -195,8 +195,8 @@ def _activate(model: Any, stored: Mapping[str, Any], config: Mapping[str, Any], 
     index = list(config.get("lora_adaptations") or tasks.JINA_V3_PROMPTS).index(task)
     factors: dict[str, Any] = {}
     for name, stack in stored.items():
-        module, found, side = name.partition(f"{PARAMETRIZED}.0.lora_")
-        if not found or module.startswith("pooler."):
+        module, separator, side = name.partition(f"{PARAMETRIZED}.0.lora_")
+        if not separator or module.startswith("pooler."):
             continue
         value = stack[index].float()
         module = module.replace("encoder.layers.", "layers.").replace(

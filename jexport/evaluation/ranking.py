@@ -29,10 +29,10 @@ def levels(similarities: Floats) -> Integers:
     ranks then need counting only.
     """
     order = np.argsort(similarities)
-    found = np.empty(len(similarities), dtype=np.int64)
-    found[order[0]] = 0
-    found[order[1:]] = np.cumsum(np.diff(similarities[order]) > RANK_TIE)
-    return found
+    ranks = np.empty(len(similarities), dtype=np.int64)
+    ranks[order[0]] = 0
+    ranks[order[1:]] = np.cumsum(np.diff(similarities[order]) > RANK_TIE)
+    return ranks
 
 
 def spearman(reference: Integers, candidate: Integers) -> float:

@@ -89,11 +89,11 @@ def run(
     with judge.opened(loaded, spec) as library:
         if not spec.max_tokens:
             _settle_limit(library, loaded.embedding.max_tokens)
-        found = _embedded(library, texts, validate, loaded.embedding.max_tokens, progress)
-    write(found, out_dir / FILE)
+        vectors = _embedded(library, texts, validate, loaded.embedding.max_tokens, progress)
+    write(vectors, out_dir / FILE)
     return ReferenceFiles(
         folder=out_dir,
-        texts=len(found.vectors),
+        texts=len(vectors.vectors),
         library=f"{judge.LIBRARY} {metadata.version(judge.LIBRARY)}",
     )
 
@@ -189,29 +189,29 @@ def _tokenized(library: judge.Judge, rows: Sequence[tuple[Sample, str]]) -> list
     for use in judge.USES:
         mine = [row for row, (_, own) in enumerate(rows) if own == use]
         if mine:
-            made = library.tokenize([rows[row][0].text for row in mine], use)
-            for row, one in zip(mine, made, strict=True):
+            encoded = library.tokenize([rows[row][0].text for row in mine], use)
+            for row, one in zip(mine, encoded, strict=True):
                 ids[row] = one
     return ids
 
 
-def write(found: ReferenceSet, path: Path) -> None:
+def write(reference: ReferenceSet, path: Path) -> None:
     """Write the file. The same values give the same bytes."""
     from safetensors.numpy import save_file
 
-    flat = [one for ids in found.ids for one in ids]
+    flat = [one for ids in reference.ids for one in ids]
     arrays = {
-        "vectors": np.ascontiguousarray(found.vectors, dtype=np.float32),
+        "vectors": np.ascontiguousarray(reference.vectors, dtype=np.float32),
         "ids": np.array(flat, dtype=np.int64),
-        "lengths": np.array([len(ids) for ids in found.ids], dtype=np.int64),
+        "lengths": np.array([len(ids) for ids in reference.ids], dtype=np.int64),
     }
-    if found.tokens:
-        arrays["tokens"] = np.concatenate(found.tokens)
+    if reference.tokens:
+        arrays["tokens"] = np.concatenate(reference.tokens)
     about = {
-        "samples": [[one.text, one.language] for one in found.samples],
-        "uses": found.uses,
-        "max_tokens": found.max_tokens,
-        "texts": dict(found.texts),
+        "samples": [[one.text, one.language] for one in reference.samples],
+        "uses": reference.uses,
+        "max_tokens": reference.max_tokens,
+        "texts": dict(reference.texts),
     }
     save_file(arrays, str(path), metadata={"about": json.dumps(about, sort_keys=True)})
 

@@ -47,12 +47,12 @@ class Site:
 
 def sites(work: edit.Edit) -> list[Site]:
     """Every attention of a graph whose only mask is the padding, in the graph's order."""
-    found = []
+    attentions = []
     for node in work.graph:
         site = _site(node)
         if site is not None:
-            found.append(site)
-    return found
+            attentions.append(site)
+    return attentions
 
 
 def _site(node: ir.Node) -> Site | None:
@@ -102,10 +102,10 @@ def _int32(
     work: edit.Edit, op: str, inputs: list[ir.Value | None], name: str, **attributes: int
 ) -> ir.Value:
     """The int32 output of a new node; the graph is sorted after every step."""
-    made = ir.node(op, inputs, attributes, name=work.unused(name))
-    made.outputs[0].name, made.outputs[0].type = str(made.name), ir.TensorType(ir.DataType.INT32)
-    work.graph.append(made)
-    return made.outputs[0]
+    node = ir.node(op, inputs, attributes, name=work.unused(name))
+    node.outputs[0].name, node.outputs[0].type = str(node.name), ir.TensorType(ir.DataType.INT32)
+    work.graph.append(node)
+    return node.outputs[0]
 
 
 def starts(work: edit.Edit) -> ir.Value:
@@ -135,11 +135,11 @@ def starts(work: edit.Edit) -> ir.Value:
 
 def efficient(work: edit.Edit) -> int:
     """One MultiHeadAttention with lengths in the place of each attention; returns how many."""
-    found = sites(work)
-    if not found:
+    attentions = sites(work)
+    if not attentions:
         return 0
     given = starts(work)
-    for site in found:
+    for site in attentions:
         node = work.insert(
             site.node,
             "MultiHeadAttention",
@@ -150,7 +150,7 @@ def efficient(work: edit.Edit) -> int:
             domain=MS,
         )
         work.take_over(site.node, node)
-    return len(found)
+    return len(attentions)
 
 
 def split_projection(work: edit.Edit) -> int:
@@ -174,8 +174,8 @@ def split_projection(work: edit.Edit) -> int:
         begins = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         for number, output in enumerate(list(split.outputs)):
             part = slice(int(begins[number]), int(begins[number + 1]))
-            made = _part(work, split, product, bias, part)
-            work.replace(output, made)
+            node = _part(work, split, product, bias, part)
+            work.replace(output, node)
         count += 1
     return count
 
@@ -218,14 +218,14 @@ def _part(
         (rows, part.stop - part.start),
         lambda: tensor.numpy()[:, part],
     )
-    made = work.insert(
+    node = work.insert(
         split, "MatMul", [source, columns], name=f"{product.name}/{name}", like=product.outputs[0]
     ).outputs[0]
-    made.shape = ir.Shape([*(made.shape or [None])[:-1], part.stop - part.start])
+    node.shape = ir.Shape([*(node.shape or [None])[:-1], part.stop - part.start])
     if bias is None:
-        return made
+        return node
     assert bias.const_value is not None
     row = work.constant(f"{bias.name}.{name}", bias.const_value.numpy()[part].copy())
     return work.insert(
-        split, "Add", [made, row], name=f"{product.name}/{name}/bias", like=made
+        split, "Add", [node, row], name=f"{product.name}/{name}/bias", like=node
     ).outputs[0]

@@ -343,11 +343,11 @@ def _copies(
         if value.is_initializer() or value.const_value is not None:
             continue
         sides = {_reads_on_host(user, place, kernels, host) for user, place in value.uses()}
-        made = value.producer()
-        if made is not None:
-            kernel = kernels[made]
+        producer = value.producer()
+        if producer is not None:
+            kernel = kernels[producer]
             outside = kernel is None or value.index() in kernel.host_outputs
-            sides.add(made in host or outside)
+            sides.add(producer in host or outside)
         if len(sides) > 1:
             yield str(value.name)
 

@@ -71,10 +71,10 @@ class _Packing:
     ) -> ir.Node:
         """A new node; the graph is sorted after every step."""
         unused = self.work.unused(name)
-        made = ir.node(op, inputs, dict(attributes or {}), domain=domain, name=unused)
-        made.outputs[0].name = unused
-        self.work.graph.append(made)
-        return made
+        node = ir.node(op, inputs, dict(attributes or {}), domain=domain, name=unused)
+        node.outputs[0].name = unused
+        self.work.graph.append(node)
+        return node
 
 
 def pack(work: edit.Edit) -> int:
@@ -86,16 +86,18 @@ def pack(work: edit.Edit) -> int:
     Returns:
         How many attentions run on packed tokens; 0 where nothing was changed.
     """
-    found = cuda_attention.sites(work)
-    if not found:
+    attentions = cuda_attention.sites(work)
+    if not attentions:
         return 0
-    sources = {_projected(value) for value in (found[0].query, found[0].key, found[0].value)}
+    sources = {
+        _projected(value) for value in (attentions[0].query, attentions[0].key, attentions[0].value)
+    }
     source = sources.pop()
     if sources or source is None or source.dtype not in FLOATS or len(source.shape or ()) != 3:
         return 0
     nodes = list(work.graph)
     packing = _remove_padding(work, source)
-    sites = {id(site.node): site for site in found}
+    sites = {id(site.node): site for site in attentions}
     return sum(_visit(packing, node, sites.get(id(node))) for node in nodes) + _outputs(packing)
 
 
@@ -115,7 +117,7 @@ def _remove_padding(work: edit.Edit, source: ir.Value) -> _Packing:
     """RemovePadding behind `source`; all that used it uses the packed value."""
     users = list(source.uses())
     unused = work.unused(f"{source.name}/RemovePadding")
-    made = ir.node(
+    node = ir.node(
         "RemovePadding",
         [source, cuda_attention.lengths(work)],
         {},
@@ -123,12 +125,12 @@ def _remove_padding(work: edit.Edit, source: ir.Value) -> _Packing:
         num_outputs=4,
         name=unused,
     )
-    work.graph.append(made)
+    work.graph.append(node)
     names = ("packed", "token_offset", "cumulative_length", "longest")
-    for output, name in zip(made.outputs, names, strict=True):
+    for output, name in zip(node.outputs, names, strict=True):
         output.name = f"{unused}/{name}"
         output.type = ir.TensorType(ir.DataType.INT32)
-    tokens, offset, cumulative, longest = made.outputs
+    tokens, offset, cumulative, longest = node.outputs
     tokens.type, longest.shape = source.type, ir.Shape([1])
     offset.shape = ir.Shape((source.shape or [])[:2])
     cumulative.shape = ir.Shape([None])

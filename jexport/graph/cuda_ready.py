@@ -72,15 +72,15 @@ def _extreme(work: edit.Edit, node: ir.Node) -> bool:
     top = work.insert(
         node, "TopK", [node.inputs[0], one], attributes, name=f"{name}/TopK", num_outputs=2
     )
-    found = top.outputs[0]
-    found.type = node.inputs[0].type
+    extreme = top.outputs[0]
+    extreme.type = node.inputs[0].type
     top.outputs[1].name = f"{name}/TopK:1"
     if keeps is None or keeps.as_int():
-        found.shape = node.outputs[0].shape
+        extreme.shape = node.outputs[0].shape
     else:
         squeezed = work.insert(
-            node, "Squeeze", [found, node.inputs[1]], name=f"{name}/Squeeze", like=node.outputs[0]
+            node, "Squeeze", [extreme, node.inputs[1]], name=f"{name}/Squeeze", like=node.outputs[0]
         )
-        found = squeezed.outputs[0]
-    work.replace(node.outputs[0], found)
+        extreme = squeezed.outputs[0]
+    work.replace(node.outputs[0], extreme)
     return True

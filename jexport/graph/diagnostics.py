@@ -1,4 +1,4 @@
-"""What a lint found in a graph, and refusing the graph for it; knows no engine and no rule."""
+"""Diagnostics of a lint, and the error made of them; knows no engine and no rule."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jexport.errors import UnsupportedGraphError
 
 ERROR, WARNING = "error", "warning"
 SHOWN_NODES = 4
-SHOWN_FINDINGS = 10
+SHOWN_DIAGNOSTICS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Diagnostic:
     """One kind of trouble: where it is first, what shows it, and the way out.
 
     severity: 'error' (the engine refuses the graph, or would compute something else) or 'warning'.
@@ -29,7 +29,7 @@ class Finding:
     fix: str
     count: int = 1
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """Three parts: what happened, the evidence, the way out."""
         lines = [f"{self.severity}: {self.headline()} [{self.rule}]"]
         lines += [f"  {line}" for line in self.evidence.splitlines()]
@@ -40,20 +40,20 @@ class Finding:
         return f"{self.what} (node {self.node})" if self.node else self.what
 
 
-def errors(findings: Iterable[Finding]) -> list[Finding]:
+def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Those for which a graph is refused."""
-    return [one for one in findings if one.severity == ERROR]
+    return [one for one in diagnostics if one.severity == ERROR]
 
 
-def merged(findings: Iterable[Finding]) -> list[Finding]:
-    """One finding a kind, with its count and first nodes; errors first, then by rule and text."""
-    kinds: dict[tuple[str, ...], list[Finding]] = {}
-    for one in findings:
+def merge_by_kind(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """One of each kind, with its count and first nodes; errors first, then by rule and text."""
+    kinds: dict[tuple[str, ...], list[Diagnostic]] = {}
+    for one in diagnostics:
         kinds.setdefault((one.severity, one.rule, one.what, one.operator, one.fix), []).append(one)
     return [_merge(kinds[key]) for key in sorted(kinds)]
 
 
-def _merge(same: Sequence[Finding]) -> Finding:
+def _merge(same: Sequence[Diagnostic]) -> Diagnostic:
     first, count = same[0], sum(one.count for one in same)
     others = list(dict.fromkeys(one.node for one in same if one.node and one.node != first.node))
     if not others:
@@ -65,9 +65,9 @@ def _merge(same: Sequence[Finding]) -> Finding:
     return replace(first, count=count, evidence=evidence)
 
 
-def refuse(findings: Sequence[Finding], *, shown: int = SHOWN_FINDINGS) -> None:
+def raise_for_errors(diagnostics: Sequence[Diagnostic], *, shown: int = SHOWN_DIAGNOSTICS) -> None:
     """Raise UnsupportedGraphError when there is an error; it tells `shown` kinds and the count."""
-    bad = errors(findings)
+    bad = errors(diagnostics)
     if not bad:
         return
     first, rest = bad[0], bad[1:]

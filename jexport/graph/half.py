@@ -41,9 +41,9 @@ class Keep:
     def __call__(self, name: str) -> bool:
         """Whether a module ('layers.3.mlp.fc1') or node ('layers/3/mlp/fc1/MatMul') is listed."""
         words = name.replace("/", ".").split(".")
-        found = {part for part in self.listed if _stands_in(part.split("."), words)}
-        self.used |= found
-        return bool(found)
+        matches = {part for part in self.listed if _stands_in(part.split("."), words)}
+        self.used |= matches
+        return bool(matches)
 
     def check_used(self) -> None:
         """Raise RecipeError when a listed part fitted no name at all."""

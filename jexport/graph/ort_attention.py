@@ -66,17 +66,17 @@ def fuse(work: edit.Edit, max_tokens: int, *, exact: bool = False) -> dict[str, 
     lengths, 2 to 300), flash attention is another one.
     """
     counts = {"Attention": 0, "MultiHeadAttention": 0}
-    found = [
+    matches = [
         (node, match)
         for node in list(work.graph)
         if node.op_type == "Softmax" and (match := _match_attention(work, node)) is not None
     ]
-    if not found:
+    if not matches:
         return counts
     padding, whole = _mask_inputs(work)
     if exact and max_tokens > EXACT:
         whole = _and_long(work, whole)
-    for node, match in found:
+    for node, match in matches:
         projection = _projection(match) if max_tokens <= SHORT else None
         if projection is not None:
             _pack(work, node, match, projection, padding)

@@ -49,11 +49,11 @@ def append(model: ir.Model, pooling: str, *, normalize: bool) -> bool:
         )
     hidden = outputs[HIDDEN]
     mask = next(value for value in graph.inputs if value.name == "attention_mask")
-    made = _Appender(edit.Edit(graph)).pooled(hidden, mask, pooling, normalize=normalize)
-    made.name = POOLED
+    vectors = _Appender(edit.Edit(graph)).pooled(hidden, mask, pooling, normalize=normalize)
+    vectors.name = POOLED
     assert hidden.shape is not None
-    made.shape = ir.Shape([hidden.shape[0], hidden.shape[2]])
-    graph.outputs.append(made)
+    vectors.shape = ir.Shape([hidden.shape[0], hidden.shape[2]])
+    graph.outputs.append(vectors)
     return True
 
 

@@ -57,7 +57,7 @@ def check(model: ir.Model, *, allow_odd: bool) -> None:
         for node in model.graph
         if not any(value.uses() or value.is_graph_output() for value in node.outputs)
     ]
-    found = [] if allow_odd else [node.name for node in model.graph if _is_odd(node)]
+    odd = [] if allow_odd else [node.name for node in model.graph if _is_odd(node)]
     infinite = [
         name
         for name, value in model.graph.initializers.items()
@@ -65,10 +65,10 @@ def check(model: ir.Model, *, allow_odd: bool) -> None:
         and numbers.dtype.kind == "f"
         and not np.isfinite(numbers).all()
     ]
-    if dead or found or infinite:
+    if dead or odd or infinite:
         raise edit.refuse(
             "the exported graph is not clean",
-            f"dead nodes: {dead[:5]}\nunwanted operators: {found[:5]}\n"
+            f"dead nodes: {dead[:5]}\nunwanted operators: {odd[:5]}\n"
             f"constants that are not finite: {infinite[:5]}",
             "report this model: its class traces to a form that jexport does not know",
         )
@@ -216,13 +216,13 @@ def _last_axis_range(cut: ir.Node, value: ir.Value) -> tuple[int, int] | None:
 def fuse_parallel_matmuls(graph: ir.Graph) -> None:
     """Linears of the same input (Q, K and V) become one MatMul, one Add and a Split."""
     work = edit.Edit(graph)
-    made: dict[tuple[int, ...], ir.Value] = {}
+    fused: dict[tuple[int, ...], ir.Value] = {}
     for value in [output for node in graph for output in node.outputs]:
         group = [n for n in value.consumers() if n.op_type == "MatMul" and n.inputs[0] is value]
         group = [node for node in group if edit.weight(node.inputs[1]) is not None]
         biases = [b for n in group if (b := edit.bias_add(n.outputs[0])) is not None]
         if len(group) > 1 and len(biases) in (0, len(group)):
-            _fuse_group(work, value, group, biases, made)
+            _fuse_group(work, value, group, biases, fused)
     work.drop_dead()
 
 
@@ -231,7 +231,7 @@ def _fuse_group(
     value: ir.Value,
     group: list[ir.Node],
     biases: list[tuple[ir.Node, ir.Value]],
-    made: dict[tuple[int, ...], ir.Value],
+    merged: dict[tuple[int, ...], ir.Value],
 ) -> None:
     # Order by the module's own order of weights, which is the order of the nodes in the graph.
     modules = [str(node.name).rpartition("/")[0] for node in group]
@@ -241,11 +241,11 @@ def _fuse_group(
     weights = [node.inputs[1] for node in group]
     widths = [edit.sizes(edit.weight(weight))[1] for weight in weights]
     place, total = group[0], sum(widths)
-    fused = _side_by_side(work, weights, f"{stem}.weight", made)
+    fused = _side_by_side(work, weights, f"{stem}.weight", merged)
     last = work.insert(place, "MatMul", [value, fused], name=f"{scope}/MatMul")
     inserted = [last]
     if biases:
-        offset = _side_by_side(work, [bias for _, bias in biases], f"{stem}.bias", made)
+        offset = _side_by_side(work, [bias for _, bias in biases], f"{stem}.bias", merged)
         last = work.insert(place, "Add", [last.outputs[0], offset], name=f"{scope}/Add")
         inserted.append(last)
     for node in inserted:
@@ -272,21 +272,21 @@ def _side_by_side(
     work: edit.Edit,
     parts: Sequence[ir.Value | None],
     name: str,
-    made: dict[tuple[int, ...], ir.Value],
+    fused: dict[tuple[int, ...], ir.Value],
 ) -> ir.Value:
     """Weights or biases joined along their last axis; layers that share theirs share this too."""
     tensors: list[Any] = [part.const_value for part in parts if part is not None]
     key = tuple(map(id, tensors))
-    if key not in made:
+    if key not in fused:
         taken = sum(other.startswith(name) for other in work.graph.initializers)
         shape = (*tensors[0].shape[:-1], sum(int(t.shape[-1]) for t in tensors))
-        made[key] = work.lazy(
+        fused[key] = work.lazy(
             f"{name}_{taken + 1}" if taken else name,
             tensors[0],
             shape,
             lambda: np.concatenate([t.numpy() for t in tensors], axis=-1),
         )
-    return made[key]
+    return fused[key]
 
 
 def _name_weights(graph: ir.Graph) -> None:

@@ -46,10 +46,12 @@ def unsupported(error: BaseException, module: Any, *, what: str = "") -> Unsuppo
     operator = _operator(text)
     root = chain[-1]
     lines = [f"in {place}" if place else "", f"at operator {operator}" if operator else ""]
-    said = _first_lines(str(root)) or _first_lines(text) or "no message"
+    message = _first_lines(str(root)) or _first_lines(text) or "no message"
     return UnsupportedGraphError(
         what or f"{type(getattr(module, 'model', module)).__name__} cannot be exported as a graph",
-        evidence="\n".join([line for line in lines if line] + [f"{type(root).__name__}: {said}"]),
+        evidence="\n".join(
+            [line for line in lines if line] + [f"{type(root).__name__}: {message}"]
+        ),
         fix=TEXT_ENCODER if what else FIX,
     )
 
@@ -70,17 +72,17 @@ def _place(chain: list[BaseException], module: Any) -> str:
         return ""
     names = {id(one): name for name, one in module.named_modules()}
     for error in reversed(chain):
-        found = ""
+        place = ""
         trace: TracebackType | None = error.__traceback__
         while trace is not None:
             owner = trace.tb_frame.f_locals.get("self")
             if id(owner) in names and isinstance(owner, torch.nn.Module):
                 name = names[id(owner)].removeprefix("model.") or "the model"
                 file = trace.tb_frame.f_code.co_filename.rsplit("/", 1)[-1]
-                found = f"{name} ({type(owner).__name__}), {file} line {trace.tb_lineno}"
+                place = f"{name} ({type(owner).__name__}), {file} line {trace.tb_lineno}"
             trace = trace.tb_next
-        if found:
-            return found
+        if place:
+            return place
     return ""
 
 
@@ -91,8 +93,8 @@ def _file(text: str) -> str:
 
 
 def _operator(text: str) -> str:
-    found = OPERATOR.search(text)
-    return f"{found[1]}::{found[2]}" if found else ""
+    match = OPERATOR.search(text)
+    return f"{match[1]}::{match[2]}" if match else ""
 
 
 def _first_lines(text: str) -> str:

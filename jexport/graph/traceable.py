@@ -165,13 +165,13 @@ class Encoder(torch.nn.Module):
         """Outputs in the order of `self.outputs`."""
         mask = attention_mask.to(torch.float32)
         hidden = self.hidden(input_ids, attention_mask)
-        made = []
+        outputs = []
         for name in self.outputs:
             if name == "last_hidden_state":
-                made.append(hidden)
+                outputs.append(hidden)
             else:
-                made.append(_sentence(hidden, mask, self.embedding, self.dimension))
-        return tuple(made)
+                outputs.append(_sentence(hidden, mask, self.embedding, self.dimension))
+        return tuple(outputs)
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """The model's last hidden states, float32 [batch, sequence, hidden]."""

@@ -21,7 +21,7 @@ from jexport.errors import (
     UnknownTargetError,
     nearest,
 )
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.recipe import CompileSpec
 from jexport.types import Batching, CompiledModel, Runner
 
@@ -102,7 +102,7 @@ class Target:
     lanes: OpensLanes | None = None
     graph_runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]] | None = None
     batching: Callable[[CompiledModel, str], Batching] = default_batching
-    lint: Callable[[Path, int | None], Sequence[Finding]] | None = None
+    lint: Callable[[Path, int | None], Sequence[Diagnostic]] | None = None
     float_rest: str = "fp32"
     int8_tables: bool = True
     profiled: Callable[[CompileSpec, Sequence[int], int], CompileSpec] | None = None

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jexport import targets
 from jexport.errors import UnsupportedGraphError
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.targets.trt.lint import lint
 
 
@@ -23,7 +23,7 @@ from jexport.targets.trt.lint import lint
 def engine(monkeypatch: pytest.MonkeyPatch) -> str:
     """A target with TensorRT's lint, under a name that no file has."""
 
-    def linted(path: Path, max_tokens: int | None) -> Sequence[Finding]:
+    def linted(path: Path, max_tokens: int | None) -> Sequence[Diagnostic]:
         return lint(path, max_tokens=max_tokens)
 
     real = targets.load
@@ -94,7 +94,7 @@ def test_as_json(engine: str, write: Any, cli: Callable[..., Any]) -> None:
     told = json.loads(answer.out)
     assert (told["target"], told["errors"], told["warnings"]) == (engine, 1, 0)
     (found,) = told["findings"]
-    assert Finding(**found).operator == "Det"
+    assert Diagnostic(**found).operator == "Det"
     assert found["count"] == 1
     answer = cli("lint", write("Relu"), "--target", engine, "--json")
     assert answer.code == 0

@@ -154,7 +154,7 @@ def test_a_graph_is_not_slower(engine: CompiledModel) -> None:
     from jexport.targets.trt import engine_info, plan
 
     given = feed([12])
-    made = engine_info.of(engine.facts)
+    made = engine_info.from_facts(engine.facts)
     path = engine.folder / engine.files[0]
 
     def median_s(graphs: bool) -> float:

@@ -1,4 +1,4 @@
-"""What flows along the values of a graph: element types, and where a number comes from.
+"""Dataflow along the values of a graph: type and constness inference.
 
 Types follow the operators' own schemas, so no shape inference (and no weight) is needed. Knows
 nothing of what TensorRT takes.
@@ -16,8 +16,8 @@ from jexport.graph.lint.onnx_types import IN_SCHEMAS, TYPES
 CONSTANT, SHAPE, VALUES = 0, 1, 2
 """Where a number comes from: the file, the shapes of the inputs, or the inputs' values."""
 
-Origins = Mapping[int, Mapping[str, int]]
-"""By id of the scope: each value's origin."""
+Constness = Mapping[int, Mapping[str, int]]
+"""By id of the scope: where each value's numbers come from."""
 
 TYPE_ATTRIBUTES = {
     "Cast": "to",
@@ -31,20 +31,20 @@ TYPE_ATTRIBUTES = {
 def infer_types(file: GraphFile) -> None:
     """Fill `types` of every scope."""
     for scope in [file.graph, *file.functions.values()]:
-        _infer(scope, file.opset)
+        _infer_scope_types(scope, file.opset)
 
 
-def _infer(scope: Scope, opset: int) -> None:
+def _infer_scope_types(scope: Scope, opset: int) -> None:
     for value in scope.inputs:
         scope.types[value.name] = value.dtype
     for name, constant in scope.constants.items():
         scope.types[name] = constant.dtype
     for node in scope.nodes:
         for inner in node.scopes:
-            _infer(inner, opset)
-        made = _outputs(node, scope, opset) if node.standard else []
+            _infer_scope_types(inner, opset)
+        dtypes = _outputs(node, scope, opset) if node.standard else []
         for index, name in enumerate(node.outputs):
-            dtype = made[index] if index < len(made) else ""
+            dtype = dtypes[index] if index < len(dtypes) else ""
             stated = scope.stated.get(name)
             scope.types[name] = dtype or (stated.dtype if stated else "")
 
@@ -120,35 +120,38 @@ def schema_of(op: str, opset: int) -> tuple[list[str], list[str], dict[str, str]
     return inputs, outputs, {**IN_SCHEMAS, **fixed}
 
 
-def origins(file: GraphFile) -> Origins:
+def infer_constness(file: GraphFile) -> Constness:
     """Where every value's numbers come from."""
-    found: dict[int, dict[str, int]] = {}
+    constness: dict[int, dict[str, int]] = {}
     for scope in [file.graph, *file.functions.values()]:
-        _trace(scope, found)
-    return found
+        _infer_scope_constness(scope, constness)
+    return constness
 
 
-def origin(found: Origins, scope: Scope, name: str) -> int:
+def constness_of(constness: Constness, scope: Scope, name: str) -> int:
     """One value's; what nobody knows counts as the inputs' values."""
     for one in scope.around():
-        if name in found.get(id(one), {}):
-            return found[id(one)][name]
+        if name in constness.get(id(one), {}):
+            return constness[id(one)][name]
     return VALUES
 
 
-def _trace(scope: Scope, found: dict[int, dict[str, int]]) -> None:
-    here = found.setdefault(id(scope), {})
+def _infer_scope_constness(scope: Scope, constness: dict[int, dict[str, int]]) -> None:
+    here = constness.setdefault(id(scope), {})
     here |= dict.fromkeys((*scope.constants, *scope.sparse), CONSTANT)
     here |= {value.name: VALUES for value in scope.inputs}
     for node in scope.nodes:
         for inner in node.scopes:
-            _trace(inner, found)
+            _infer_scope_constness(inner, constness)
         if node.op in ("Shape", "Size") and node.standard:
-            made = SHAPE
+            source = SHAPE
         elif node.scopes:
-            made = VALUES
+            source = VALUES
         elif node.op == "Constant" and node.standard:
-            made = CONSTANT
+            source = CONSTANT
         else:
-            made = max((origin(found, scope, name) for name in node.inputs if name), default=VALUES)
-        here |= dict.fromkeys(filter(None, node.outputs), made)
+            source = max(
+                (constness_of(constness, scope, name) for name in node.inputs if name),
+                default=VALUES,
+            )
+        here |= dict.fromkeys(filter(None, node.outputs), source)

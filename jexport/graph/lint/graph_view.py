@@ -1,7 +1,7 @@
 """A graph as rules see it: scopes with their nodes, constants and stated values.
 
 A scope is a graph, a branch or body inside a node, or a model-local function. Knows no file format
-and judges nothing; `error` and `warning` make the findings of the rules.
+and judges nothing; `error` and `warning` make the diagnostics of the rules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport.graph.diagnostics import ERROR, WARNING, Finding
+from jexport.graph.diagnostics import ERROR, WARNING, Diagnostic
 
 STANDARD = ("", "ai.onnx")
 READ_ELEMENTS = 1 << 20
@@ -69,10 +69,10 @@ class Constant:
         if self.dtype not in NUMPY or not 0 <= self.elements <= limit:
             return None
         try:
-            found = self._stored()
+            values = self._stored()
         except (OSError, ValueError, OverflowError):
             return None
-        return found if len(found) == self.elements else None
+        return values if len(values) == self.elements else None
 
     def _stored(self) -> NDArray[Any]:
         kind = np.dtype(NUMPY[self.dtype])
@@ -145,11 +145,11 @@ class Scope:
     @functools.cached_property
     def readers(self) -> Mapping[str, list[tuple[Node, int]]]:
         """By value: the nodes of this scope that read it, with the index of their input."""
-        found: dict[str, list[tuple[Node, int]]] = {}
+        readers: dict[str, list[tuple[Node, int]]] = {}
         for node in self.nodes:
             for index, name in enumerate(node.inputs):
-                found.setdefault(name, []).append((node, index))
-        return found
+                readers.setdefault(name, []).append((node, index))
+        return readers
 
     def around(self) -> Iterator[Scope]:
         """Itself, then the scopes around it."""
@@ -200,17 +200,17 @@ class GraphFile:
 
     def scopes(self) -> list[Scope]:
         """The graph, every branch and body in it, and every function that is called."""
-        found: list[Scope] = []
+        scopes: list[Scope] = []
         waiting = [self.graph]
         while waiting:
             scope = waiting.pop(0)
-            found.append(scope)
+            scopes.append(scope)
             for node in scope.nodes:
                 waiting += node.scopes
                 called = self.functions.get((node.domain, node.op))
-                if called is not None and called not in found and called not in waiting:
+                if called is not None and called not in scopes and called not in waiting:
                     waiting.append(called)
-        return found
+        return scopes
 
     @property
     def opset(self) -> int:
@@ -218,20 +218,20 @@ class GraphFile:
         return max((self.opsets.get(domain, 0) for domain in STANDARD), default=0)
 
 
-def error(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Finding:
-    """A finding for which the graph is refused; node None: the graph itself."""
-    return _finding(ERROR, rule, node, what, evidence, fix)
+def error(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Diagnostic:
+    """A diagnostic for which the graph is refused; node None: the graph itself."""
+    return _diagnostic(ERROR, rule, node, what, evidence, fix)
 
 
-def warning(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Finding:
-    """A finding that is told and refuses nothing."""
-    return _finding(WARNING, rule, node, what, evidence, fix)
+def warning(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Diagnostic:
+    """A diagnostic that is shown and refuses nothing."""
+    return _diagnostic(WARNING, rule, node, what, evidence, fix)
 
 
-def _finding(
+def _diagnostic(
     severity: str, rule: str, node: Node | None, what: str, evidence: str, fix: str
-) -> Finding:
-    return Finding(
+) -> Diagnostic:
+    return Diagnostic(
         rule=rule,
         severity=severity,
         node=node.label if node else "",

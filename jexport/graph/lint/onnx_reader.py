@@ -133,11 +133,11 @@ class _Reader:
     def constant(self, tensor: Any, name: str) -> Constant:
         place = None
         if tensor.data_location == 1 or tensor.external_data:
-            said = {_text(one.key): _text(one.value) for one in tensor.external_data}
+            entries = {_text(one.key): _text(one.value) for one in tensor.external_data}
             place = Place(
-                location=said.get("location", ""),
-                offset=said.get("offset", ""),
-                length=said.get("length", ""),
+                location=entries.get("location", ""),
+                offset=entries.get("offset", ""),
+                length=entries.get("length", ""),
             )
         return Constant(
             name=name,

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.graph.lint.graph_view import Constant, GraphFile, Place, error, warning
 from jexport.graph.lint.onnx_types import BITS
 
@@ -20,7 +20,7 @@ LONGEST_NUMBER = 19
 PLAIN = "save the weights as one plain file in the graph's folder"
 
 
-def check(file: GraphFile) -> Iterator[Finding]:
+def check(file: GraphFile) -> Iterator[Diagnostic]:
     """Every stored tensor."""
     places = set()
     for scope in file.scopes():
@@ -57,7 +57,7 @@ def _bytes(constant: Constant) -> int:
     return -1 if bits is None else -(-constant.elements * bits // 8)
 
 
-def _check_place(constant: Constant, place: Place) -> Iterator[Finding]:
+def _check_place(constant: Constant, place: Place) -> Iterator[Diagnostic]:
     name = place.location
     if not name or Path(name).name != name or "\\" in name or "\0" in name or name == "..":
         yield error(
@@ -69,12 +69,12 @@ def _check_place(constant: Constant, place: Place) -> Iterator[Finding]:
         )
         return
     try:
-        found = (constant.folder / name).lstat()
+        status = (constant.folder / name).lstat()
     except OSError as wrong:
         yield error("weights", None, "the weights are missing", f"{name}: {wrong.strerror}", AGAIN)
         return
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a link" if stat.S_ISLNK(found.st_mode) else "not a file"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a link" if stat.S_ISLNK(status.st_mode) else "not a file"
         yield error(
             "weights",
             None,
@@ -83,10 +83,10 @@ def _check_place(constant: Constant, place: Place) -> Iterator[Finding]:
             PLAIN,
         )
         return
-    yield from _check_inside(constant, place, found.st_size)
+    yield from _check_inside(constant, place, status.st_size)
 
 
-def _check_inside(constant: Constant, place: Place, size: int) -> Iterator[Finding]:
+def _check_inside(constant: Constant, place: Place, size: int) -> Iterator[Diagnostic]:
     needed = _bytes(constant)
     offset = _number(place.offset) if place.offset else 0
     length = _number(place.length) if place.length else max(needed, 0)
@@ -116,7 +116,7 @@ def _number(text: str) -> int:
     return int(text) if plain else -1
 
 
-def check_connected(file: GraphFile) -> Iterator[Finding]:
+def check_connected(file: GraphFile) -> Iterator[Diagnostic]:
     """An empty graph, and values that nothing makes."""
     graph = file.graph
     if not graph.nodes or not graph.outputs:

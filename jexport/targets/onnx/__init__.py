@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jexport.errors import UnsupportedGraphError
-from jexport.graph.diagnostics import merged, refuse
+from jexport.graph.diagnostics import merge_by_kind, raise_for_errors
 from jexport.recipe import CompileSpec
 from jexport.targets import Target
 from jexport.targets.onnx import cuda, devices, session
@@ -72,7 +72,7 @@ def _check_weights(path: Path) -> None:
     """
     from jexport.graph.lint import onnx_reader, weights
 
-    refuse(merged(weights.check(onnx_reader.read(path))))
+    raise_for_errors(merge_by_kind(weights.check(onnx_reader.read(path))))
 
 
 def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:

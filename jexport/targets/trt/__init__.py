@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jexport import targets
 from jexport.artifacts import manifest
 from jexport.errors import DeviceError, EngineError, UnsupportedGraphError
-from jexport.graph.diagnostics import Finding, refuse
+from jexport.graph.diagnostics import Diagnostic, raise_for_errors
 from jexport.recipe import CompileSpec
 from jexport.targets import Target
 from jexport.types import CompiledModel, OnnxModel, Runner, Tensors
@@ -70,10 +70,10 @@ def check(model: OnnxModel) -> None:
             evidence=f"supported up to {MAX_OPSET}",
             fix=f"set export.opset to {MAX_OPSET} or less",
         )
-    refuse(lint(model.path, model.max_tokens))
+    raise_for_errors(lint(model.path, model.max_tokens))
 
 
-def lint(path: Path, max_tokens: int | None) -> Sequence[Finding]:
+def lint(path: Path, max_tokens: int | None) -> Sequence[Diagnostic]:
     """Everything that TensorRT would not take; needs neither it nor a GPU."""
     from jexport.targets.trt.lint import lint as read
 
@@ -92,9 +92,9 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     machine = device.machine()
     if spec.refit_from:
         return _refitted(model, Path(spec.refit_from), out_dir)
-    found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
-    refuse(lint_at(model.path, found, model.max_tokens))
-    need = memory.predict(model.path, found)
+    ranges = profiles.read(spec.profiles, max_tokens=model.max_tokens)
+    raise_for_errors(lint_at(model.path, ranges, model.max_tokens))
+    need = memory.predict(model.path, ranges)
     device.check_memory(need.total_bytes, what=str(need))
     options = building.Options(
         hardware_compatible=spec.hardware_compatible,
@@ -103,21 +103,21 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         timings=Path(spec.timing_cache) if spec.timing_cache else None,
         weight_stripped=spec.weight_stripped,
     )
-    built = building.build(model.path, model.signature, found, options, machine)
+    built = building.build(model.path, model.signature, ranges, options, machine)
     plan, files = built.plan, [PLAN]
     if spec.weight_stripped:
         (out_dir / STRIPPED).write_bytes(plan)
         files.append(STRIPPED)
         plan = building.refit(plan, model.path, version_compatible=spec.version_compatible)
     (out_dir / PLAN).write_bytes(plan)
-    made = engine_info.Origin(
+    info = engine_info.EngineInfo(
         tensorrt=machine.tensorrt,
         gpu=machine.gpu.name,
         capability=machine.gpu.capability,
         system=machine.system,
         hardware_compatible=spec.hardware_compatible,
         version_compatible=spec.version_compatible,
-        profiles=found,
+        profiles=ranges,
         sha256=hashlib.sha256(plan).hexdigest(),
     )
     return CompiledModel(
@@ -127,7 +127,7 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
         files=tuple(files),
         signature=model.signature,
         facts={
-            **made.plain(),
+            **info.to_dict(),
             "graph_sha256": model.sha256,
             "reproducible": False,
             "opset": model.opset,
@@ -151,10 +151,10 @@ def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
             f"{', '.join(content['engine']['files'])}; wanted: {STRIPPED}, {model.precision}",
             fix="compile one task with --weight-stripped first, and give that artifact",
         )
-    made = engine_info.of(content["engine"]["facts"])
-    engine_info.check(made, device.machine(), path=donor / STRIPPED)
+    info = engine_info.from_facts(content["engine"]["facts"])
+    engine_info.check(info, device.machine(), path=donor / STRIPPED)
     plan = building.refit(
-        (donor / STRIPPED).read_bytes(), model.path, version_compatible=made.version_compatible
+        (donor / STRIPPED).read_bytes(), model.path, version_compatible=info.version_compatible
     )
     (out_dir / PLAN).write_bytes(plan)
     digest = hashlib.sha256(plan).hexdigest()
@@ -165,7 +165,7 @@ def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
         files=(PLAN,),
         signature=model.signature,
         facts={
-            **replace(made, sha256=digest).plain(),
+            **replace(info, sha256=digest).to_dict(),
             "graph_sha256": model.sha256,
             "reproducible": False,
             "opset": model.opset,
@@ -190,14 +190,14 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         raise ValueError(f"device is {device!r}; trt knows {', '.join(DEVICES)}")
     from jexport.targets.trt import engine_info, plan
 
-    made = engine_info.of(compiled.facts)
+    info = engine_info.from_facts(compiled.facts)
     names = [spec.name for spec in compiled.signature.outputs]
-    with plan.open_plan(compiled.folder / compiled.files[0], made) as run:
+    with plan.open_plan(compiled.folder / compiled.files[0], info) as run:
         opened = [run]
 
         def select(feed: Tensors) -> Tensors:
-            found = opened[0](feed)
-            return {name: found[name] for name in names if name in found}
+            outputs = opened[0](feed)
+            return {name: outputs[name] for name in names if name in outputs}
 
         try:
             yield select
@@ -209,16 +209,16 @@ def version() -> str:
     """The installed TensorRT, else ''."""
     from jexport.targets.trt.device import tensorrt_version
 
-    found = tensorrt_version()
-    return f"tensorrt {found}" if found else ""
+    installed = tensorrt_version()
+    return f"tensorrt {installed}" if installed else ""
 
 
 def prepare(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """The graph as TensorRT will read it, with its profiles: all that another machine needs."""
     from jexport.targets.trt import profiles
 
-    found = profiles.read(spec.profiles, max_tokens=model.max_tokens)
-    refuse(lint_at(model.path, found, model.max_tokens))
+    ranges = profiles.read(spec.profiles, max_tokens=model.max_tokens)
+    raise_for_errors(lint_at(model.path, ranges, model.max_tokens))
     for name in (GRAPH, WEIGHTS):
         shutil.copyfile(model.path.parent / name, out_dir / name)
     return CompiledModel(
@@ -229,22 +229,22 @@ def prepare(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
         signature=model.signature,
         facts={
             "portable": True,
-            "profiles": [profile.plain() for profile in found],
+            "profiles": [profile.plain() for profile in ranges],
             "opset": model.opset,
             "max_tokens": model.max_tokens,
         },
     )
 
 
-def lint_at(path: Path, found: Sequence[Profile], max_tokens: int) -> Sequence[Finding]:
+def lint_at(path: Path, ranges: Sequence[Profile], max_tokens: int) -> Sequence[Diagnostic]:
     """The lint, told which shapes the profiles hold."""
     from jexport.targets.trt.lint import lint as read
 
     dims = {
-        "batch": [(one.batch.min, one.batch.max) for one in found],
-        "sequence": [(one.tokens.min, one.tokens.max) for one in found],
+        "batch": [(one.batch.min, one.batch.max) for one in ranges],
+        "sequence": [(one.tokens.min, one.tokens.max) for one in ranges],
     }
-    return read(path, dims, max_tokens=min(max_tokens, max(one.tokens.max for one in found)))
+    return read(path, dims, max_tokens=min(max_tokens, max(one.tokens.max for one in ranges)))
 
 
 def anywhere() -> dict[str, Any]:

@@ -86,9 +86,9 @@ def build(
     notes = [kept.read.note] if kept else []
     # Polygraphy asks a file-like object for its mode and file number: no BytesIO.
     with (
-        _told(f"building an engine of {path.name}"),
+        _captured_messages(f"building an engine of {path.name}"),
         tempfile.TemporaryFile() as given,
-        tempfile.TemporaryFile() as made,
+        tempfile.TemporaryFile() as file,
     ):
         given.write(kept.read.content if kept else b"")
         network = network_from_onnx_path(str(path), **_strongly_typed(machine))
@@ -96,12 +96,12 @@ def build(
             signature, profiles, options, given if kept and kept.read.content else None
         )
         raw = engine_bytes_from_network(
-            network, config=config, save_timing_cache=made if kept else None
+            network, config=config, save_timing_cache=file if kept else None
         )
         plan = bytes(memoryview(raw))
         if kept:
-            made.seek(0)
-            notes.append(timing_cache.write(kept.place, made.read()))
+            file.seek(0)
+            notes.append(timing_cache.write(kept.place, file.read()))
     return Built(plan=plan, seconds=time.perf_counter() - started, notes=tuple(filter(None, notes)))
 
 
@@ -169,7 +169,7 @@ def _polygraphy_profiles(signature: Signature, profiles: Sequence[Profile]) -> l
             evidence=f"its shape is {list(strange[0].shape)}",
             fix="export the model with jexport, whose graphs take token ids and a mask",
         )
-    found = []
+    polygraphy = []
     for profile in profiles:
         shapes = TrtProfile()
         for spec in signature.inputs:
@@ -179,21 +179,21 @@ def _polygraphy_profiles(signature: Signature, profiles: Sequence[Profile]) -> l
                 opt=(profile.batch.opt, profile.tokens.opt),
                 max=(profile.batch.max, profile.tokens.max),
             )
-        found.append(shapes)
-    return found
+        polygraphy.append(shapes)
+    return polygraphy
 
 
 @contextlib.contextmanager
-def _told(doing: str) -> Iterator[None]:
+def _captured_messages(doing: str) -> Iterator[None]:
     """Polygraphy prints nothing meanwhile; what it and TensorRT had to say goes into an error."""
     from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
-    said: list[str] = []
+    messages: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage().strip())
+            messages.append(record.getMessage().strip())
 
     listener = Listener(logging.ERROR)
     python_log = logging.getLogger("Polygraphy")
@@ -208,7 +208,7 @@ def _told(doing: str) -> Iterator[None]:
     except PolygraphyException as error:
         raise EngineError(
             f"TensorRT failed at {doing}",
-            evidence="\n".join(dict.fromkeys(said[-12:])) or str(error),
+            evidence="\n".join(dict.fromkeys(messages[-12:])) or str(error),
             fix="look at the first line above; `jexport lint MODEL.onnx --target trt` checks a "
             "graph without a GPU",
         ) from error
@@ -237,7 +237,7 @@ def refit(
     import tensorrt as trt
 
     log = Log()
-    runtime = trt.Runtime(log.made)
+    runtime = trt.Runtime(log.logger)
     runtime.engine_host_code_allowed = version_compatible
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None or not engine.refittable:
@@ -246,8 +246,8 @@ def refit(
             evidence=log.text() or "it was not built for refitting",
             fix="build it with compile.weight_stripped = true",
         )
-    refitter = trt.Refitter(engine, log.made)
-    parser_refitter = trt.OnnxParserRefitter(refitter, log.made)
+    refitter = trt.Refitter(engine, log.logger)
+    parser_refitter = trt.OnnxParserRefitter(refitter, log.logger)
     done = parser_refitter.refit_from_file(str(path))
     missing = list(refitter.get_missing_weights())
     if missing or not done:

@@ -102,8 +102,8 @@ class Stream:
         """Make it. Non-blocking: it does not wait for the default stream's work."""
         from cuda.bindings import runtime
 
-        self._made = call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
-        self.handle = int(self._made)
+        self._handle = call(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
+        self.handle = int(self._handle)
 
     def upload(self, buffer: Buffer, size_bytes: int) -> None:
         """Copy the first bytes of a buffer's pinned memory to the GPU."""
@@ -115,7 +115,7 @@ class Stream:
             buffer.host_pointer,
             size_bytes,
             runtime.cudaMemcpyKind.cudaMemcpyHostToDevice,
-            self._made,
+            self._handle,
         )
 
     def download(self, buffer: Buffer, size_bytes: int) -> None:
@@ -128,14 +128,14 @@ class Stream:
             buffer.pointer,
             size_bytes,
             runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost,
-            self._made,
+            self._handle,
         )
 
     def wait(self) -> None:
         """Return when all that was put on the stream is done."""
         from cuda.bindings import runtime
 
-        call(runtime.cudaStreamSynchronize, self._made)
+        call(runtime.cudaStreamSynchronize, self._handle)
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Record what `work` puts on the stream, without running it.
@@ -146,14 +146,14 @@ class Stream:
 
         # Of this thread only: other threads of the process may allocate meanwhile.
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        call(runtime.cudaStreamBeginCapture, self._made, mode)
+        call(runtime.cudaStreamBeginCapture, self._handle, mode)
         try:
             work()
         except BaseException:
             with contextlib.suppress(DeviceError):
-                call(runtime.cudaGraphDestroy, call(runtime.cudaStreamEndCapture, self._made))
+                call(runtime.cudaGraphDestroy, call(runtime.cudaStreamEndCapture, self._handle))
             raise
-        recorded = call(runtime.cudaStreamEndCapture, self._made)
+        recorded = call(runtime.cudaStreamEndCapture, self._handle)
         try:
             return Graph(call(runtime.cudaGraphInstantiate, recorded, 0))
         finally:
@@ -163,28 +163,28 @@ class Stream:
         """Put a captured graph on the stream."""
         from cuda.bindings import runtime
 
-        call(runtime.cudaGraphLaunch, graph.made, self._made)
+        call(runtime.cudaGraphLaunch, graph.handle, self._handle)
 
     def free(self) -> None:
         """Destroy it; harmless when that was done."""
         from cuda.bindings import runtime
 
-        made, self._made = self._made, None
-        if made is not None:
-            call(runtime.cudaStreamDestroy, made)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            call(runtime.cudaStreamDestroy, handle)
 
 
 class Graph:
     """A captured, instantiated CUDA graph."""
 
-    def __init__(self, made: Any) -> None:
+    def __init__(self, handle: Any) -> None:
         """Keep what cudaGraphInstantiate gave."""
-        self.made = made
+        self.handle = handle
 
     def free(self) -> None:
         """Destroy it; harmless when that was done."""
         from cuda.bindings import runtime
 
-        made, self.made = self.made, None
-        if made is not None:
-            call(runtime.cudaGraphExecDestroy, made)
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            call(runtime.cudaGraphExecDestroy, handle)

@@ -180,15 +180,15 @@ def _gpu() -> Gpu:
             fix=WITHOUT_GPU,
         )
     call(runtime.cudaSetDevice, 0)
-    found = call(runtime.cudaGetDeviceProperties, 0)
-    name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
+    properties = call(runtime.cudaGetDeviceProperties, 0)
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     gpu = Gpu(
         name=name.rstrip("\0"),
-        capability=f"{found.major}.{found.minor}",
+        capability=f"{properties.major}.{properties.minor}",
         driver_cuda=_cuda(int(call(runtime.cudaDriverGetVersion))),
-        total_bytes=int(found.totalGlobalMem),
+        total_bytes=int(properties.totalGlobalMem),
     )
-    if (found.major, found.minor) < LOWEST_CAPABILITY:
+    if (properties.major, properties.minor) < LOWEST_CAPABILITY:
         lowest = ".".join(map(str, LOWEST_CAPABILITY))
         raise DeviceError(
             f"TensorRT does not take the GPU {gpu.name}",

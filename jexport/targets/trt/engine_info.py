@@ -21,7 +21,7 @@ AMPERE = (8, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class EngineInfo:
     """What a manifest says of a plan. sha256: of the plan's bytes."""
 
     tensorrt: str
@@ -33,8 +33,8 @@ class Origin:
     profiles: tuple[Profile, ...]
     sha256: str
 
-    def plain(self) -> dict[str, Any]:
-        """As a manifest writes it; `of` reads it back."""
+    def to_dict(self) -> dict[str, Any]:
+        """As a manifest writes it; `from_facts` reads it back."""
         return {
             "tensorrt": self.tensorrt,
             "gpu": self.gpu,
@@ -47,8 +47,16 @@ class Origin:
         }
 
 
-def of(facts: Mapping[str, Any], *, max_tokens: int = 1 << 30) -> Origin:
-    """The Origin in a manifest's facts. Raises ArtifactError when something is not said there."""
+def from_facts(facts: Mapping[str, Any], *, max_tokens: int = 1 << 30) -> EngineInfo:
+    """Read what a manifest says of a plan.
+
+    Args:
+        facts: the manifest's engine facts.
+        max_tokens: the longest text, for profiles without a bound.
+
+    Raises:
+        ArtifactError: something is missing there.
+    """
     texts = ("tensorrt", "gpu", "capability", "system", "hardware_compatible", "sha256")
     absent = [key for key in texts if not isinstance(facts.get(key), str)]
     absent += [] if isinstance(facts.get("version_compatible"), bool) else ["version_compatible"]
@@ -59,68 +67,68 @@ def of(facts: Mapping[str, Any], *, max_tokens: int = 1 << 30) -> Origin:
             evidence=f"without a usable value: {', '.join(absent)}",
             fix="compile it again: jexport compile ARTIFACT",
         )
-    return Origin(
+    return EngineInfo(
         **{key: facts[key] for key in texts},
         version_compatible=facts["version_compatible"],
         profiles=profiles.from_tables(facts["profiles"], max_tokens=max_tokens),
     )
 
 
-def check(origin: Origin, machine: Machine, *, path: Path) -> None:
+def check(info: EngineInfo, machine: Machine, *, path: Path) -> None:
     """Refuse a plan that is for another system, GPU architecture or TensorRT.
 
     Raises DeviceError or EngineError; each says how to compile it again.
     """
     again = f"compile it again on this machine: jexport compile {path.parent}"
-    if origin.system != machine.system:
+    if info.system != machine.system:
         raise DeviceError(
             f"{path.name} was built for another operating system or processor",
-            evidence=f"built on {origin.system}, this is {machine.system}",
+            evidence=f"built on {info.system}, this is {machine.system}",
             fix=again,
         )
-    if not _gpu_fits(origin, machine):
-        allowed = origin.hardware_compatible or "that architecture only"
+    if not _gpu_fits(info, machine):
+        allowed = info.hardware_compatible or "that architecture only"
         raise DeviceError(
             f"{path.name} was built for another GPU architecture",
-            evidence=f"built on {origin.gpu} (compute capability {origin.capability}) for "
+            evidence=f"built on {info.gpu} (compute capability {info.capability}) for "
             f"{allowed}; this is {machine.gpu.name} ({machine.gpu.capability})",
             fix=f"{again} (or build it with compile.hardware_compatible)",
         )
-    if not _tensorrt_fits(origin, machine):
-        how = "and later ones of that major" if origin.version_compatible else "only"
+    if not _tensorrt_fits(info, machine):
+        how = "and later ones of that major" if info.version_compatible else "only"
         raise EngineError(
             f"{path.name} was built with another TensorRT",
-            evidence=f"built with {origin.tensorrt}, for its version {how}; "
+            evidence=f"built with {info.tensorrt}, for its version {how}; "
             f"installed is {machine.tensorrt}",
             fix=f"{again} (or install that TensorRT)",
         )
 
 
-def _gpu_fits(origin: Origin, machine: Machine) -> bool:
-    if origin.hardware_compatible == "ampere_plus":
+def _gpu_fits(info: EngineInfo, machine: Machine) -> bool:
+    if info.hardware_compatible == "ampere_plus":
         return _numbers(machine.gpu.capability) >= AMPERE
-    return origin.capability == machine.gpu.capability
+    return info.capability == machine.gpu.capability
 
 
-def _tensorrt_fits(origin: Origin, machine: Machine) -> bool:
+def _tensorrt_fits(info: EngineInfo, machine: Machine) -> bool:
     """Same major and minor; a version-compatible plan takes later minors of its major too."""
-    built, here = _numbers(origin.tensorrt)[:2], _numbers(machine.tensorrt)[:2]
-    if origin.version_compatible:
+    built, here = _numbers(info.tensorrt)[:2], _numbers(machine.tensorrt)[:2]
+    if info.version_compatible:
         return built[0] == here[0] and built <= here
     return built == here
 
 
 def _numbers(version: str) -> tuple[int, ...]:
     """'11.4.0.106' -> (11, 4, 0, 106); what is not a number ends it."""
-    found: list[int] = []
+    numbers: list[int] = []
     for part in version.split("."):
         if not part.isdigit():
             break
-        found.append(int(part))
-    return tuple(found)
+        numbers.append(int(part))
+    return tuple(numbers)
 
 
-def read(origin: Origin, path: Path) -> bytes:
+def read(info: EngineInfo, path: Path) -> bytes:
     """The plan's bytes, once their digest is the manifest's. Raises ArtifactError."""
     try:
         plan = path.read_bytes()
@@ -128,12 +136,12 @@ def read(origin: Origin, path: Path) -> bytes:
         raise ArtifactError(
             f"{path.name} cannot be read", evidence=str(error), fix=_again(path)
         ) from error
-    found = hashlib.sha256(plan).hexdigest()
-    if found != origin.sha256:
+    digest = hashlib.sha256(plan).hexdigest()
+    if digest != info.sha256:
         raise ArtifactError(
             f"{path.name} is not the plan that its manifest describes",
-            evidence=f"SHA-256 {found[:16]}..., {len(plan)} bytes; the manifest says "
-            f"{origin.sha256[:16]}...",
+            evidence=f"SHA-256 {digest[:16]}..., {len(plan)} bytes; the manifest says "
+            f"{info.sha256[:16]}...",
             fix=_again(path),
         )
     return plan

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from jexport.graph.diagnostics import Finding, merged, refuse
+from jexport.graph.diagnostics import Diagnostic, merge_by_kind, raise_for_errors
 from jexport.graph.lint import dataflow, onnx_reader, weights
 from jexport.targets.trt import operators, quantization, ranges, shapes
 
-__all__ = ["Finding", "lint", "refuse"]
+__all__ = ["Diagnostic", "lint", "raise_for_errors"]
 
 
 def lint(
@@ -21,8 +21,8 @@ def lint(
     dims: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     *,
     max_tokens: int | None = None,
-) -> list[Finding]:
-    """What TensorRT would not take: errors first, one finding a kind, the same order every time.
+) -> list[Diagnostic]:
+    """What TensorRT would not take: errors first, one diagnostic a kind, the same order every time.
 
     dims: by dynamic axis ('batch', 'sequence', or its name in the file), the lowest and highest
     size of each profile; None: profiles are not looked at. max_tokens: the longest text. Raises
@@ -30,20 +30,20 @@ def lint(
     """
     file = onnx_reader.read(path)
     dataflow.infer_types(file)
-    found = dataflow.origins(file)
-    kinds: tuple[Iterable[Finding], ...] = (
+    constness = dataflow.infer_constness(file)
+    kinds: tuple[Iterable[Diagnostic], ...] = (
         weights.check(file),
         weights.check_connected(file),
         operators.check_opset(file),
         operators.check_operators(file),
         operators.check_types(file),
         operators.check_border_types(file),
-        operators.check_restrictions(file, found),
-        quantization.check(file, found),
-        shapes.check_data_dependent(file, found),
+        operators.check_restrictions(file, constness),
+        quantization.check(file, constness),
+        shapes.check_data_dependent(file, constness),
         shapes.check_inputs(file),
         shapes.check_axes(file),
         shapes.check_profiles(file, dims, max_tokens),
         ranges.check(file),
     )
-    return merged(one for kind in kinds for one in kind)
+    return merge_by_kind(one for kind in kinds for one in kind)

@@ -24,7 +24,7 @@ class Log:
 
     def __init__(self) -> None:
         """Begin to listen."""
-        self.made = _listener()
+        self.logger = _listener()
         self._said: deque[str] = deque(maxlen=KEPT)
         _alive.add(self)
 

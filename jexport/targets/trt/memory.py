@@ -119,8 +119,8 @@ def _peak(graph: Any, sizes: Mapping[str, int]) -> int:
     alive = peak = 0
     leaving: dict[int, int] = {}
     for at, node in enumerate(graph.node):
-        made = sum(sizes.get(name, 0) for name in node.output)
-        alive += made
+        produced = sum(sizes.get(name, 0) for name in node.output)
+        alive += produced
         peak = max(peak, alive)
         for name in node.output:
             if name in sizes:

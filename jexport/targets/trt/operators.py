@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.graph.lint import dataflow
-from jexport.graph.lint.dataflow import CONSTANT, Origins
+from jexport.graph.lint.dataflow import CONSTANT, Constness
 from jexport.graph.lint.graph_view import Constant, GraphFile, Node, Scope, error, warning
 from jexport.targets.trt.support import table
 
@@ -37,7 +37,7 @@ OUTPUT_TYPED = ("Cast", "CastLike", "Constant", "ConstantOfShape")
 """Operators whose output type is what the table's types are about (Cast: both sides)."""
 
 
-def check_opset(file: GraphFile) -> Iterator[Finding]:
+def check_opset(file: GraphFile) -> Iterator[Diagnostic]:
     """Opsets that no, or not every, TensorRT reads."""
     known = table().opsets
     lowest = min(low for low, _ in known.values())
@@ -70,7 +70,7 @@ def check_opset(file: GraphFile) -> Iterator[Finding]:
             )
 
 
-def check_operators(file: GraphFile) -> Iterator[Finding]:
+def check_operators(file: GraphFile) -> Iterator[Diagnostic]:
     """Operators that are not in the table, or in it as not taken."""
     support = table()
     for scope in file.scopes():
@@ -91,7 +91,7 @@ def check_operators(file: GraphFile) -> Iterator[Finding]:
             )
 
 
-def check_types(file: GraphFile) -> Iterator[Finding]:
+def check_types(file: GraphFile) -> Iterator[Diagnostic]:
     """Element types that an operator is not taken in."""
     for scope in file.scopes():
         for node in scope.nodes:
@@ -119,7 +119,7 @@ def _typed(node: Node, scope: Scope, opset: int) -> Iterator[tuple[str, str]]:
     yield from {dtype: name for name in reversed(names) if (dtype := scope.dtype(name))}.items()
 
 
-def _check_mixed(node: Node, scope: Scope, opset: int) -> Iterator[Finding]:
+def _check_mixed(node: Node, scope: Scope, opset: int) -> Iterator[Diagnostic]:
     """Inputs of one type variable in two types: strongly typed networks cast nothing by themselves.
 
     ONNX does not allow it either; graphs that were made float16 by hand have it all the same.
@@ -142,7 +142,7 @@ def _check_mixed(node: Node, scope: Scope, opset: int) -> Iterator[Finding]:
             return
 
 
-def _check_type(node: Node, dtype: str, name: str) -> Iterator[Finding]:
+def _check_type(node: Node, dtype: str, name: str) -> Iterator[Diagnostic]:
     support = table()
     taken = support.operators[node.op]
     if dtype in taken:
@@ -184,7 +184,7 @@ def _check_type(node: Node, dtype: str, name: str) -> Iterator[Finding]:
         )
 
 
-def check_restrictions(file: GraphFile, found: Origins) -> Iterator[Finding]:
+def check_restrictions(file: GraphFile, constness: Constness) -> Iterator[Diagnostic]:
     """What the table restricts beyond types."""
     for scope in file.scopes():
         for name in scope.sparse:
@@ -197,7 +197,7 @@ def check_restrictions(file: GraphFile, found: Origins) -> Iterator[Finding]:
             )
         for node in scope.nodes:
             limits = table().restrictions.get(node.op) if node.standard else None
-            for problem in _problems(node, scope, limits or {}, found):
+            for problem in _problems(node, scope, limits or {}, constness):
                 yield error(
                     _rule(node, problem),
                     node,
@@ -217,8 +217,10 @@ def _way_out(node: Node) -> str:
     return "export this step otherwise, or fold what can be constant"
 
 
-def _problems(node: Node, scope: Scope, limits: Mapping[str, Any], found: Origins) -> Iterator[str]:
-    yield from _input_problems(node, scope, limits, found)
+def _problems(
+    node: Node, scope: Scope, limits: Mapping[str, Any], constness: Constness
+) -> Iterator[str]:
+    yield from _input_problems(node, scope, limits, constness)
     if len([name for name in node.outputs if name]) > limits.get("only_outputs", 99):
         yield f"only the first {limits['only_outputs']} of its outputs"
     for name in limits.get("absent_attributes", ()):
@@ -237,7 +239,7 @@ def _problems(node: Node, scope: Scope, limits: Mapping[str, Any], found: Origin
 
 
 def _input_problems(
-    node: Node, scope: Scope, limits: Mapping[str, Any], found: Origins
+    node: Node, scope: Scope, limits: Mapping[str, Any], constness: Constness
 ) -> Iterator[str]:
     for index in limits.get("initializers", ()):
         name = node.given(index)
@@ -247,7 +249,7 @@ def _input_problems(
             yield f"input {index} must be an initializer"
     for index in limits.get("constants", ()):
         name = node.given(index)
-        if name and dataflow.origin(found, scope, name) != CONSTANT:
+        if name and dataflow.constness_of(constness, scope, name) != CONSTANT:
             yield f"input {index} must be a constant"
     for index in limits.get("false_inputs", ()):
         name = node.given(index)
@@ -276,7 +278,7 @@ def _numbers(constant: Constant | None) -> list[Any] | None:
     return None if values is None else values.tolist()
 
 
-def check_border_types(file: GraphFile) -> Iterator[Finding]:
+def check_border_types(file: GraphFile) -> Iterator[Diagnostic]:
     """Element types that no TensorRT tensor has, in weights and at the graph's border."""
     named = {value.name: value.dtype for value in (*file.graph.inputs, *file.graph.outputs)}
     for scope in file.scopes():

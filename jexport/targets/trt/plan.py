@@ -2,7 +2,7 @@
 
 One execution context for each optimization profile and one more for each captured graph (a graph is
 bound to its context's state), all on one stream and in one piece of activation memory. Whether a
-plan may be opened at all is asked in origin.py, before TensorRT sees it. Knows no manifest file.
+plan may be opened at all is asked in engine_info.py, before TensorRT sees it. Knows no manifest file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jexport.errors import EngineError
 from jexport.targets.trt import device, engine_info, profiles
 from jexport.targets.trt.cuda import Buffer, Graph, Stream
 from jexport.targets.trt.device import Machine
-from jexport.targets.trt.engine_info import Origin
+from jexport.targets.trt.engine_info import EngineInfo
 from jexport.targets.trt.log import Log
 from jexport.targets.trt.profiles import Profile
 from jexport.types import Tensors
@@ -58,10 +58,12 @@ class _Captured:
 class Plan:
     """An opened engine: `run` it, `close` it. A context manager."""
 
-    def __init__(self, engine: Any, found: Sequence[Profile], log: Log, *, graphs: bool) -> None:
+    def __init__(
+        self, engine: Any, profiles_: Sequence[Profile], log: Log, *, graphs: bool
+    ) -> None:
         """Take a deserialized engine; `open_plan` is the way in."""
         self._engine: Any = engine
-        self._profiles = tuple(found)
+        self._profiles = tuple(profiles_)
         self._log = log
         self._graphs_wanted = graphs
         self._lock = threading.Lock()
@@ -177,12 +179,12 @@ class Plan:
         for tensor in self._outputs:
             self._stream.download(tensor.buffer, _bytes(shapes[tensor.name], tensor.dtype))
         self._stream.wait()
-        found = {}
+        outputs = {}
         for tensor in self._outputs:
             size = shapes[tensor.name]
             raw = tensor.buffer.host(_bytes(size, tensor.dtype))
-            found[tensor.name] = raw.view(tensor.dtype).reshape(size).copy()
-        return found
+            outputs[tensor.name] = raw.view(tensor.dtype).reshape(size).copy()
+        return outputs
 
     def _bind(self, context: Any, shape: Shape) -> dict[str, tuple[int, ...]]:
         """Tell a context the input shapes and every address; the output shapes that follow."""
@@ -279,14 +281,14 @@ def _lengths(mask: Array) -> list[int]:
 
 def _padded(rows: Array, longest: int, shape: Shape) -> Array:
     """Rows cut to `longest` tokens, in an array of that shape; what is added is 0 and masked."""
-    found = np.zeros(shape, dtype=rows.dtype)
-    found[: len(rows), :longest] = rows[:, :longest]
-    return found
+    padded = np.zeros(shape, dtype=rows.dtype)
+    padded[: len(rows), :longest] = rows[:, :longest]
+    return padded
 
 
 @contextlib.contextmanager
 def open_plan(
-    path: Path, made: Origin, *, here: Machine | None = None, graphs: bool = True
+    path: Path, info: EngineInfo, *, here: Machine | None = None, graphs: bool = True
 ) -> Iterator[Callable[[Tensors], dict[str, Array]]]:
     """Open a plan for this machine and give its `run`; all its memory is freed at the end.
 
@@ -295,17 +297,17 @@ def open_plan(
     EngineError (another TensorRT) and ArtifactError (another digest).
     """
     machine = here or device.machine()
-    engine_info.check(made, machine, path=path)
-    raw = engine_info.read(made, path)
+    engine_info.check(info, machine, path=path)
+    raw = engine_info.read(info, path)
     device.check_memory(
         len(raw), what=f"needed: {len(raw) / 2**30:.2f} GiB for the engine's weights alone"
     )
     import tensorrt as trt
 
     log = Log()
-    runtime = trt.Runtime(log.made)
+    runtime = trt.Runtime(log.logger)
     # A version-compatible plan carries code that runs on the host; no other plan may.
-    runtime.engine_host_code_allowed = made.version_compatible
+    runtime.engine_host_code_allowed = info.version_compatible
     engine = runtime.deserialize_cuda_engine(raw)
     if engine is None:
         raise EngineError(
@@ -313,26 +315,26 @@ def open_plan(
             evidence=log.text() or "it gave no reason",
             fix=f"compile it again on this machine: jexport compile {path.parent}",
         )
-    _check_profiles(engine, made, path)
-    with Plan(engine, made.profiles, log, graphs=graphs) as plan:
+    _check_profiles(engine, info, path)
+    with Plan(engine, info.profiles, log, graphs=graphs) as plan:
         del engine
         yield plan.run
 
 
-def _check_profiles(engine: Any, made: Origin, path: Path) -> None:
+def _check_profiles(engine: Any, info: EngineInfo, path: Path) -> None:
     """Refuse an engine whose own profiles are not those that the manifest names."""
     name = engine.get_tensor_name(0)
     own = [
         [list(shape) for shape in engine.get_tensor_profile_shape(name, number)]
         for number in range(engine.num_optimization_profiles)
     ]
-    said = [
+    differences = [
         [[getattr(one.batch, size), getattr(one.tokens, size)] for size in ("min", "opt", "max")]
-        for one in made.profiles
+        for one in info.profiles
     ]
-    if own != said:
+    if own != differences:
         raise EngineError(
             f"the profiles of {path.name} are not those of its manifest",
-            evidence=f"the engine has {own}, the manifest {said}",
+            evidence=f"the engine has {own}, the manifest {differences}",
             fix=f"compile it again: jexport compile {path.parent}",
         )

@@ -87,7 +87,7 @@ def read(specs: Sequence[ProfileSpec], *, max_tokens: int) -> tuple[Profile, ...
 
 def from_tables(tables: Iterable[Mapping[str, Any]], *, max_tokens: int) -> tuple[Profile, ...]:
     """Profiles of tables like {batch=[1, 8, 32], tokens=[1, 64, 128]}, checked."""
-    found = []
+    result = []
     for number, table in enumerate(tables):
         for axis in ("batch", "tokens"):
             sizes = list(table.get(axis, ()))
@@ -101,30 +101,30 @@ def from_tables(tables: Iterable[Mapping[str, Any]], *, max_tokens: int) -> tupl
             Range(min=sizes[0], opt=sizes[1], max=sizes[2])
             for sizes in (table["batch"], table["tokens"])
         )
-        found.append(Profile(batch=batch, tokens=tokens))
-    return check(found, max_tokens=max_tokens)
+        result.append(Profile(batch=batch, tokens=tokens))
+    return check(result, max_tokens=max_tokens)
 
 
-def specs(found: Iterable[Profile]) -> tuple[ProfileSpec, ...]:
+def specs(profiles: Iterable[Profile]) -> tuple[ProfileSpec, ...]:
     """As a recipe holds them: what `read` takes."""
     return tuple(
         ProfileSpec(
             batch=(one.batch.min, one.batch.opt, one.batch.max),
             tokens=(one.tokens.min, one.tokens.opt, one.tokens.max),
         )
-        for one in found
+        for one in profiles
     )
 
 
-def check(found: Sequence[Profile], *, max_tokens: int) -> tuple[Profile, ...]:
+def check(profiles: Sequence[Profile], *, max_tokens: int) -> tuple[Profile, ...]:
     """The same profiles, once they are possible, apart and within the model's length."""
-    if not found or len(found) > COUNTS[-1]:
+    if not profiles or len(profiles) > COUNTS[-1]:
         raise ProfileError(
-            f"an engine cannot have {len(found)} optimization profiles here",
+            f"an engine cannot have {len(profiles)} optimization profiles here",
             evidence="each costs build time and memory, and a single wide one picks bad kernels",
             fix=f"give one to {COUNTS[-1]} of them (recipe key compile.profiles)",
         )
-    for number, profile in enumerate(found):
+    for number, profile in enumerate(profiles):
         for axis, sizes in (("batch", profile.batch), ("tokens", profile.tokens)):
             if not 1 <= sizes.min <= sizes.opt <= sizes.max:
                 raise ProfileError(
@@ -138,14 +138,14 @@ def check(found: Sequence[Profile], *, max_tokens: int) -> tuple[Profile, ...]:
                 evidence=f"tokens = {profile.tokens}; the model's limit is {max_tokens}",
                 fix=f"end it at {max_tokens} tokens",
             )
-    for (one, first), (two, second) in itertools.combinations(enumerate(found), 2):
+    for (one, first), (two, second) in itertools.combinations(enumerate(profiles), 2):
         if first.batch.meets(second.batch) and first.tokens.meets(second.tokens):
             raise ProfileError(
                 f"profiles {one} and {two} overlap",
                 evidence=f"{one}: {first}\n{two}: {second}",
                 fix=f"begin profile {two} at {first.tokens.max + 1} tokens",
             )
-    return tuple(found)
+    return tuple(profiles)
 
 
 def standard(max_tokens: int, *, token_budget: int = TOKEN_BUDGET) -> tuple[Profile, ...]:
@@ -209,20 +209,20 @@ def _best_edges(known: Sequence[int], highest: int, count: int) -> list[int]:
 
 def _of_edges(edges: Sequence[int], known: Sequence[int], token_budget: int) -> tuple[Profile, ...]:
     """Profiles with these upper borders, in order; the texts say where each is tuned."""
-    found = []
+    result = []
     lower = 1
     for edge in edges:
         inside = [length for length in known if lower <= length <= edge]
         usual = inside[len(inside) // 2] if inside else (lower + edge + 1) // 2
         most = max(1, min(LARGEST_BATCH, token_budget // edge))
-        found.append(
+        result.append(
             Profile(
                 batch=Range(min=1, opt=max(1, most // 2), max=most),
                 tokens=Range(min=lower, opt=usual, max=edge),
             )
         )
         lower = edge + 1
-    return tuple(found)
+    return tuple(result)
 
 
 def pick(profiles: Sequence[Profile], batch: int, tokens: int) -> int | None:
@@ -239,11 +239,11 @@ def split(profiles: Sequence[Profile], lengths: Sequence[int]) -> list[tuple[int
     groups: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         groups.setdefault(_home(profiles, row, length), []).append(row)
-    found = []
+    batches = []
     for number in sorted(groups):
         rows, most = groups[number], profiles[number].batch.max
-        found += [(number, rows[at : at + most]) for at in range(0, len(rows), most)]
-    return found
+        batches += [(number, rows[at : at + most]) for at in range(0, len(rows), most)]
+    return batches
 
 
 def _home(profiles: Sequence[Profile], row: int, length: int) -> int:

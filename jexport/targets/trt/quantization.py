@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.graph.lint import dataflow
-from jexport.graph.lint.dataflow import CONSTANT, Origins
+from jexport.graph.lint.dataflow import CONSTANT, Constness
 from jexport.graph.lint.graph_view import GraphFile, Node, Scope, error
 from jexport.targets.trt.operators import SYMMETRIC
 
@@ -24,19 +24,19 @@ WIDTH = 8
 """Steps from a weight to the product that reads it; more has never been seen."""
 
 
-def check(file: GraphFile, found: Origins) -> Iterator[Finding]:
+def check(file: GraphFile, constness: Constness) -> Iterator[Diagnostic]:
     """Every QuantizeLinear and DequantizeLinear."""
     for scope in file.scopes():
         for node in scope.nodes:
             if node.standard and node.op in (QUANTIZE, DEQUANTIZE):
                 yield from _type(node, scope)
                 yield from _zero_point(node, scope)
-                yield from _scale(node, scope, found)
-                yield from _axis(node, scope, found)
+                yield from _scale(node, scope, constness)
+                yield from _axis(node, scope, constness)
                 yield from _pair(node, scope)
 
 
-def _type(node: Node, scope: Scope) -> Iterator[Finding]:
+def _type(node: Node, scope: Scope) -> Iterator[Diagnostic]:
     """The quantized side."""
     given = [scope.dtype(name) for name in node.inputs]
     if node.op == QUANTIZE:
@@ -70,7 +70,7 @@ def _type(node: Node, scope: Scope) -> Iterator[Finding]:
         )
 
 
-def _zero_point(node: Node, scope: Scope) -> Iterator[Finding]:
+def _zero_point(node: Node, scope: Scope) -> Iterator[Diagnostic]:
     name = node.given(2)
     if not name:
         return
@@ -102,11 +102,11 @@ def _zero_point(node: Node, scope: Scope) -> Iterator[Finding]:
         )
 
 
-def _scale(node: Node, scope: Scope, found: Origins) -> Iterator[Finding]:
+def _scale(node: Node, scope: Scope, constness: Constness) -> Iterator[Diagnostic]:
     name = node.given(1)
     constant = scope.constant(name)
     values = constant.values() if constant is not None else None
-    if dataflow.origin(found, scope, name) != CONSTANT:
+    if dataflow.constness_of(constness, scope, name) != CONSTANT:
         yield error(
             "scale",
             node,
@@ -136,12 +136,12 @@ def _scale(node: Node, scope: Scope, found: Origins) -> Iterator[Finding]:
         )
 
 
-def _axis(node: Node, scope: Scope, found: Origins) -> Iterator[Finding]:
+def _axis(node: Node, scope: Scope, constness: Constness) -> Iterator[Diagnostic]:
     """Scales per channel: only on weights, along the output channels, as many as there are."""
     scale = scope.constant(node.given(1))
     if scale is None or scale.elements <= 1:
         return
-    if dataflow.origin(found, scope, node.given(0)) != CONSTANT:
+    if dataflow.constness_of(constness, scope, node.given(0)) != CONSTANT:
         yield error(
             "per-channel-activation",
             node,
@@ -205,7 +205,7 @@ def _channel_axes(scope: Scope, name: str, axes: tuple[int, ...], steps: int) ->
 
     axes: which axis of the weight each axis of this value is (a Transpose moves them).
     """
-    found: set[int] = set()
+    channel_axes: set[int] = set()
     for reader, index in scope.readers.get(name, ()) if steps else ():
         result = next(iter(reader.outputs), "")
         wanted: int | None = None
@@ -217,20 +217,20 @@ def _channel_axes(scope: Scope, name: str, axes: tuple[int, ...], steps: int) ->
         elif reader.op in ("Gather", "Conv") and index == (reader.op == "Conv"):
             wanted = 0
         elif reader.op in (*LOOKED_THROUGH, QUANTIZE, DEQUANTIZE) and index == 0:
-            found |= _channel_axes(scope, result, axes, steps - 1)
+            channel_axes |= _channel_axes(scope, result, axes, steps - 1)
         elif reader.op == "Transpose":
             order = reader.attributes.get("perm") or list(reversed(range(len(axes))))
             if isinstance(order, list) and sorted(map(str, order)) == sorted(
                 map(str, range(len(axes)))
             ):
                 moved = tuple(axes[int(one)] for one in order)
-                found |= _channel_axes(scope, result, moved, steps - 1)
+                channel_axes |= _channel_axes(scope, result, moved, steps - 1)
         if wanted is not None:
-            found.add(axes[wanted])
-    return found
+            channel_axes.add(axes[wanted])
+    return channel_axes
 
 
-def _pair(node: Node, scope: Scope) -> Iterator[Finding]:
+def _pair(node: Node, scope: Scope) -> Iterator[Diagnostic]:
     """DequantizeLinear must undo the QuantizeLinear before it."""
     maker = scope.producer(node.given(0)) if node.op == DEQUANTIZE else None
     if maker is None or maker.op != QUANTIZE or maker.given(1) == node.given(1):

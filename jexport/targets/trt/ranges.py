@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.graph.lint.graph_view import Constant, GraphFile, Node, Scope, error, warning
 
 LARGEST = 65504.0
@@ -49,7 +49,7 @@ LOW = -1e38
 FIX = "use a mask of -10000: it is finite in float16, and its softmax is 0"
 
 
-def check(file: GraphFile) -> Iterator[Finding]:
+def check(file: GraphFile) -> Iterator[Diagnostic]:
     """Every small constant."""
     half = any(
         dtype == "FP16" for scope in file.scopes() for dtype in scope.types.values()
@@ -77,7 +77,7 @@ def _constants(scope: Scope) -> Iterator[tuple[str, Constant, Node | None]]:
 
 def _check_half(
     name: str, values: np.ndarray, node: Node | None, scope: Scope
-) -> Iterator[Finding]:
+) -> Iterator[Diagnostic]:
     bad = values[~np.isfinite(values)]
     if len(bad):
         yield error(
@@ -99,20 +99,20 @@ def _check_half(
 
 def _check_float(
     name: str, values: np.ndarray, node: Node | None, scope: Scope
-) -> Iterator[Finding]:
+) -> Iterator[Diagnostic]:
     wide = values[~(np.abs(values) <= LARGEST)]
     if not len(wide):
         return
     low = bool((wide < 0).any())
     at = node or _first_reader(scope, name)
-    told = f"'{name}' has {wide[0]:g}; float16 ends at {LARGEST:g}"
+    evidence = f"'{name}' has {wide[0]:g}; float16 ends at {LARGEST:g}"
     cast = _reaches(scope, name, ("Cast",), to_half=True)
     if cast is not None:
         yield error(
             "mask-overflow" if low else "fp16-range",
             at,
             "a mask overflows float16" if low else "a constant overflows float16",
-            f"{told}; it reaches {cast.label}, which casts to float16",
+            f"{evidence}; it reaches {cast.label}, which casts to float16",
             FIX if low else "keep that module in float32 (export.keep_fp32)",
         )
     elif (wide <= LOW).any():
@@ -120,7 +120,7 @@ def _check_float(
             "mask-overflow",
             at,
             "a graph with float16 in it has a mask at the end of float32",
-            told,
+            evidence,
             FIX,
         )
 

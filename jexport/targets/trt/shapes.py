@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.graph.lint import dataflow
-from jexport.graph.lint.dataflow import VALUES, Origins
+from jexport.graph.lint.dataflow import VALUES, Constness
 from jexport.graph.lint.graph_view import GraphFile, Node, Value, error, warning
 from jexport.targets.trt.support import table
 
@@ -43,7 +43,7 @@ SHAPE_INPUTS: Mapping[str, tuple[int, ...]] = {
 BY_TEXT = "compute it from shapes (Shape, Gather, Concat) and not from what the text says"
 
 
-def check_data_dependent(file: GraphFile, found: Origins) -> Iterator[Finding]:
+def check_data_dependent(file: GraphFile, constness: Constness) -> Iterator[Diagnostic]:
     """Results whose shape depends on values and not only on the inputs' shapes."""
     for scope in file.scopes():
         for node in scope.nodes:
@@ -59,7 +59,7 @@ def check_data_dependent(file: GraphFile, found: Origins) -> Iterator[Finding]:
                 )
             for index in SHAPE_INPUTS.get(node.op, ()):
                 name = node.given(index)
-                if name and dataflow.origin(found, scope, name) == VALUES:
+                if name and dataflow.constness_of(constness, scope, name) == VALUES:
                     yield error(
                         "data-dependent-shape",
                         node,
@@ -67,7 +67,7 @@ def check_data_dependent(file: GraphFile, found: Origins) -> Iterator[Finding]:
                         f"its input {index} ('{name}') is computed from the values of an input",
                         BY_TEXT,
                     )
-            if _scans(node) and dataflow.origin(found, scope, node.given(0)) == VALUES:
+            if _scans(node) and dataflow.constness_of(constness, scope, node.given(0)) == VALUES:
                 yield error(
                     "data-dependent-shape",
                     node,
@@ -83,7 +83,7 @@ def _scans(node: Node) -> bool:
     return node.op == "Loop" and len(node.outputs) > carried
 
 
-def check_inputs(file: GraphFile) -> Iterator[Finding]:
+def check_inputs(file: GraphFile) -> Iterator[Diagnostic]:
     """input_ids and attention_mask, int64 [batch, sequence], and nothing else."""
     given = {value.name: value for value in file.graph.inputs}
     for name in INPUTS:
@@ -116,7 +116,7 @@ def check_inputs(file: GraphFile) -> Iterator[Finding]:
             yield from _check_known(value)
 
 
-def _check_known(value: Value) -> Iterator[Finding]:
+def _check_known(value: Value) -> Iterator[Diagnostic]:
     if value.dtype != "INT64":
         yield error(
             "input",
@@ -136,7 +136,7 @@ def _check_known(value: Value) -> Iterator[Finding]:
         )
 
 
-def check_axes(file: GraphFile) -> Iterator[Finding]:
+def check_axes(file: GraphFile) -> Iterator[Diagnostic]:
     """Dynamic axes anywhere but in batch and sequence."""
     for value in file.graph.inputs:
         for position, size in enumerate(value.dims or ()):
@@ -180,7 +180,7 @@ def check_axes(file: GraphFile) -> Iterator[Finding]:
 
 def check_profiles(
     file: GraphFile, ranges: Ranges | None, max_tokens: int | None
-) -> Iterator[Finding]:
+) -> Iterator[Diagnostic]:
     """Dynamic axes that no profile covers, and texts longer than any."""
     known = [value for value in file.graph.inputs if value.name in INPUTS and value.dims]
     for position, axis in enumerate(AXES):
@@ -195,7 +195,7 @@ def check_profiles(
                 yield from _covered(axis, size, ranges.get(size, ranges.get(axis, ())), wanted)
 
 
-def _fixed(axis: str, size: int, max_tokens: int | None) -> Iterator[Finding]:
+def _fixed(axis: str, size: int, max_tokens: int | None) -> Iterator[Diagnostic]:
     if axis == "sequence" and max_tokens is not None and size < max_tokens:
         yield error(
             "profile",
@@ -216,7 +216,7 @@ def _fixed(axis: str, size: int, max_tokens: int | None) -> Iterator[Finding]:
 
 def _covered(
     axis: str, name: str, ranges: Sequence[tuple[int, int]], wanted: int | None
-) -> Iterator[Finding]:
+) -> Iterator[Diagnostic]:
     if not ranges:
         yield error(
             "profile",

@@ -73,16 +73,16 @@ def read(where: Place) -> Timings:
     header, newline, content = raw[:LONGEST_HEADER].partition(b"\n")
     content = raw[len(header) + 1 :]
     try:
-        said = json.loads(header) if newline else None
+        stored = json.loads(header) if newline else None
     except ValueError:
-        said = None
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+        stored = None
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         return Timings(content=b"", note=f"timing cache not used: {where.path.name} is not one")
-    if said.get("made_for") != dict(where.made_for):
+    if stored.get("made_for") != dict(where.made_for):
         return Timings(
             content=b"", note=f"timing cache not used: {where.path.name} is of another machine"
         )
-    if said.get("sha256") != hashlib.sha256(content).hexdigest():
+    if stored.get("sha256") != hashlib.sha256(content).hexdigest():
         return Timings(content=b"", note=f"timing cache not used: {where.path.name} is damaged")
     return Timings(content=content, note=f"timing cache: {len(content)} bytes")
 
@@ -92,7 +92,7 @@ def write(where: Place, content: bytes) -> str:
 
     Gives '' or a note that it failed.
     """
-    said = {
+    header = {
         "format": FORMAT,
         "made_for": dict(where.made_for),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -102,7 +102,7 @@ def write(where: Place, content: bytes) -> str:
         handle, name = tempfile.mkstemp(prefix=".timings-", dir=where.path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(json.dumps(said).encode() + b"\n" + content)
+                file.write(json.dumps(header).encode() + b"\n" + content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(where.path)

@@ -13,7 +13,7 @@ import pytest
 from jexport.errors import ArtifactError, DeviceError, EngineError, JexportError
 from jexport.targets.trt import engine_info, profiles
 from jexport.targets.trt.device import Gpu, Machine
-from jexport.targets.trt.engine_info import Origin
+from jexport.targets.trt.engine_info import EngineInfo
 
 PLAN = b"a plan"
 HERE = Machine(
@@ -21,7 +21,7 @@ HERE = Machine(
     tensorrt="11.4.0.106",
     system="linux-x86_64",
 )
-MADE = Origin(
+MADE = EngineInfo(
     tensorrt="11.4.0.106",
     gpu="RTX 3090",
     capability="8.6",
@@ -65,19 +65,19 @@ def on(**changes: Any) -> Machine:
 def test_what_fits(
     made: dict[str, Any], here: dict[str, Any], kind: type[JexportError] | None
 ) -> None:
-    said, path = dataclasses.replace(MADE, **made), Path("artifacts/x/model.plan")
+    info, path = dataclasses.replace(MADE, **made), Path("artifacts/x/model.plan")
     if kind is None:
-        engine_info.check(said, on(**here), path=path)
+        engine_info.check(info, on(**here), path=path)
         return
     with pytest.raises(kind, match=r"model\.plan was built") as caught:
-        engine_info.check(said, on(**here), path=path)
+        engine_info.check(info, on(**here), path=path)
     assert "jexport compile artifacts/x" in caught.value.fix
     assert caught.value.evidence
 
 
 def test_facts_and_back() -> None:
-    plain = json.loads(json.dumps(MADE.plain()))
-    assert engine_info.of(plain | {"opset": 20, "notes": []}) == MADE
+    plain = json.loads(json.dumps(MADE.to_dict()))
+    assert engine_info.from_facts(plain | {"opset": 20, "notes": []}) == MADE
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_facts_and_back() -> None:
     ],
 )
 def test_a_manifest_that_does_not_say(key: str) -> None:
-    plain = MADE.plain()
+    plain = MADE.to_dict()
     for wrong in ({k: v for k, v in plain.items() if k != key}, plain | {key: 7}):
         with pytest.raises(ArtifactError, match="does not say") as caught:
-            engine_info.of(wrong)
+            engine_info.from_facts(wrong)
         assert key in caught.value.evidence
 
 

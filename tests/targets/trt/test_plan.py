@@ -17,7 +17,7 @@ import pytest
 
 from jexport.errors import ArtifactError, DeviceError, EngineError, ProfileError
 from jexport.targets.trt import building, device, engine_info, plan
-from jexport.targets.trt.engine_info import Origin
+from jexport.targets.trt.engine_info import EngineInfo
 from jexport.targets.trt.profiles import Profile, Range
 
 PROFILES = (
@@ -29,13 +29,13 @@ NOTHING = {"device": 0, "host": 0, "handles": 0}
 
 def compile_tiny(
     tiny: Any, folder: Path, *, profiles: Any = PROFILES, version_compatible: bool = False
-) -> tuple[Path, Origin]:
+) -> tuple[Path, EngineInfo]:
     machine = device.machine()
     options = building.Options(version_compatible=version_compatible)
     built = building.build(tiny.path, tiny.signature, profiles, options, machine)
     path = folder / "model.plan"
     path.write_bytes(built.plan)
-    return path, Origin(
+    return path, EngineInfo(
         tensorrt=machine.tensorrt,
         gpu=machine.gpu.name,
         capability=machine.gpu.capability,
@@ -69,7 +69,7 @@ def same(found: Any, tiny: Any, given: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def made(bench: Any, tiny: Any, tmp_path: Path) -> tuple[Path, Origin]:
+def made(bench: Any, tiny: Any, tmp_path: Path) -> tuple[Path, EngineInfo]:
     found = compile_tiny(tiny, tmp_path)
     bench.record.calls.clear()
     bench.gpu.calls.clear()
@@ -109,7 +109,7 @@ def test_every_batch_gives_the_graphs_own_vectors(
     graphs: bool,
     bench: Any,
     tiny: Any,
-    made: tuple[Path, Origin],
+    made: tuple[Path, EngineInfo],
 ) -> None:
     given = feed(lengths, tokens)
     with plan.open_plan(*made, graphs=graphs) as run:
@@ -122,7 +122,9 @@ def test_every_batch_gives_the_graphs_own_vectors(
     assert bench.gpu.leaks() == NOTHING
 
 
-def test_shapes_in_any_order_do_not_mix(bench: Any, tiny: Any, made: tuple[Path, Origin]) -> None:
+def test_shapes_in_any_order_do_not_mix(
+    bench: Any, tiny: Any, made: tuple[Path, EngineInfo]
+) -> None:
     rng = np.random.default_rng(7)
     with plan.open_plan(*made) as run:
         for seed in range(60):
@@ -133,7 +135,7 @@ def test_shapes_in_any_order_do_not_mix(bench: Any, tiny: Any, made: tuple[Path,
 
 
 def test_a_row_of_padding_only_is_no_trouble(
-    bench: Any, tiny: Any, made: tuple[Path, Origin]
+    bench: Any, tiny: Any, made: tuple[Path, EngineInfo]
 ) -> None:
     given = feed([5, 3])
     given["attention_mask"][1] = 0
@@ -144,7 +146,7 @@ def test_a_row_of_padding_only_is_no_trouble(
     np.testing.assert_allclose(found["sentence_embedding"][:1], wanted["sentence_embedding"])
 
 
-def test_a_text_longer_than_every_profile(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_a_text_longer_than_every_profile(bench: Any, made: tuple[Path, EngineInfo]) -> None:
     with plan.open_plan(*made) as run:
         with pytest.raises(ProfileError, match="text 1 of a batch") as caught:
             run(feed([5, 41]))
@@ -155,7 +157,7 @@ def test_a_text_longer_than_every_profile(bench: Any, made: tuple[Path, Origin])
 
 
 def test_inputs_of_another_kind_are_converted(
-    bench: Any, tiny: Any, made: tuple[Path, Origin]
+    bench: Any, tiny: Any, made: tuple[Path, EngineInfo]
 ) -> None:
     given = feed([5, 4])
     narrow = {name: np.asfortranarray(rows.astype(np.int32)) for name, rows in given.items()}
@@ -172,7 +174,7 @@ def launches(bench: Any) -> int:
 
 
 def test_a_shape_that_comes_again_gets_a_graph(
-    bench: Any, tiny: Any, made: tuple[Path, Origin]
+    bench: Any, tiny: Any, made: tuple[Path, EngineInfo]
 ) -> None:
     given = feed([5, 4])
     with plan.open_plan(*made) as run:
@@ -188,7 +190,7 @@ def test_a_shape_that_comes_again_gets_a_graph(
     }
 
 
-def test_graphs_can_be_left_out(bench: Any, tiny: Any, made: tuple[Path, Origin]) -> None:
+def test_graphs_can_be_left_out(bench: Any, tiny: Any, made: tuple[Path, EngineInfo]) -> None:
     given = feed([5, 4])
     with plan.open_plan(*made, graphs=False) as run:
         for _ in range(4):
@@ -197,7 +199,7 @@ def test_graphs_can_be_left_out(bench: Any, tiny: Any, made: tuple[Path, Origin]
 
 
 def test_a_large_batch_gets_no_graph(
-    bench: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+    bench: Any, made: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "GRAPH_TOKENS", 9)
     with plan.open_plan(*made) as run:
@@ -210,7 +212,7 @@ def test_a_large_batch_gets_no_graph(
 
 
 def test_graphs_are_captured_again_when_buffers_move(
-    bench: Any, tiny: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+    bench: Any, tiny: Any, made: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "jexport.targets.trt.cuda.ALIGNMENT", 1
@@ -230,7 +232,7 @@ def test_graphs_are_captured_again_when_buffers_move(
 
 
 def test_the_number_of_graphs_is_bounded(
-    bench: Any, tiny: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+    bench: Any, tiny: Any, made: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "GRAPHS", 2)
     with plan.open_plan(*made) as run:
@@ -251,7 +253,7 @@ def test_the_number_of_graphs_is_bounded(
 
 
 def test_the_graph_that_was_not_used_for_longest_goes_first(
-    bench: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+    bench: Any, made: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "GRAPHS", 2)
     with plan.open_plan(*made) as run:
@@ -268,7 +270,7 @@ def test_the_graph_that_was_not_used_for_longest_goes_first(
 # --- memory -------------------------------------------------------------------------------------
 
 
-def test_memory_is_reused(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_memory_is_reused(bench: Any, made: tuple[Path, EngineInfo]) -> None:
     with plan.open_plan(*made) as run:
         run(feed([40, 40, 40]))
         before = bench.gpu.calls.count("cudaMalloc")
@@ -279,7 +281,7 @@ def test_memory_is_reused(bench: Any, made: tuple[Path, Origin]) -> None:
         assert bench.gpu.leaks()["device"] == 5  # activations, two inputs, two outputs
 
 
-def test_everything_is_freed_after_an_error(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_everything_is_freed_after_an_error(bench: Any, made: tuple[Path, EngineInfo]) -> None:
     def stop() -> None:
         with plan.open_plan(*made) as run:
             run(feed([5]))
@@ -309,7 +311,7 @@ def test_everything_is_freed_after_an_error(bench: Any, made: tuple[Path, Origin
     ],
 )
 def test_everything_is_freed_when_a_call_fails(
-    function: str, after: int, bench: Any, made: tuple[Path, Origin]
+    function: str, after: int, bench: Any, made: tuple[Path, EngineInfo]
 ) -> None:
     def run_thrice() -> None:
         with plan.open_plan(*made) as run:
@@ -323,7 +325,7 @@ def test_everything_is_freed_when_a_call_fails(
     assert bench.gpu.leaks() == NOTHING
 
 
-def test_a_failing_free_does_not_keep_the_rest(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_a_failing_free_does_not_keep_the_rest(bench: Any, made: tuple[Path, EngineInfo]) -> None:
     def fail_while_closing() -> None:
         with plan.open_plan(*made) as run:
             run(feed([5]))
@@ -337,7 +339,7 @@ def test_a_failing_free_does_not_keep_the_rest(bench: Any, made: tuple[Path, Ori
     assert left["handles"] == 0
 
 
-def test_a_closed_plan_refuses(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_a_closed_plan_refuses(bench: Any, made: tuple[Path, EngineInfo]) -> None:
     with plan.open_plan(*made) as run:
         pass
     with pytest.raises(RuntimeError, match="closed"):
@@ -364,7 +366,7 @@ def test_a_gpu_that_is_too_small(install: Callable[..., Any], tiny: Any, tmp_pat
     assert bench.gpu.leaks() == NOTHING
 
 
-def test_memory_that_runs_out_names_what_to_do(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_memory_that_runs_out_names_what_to_do(bench: Any, made: tuple[Path, EngineInfo]) -> None:
     with plan.open_plan(*made) as run:
         bench.gpu.total_bytes = bench.gpu._used() + 100
         with pytest.raises(DeviceError, match="out of memory") as caught:
@@ -376,7 +378,7 @@ def test_memory_that_runs_out_names_what_to_do(bench: Any, made: tuple[Path, Ori
 
 
 def test_two_threads_take_turns(
-    bench: Any, tiny: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+    bench: Any, tiny: Any, made: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     troubles: list[BaseException] = []
     copy = bench.gpu.runtime.cudaMemcpyAsync
@@ -407,7 +409,7 @@ def test_two_threads_take_turns(
 # --- before TensorRT sees it --------------------------------------------------------------------
 
 
-def test_a_changed_plan_never_reaches_tensorrt(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_a_changed_plan_never_reaches_tensorrt(bench: Any, made: tuple[Path, EngineInfo]) -> None:
     path, said = made
     path.write_bytes(path.read_bytes()[:-1] + b"X")
     with pytest.raises(ArtifactError, match="not the plan") as caught, plan.open_plan(path, said):
@@ -417,7 +419,7 @@ def test_a_changed_plan_never_reaches_tensorrt(bench: Any, made: tuple[Path, Ori
 
 
 def test_a_plan_of_another_gpu_never_reaches_tensorrt(
-    bench: Any, made: tuple[Path, Origin]
+    bench: Any, made: tuple[Path, EngineInfo]
 ) -> None:
     bench.gpu.major, bench.gpu.minor = 9, 0
     with pytest.raises(DeviceError, match="another GPU architecture"), plan.open_plan(*made):
@@ -425,7 +427,9 @@ def test_a_plan_of_another_gpu_never_reaches_tensorrt(
     assert not bench.record.named("deserialize_cuda_engine")
 
 
-def test_what_tensorrt_refuses_is_said_in_its_words(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_what_tensorrt_refuses_is_said_in_its_words(
+    bench: Any, made: tuple[Path, EngineInfo]
+) -> None:
     import dataclasses
 
     path, said = made
@@ -440,7 +444,9 @@ def test_what_tensorrt_refuses_is_said_in_its_words(bench: Any, made: tuple[Path
     assert bench.gpu.leaks() == NOTHING
 
 
-def test_profiles_that_the_manifest_does_not_name(bench: Any, made: tuple[Path, Origin]) -> None:
+def test_profiles_that_the_manifest_does_not_name(
+    bench: Any, made: tuple[Path, EngineInfo]
+) -> None:
     import dataclasses
 
     path, said = made
@@ -467,7 +473,7 @@ def test_host_code_is_allowed_only_where_it_was_asked_for(
 
 @pytest.mark.parametrize("method", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
 def test_a_call_that_tensorrt_refuses(
-    method: str, bench: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+    method: str, bench: Any, made: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.trt.IExecutionContext, method, lambda *_: False)
     with pytest.raises(EngineError, match="TensorRT failed at"), plan.open_plan(*made) as run:
@@ -477,7 +483,7 @@ def test_a_call_that_tensorrt_refuses(
 
 @pytest.mark.parametrize("answer", ["profile", "context"])
 def test_opening_that_tensorrt_refuses(
-    answer: str, bench: Any, made: tuple[Path, Origin], monkeypatch: pytest.MonkeyPatch
+    answer: str, bench: Any, made: tuple[Path, EngineInfo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if answer == "profile":
         monkeypatch.setattr(
@@ -490,5 +496,5 @@ def test_opening_that_tensorrt_refuses(
     assert bench.gpu.leaks() == NOTHING
 
 
-def test_origin_is_what_was_compiled(made: tuple[Path, Origin]) -> None:
-    assert engine_info.of(made[1].plain()) == made[1]
+def test_origin_is_what_was_compiled(made: tuple[Path, EngineInfo]) -> None:
+    assert engine_info.from_facts(made[1].to_dict()) == made[1]

@@ -15,7 +15,7 @@ import torch
 
 from jexport.recipe import ExportSpec
 from jexport.stages import export
-from jexport.targets.trt.lint import Finding, lint
+from jexport.targets.trt.lint import Diagnostic, lint
 from jexport.types import OnnxModel
 
 HERE = Path(__file__).parent
@@ -38,10 +38,10 @@ def graphs() -> Any:
 
 
 @pytest.fixture
-def linted(graphs: Any, tmp_path: Path) -> Callable[..., list[Finding]]:
+def linted(graphs: Any, tmp_path: Path) -> Callable[..., list[Diagnostic]]:
     """`linted(model)`: the findings on a graph that is saved first."""
 
-    def run(made: onnx.ModelProto, dims: Any = None, **options: Any) -> list[Finding]:
+    def run(made: onnx.ModelProto, dims: Any = None, **options: Any) -> list[Diagnostic]:
         return lint(graphs.save(made, tmp_path), dims, **options)
 
     return run

@@ -22,7 +22,7 @@ from jexport.quantization.layer_quantization import LayerQuantization
 from jexport.quantization.qdq import insert_qdq
 from jexport.recipe import CompileSpec
 from jexport.targets import onnx as onnx_target
-from jexport.targets.trt.lint import Finding, lint, refuse
+from jexport.targets.trt.lint import Diagnostic, lint, raise_for_errors
 from jexport.targets.trt.support import table
 from jexport.types import OnnxModel
 
@@ -32,7 +32,7 @@ CUMSUM = ("xlm_roberta",)
 """Architectures whose positions are counted by a CumSum of int64."""
 
 
-def errors(findings: list[Finding]) -> list[Finding]:
+def errors(findings: list[Diagnostic]) -> list[Diagnostic]:
     return [one for one in findings if one.severity == "error"]
 
 
@@ -42,7 +42,7 @@ def test_our_own_graphs_are_taken(kind: str, precision: str, own: Callable[..., 
     found = lint(own(kind, precision).path, PROFILES, max_tokens=64)
     assert errors(found) == []
     assert [one.operator for one in found] == (["CumSum"] if kind in CUMSUM else [])
-    refuse(found)
+    raise_for_errors(found)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -56,10 +56,10 @@ def test_every_node_of_our_own_graph_was_really_looked_at(
         assert node.op in table().operators
         assert dataflow.schema_of(node.op, file.opset) is not None
         assert all(file.graph.dtype(name) for name in node.outputs)
-    found = dataflow.origins(file)
+    found = dataflow.infer_constness(file)
     shapes = [node for node in file.graph.nodes if node.op in ("Reshape", "Slice", "Expand")]
     assert shapes
-    made = {dataflow.origin(found, file.graph, node.given(1)) for node in shapes}
+    made = {dataflow.constness_of(found, file.graph, node.given(1)) for node in shapes}
     assert made <= {dataflow.CONSTANT, dataflow.SHAPE}
 
 
@@ -84,7 +84,7 @@ def test_what_the_target_onnx_makes_is_refused_by_name(
     assert named == real
     assert len(named) >= 2
     with pytest.raises(UnsupportedGraphError, match=r"com\.microsoft\."):
-        refuse(found)
+        raise_for_errors(found)
 
 
 def quantized(
@@ -186,7 +186,7 @@ def test_the_authors_published_kind_of_graph(published: Path) -> None:
     (task,) = [one for one in found if one.rule == "task-input"]
     assert "task_id" in task.what
     with pytest.raises(UnsupportedGraphError) as caught:
-        refuse(found)
+        raise_for_errors(found)
     text = str(caught.value)
     for word in ("DynamicQuantizeLinear", "MatMulInteger", "task_id", "fix: "):
         assert word in text

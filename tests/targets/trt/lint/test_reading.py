@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from jexport.errors import JexportError, UnsupportedGraphError
-from jexport.graph.diagnostics import Finding
+from jexport.graph.diagnostics import Diagnostic
 from jexport.graph.lint import onnx_reader
 from jexport.targets.trt.lint import lint
 from jexport.types import OnnxModel
@@ -25,14 +25,14 @@ from jexport.types import OnnxModel
 NODE = helper.make_node
 
 
-def outcome(content: bytes) -> list[Finding] | JexportError:
+def outcome(content: bytes) -> list[Diagnostic] | JexportError:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(content)
         try:
             found = lint(path, {"batch": [(1, 8)], "sequence": [(1, 64)]}, max_tokens=64)
             for one in found:
-                assert one.text().startswith((f"{one.severity}: ", one.severity))
+                assert one.to_text().startswith((f"{one.severity}: ", one.severity))
             assert found == lint(path, {"batch": [(1, 8)], "sequence": [(1, 64)]}, max_tokens=64)
         except JexportError as error:
             return error

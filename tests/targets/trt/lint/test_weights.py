@@ -11,17 +11,17 @@ import onnx
 import pytest
 from onnx import helper
 
-from jexport.targets.trt.lint import Finding, lint
+from jexport.targets.trt.lint import Diagnostic, lint
 
 NODE = helper.make_node
 DATA = "model.onnx_data"
 
 
 @pytest.fixture
-def stored(graphs: Any, tmp_path: Path) -> Callable[..., list[Finding]]:
+def stored(graphs: Any, tmp_path: Path) -> Callable[..., list[Diagnostic]]:
     """`stored(location=..., offset=..., length=...)`: a weight of 16 bytes at byte 8 of 32."""
 
-    def run(**said: str) -> list[Finding]:
+    def run(**said: str) -> list[Diagnostic]:
         made = graphs.model(
             [NODE("Add", ["x", "w"], ["out"], name="add")], [graphs.tensor("w", np.ones(4))]
         )
@@ -39,7 +39,7 @@ def stored(graphs: Any, tmp_path: Path) -> Callable[..., list[Finding]]:
     return run
 
 
-def test_whole_weights_beside_the_graph(stored: Callable[..., list[Finding]]) -> None:
+def test_whole_weights_beside_the_graph(stored: Callable[..., list[Diagnostic]]) -> None:
     assert stored() == []
     assert stored(length="") == []
     assert stored(offset="16") == []
@@ -73,14 +73,14 @@ def test_whole_weights_beside_the_graph(stored: Callable[..., list[Finding]]) ->
     ],
 )
 def test_what_is_refused(
-    said: dict[str, str], told: str, stored: Callable[..., list[Finding]]
+    said: dict[str, str], told: str, stored: Callable[..., list[Diagnostic]]
 ) -> None:
     (found,) = stored(**said)
     assert (found.rule, found.severity) == ("weights", "error")
     assert told in found.what
 
 
-def test_links_and_folders(stored: Callable[..., list[Finding]], tmp_path: Path) -> None:
+def test_links_and_folders(stored: Callable[..., list[Diagnostic]], tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.write_bytes(bytes(32))
     (tmp_path / DATA).symlink_to(real)
