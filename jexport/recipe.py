@@ -122,7 +122,8 @@ class QuantizeSpec:
     strength, 0 to 1; clip: share of the range kept of the second MLP matrix's input. effort: 'fast'
     or 'full' (other strengths and clips, and the whole curve). cosine_mean, cosine_p1,
     top10_overlap: what the held-out texts must reach (with each group of them at the gates of
-    [validate]). max_share: how much of the products' work may be run wider for it.
+    [validate]). max_share: share of the linear layers' multiply-adds that may be at higher
+    precision for it.
     pair_top10_overlap: how much of the nearest passages of float queries int8 queries must find.
     allow_slower: keep an int8 artifact that is not faster than the best float one. symmetric: goals
     that hold instead for engines that take the symmetric scheme only (trt), which loses more.

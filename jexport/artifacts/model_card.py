@@ -102,7 +102,7 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
         ("held-out texts", reading.count(held_out.get("texts"))),
         *((f"held-out {one.words}", one.shown(reading.value(kept, one.key)))
           for one in findings.MEASURES),
-        ("matrices", _matrices(quantization)),
+        ("linear layers", _plain("; ".join(findings.layers_in_brief(quantization)))),
         *_special(quantization),
         ("size of graph and weights", own.size_in_words if own else ""),
         ("calibrated with", _texts(calibrated)),
@@ -113,7 +113,7 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
         "",
         "Against the same graph in fp32, on texts that calibration never saw; the goals were "
         f"{said}.",
-        "By language and length, matrix by matrix, and all that was tried: `report.html`; the same",
+        "By language and length, layer by layer, and all that was tried: `report.html`; the same",
         "as numbers: `quantization.json`.",
         "",
         _table(("measure", "value"), [row for row in rows if row[1] not in ("", reading.MISSING)]),
@@ -121,28 +121,19 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
     ]
 
 
-def _matrices(quantization: Mapping[str, Any]) -> str:
-    """'22 int8 (93.1 % of the MatMul work), 2 int8x2 (6.9 %)'."""
-    parts = [
-        f"{many} {_plain(name)} ({reading.percent(share)}{'' if later else ' of the MatMul work'})"
-        for later, (name, many, share) in enumerate(findings.treatments(quantization))
-    ]
-    return ", ".join(parts)
-
-
 def _special(quantization: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Which matrices are not plain int8, by treatment."""
+    """Which layers are not plain int8, by precision."""
     rows = []
-    for treatment, _, _ in findings.treatments(quantization):
-        if treatment in findings.PLAIN:
+    for precision, _, _ in findings.layer_precisions(quantization):
+        if precision in findings.PLAIN:
             continue
         names = [
             _code(str(matrix.get("name")))
             for matrix in reading.rows(quantization, "matrices")
-            if str(matrix.get("treatment")) == treatment
+            if str(matrix.get("treatment")) == precision
         ]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        rows.append((f"matrices in {_plain(treatment)}", ", ".join(names[:NAMED]) + more))
+        rows.append((f"layers in {_plain(findings.label(precision))}", ", ".join(names[:NAMED]) + more))
     return rows
 
 

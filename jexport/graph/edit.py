@@ -58,7 +58,7 @@ class Edit:
         self.graph.register_initializer(value)
         return value
 
-    def insert(
+    def insert(  # ir.node's own parameters, and where it goes
         self,
         before: ir.Node,
         op: str,

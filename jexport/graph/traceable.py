@@ -29,7 +29,7 @@ WINDOWED = ("modernbert",)
 """Model types that take a mask per kind of layer, by name."""
 
 
-def plain_attention(
+def plain_attention(  # the parameters with which transformers calls an attention
     module: torch.nn.Module | None,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -55,7 +55,7 @@ def plain_attention(
     return mixed.transpose(-3, -2).contiguous(), None
 
 
-def plain_sdpa(
+def plain_sdpa(  # the parameters of torch's scaled_dot_product_attention
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

@@ -150,23 +150,8 @@ def run(
             whole_curve=job.full, progress=callbacks.progress, message=callbacks.message
         ),
     )
-    quantizations = job.with_fallback(quantized, chosen.fallback)
-    result = job.evaluator.write(quantizations, out_dir, target.precision)
-    report = _report(quantized, quantizations, chosen, trials, goals, spec.effort)
-    write_json(
-        out_dir / REPORT,
-        {
-            **report,
-            **data.metadata,
-            "copied": [split.report() for split in job.evaluator.splits],
-            "techniques": techniques,
-            "held_out_quality": job.evaluator.compare(quantizations, job.reference),
-            "bytes": {"fp32": _bytes(model.path.parent), target.precision: _bytes(out_dir)},
-        },
-    )
-    for folder in ("trials", "weights"):
-        shutil.rmtree(out_dir / folder, ignore_errors=True)
-    return result
+    outcome = _Outcome(chosen=chosen, trials=trials, goals=goals, techniques=techniques)
+    return _write(job, quantized, outcome, out_dir)
 
 
 def _check(target: QuantizationTarget, data: CalibrationData) -> None:
@@ -422,12 +407,43 @@ def _sensitivity(
     return sensitivity
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What the search came to. techniques: what each gave, where they were tried."""
+
+    chosen: search.Trial
+    trials: Sequence[search.Trial]
+    goals: search.Goals
+    techniques: Sequence[Mapping[str, Any]]
+
+
+def _write(
+    job: _Job, quantized: Mapping[str, QuantizedLayer], outcome: _Outcome, out_dir: Path
+) -> OnnxModel:
+    """Write the chosen graph and its report, and remove what trials left."""
+    evaluator, precision = job.evaluator, job.target.precision
+    quantizations = job.with_fallback(quantized, outcome.chosen.fallback)
+    result = evaluator.write(quantizations, out_dir, precision)
+    write_json(
+        out_dir / REPORT,
+        {
+            **_report(quantized, quantizations, outcome, job.spec.effort),
+            **evaluator.data.metadata,
+            "copied": [split.report() for split in evaluator.splits],
+            "techniques": outcome.techniques,
+            "held_out_quality": evaluator.compare(quantizations, job.reference),
+            "bytes": {"fp32": _bytes(evaluator.model.path.parent), precision: _bytes(out_dir)},
+        },
+    )
+    for folder in ("trials", "weights"):
+        shutil.rmtree(out_dir / folder, ignore_errors=True)
+    return result
+
+
 def _report(
     quantized: Mapping[str, QuantizedLayer],
     quantizations: Mapping[str, LayerQuantization],
-    chosen: search.Trial,
-    trials: Sequence[search.Trial],
-    goals: search.Goals,
+    outcome: _Outcome,
     effort: str,
 ) -> dict[str, Any]:
     """quantization.json, but for texts, groups and sizes."""
@@ -452,12 +468,12 @@ def _report(
         "scheme": config.scheme,
         "precision": config.precision,
         "effort": effort,
-        "reached": chosen.passed,
-        "gates": dict(goals.at_least),
-        "max_share": goals.max_share,
-        "chosen": chosen.report(),
-        "tried": [trial.report() for trial in trials],
-        "curve": [trial.report() for trial in sorted(trials, key=lambda t: t.share)],
+        "reached": outcome.chosen.passed,
+        "gates": dict(outcome.goals.at_least),
+        "max_share": outcome.goals.max_share,
+        "chosen": outcome.chosen.report(),
+        "tried": [trial.report() for trial in outcome.trials],
+        "curve": [trial.report() for trial in sorted(outcome.trials, key=lambda t: t.share)],
         "matrices": matrices,
     }
 

@@ -176,7 +176,7 @@ def test_the_prediction_does_not_refuse_what_fits(engine: CompiledModel) -> None
     import tensorrt as trt
 
     log = Log()
-    runtime = trt.Runtime(log.made)
+    runtime = trt.Runtime(log.logger)
     opened = runtime.deserialize_cuda_engine((engine.folder / engine.files[0]).read_bytes())
     asked = max(opened.get_device_memory_size_for_profile_v2(n) for n in range(len(PROFILES)))
     assert engine.facts["activations_bytes"] < 4 * asked + (16 << 20)

@@ -336,8 +336,11 @@ def test_model_card_of_an_int8_artifact(packaged: Callable[..., Path], tmp_path:
         "held-out cosine, lowest": "0.99299",
         "held-out shared top-10 neighbours": "0.9638",
     }
-    assert found["matrices"] == "3 int8 (75.0 % of the MatMul work), 1 int8x2 (25.0 %)"
-    assert found["matrices in int8x2"] == "<code>layer/0/MatMul</code>"
+    assert found["linear layers"] == (
+        "3 of 4 layers int8; 1 of 4 layers kept at higher precision (int8_residual), "
+        "25.0 % of the multiply-adds"
+    )
+    assert found["layers in int8_residual"] == "<code>layer/0/MatMul</code>"
     assert found["size of graph and weights"] == "23.0 MiB (25.6 % of fp32)"
     assert found["calibrated with"] == f"everyday: 1,025 texts, SHA-256 <code>{'9' * 64}</code>"
 
@@ -352,7 +355,7 @@ def test_package_quotes_the_quantization_that_it_ships(
     missed = quantized(tmp_path, reached=False, bytes={}, chosen={}, matrices=[], calibration={})
     card = (packaged(extras=(missed,)) / "README.md").read_text(encoding="utf-8")
     assert "the goals were NOT reached" in card
-    assert set(cells(card)) & {"matrices", "calibrated with", "held-out cosine, mean"} == set()
+    assert set(cells(card)) & {"linear layers", "calibrated with", "held-out cosine, mean"} == set()
 
 
 def test_names_in_a_quantization_are_no_markup(

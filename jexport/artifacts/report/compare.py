@@ -50,20 +50,20 @@ def rows(a: Sides, b: Sides) -> list[Row]:
 
 def verdicts(a: Sides, b: Sides) -> list[str]:
     """What follows from the rows, in words."""
-    told = []
+    verdicts = []
     sizes = [sum(entry["size_bytes"] for entry in one.manifest["files"]) for one in (a, b)]
     if sizes[0] and sizes[0] != sizes[1]:
-        told.append(f"B takes {percent(sizes[1] / sizes[0])} of the bytes of A")
+        verdicts.append(f"B takes {percent(sizes[1] / sizes[0])} of the bytes of A")
     rates = _rates(a, b)
     if rates:
-        told.append(f"B does {rates[1] / rates[0]:.2f} times the texts per second of A")
+        verdicts.append(f"B does {rates[1] / rates[0]:.2f} times the texts per second of A")
     if same_space(a, b):
-        told.append("one embedding space: one may search the other's index, as near as their gates")
+        verdicts.append("one embedding space: one may search the other's index, as near as their gates")
     else:
-        told.append("the embedding spaces differ: never mix their vectors in one index")
+        verdicts.append("the embedding spaces differ: never mix their vectors in one index")
     if not same_texts(a, b):
-        told.append("parity was measured on different texts: its numbers do not compare")
-    return told
+        verdicts.append("parity was measured on different texts: its numbers do not compare")
+    return verdicts
 
 
 def same_space(a: Sides, b: Sides) -> bool:
@@ -123,8 +123,8 @@ def _facts(one: Sides) -> dict[str, Said]:
     }
     for measure in findings.MEASURES:
         if measure.key in parity:
-            found = parity[measure.key]
-            facts[measure.brief] = Said(found, measure.shown(found))
+            measured = parity[measure.key]
+            facts[measure.brief] = Said(measured, measure.shown(measured))
     return facts | _quantized(one.quantization)
 
 
@@ -138,17 +138,17 @@ def _speed(content: Facts) -> Said:
 
 def _quantized(quantization: Facts) -> dict[str, Said]:
     """What only an int8 artifact has."""
-    treated = findings.treatments(quantization)
-    if not treated:
+    precisions = findings.layer_precisions(quantization)
+    if not precisions:
         return {}
-    counts = {name: many for name, many, _ in treated}
+    counts = {name: many for name, many, _ in precisions}
     chosen, texts = findings.kept(quantization), mapping(quantization, "calibration")
     scheme, mean = quantization.get("scheme"), chosen.get("cosine_mean")
     top, digest = value(chosen, "top10_overlap"), texts.get("sha256")
     named = f"{texts.get('name', '-')}, {str(digest or '-')[:16]}"
     return {
         "scheme": Said(scheme, str(scheme or "-")),
-        "matrices": Said(counts, ", ".join(f"{many} {name}" for name, many in counts.items())),
+        "matrices": Said(counts, ", ".join(f"{many} {findings.label(name)}" for name, many in counts.items())),
         "held-out cosine": Said(mean, cosine(mean)),
         "held-out top-10": Said(top, share(top)),
         "calibrated with": Said([texts.get("name"), digest], named),

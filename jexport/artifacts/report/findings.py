@@ -27,17 +27,22 @@ from jexport.artifacts.report.reading import (
 )
 
 FORMAT = 1
-"""The quantization.json that this room reads."""
+"""The quantization.json that is read here."""
 
 MIB = 1 << 20
 FLOATS = ("fp32", "fp16", "bf16")
 PLAIN = ("int8", "int8-weights")
-TREATMENTS = {
-    "int8": "activation and weight in 8 bits",
-    "int8x2": "activation as two 8-bit terms, the value and what rounding left of it",
+LAYER_PRECISIONS = {
+    "int8": "activations and weight in 8 bits",
+    "int8x2": "a second 8-bit term for what rounding left of the activations",
     "float": "not quantized",
     "int8-weights": "only the weight in 8 bits",
 }
+"""By their names in quantization.json."""
+
+LABELS = {"int8x2": "int8_residual"}
+"""What people read, where it is not the name in quantization.json."""
+
 PAIRS = {
     "queries_int8_passages_int8": "int8 queries, int8 passages",
     "queries_int8_passages_fp32": "int8 queries, fp32 passages",
@@ -105,13 +110,13 @@ def title(manifest: Facts) -> str:
     return line(" · ".join(part for part in [*parts, str(manifest.get("version") or "")] if part))
 
 
-def verdict(quantization: Facts) -> str:
+def summary(quantization: Facts) -> str:
     """Whether the gates were reached, and under which settings."""
-    told = "The gates were reached" if quantization.get("reached") is True else (
+    outcome = "The gates were reached" if quantization.get("reached") is True else (
         "The gates were NOT reached; this is the best that was found")
     how = [f"{key} {quantization[key]}" for key in ("precision", "scheme", "effort")
            if quantization.get(key)]
-    return line(f"{told} ({', '.join(how)})" if how else told)
+    return line(f"{outcome} ({', '.join(how)})" if how else outcome)
 
 
 def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, Held]]:
@@ -123,8 +128,8 @@ def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, He
     held_out = mapping(quantization, "held_out_quality")
     ours = {**mapping(held_out, "overall"), **kept(quantization)}
     theirs = dict(mapping(metrics, "overall"))
-    for side, found in ((ours, held_out), (theirs, metrics)):
-        side["language_loss"] = mapping(found, "languages").get("largest_loss")
+    for side, metrics_ in ((ours, held_out), (theirs, metrics)):
+        side["language_loss"] = mapping(metrics_, "languages").get("largest_loss")
     theirs[TOKENS.key] = mapping(metrics, "tokens").get("cosine_min")
     theirs[BATCH.key] = mapping(metrics, "batch").get("cosine_min")
     lines = []
@@ -142,7 +147,7 @@ def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, He
 
 
 def kept(quantization: Facts) -> Facts:
-    """The try that the artifact is: `chosen`, else the one whose products its own are.
+    """The trial that the artifact is: `chosen`, else the one with the same layers at higher precision.
 
     Without either the last that passed.
     """
@@ -157,17 +162,22 @@ def kept(quantization: Facts) -> Facts:
     ]
     passed = [t for t in tried if t.get("passed") is True]
     both = [t for t in same if t in passed]
-    return next((found[-1] for found in (both, same, passed, tried) if found), {})
+    return next((candidates[-1] for candidates in (both, same, passed, tried) if candidates), {})
 
 
-def treatments(quantization: Facts) -> list[tuple[str, int, float]]:
-    """Name, number of matrices and share of the work (0 to 1); unknown names last."""
-    found: dict[str, tuple[int, float]] = dict.fromkeys(TREATMENTS, (0, 0.0))
+def layer_precisions(quantization: Facts) -> list[tuple[str, int, float]]:
+    """The precisions of the linear layers.
+
+    Returns:
+        Name in quantization.json, number of layers, and share of the multiply-adds (0 to 1) of
+        each; unknown names last.
+    """
+    totals: dict[str, tuple[int, float]] = dict.fromkeys(LAYER_PRECISIONS, (0, 0.0))
     for matrix in rows(quantization, "matrices"):
         name = str(matrix.get("treatment", MISSING))
-        matrices, work = found.get(name, (0, 0.0))
-        found[name] = matrices + 1, work + (number(matrix.get("share")) or 0)
-    return [(name, many, work) for name, (many, work) in found.items() if many]
+        matrices, work = totals.get(name, (0, 0.0))
+        totals[name] = matrices + 1, work + (number(matrix.get("share")) or 0)
+    return [(name, many, work) for name, (many, work) in totals.items() if many]
 
 
 class Precision(NamedTuple):
@@ -207,12 +217,12 @@ def precisions(quantization: Facts, parity: Facts, manifest: Facts) -> list[Prec
     if own not in sizes and own != "int8" and "int8" in sizes:
         sizes = {own if name == "int8" else name: size for name, size in sizes.items()}
     whole, slowest = number(sizes.get("fp32")), number(speeds.get("fp32"))
-    found = []
+    result = []
     for name in dict.fromkeys([*FLOATS, *sizes, *speeds]):
         if name not in sizes and name not in speeds:
             continue
         size, speed = number(sizes.get(name)), number(speeds.get(name))
-        found.append(
+        result.append(
             Precision(
                 name=name,
                 size=size,
@@ -222,16 +232,34 @@ def precisions(quantization: Facts, parity: Facts, manifest: Facts) -> list[Prec
                 cosine_mean=number(overall.get("cosine_mean")) if name == own else None,
             )
         )
-    return found
+    return result
 
 
 def groups(metrics: Facts, key: str, *, worst_first: bool = False) -> list[tuple[str, Facts]]:
     """The groups of parity's metrics by name, or the one with the lowest 1st percentile first."""
-    found = mapping(metrics, key)
-    named = [(str(name), group) for name, group in found.items() if isinstance(group, Mapping)]
+    by_name = mapping(metrics, key)
+    named = [(str(name), group) for name, group in by_name.items() if isinstance(group, Mapping)]
     if worst_first:
         named.sort(key=lambda row: or_infinite(row[1].get("cosine_p1")))
     return named
+
+
+def label(precision: str) -> str:
+    """A layer's precision as people read it."""
+    return LABELS.get(precision, precision)
+
+
+def layers_in_brief(quantization: Facts) -> list[str]:
+    """'22 of 24 layers int8', '2 of 24 layers kept at higher precision (int8_residual), ...'."""
+    precisions_ = layer_precisions(quantization)
+    total = sum(many for _, many, _ in precisions_)
+    return [
+        f"{many} of {total} layers {label(name)}"
+        if name in PLAIN
+        else f"{many} of {total} layers kept at higher precision ({label(name)}), "
+        f"{percent(part)} of the multiply-adds"
+        for name, many, part in precisions_
+    ]
 
 
 def pairs(quantization: Facts) -> tuple[str, list[tuple[str, Facts]]]:
@@ -258,9 +286,9 @@ def texts_used(texts: Facts) -> str:
 
 
 def tried_in_brief(quantization: Facts) -> str:
-    """How many ways, and which was kept."""
+    """How many trials, and which was kept."""
     tried = rows(quantization, "tried")
     if not tried:
         return ""
-    ways = "way" if len(tried) == 1 else "ways"
-    return line(f"{len(tried)} {ways}; kept: {kept(quantization).get('what', MISSING)}")
+    trials = "trial" if len(tried) == 1 else "trials"
+    return line(f"{len(tried)} {trials}; kept: {kept(quantization).get('what', MISSING)}")

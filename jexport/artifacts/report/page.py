@@ -26,9 +26,9 @@ def render(quantization: Facts, parity: Facts, manifest: Facts) -> str:
         ("Queries and passages together", sections.pair(quantization)),
         ("Quality on the held-out texts", sections.held_out_groups(quantization)),
         ("Quality on the parity texts", sections.parity_groups(quantization, parity)),
-        ("Quality against the share of wider work", sections.curve(quantization)),
+        ("Quality against the share at higher precision", sections.curve(quantization)),
         ("What was tried", sections.tried(quantization)),
-        ("Matrix by matrix", sections.matrices(quantization)),
+        ("Layer by layer", sections.matrices(quantization)),
         ("Texts used", sections.texts(quantization, parity)),
         ("Build it again", sections.command(quantization)),
     ]
@@ -42,7 +42,7 @@ def render(quantization: Facts, parity: Facts, manifest: Facts) -> str:
         "style-src 'unsafe-inline'\"/>\n"
         f"<title>Quantization of {title}</title>\n<style>{STYLE}</style></head>\n"
         f'<body><header><h1>{title}</h1>\n<p class="{"good" if reached else "bad"}">'
-        f"{escape(findings.verdict(quantization))}</p></header>\n<main>\n{body}</main>"
+        f"{escape(findings.summary(quantization))}</p></header>\n<main>\n{body}</main>"
         "</body></html>\n"
     )
 

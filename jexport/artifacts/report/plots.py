@@ -34,8 +34,8 @@ MARK = 4.0
 
 def svg(height: float, title: str, desc: str, parts: Iterable[str], *, width: int = WIDTH) -> str:
     """A figure of that many units, with its name and what it shows in words."""
-    told = f"<title>{escape(title)}</title><desc>{escape(desc)}</desc>"
-    return f'<svg viewBox="0 0 {width} {height:g}" role="img">{told}{"".join(parts)}</svg>'
+    heading = f"<title>{escape(title)}</title><desc>{escape(desc)}</desc>"
+    return f'<svg viewBox="0 0 {width} {height:g}" role="img">{heading}{"".join(parts)}</svg>'
 
 
 def _label(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
@@ -47,8 +47,8 @@ def _stroke(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _dot(key: str, x: float, y: float, told: str = "", *, radius: float = 3.5) -> str:
-    tip = f"<title>{escape(told)}</title>" if told else ""
+def _dot(key: str, x: float, y: float, label: str = "", *, radius: float = 3.5) -> str:
+    tip = f"<title>{escape(label)}</title>" if label else ""
     return f'<circle class="{key}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{tip}</circle>'
 
 
@@ -73,18 +73,18 @@ def dots(title: str, groups: Sequence[tuple[str, Facts]], gates: Facts) -> str:
     parts += [_stroke(f"gate {key}", place(v), top, place(v), bottom) for key, v in bounds.items()]
     for position, (name, (whole, group)) in enumerate(zip(names, groups, strict=True)):
         y = top + row * (position + 0.5)
-        found = {k: v for k in keys if (v := number(group.get(k))) is not None}
+        cosines = {k: v for k in keys if (v := number(group.get(k))) is not None}
         parts.append(_label(left - 4, y + 4, name, anchor="end"))
-        if len(found) == 2:
-            parts.append(_stroke("link", *(f for k in keys for f in (place(found[k]), y))))
+        if len(cosines) == 2:
+            parts.append(_stroke("link", *(f for k in keys for f in (place(cosines[k]), y))))
         parts += [
-            _dot(key, place(v), y, f"{whole}: {cosine(v)}") for key, v in reversed(found.items())
+            _dot(key, place(v), y, f"{whole}: {cosine(v)}") for key, v in reversed(cosines.items())
         ]
         parts.append(_label(WIDTH - 9 * LETTER, y + 4, cosine(group.get(keys[0])), anchor="end"))
         parts.append(_label(WIDTH, y + 4, cosine(group.get(keys[1])), anchor="end"))
     worst = min(groups, key=lambda g: or_infinite(g[1].get("cosine_p1")))
-    told = f"{len(groups)} groups; lowest 1st percentile {cosine(worst[1].get('cosine_p1'))}"
-    return svg(bottom + 20, title, f"{told} ({worst[0]})", parts)
+    description = f"{len(groups)} groups; lowest 1st percentile {cosine(worst[1].get('cosine_p1'))}"
+    return svg(bottom + 20, title, f"{description} ({worst[0]})", parts)
 
 
 class Curve(NamedTuple):
@@ -117,7 +117,7 @@ def curve(title: str, drawn: Curve) -> tuple[str, bool]:
         if (s := number(mark.get("share"))) is not None
         and (v := number(value(mark, drawn.keys[0]))) is not None
     ]
-    values = [v for found in points.values() for _, v in found] + [v for *_, v in marks]
+    values = [v for series in points.values() for _, v in series] + [v for *_, v in marks]
     if not values:
         return "", False
     bounds = {key: g for key in drawn.keys if (g := number(value(drawn.gates, key))) is not None}
@@ -134,18 +134,18 @@ def curve(title: str, drawn: Curve) -> tuple[str, bool]:
         x = across(drawn.kept)
         parts.append(_stroke("kept", x, top, x, bottom))
         parts.append(_label(x, 12, "kept", anchor="start" if drawn.kept < 0.5 else "end"))
-    for key, found in points.items():
-        path = " ".join(f"{across(s):.1f},{place(v):.1f}" for s, v in found)
+    for key, series in points.items():
+        path = " ".join(f"{across(s):.1f},{place(v):.1f}" for s, v in series)
         parts.append(f'<polyline class="{key}" points="{path}"/>')
         parts += [
             _dot(key, across(s), place(v), f"{percent(s)}: {cosine(v)}", radius=2.5)
-            for s, v in found
+            for s, v in series
         ]
     spots = [(n, m, across(s), place(v)) for n, m, s, v in marks]
-    taken = [(across(s), place(v)) for found in points.values() for s, v in found]
+    taken = [(across(s), place(v)) for series in points.values() for s, v in series]
     parts += _marks(spots, taken, (left, top, right, bottom))
-    told = f"{len(drawn.rows)} points, from {cosine(min(values))} to {cosine(max(values))}"
-    return svg(bottom + 22, title, told, parts), axis.stretched
+    description = f"{len(drawn.rows)} points, from {cosine(min(values))} to {cosine(max(values))}"
+    return svg(bottom + 22, title, description, parts), axis.stretched
 
 
 def _frame(axis: axes.Axis, left: float, right: float, bottom: float) -> list[str]:
@@ -166,7 +166,7 @@ def _frame(axis: axes.Axis, left: float, right: float, bottom: float) -> list[st
 def _marks(
     spots: Sequence[tuple[int, Facts, float, float]],
     taken: Sequence[tuple[float, float]],
-    room: tuple[float, float, float, float],
+    area: tuple[float, float, float, float],
 ) -> Iterator[str]:
     """A diamond per technique, its number near it, and a line between the two where they part."""
     points = [*taken, *((x, y) for *_, x, y in spots)]
@@ -175,7 +175,7 @@ def _marks(
     for which, mark, x, y in sorted(spots, key=lambda spot: (spot[3], spot[2])):
         words = str(which)
         half = len(words) * LETTER / 2 + 1
-        at = _free(x, y, half, points, boxes, room)
+        at = _free(x, y, half, points, boxes, area)
         if at is not None:
             boxes.append(at)
             if math.hypot(at[0] - x, at[1] - y) > 14:
@@ -198,10 +198,10 @@ def _free(
     half: float,
     points: Sequence[tuple[float, float]],
     boxes: Sequence[tuple[float, float]],
-    room: tuple[float, float, float, float],
+    area: tuple[float, float, float, float],
 ) -> tuple[float, float] | None:
     """The nearest middle for a number where it hits no point, no other number and no edge."""
-    left, top, right, bottom = room
+    left, top, right, bottom = area
     for far in (11, 16, 22, 30, 40, 52, 66, 82, 100, 130, 170):
         for turn in range(16):  # to the right first
             angle = (turn + 1) // 2 * math.pi / 8 * (-1) ** turn
@@ -218,22 +218,22 @@ def _free(
     return None
 
 
-def bars(title: str, found: Sequence[tuple[str, float, str]]) -> str:
+def bars(title: str, bars_: Sequence[tuple[str, float, str]]) -> str:
     """One bar per row, from 0; its value in words behind it."""
-    names = [fitting(name, 14) for name, _, _ in found]
+    names = [fitting(name, 14) for name, _, _ in bars_]
     left = max(map(columns, names)) * LETTER + 8
-    room = WIDTH - left - (max(columns(words) for *_, words in found) + 1) * LETTER
-    most = max(size for _, size, _ in found) or 1
+    space = WIDTH - left - (max(columns(words) for *_, words in bars_) + 1) * LETTER
+    most = max(size for _, size, _ in bars_) or 1
     parts = []
-    for position, (name, (_, size, words)) in enumerate(zip(names, found, strict=True)):
-        y, length = 24 * position, room * max(size, 0) / most
+    for position, (name, (_, size, words)) in enumerate(zip(names, bars_, strict=True)):
+        y, length = 24 * position, space * max(size, 0) / most
         parts.append(_label(left - 6, y + 15, name, anchor="end"))
         parts.append(
             f'<rect class="t0" x="{left:.1f}" y="{y + 3}" width="{length:.1f}" height="16"/>'
         )
         parts.append(_label(left + length + 5, y + 15, words))
-    told = ", ".join(f"{name} {words}" for name, _, words in found)
-    return svg(24 * len(found), title, told, parts)
+    description = ", ".join(f"{name} {words}" for name, _, words in bars_)
+    return svg(24 * len(bars_), title, description, parts)
 
 
 def shares(title: str, found: Mapping[str, tuple[str, float]]) -> str:
@@ -244,8 +244,8 @@ def shares(title: str, found: Mapping[str, tuple[str, float]]) -> str:
         width = share / total * WIDTH
         parts.append(f'<rect class="{kind}" x="{left:.2f}" y="0" width="{width:.2f}" height="20"/>')
         left += width
-    told = ", ".join(f"{name} {percent(share)}" for name, (_, share) in found.items())
-    return svg(20, title, told, parts)
+    description = ", ".join(f"{name} {percent(share)}" for name, (_, share) in found.items())
+    return svg(20, title, description, parts)
 
 
 def key(kind: str) -> str:
@@ -262,9 +262,9 @@ def before_after(before: object, after: object, scale: tuple[float, float]) -> M
         return 6 + 88 * ((math.log(error) - low) / (high - low) if error > 0 and high > low else 0)
 
     named = (("before", number(before)), ("after", number(after)))
-    found = {name: place(error) for name, error in named if error is not None}
-    parts = [_dot(name, x, 8) for name, x in found.items()]
-    if len(found) == 2:
-        parts.insert(0, _stroke("link", found["before"], 8, found["after"], 8))
-    told = f"{short(before)} before, {short(after)} after"
-    return Markup(f'<div class="small">{svg(16, "Error", told, parts, width=100)}</div>')
+    places = {name: place(error) for name, error in named if error is not None}
+    parts = [_dot(name, x, 8) for name, x in places.items()]
+    if len(places) == 2:
+        parts.insert(0, _stroke("link", places["before"], 8, places["after"], 8))
+    description = f"{short(before)} before, {short(after)} after"
+    return Markup(f'<div class="small">{svg(16, "Error", description, parts, width=100)}</div>')

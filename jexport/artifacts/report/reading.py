@@ -18,8 +18,8 @@ Facts = Mapping[str, Any]
 
 def mapping(parent: Facts, key: str) -> Facts:
     """The object of a key, {} when there is none."""
-    found = parent.get(key)
-    return found if isinstance(found, Mapping) else {}
+    child = parent.get(key)
+    return child if isinstance(child, Mapping) else {}
 
 
 def rows(parent: Facts, key: str) -> list[Facts]:
@@ -29,8 +29,8 @@ def rows(parent: Facts, key: str) -> list[Facts]:
 
 def listed(parent: Facts, key: str) -> Sequence[Any]:
     """The list of a key, () when there is none."""
-    found = parent.get(key)
-    return found if isinstance(found, list | tuple) else ()
+    items = parent.get(key)
+    return items if isinstance(items, list | tuple) else ()
 
 
 def value(parent: Facts, key: str) -> object:
@@ -38,51 +38,51 @@ def value(parent: Facts, key: str) -> object:
     return parent.get(key, parent.get("overlap") if key == "top10_overlap" else None)
 
 
-def number(found: object) -> float | None:
+def number(value: object) -> float | None:
     """A finite number, None for anything else."""
-    good = isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
-    return float(found) if good else None  # type: ignore[arg-type]
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None  # type: ignore[arg-type]
 
 
-def or_infinite(found: object) -> float:
+def or_infinite(value: object) -> float:
     """The number to sort by: what is missing comes last."""
-    known = number(found)
+    known = number(value)
     return math.inf if known is None else known
 
 
-def cosine(found: object) -> str:
+def cosine(value: object) -> str:
     """Five digits: 1e-5 is what rounding alone does to a cosine."""
-    known = number(found)
+    known = number(value)
     return MISSING if known is None else f"{known:.5f}"
 
 
-def fine(found: object) -> str:
+def fine(value: object) -> str:
     """Seven digits, for what must be the same: float32 has no more."""
-    known = number(found)
+    known = number(value)
     return MISSING if known is None else f"{known:.7f}"
 
 
-def share(found: object) -> str:
+def share(value: object) -> str:
     """Four digits: of 450 texts with 10 neighbours each, one neighbour is 0.0002."""
-    known = number(found)
+    known = number(value)
     return MISSING if known is None else f"{known:.4f}"
 
 
-def short(found: object) -> str:
+def short(value: object) -> str:
     """Three digits that count."""
-    known = number(found)
+    known = number(value)
     return MISSING if known is None else f"{known:.3g}"
 
 
-def percent(found: object) -> str:
+def percent(value: object) -> str:
     """0.256 as '25.6 %'."""
-    known = number(found)
+    known = number(value)
     return MISSING if known is None else f"{known:.1%}".replace("%", " %")
 
 
-def count(found: object) -> str:
+def count(value: object) -> str:
     """Whole, in groups of three."""
-    known = number(found)
+    known = number(value)
     return MISSING if known is None else f"{known:,.0f}"
 
 
@@ -96,12 +96,12 @@ def printable(words: str) -> str:
     return re.sub(r"[^\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "�", words)
 
 
-def fitting(words: str, room: int) -> str:
+def fitting(words: str, width: int) -> str:
     """The words in that many columns; an ellipsis says that some are left out."""
     words = line(words)
-    if columns(words) <= room:
+    if columns(words) <= width:
         return words
-    while words and columns(words) >= room:
+    while words and columns(words) >= width:
         words = words[:-1]
     return words + "…"
 

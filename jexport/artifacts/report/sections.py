@@ -31,11 +31,11 @@ KEY = "Filled: mean; hollow: 1st percentile (p1); dashed: its gate."
 QUALITY = ("cosine, mean", "1st percentile", "lowest", "top-10 overlap")
 
 
-def _quality(found: Facts) -> tuple[str, str, str, str]:
+def _quality(metrics: Facts) -> tuple[str, str, str, str]:
     """The cells below QUALITY."""
     return (
-        *(cosine(found.get(key)) for key in ("cosine_mean", "cosine_p1", "cosine_min")),
-        share(value(found, "top10_overlap")),
+        *(cosine(metrics.get(key)) for key in ("cosine_mean", "cosine_p1", "cosine_min")),
+        share(value(metrics, "top10_overlap")),
     )  # type: ignore[return-value]
 
 
@@ -62,41 +62,41 @@ def _judged(held: Held) -> str:
     if held.gate is None:
         return held.shown
     if held.number is None:
-        told = "not measured"
+        outcome = "not measured"
     else:
-        told = "met" if held.missed_by is None else f"missed by {held.missed_by:.2g}"
-    cell = f"{held.shown} (gate {held.gate:g}: {told})"
+        outcome = "met" if held.missed_by is None else f"missed by {held.missed_by:.2g}"
+    cell = f"{held.shown} (gate {held.gate:g}: {outcome})"
     return cell if held.good else Markup(f'<span class="bad">{escape(cell)}</span>')
 
 
 def work(quantization: Facts) -> str:
-    """The share of the MatMul work by treatment."""
-    found = findings.treatments(quantization)
-    if not found:
+    """The share of the multiply-adds by the layers' precision."""
+    by_precision = findings.layer_precisions(quantization)
+    if not by_precision:
         return ""
-    names = list(findings.TREATMENTS)
-    kinds = {name: f"t{names.index(name) if name in names else 9}" for name, *_ in found}
+    names = list(findings.LAYER_PRECISIONS)
+    kinds = {name: f"t{names.index(name) if name in names else 9}" for name, *_ in by_precision}
     items = []
-    for name, matrices, part in found:
-        meant = f": {findings.TREATMENTS[name]}" if name in names else ""
+    for name, layers, part in by_precision:
+        meant = f": {findings.LAYER_PRECISIONS[name]}" if name in names else ""
         items.append(
-            f"<li>{plots.key(kinds[name])} <b>{escape(name)}</b>{meant}. {matrices} "
-            f"{'matrix' if matrices == 1 else 'matrices'}, {percent(part)} of the MatMul work</li>"
+            f"<li>{plots.key(kinds[name])} <b>{escape(findings.label(name))}</b>{meant}. {layers} "
+            f"{'layer' if layers == 1 else 'layers'}, {percent(part)} of the multiply-adds</li>"
         )
     drawn = plots.shares(
-        "Share of the MatMul work by treatment", {n: (kinds[n], part) for n, _, part in found}
+        "Share of the multiply-adds by precision", {findings.label(n): (kinds[n], part) for n, _, part in by_precision}
     )
     return f'<figure>{drawn}</figure><ul class="legend">{"".join(items)}</ul>'
 
 
 def trade(quantization: Facts, parity: Facts, manifest: Facts) -> str:
     """Size, speed and quality by precision."""
-    found = findings.precisions(quantization, parity, manifest)
-    if not found:
+    precisions = findings.precisions(quantization, parity, manifest)
+    if not precisions:
         return ""
     mib = findings.MIB
-    sizes = [(p.name, p.size / mib, f"{p.size / mib:,.1f}") for p in found if p.size is not None]
-    speeds = [(p.name, p.speed, f"{p.speed:,.4g}") for p in found if p.speed is not None]
+    sizes = [(p.name, p.size / mib, f"{p.size / mib:,.1f}") for p in precisions if p.size is not None]
+    speeds = [(p.name, p.speed, f"{p.speed:,.4g}") for p in precisions if p.speed is not None]
     drawn = ""
     if sizes:
         caption = "Size of the graph and its weights in MiB; less is better."
@@ -105,7 +105,7 @@ def trade(quantization: Facts, parity: Facts, manifest: Facts) -> str:
         caption = "Texts per second, side by side on the machine that built it; more is better."
         drawn += markup.figure(caption, plots.bars("Texts per second by precision", speeds))
     heads = ("precision", "size", "speed", "cosine, mean")
-    lines = [(p.name, p.size_in_words, p.speed_in_words, cosine(p.cosine_mean)) for p in found]
+    lines = [(p.name, p.size_in_words, p.speed_in_words, cosine(p.cosine_mean)) for p in precisions]
     return markup.table("", heads, lines) + markup.figures(drawn)
 
 
@@ -143,13 +143,13 @@ def _groups(metrics: Facts, gates: Facts) -> str:
 
 def pair(quantization: Facts) -> str:
     """Whether quantized queries and passages find each other, and float ones."""
-    other, found = findings.pairs(quantization)
-    if not found:
+    other, mixes = findings.pairs(quantization)
+    if not mixes:
         return ""
-    both = any(number(mix.get("ndcg10")) is not None for _, mix in found)
+    both = any(number(mix.get("ndcg10")) is not None for _, mix in mixes)
     lines = [
         (words, share(value(mix, "top10_overlap")), *([share(mix.get("ndcg10"))] if both else []))
-        for words, mix in found
+        for words, mix in mixes
     ]
     heads = ("searched with, and in", "top-10 overlap", *(["nDCG@10"] if both else []))
     note = f"With {other}. Against fp32 queries in fp32 passages; 1 is the same ranking."
@@ -157,10 +157,10 @@ def pair(quantization: Facts) -> str:
 
 
 def curve(quantization: Facts) -> str:
-    """Quality against the share of wider work, the techniques beside it, and both as tables."""
-    found = [r for r in rows(quantization, "curve") if number(r.get("share")) is not None]
+    """Quality against the share at higher precision, the techniques beside it, and both as tables."""
+    points = [r for r in rows(quantization, "curve") if number(r.get("share")) is not None]
     techniques = rows(quantization, "techniques")
-    if not found and not techniques:
+    if not points and not techniques:
         return "<p>Not measured in this build.</p>" if rows(quantization, "tried") else ""
     gates, kept = mapping(quantization, "gates"), number(findings.kept(quantization).get("share"))
     figures = ""
@@ -168,24 +168,24 @@ def curve(quantization: Facts) -> str:
         ("Cosine", ("cosine_mean", "cosine_p1"), KEY),
         ("Shared top-10 neighbours", ("top10_overlap",), "Dashed: its gate."),
     ):
-        title = f"{words} against the share of wider work"
-        drawn, stretched = plots.curve(title, plots.Curve(found, keys, gates, kept, techniques))
+        title = f"{words} against the share at higher precision"
+        drawn, stretched = plots.curve(title, plots.Curve(points, keys, gates, kept, techniques))
         if drawn:
             mean = " (mean)" if len(keys) > 1 else ""
-            said = f" Diamonds{mean}: the techniques below, by number." if techniques else ""
+            diamonds = f" Diamonds{mean}: the techniques below, by number." if techniques else ""
             scale = " The scale stretches towards 1." if stretched else ""
-            figures += markup.figure(f"{words}. {legend}{said}{scale}", drawn)
+            figures += markup.figure(f"{words}. {legend}{diamonds}{scale}", drawn)
     note = (
-        "Across: the share of the MatMul work that is not plain int8, from none to all. "
+        "Across: the share of the multiply-adds at higher precision than int8, from none to all. "
         "The line down marks what is kept."
     )
     return f"<p>{note}</p>{markup.figures(figures)}{_techniques(techniques)}"
 
 
-def _techniques(found: Sequence[Facts]) -> str:
+def _techniques(techniques: Sequence[Facts]) -> str:
     lines = [
         (f"{which}. {one.get('what', MISSING)}", percent(one.get("share")), *_quality(one))
-        for which, one in enumerate(found, 1)
+        for which, one in enumerate(techniques, 1)
     ]
     heads = ("technique", "share", *QUALITY)
     note = "Where each technique stands, on the held-out texts."
@@ -193,7 +193,7 @@ def _techniques(found: Sequence[Facts]) -> str:
 
 
 def tried(quantization: Facts) -> str:
-    """Every way that was tried, in its order."""
+    """Every trial of the search, in its order."""
     kept, lines = findings.kept(quantization), []
     floats = any(listed(one, "floats") for one in rows(quantization, "tried"))
     for one in rows(quantization, "tried"):
@@ -208,13 +208,13 @@ def tried(quantization: Facts) -> str:
                 "yes" if one.get("passed") is True else "no",
             )
         )
-    heads = ("what", "wide", *(["in float"] if floats else []), "share", *QUALITY, "passed")
-    note = "On the held-out texts, in the order tried; wide: matrices with two 8-bit terms."
+    heads = ("what", "layers at higher precision", *(["in float"] if floats else []), "share", *QUALITY, "passed")
+    note = "On the held-out texts, in the order tried; share: of the multiply-adds."
     return markup.table(note, heads, lines) if lines else ""
 
 
 def matrices(quantization: Facts) -> str:
-    """Each matrix: what was done about it, and its error before and after."""
+    """Each layer: its precision, and its error before and after."""
     worst = findings.worst_matrices(quantization)
     if not worst:
         return ""
@@ -223,14 +223,14 @@ def matrices(quantization: Facts) -> str:
     ]
     scale = (min(errors), max(errors)) if errors else (1.0, 1.0)
     lines = [_matrix(matrix, scale) for matrix in worst]
-    heads = ("matrix", "treatment", "error before", "after", "before ○ after ●, log scale",
+    heads = ("layer", "precision", "error before", "after", "before ○ after ●, log scale",
              "share", "shape", "smoothing", "clip")
     note = (
-        "Share of the matrix's output energy that rounding loses; before: round to nearest without "
+        "Share of the layer's output energy that rounding loses; before: round to nearest without "
         "smoothing. Where one outlier holds most of the energy, smoothing may raise it and still "
         "help. Largest error left first."
     )
-    note += _copied(quantization)
+    note += _split_channels(quantization)
     shown = markup.table(note, heads, lines[:FIRST_MATRICES])
     rest = lines[FIRST_MATRICES:]
     if rest:
@@ -238,8 +238,8 @@ def matrices(quantization: Facts) -> str:
     return shown
 
 
-def _copied(quantization: Facts) -> str:
-    """What to say of outlier channels that are there several times; '' where none is."""
+def _split_channels(quantization: Facts) -> str:
+    """What to say of split outlier channels; '' where none is."""
     places = rows(quantization, "copied")
     extra = sum(
         int(number(many) or 1) - 1 for one in places for many in mapping(one, "channels").values()
@@ -248,15 +248,15 @@ def _copied(quantization: Facts) -> str:
         return ""
     where = "one activation" if len(places) == 1 else f"{len(places)} activations"
     return (
-        f" In {where}, channels far beyond the rest are there several times, each with a part of "
-        f"its row of the next matrix: {extra} copies in all."
+        f" In {where}, outlier channels are split into copies, each with a part of its row of the "
+        f"next weight: {extra} copies in all."
     )
 
 
 def _matrix(matrix: Facts, scale: tuple[float, float]) -> tuple[str, ...]:
     return (
         markup.name(matrix.get("name", MISSING)),
-        str(matrix.get("treatment", MISSING)),
+        findings.label(str(matrix.get("treatment", MISSING))),
         short(matrix.get("error_naive")),
         short(matrix.get("error")),
         plots.before_after(matrix.get("error_naive"), matrix.get("error"), scale),
@@ -271,10 +271,10 @@ def texts(quantization: Facts, parity: Facts) -> str:
     """Which texts were used for what, with their digests."""
     lines: list[tuple[str, ...]] = []
     for key, used in (("calibration", "calibration"), ("held_out", "held out, to choose by")):
-        found = mapping(quantization, key)
-        if found:
-            counts = count(found.get("texts")), count(found.get("tokens"))
-            lines.append((used, str(found.get("name", MISSING)), *counts, _digest(found)))
+        used_texts = mapping(quantization, key)
+        if used_texts:
+            counts = count(used_texts.get("texts")), count(used_texts.get("tokens"))
+            lines.append((used, str(used_texts.get("name", MISSING)), *counts, _digest(used_texts)))
     compared = mapping(parity, "texts")
     if compared:
         texts_compared = count(mapping(parity, "metrics").get("texts"))
@@ -284,12 +284,12 @@ def texts(quantization: Facts, parity: Facts) -> str:
     return markup.table("", heads, lines) if lines else ""
 
 
-def _digest(found: Facts) -> Markup:
-    digest: Any = found.get("sha256") or MISSING
+def _digest(texts_: Facts) -> Markup:
+    digest: Any = texts_.get("sha256") or MISSING
     return Markup(f"<code>{escape(digest)}</code>")
 
 
 def command(quantization: Facts) -> str:
     """How to build it again."""
-    told = quantization.get("command")
-    return f'<pre tabindex="0">{escape(told)}</pre>' if told else ""
+    shell = quantization.get("command")
+    return f'<pre tabindex="0">{escape(shell)}</pre>' if shell else ""

@@ -15,7 +15,6 @@ from jexport.artifacts.report.reading import (
     line,
     mapping,
     or_infinite,
-    percent,
     rows,
     share,
     short,
@@ -33,23 +32,23 @@ def render(quantization: Facts, parity: Facts, manifest: Facts, *, width: int = 
 
     width: of the terminal; no line is longer, but for names that have no space to break at.
     """
-    room = min(max(width, NARROWEST), WIDEST)
-    ways = textwrap.wrap(findings.verdict(quantization), room)
-    told = [fitting(findings.title(manifest), room), *ways, "", *_headline(quantization, parity)]
-    told += ["", *_facts(quantization, parity, manifest, room), ""]
+    columns_ = min(max(width, NARROWEST), WIDEST)
+    ways = textwrap.wrap(findings.summary(quantization), columns_)
+    report = [fitting(findings.title(manifest), columns_), *ways, "", *_headline(quantization, parity)]
+    report += ["", *_facts(quantization, parity, manifest, columns_), ""]
     # In one line, however long: it is there to be copied.
     command = [line(quantization["command"])] if quantization.get("command") else []
-    matrices = _matrices(quantization, room)
-    left = LINES - len(told) - len(command)
-    return "\n".join([*told, *(matrices if len(matrices) <= left else []), *command][:LINES]) + "\n"
+    matrices = _matrices(quantization, columns_)
+    left = LINES - len(report) - len(command)
+    return "\n".join([*report, *(matrices if len(matrices) <= left else []), *command][:LINES]) + "\n"
 
 
 def _headline(quantization: Facts, parity: Facts) -> list[str]:
-    found = findings.headline(quantization, parity)
-    if not found:
+    measures = findings.headline(quantization, parity)
+    if not measures:
         return []
     lines = [f"{'':<{INDENT}}{'held-out texts':<22}parity texts"]
-    for one, ours, its in found:
+    for one, ours, its in measures:
         lines.append(f"{one.brief:<{INDENT}}{_held(ours):<22}{_held(its)}".rstrip())
     return lines
 
@@ -63,29 +62,27 @@ def _held(held: Held) -> str:
     return f"{held.shown} {'>=' if held.measure.at_least else '<='} {held.gate:g}"
 
 
-def _facts(quantization: Facts, parity: Facts, manifest: Facts, room: int) -> list[str]:
+def _facts(quantization: Facts, parity: Facts, manifest: Facts, width: int) -> list[str]:
     """A name and what is known of it per line, in order of what users ask first."""
-    found = [(p.name, _of(p)) for p in findings.precisions(quantization, parity, manifest)]
-    treated = findings.treatments(quantization)
-    work = "; ".join(f"{many} {name} ({percent(part)})" for name, many, part in treated)
-    found.append(("matrices", f"{work} of the work" if work else ""))
+    facts = [(p.name, _of(p)) for p in findings.precisions(quantization, parity, manifest)]
+    facts.append(("layers", "; ".join(findings.layers_in_brief(quantization))))
     other, pairs = findings.pairs(quantization)
     mixes = "; ".join(f"{words} {share(value(mix, 'top10_overlap'))}" for words, mix in pairs)
-    found.append(("rankings", f"top-10 with {other}: {mixes}" if mixes else ""))
+    facts.append(("rankings", f"top-10 with {other}: {mixes}" if mixes else ""))
     held_out = mapping(quantization, "held_out_quality")
     metrics = held_out if held_out else mapping(parity, "metrics")
     for key, words in (("by_language", "worst languages"), ("by_length", "worst lengths")):
         worst = findings.groups(metrics, key, worst_first=True)[:5]
-        told = ", ".join(f"{name} {cosine(group.get('cosine_p1'))}" for name, group in worst)
-        found.append((words, f"{told} (p1)" if told else ""))
+        text = ", ".join(f"{name} {cosine(group.get('cosine_p1'))}" for name, group in worst)
+        facts.append((words, f"{text} (p1)" if text else ""))
     sizes = findings.groups(metrics, "by_dimension")
-    told = ", ".join(f"{name} {cosine(group.get('cosine_mean'))}" for name, group in sizes)
-    found.append(("dimensions", f"{told} (mean)" if len(sizes) > 1 else ""))
-    found.append(("techniques", _techniques(quantization)))
+    text = ", ".join(f"{name} {cosine(group.get('cosine_mean'))}" for name, group in sizes)
+    facts.append(("dimensions", f"{text} (mean)" if len(sizes) > 1 else ""))
+    facts.append(("techniques", _techniques(quantization)))
     for key, words in (("calibration", "calibrated with"), ("held_out", "chosen by")):
-        found.append((words, findings.texts_used(mapping(quantization, key))))
-    found.append(("tried", findings.tried_in_brief(quantization)))
-    return [told for name, words in found for told in _indented(name, words, room)]
+        facts.append((words, findings.texts_used(mapping(quantization, key))))
+    facts.append(("search", findings.tried_in_brief(quantization)))
+    return [text for name, words in facts for text in _indented(name, words, width)]
 
 
 def _of(precision: findings.Precision) -> str:
@@ -95,34 +92,34 @@ def _of(precision: findings.Precision) -> str:
 
 def _techniques(quantization: Facts) -> str:
     """The best of them by shared neighbours; the page has all."""
-    found = rows(quantization, "techniques")
-    if not found:
+    techniques = rows(quantization, "techniques")
+    if not techniques:
         return ""
-    best = min(found, key=lambda one: or_infinite(_negative(value(one, "top10_overlap"))))
-    told = f"{best.get('what', MISSING)}: top-10 {share(value(best, 'top10_overlap'))}"
-    return f"{len(found)} measured, the best {told}"
+    best = min(techniques, key=lambda one: or_infinite(_negative(value(one, "top10_overlap"))))
+    summary = f"{best.get('what', MISSING)}: top-10 {share(value(best, 'top10_overlap'))}"
+    return f"{len(techniques)} measured, the best {summary}"
 
 
-def _negative(found: object) -> object:
-    return -found if isinstance(found, int | float) else found
+def _negative(value: object) -> object:
+    return -value if isinstance(value, int | float) else value
 
 
-def _indented(name: str, words: str, room: int) -> list[str]:
+def _indented(name: str, words: str, width: int) -> list[str]:
     """A name and words behind it, broken at spaces into at most three lines; [] without words."""
     if not words:
         return []
     name = fitting(name, INDENT - 2)
     wrapped = textwrap.wrap(
-        line(words), room - INDENT, break_long_words=False, break_on_hyphens=False
+        line(words), width - INDENT, break_long_words=False, break_on_hyphens=False
     )
     if len(wrapped) > 3:
-        wrapped[2:] = [fitting(" ".join(wrapped[2:]), room - INDENT)]
-    first, *rest = (fitting(part, room - INDENT) for part in wrapped)
+        wrapped[2:] = [fitting(" ".join(wrapped[2:]), width - INDENT)]
+    first, *rest = (fitting(part, width - INDENT) for part in wrapped)
     pad = " " * (INDENT - columns(name))
     return [f"{name}{pad}{first}", *(f"{'':<{INDENT}}{more}" for more in rest)]
 
 
-def _matrices(quantization: Facts, room: int) -> list[str]:
+def _matrices(quantization: Facts, width: int) -> list[str]:
     """The five with the largest error left."""
     worst = findings.worst_matrices(quantization)[:5]
     if not worst:
@@ -130,12 +127,12 @@ def _matrices(quantization: Facts, room: int) -> list[str]:
     lines = ["largest errors left (before -> after):"]
     for matrix in worst:
         error = f"{short(matrix.get('error_naive'))} -> {short(matrix.get('error'))}"
-        treatment = line(matrix.get("treatment", MISSING))
-        name = _end(line(matrix.get("name", MISSING)), room - 36)
-        lines.append(f"  {error:<20}{fitting(treatment, 12):<13} {name}")
+        precision = line(findings.label(str(matrix.get("treatment", MISSING))))
+        name = _end(line(matrix.get("name", MISSING)), width - 37)
+        lines.append(f"  {error:<20}{fitting(precision, 13):<14} {name}")
     return [*lines, ""]
 
 
-def _end(name: str, room: int) -> str:
+def _end(name: str, width: int) -> str:
     """A name's end where it is too long: that is where names of one graph differ."""
-    return name if columns(name) <= room else "…" + fitting(name[::-1], room)[:-1][::-1]
+    return name if columns(name) <= width else "…" + fitting(name[::-1], width)[:-1][::-1]

@@ -2,7 +2,8 @@
 
 One execution context for each optimization profile and one more for each captured graph (a graph is
 bound to its context's state), all on one stream and in one piece of activation memory. Whether a
-plan may be opened at all is asked in engine_info.py, before TensorRT sees it. Knows no manifest file.
+plan may be opened at all is asked in engine_info.py, before TensorRT sees it. Knows no manifest
+file.
 """
 
 from __future__ import annotations

@@ -99,14 +99,14 @@ def test_what_quantize_says_it_chose_goes_before_all(
 
 def test_copies_of_outliers_are_counted(quantization: Any, parity: Any, manifest: Any) -> None:
     def told() -> str:
-        return words(parts(parsed(render(quantization, parity, manifest)))["Matrix by matrix"])
+        return words(parts(parsed(render(quantization, parity, manifest)))["Layer by layer"])
 
     assert "copies" not in told()
     quantization["copied"] = []
     assert "copies" not in told()
     quantization["copied"] = [{"activation": "layer/0/Gelu", "channels": {"17": 12, "3": 2}}]
-    assert "In one activation, channels far beyond the rest are there several times" in told()
-    assert "its row of the next matrix: 12 copies in all." in told()
+    assert "In one activation, outlier channels are split into copies" in told()
+    assert "its row of the next weight: 12 copies in all." in told()
     quantization["copied"] *= 2
     assert "In 2 activations" in told()
     assert "24 copies in all." in told()
@@ -159,10 +159,10 @@ def test_a_better_dot_lies_further_right(quantization: Any, parity: Any, manifes
 def test_curve(quantization: Any, parity: Any, manifest: Any) -> None:
     quantization["curve"].reverse()  # in whatever order
     part = parts(parsed(render(quantization, parity, manifest)))[
-        "Quality against the share of wider work"
+        "Quality against the share at higher precision"
     ]
-    cosine = figure(part, "Cosine against the share of wider work")
-    overlap = figure(part, "Shared top-10 neighbours against the share of wider work")
+    cosine = figure(part, "Cosine against the share at higher precision")
+    overlap = figure(part, "Shared top-10 neighbours against the share at higher precision")
     for drawn, lines in ((cosine, 2), (overlap, 1)):
         paths = [str(e.get("points")).split() for e in drawn.iter("polyline")]
         assert [len(path) for path in paths] == [11] * lines
@@ -177,7 +177,7 @@ def test_curve(quantization: Any, parity: Any, manifest: Any) -> None:
 def test_short_curves(count: int, quantization: Any, parity: Any, manifest: Any) -> None:
     quantization["curve"] = quantization["curve"][:count]
     page = render(quantization, parity, manifest)
-    drawn = [e for e in parsed(page).iter("svg") if "share of wider" in str(e.findtext("title"))]
+    drawn = [e for e in parsed(page).iter("svg") if "share at higher" in str(e.findtext("title"))]
     assert len(drawn) == (2 if count else 0)
     assert ("Not measured in this build." in page) == (count == 0)
 
@@ -185,7 +185,7 @@ def test_short_curves(count: int, quantization: Any, parity: Any, manifest: Any)
 @pytest.mark.parametrize("count", [1, 20, 21, 300])
 def test_matrices(count: int, made: Any, quantization: Any, parity: Any, manifest: Any) -> None:
     quantization["matrices"] = [made.matrix(n, share=1 / count) for n in range(count)]
-    part = parts(parsed(render(quantization, parity, manifest)))["Matrix by matrix"]
+    part = parts(parsed(render(quantization, parity, manifest)))["Layer by layer"]
     rows = [row for shown in part.iter("table") for row in table(shown)[1:]]
     numbers = [int(re.sub(r"\D", "", row[0])) for row in rows]
     assert numbers == list(range(count))[::-1]  # worst first, every one
@@ -200,17 +200,17 @@ def test_matrices(count: int, made: Any, quantization: Any, parity: Any, manifes
     assert len(told.splitlines()) <= text.LINES
 
 
-def test_share_of_each_treatment(made: Any, quantization: Any, parity: Any, manifest: Any) -> None:
+def test_share_of_each_precision(made: Any, quantization: Any, parity: Any, manifest: Any) -> None:
     quantization["matrices"].append(made.matrix(4, "int4", share=0.5))
-    assert findings.treatments(quantization) == [
+    assert findings.layer_precisions(quantization) == [
         ("int8", 3, 0.75), ("int8x2", 1, 0.25), ("int4", 1, 0.5),
     ]
     part = parts(parsed(render(quantization, parity, manifest)))["How the work is done"]
-    drawn = figure(part, "Share of the MatMul work by treatment")
+    drawn = figure(part, "Share of the multiply-adds by precision")
     widths = [float(str(e.get("width"))) for e in drawn.iter("rect")]
     assert widths == pytest.approx([plots.WIDTH * x for x in (0.5, 1 / 6, 1 / 3)], abs=0.01)
     assert len([e for e in part.iter("li")]) == 3
-    assert "3 matrices, 75.0 % of the MatMul work" in words(part)
+    assert "3 layers, 75.0 % of the multiply-adds" in words(part)
 
 
 def test_size_and_speed(quantization: Any, parity: Any, manifest: Any) -> None:
@@ -408,13 +408,13 @@ def test_speed_that_quantize_measured(more: Any, parity: Any, manifest: Any) -> 
 
 
 def test_techniques_stand_beside_the_curve(more: Any, parity: Any, manifest: Any) -> None:
-    part = parts(parsed(render(more, parity, manifest)))["Quality against the share of wider work"]
+    part = parts(parsed(render(more, parity, manifest)))["Quality against the share at higher precision"]
     assert table(part)[2] == [
         "2. round to nearest", "0.0 %", "0.99210", "0.98810", "0.98210", "0.9020",
     ]
     assert len(table(part)) == 5
     for title in ("Cosine", "Shared top-10 neighbours"):
-        drawn = figure(part, f"{title} against the share of wider work")
+        drawn = figure(part, f"{title} against the share at higher precision")
         diamonds = list(drawn.iter("polygon"))
         told = sorted(str(e.findtext("title")) for e in diamonds)
         assert told[1] == "2: round to nearest"
@@ -434,7 +434,7 @@ def test_many_techniques_of_one_quality(
     more["techniques"] = [made.attempt("x" * 200, [], 0.0, 0.99, False) for _ in range(count)]
     root = parsed(render(more, parity, manifest))
     collisions(root)
-    drawn = figure(root, "Cosine against the share of wider work")
+    drawn = figure(root, "Cosine against the share at higher precision")
     assert len(list(drawn.iter("polygon"))) == count
     more["curve"] = []
     collisions(parsed(render(more, parity, manifest)))
@@ -442,7 +442,7 @@ def test_many_techniques_of_one_quality(
 
 def test_what_is_left_in_float_is_counted(more: Any, parity: Any, manifest: Any) -> None:
     rows = table(parts(parsed(render(more, parity, manifest)))["What was tried"])
-    assert rows[0][1:4] == ["wide", "in float", "share"]
+    assert rows[0][1:4] == ["layers at higher precision", "in float", "share"]
     assert [row[2] for row in rows[1:]] == ["1", "1", "1"]
     more["matrices"][3]["treatment"] = "int8x2"
     more["matrices"][0].update(treatment="float", name="encoder/layer/9/MatMul")

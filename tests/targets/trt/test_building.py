@@ -238,7 +238,7 @@ def test_without_a_cache_nothing_is_written(bench: Any, tiny: Any, tmp_path: Pat
 
 def vectors(plan: bytes, trt: Any) -> Any:
     """What the stand-in engine of a plan gives for one row."""
-    engine = trt.Runtime(Log().made).deserialize_cuda_engine(plan)
+    engine = trt.Runtime(Log().logger).deserialize_cuda_engine(plan)
     ids = np.array([[3, 4, 5]], dtype=np.int64)
     return engine._run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
 

@@ -242,7 +242,7 @@ def test_a_text_that_is_too_long_is_named() -> None:
 def test_no_framework_is_loaded() -> None:
     code = """
 import sys
-from jexport.trt import profiles
+from jexport.targets.trt import profiles
 profiles.choose([5, 6, 700], max_tokens=8192)
 heavy = {"torch", "onnx", "onnxruntime", "tensorrt", "polygraphy", "cuda"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
