@@ -23,8 +23,8 @@ def verify(artifact: Path, quiet: bool, **who: Any) -> None:
     from jexport.publishing import signing
 
     asked = policy(**who)
-    found = signing.verify(artifact, asked) if asked else manifest.verify(artifact)
-    files = found.content["files"]
+    verified = signing.verify(artifact, asked) if asked else manifest.verify(artifact)
+    files = verified.content["files"]
     if not quiet:
         size = sum(entry["size_bytes"] for entry in files) / MIB
         whose = f", signed by {asked.identity or asked.key}" if asked else ""
@@ -178,8 +178,8 @@ def _published(where: str, plain_http: bool) -> list[dict[str, Any]]:
     """The releases in a registry."""
     from jexport.publishing import listing, registries
 
-    found = listing.read(registries.parse(where), registries.Access(plain_http=plain_http))
-    for trouble in found.troubles:
+    listed = listing.read(registries.parse(where), registries.Access(plain_http=plain_http))
+    for trouble in listed.troubles:
         click.echo(f"not listed: {trouble}", err=True)
     return [
         {
@@ -196,7 +196,7 @@ def _published(where: str, plain_http: bool) -> list[dict[str, Any]]:
             "manifest_sha256": row.release.manifest.blob.hex,
             "attested": [each.path for each in row.release.layers if each.beside],
         }
-        for row in found.rows
+        for row in listed.rows
     ]
 
 

@@ -77,7 +77,7 @@ def _chosen(out: Path | None, folder: Path | None, is_pulled: bool) -> tuple[Any
 def list_(out: Path | None, folder: Path | None, pulled: bool, as_json: bool) -> None:
     """List what is kept, the least recently used first."""
     keeper, root = _chosen(out, folder, pulled)
-    found: list[Entry] = keeper.listed(root)
+    entries: list[Entry] = keeper.listed(root)
     if as_json:
         rows = [
             {
@@ -87,19 +87,19 @@ def list_(out: Path | None, folder: Path | None, pulled: bool, as_json: bool) ->
                 "size_bytes": one.size_bytes,
                 "used": round(one.used_s),
             }
-            for one in found
+            for one in entries
         ]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    for one in found:
+    for one in entries:
         hours = (time.time() - one.used_s) / HOUR_S
         digits = one.name.rpartition("-")[2][:12]
         click.echo(
             f"{_stage(one, pulled):<9} {digits}  {one.size_bytes / MIB:>9,.1f} MiB  "
             f"used {hours:,.1f} h ago  {one.about}"
         )
-    total = sum(one.size_bytes for one in found) / MIB
-    console.say(f"{len(found)} entries, {total:,.1f} MiB, in {root}")
+    total = sum(one.size_bytes for one in entries) / MIB
+    console.say(f"{len(entries)} entries, {total:,.1f} MiB, in {root}")
 
 
 @cache.command()

@@ -29,10 +29,10 @@ _json_lines = False
 _interrupted = False
 
 
-def tell_as_json(wanted: bool) -> None:
+def tell_as_json(as_json: bool) -> None:
     """Whether every line on stderr is JSON from now on."""
     global _json_lines
-    _json_lines = wanted
+    _json_lines = as_json
 
 
 def listener(*, quiet: bool, json_lines: bool) -> Listener:
@@ -71,10 +71,10 @@ def remembered_ctrl_c() -> Iterator[None]:
         logging.disable()  # what libraries have to say about it helps nobody (torch: 40 lines)
         raise KeyboardInterrupt
 
-    def unraisable(told: sys.UnraisableHookArgs) -> None:
+    def unraisable(report: sys.UnraisableHookArgs) -> None:
         # It came while an object was being dropped (a zip file's __del__); it is remembered.
-        if told.exc_type is not KeyboardInterrupt:
-            sys.__unraisablehook__(told)
+        if report.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(report)
 
     if ours:
         signal.signal(signal.SIGINT, remember)
@@ -152,9 +152,9 @@ def bar(done: int, total: int) -> str:
 def columns() -> int:
     """Of the terminal that stderr is: stdout may be a file, whose size would be a guess."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        found = os.get_terminal_size(sys.stderr.fileno()).columns
-        if found > 0:
-            return found
+        width = os.get_terminal_size(sys.stderr.fileno()).columns
+        if width > 0:
+            return width
     return shutil.get_terminal_size().columns
 
 

@@ -20,16 +20,16 @@ def doctor(as_json: bool) -> None:
     from jexport import targets
     from jexport.building import cache_keys
 
-    found = cache_keys.tools()
+    versions = cache_keys.tools()
     rows = [_target_row(targets.load(name)) for name in targets.names()]
     if as_json:
-        content = {"machine": _machine(), "tools": found, "targets": rows}
+        content = {"machine": _machine(), "tools": versions, "targets": rows}
         click.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     for key, value in _machine().items():
         click.echo(f"{key:<18}{value}")
     for name in ("jexport", *cache_keys.TOOLS):
-        click.echo(f"{name:<18}{found.get(name, 'not installed')}")
+        click.echo(f"{name:<18}{versions.get(name, 'not installed')}")
     click.echo("")
     for row in rows:
         can = {True: "yes", False: "no"}

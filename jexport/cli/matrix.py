@@ -133,7 +133,9 @@ def matrix(
 
     chosen_recipe = recipe.read(recipe_name or recipe.DEFAULT_RECIPE)
     words = ["--recipe", recipe_name or recipe.DEFAULT_RECIPE]
-    found = jobs.asked(chosen_recipe, tasks=tasks, chosen=chosen, precisions=precisions, gpus=gpus)
+    chosen_jobs = jobs.asked(
+        chosen_recipe, tasks=tasks, chosen=chosen, precisions=precisions, gpus=gpus
+    )
     words += ("--model", model) if model else ()
     if name is not None:
         renamed = dataclasses.replace(chosen_recipe, name=name)
@@ -142,7 +144,7 @@ def matrix(
     origin = schedulers.Origin(name=chosen_recipe.name, words=words)
     wishes = schedulers.Wishes(phases=phases or schedulers.PHASES, **options)  # type: ignore[arg-type]
     schedulers.check_place(wishes.publish)
-    steps = schedulers.steps(found, origin)
+    steps = schedulers.steps(chosen_jobs, origin)
     click.echo(schedulers.load(form).write(steps, wishes), nl=False)
     for note in _notes(steps, form, gpus):
         console.say(note)

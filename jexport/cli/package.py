@@ -58,9 +58,9 @@ def package(
     from jexport.artifacts import manifest
     from jexport.types import Artifact
 
-    found = [Artifact(path=path, manifest=manifest.read(path)) for path in artifacts]
+    opened = [Artifact(path=path, manifest=manifest.read(path)) for path in artifacts]
     wishes = layouts.Wishes(device=device, max_batch=max_batch or 0, replace=replace)
-    for one in layouts.load(layout).write(found, out, wishes):
+    for one in layouts.load(layout).write(opened, out, wishes):
         if not quiet:
             state = "written" if one.new else "there already"
             console.say(f"{one.name}, version {one.version}: {state}")

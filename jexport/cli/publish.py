@@ -69,7 +69,7 @@ def publish(
         raise click.UsageError("a key, a certificate or --sigstore needs --sign")
     if sign:
         signing.sign(artifact, signer(**who))
-    found = Artifact(path=artifact, manifest=manifest.read(artifact))
+    opened = Artifact(path=artifact, manifest=manifest.read(artifact))
     spec = stage.PublishSpec(
         tags=tags,
         accept_licence=accept_licence,
@@ -79,9 +79,9 @@ def publish(
         access=Access(plain_http=plain_http, public=public),
     )
     if not quiet:
-        licence = found.manifest.content["licence"] or "not stated"
+        licence = opened.manifest.content["licence"] or "not stated"
         console.say(f"jexport publish: {artifact}, licence {licence}")
-    done = stage.run(found, dest, spec, listen=listen)
+    done = stage.run(opened, dest, spec, listen=listen)
     click.echo(done.ref)
 
 
@@ -114,14 +114,14 @@ def pull(
     from jexport.publishing import pull as puller
     from jexport.publishing import registries
 
-    wanted = registries.parse(ref)
+    source = registries.parse(ref)
     if not quiet:
-        console.say(f"jexport pull: {ref if wanted.digest else wanted.address}")
+        console.say(f"jexport pull: {ref if source.digest else source.address}")
     access = registries.Access(plain_http=plain_http)
-    found = puller.run(
-        wanted, folder, access=access, threads=threads, policy=asked, replace=replace, listen=listen
+    pulled = puller.run(
+        source, folder, access=access, threads=threads, policy=asked, replace=replace, listen=listen
     )
-    click.echo(found.path)
+    click.echo(pulled.path)
 
 
 COMMANDS: Mapping[str, Any] = {"publish": publish, "pull": pull}

@@ -44,9 +44,9 @@ def report(artifact: Path, open_page: bool, as_json: bool) -> None:
     quantization |= {key: measured[key] for key in ("speed", "pair") if key in measured}
     parity, page = _json(artifact, PARITY), artifact / PAGE
     if as_json:
-        found = str(page) if page.is_file() else None
-        told = {"page": found, "quantization": quantization, "parity": parity}
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        page_path = str(page) if page.is_file() else None
+        summary = {"page": page_path, "quantization": quantization, "parity": parity}
+        click.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     else:
         click.echo(text.render(quantization, parity, content, width=_columns()))
         if page.is_file():
@@ -70,19 +70,19 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
             {"name": row.name, "a": row.a.value, "b": row.b.value, "differs": row.differs}
             for row in rows
         ]
-        told = {
+        content = {
             "a": str(a),
             "b": str(b),
             "same_space": compared.same_space(ours, theirs),
             "same_parity_texts": compared.same_texts(ours, theirs),
             "rows": listed,
         }
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
     click.echo(f"A  {a}\nB  {b}\n")
     named = max(len(row.name) for row in rows)
-    room = (_columns() - named - 6) // 2
-    width = min(max(len(row.a.shown) for row in rows), max(room, 16))
+    column = (_columns() - named - 6) // 2
+    width = min(max(len(row.a.shown) for row in rows), max(column, 16))
     click.echo(f"  {'':<{named}}  {'A':<{width}}  B")
     for row in rows:
         first = _wrapped(row.a.shown, width)
@@ -109,10 +109,10 @@ def _columns() -> int:
     return max(shutil.get_terminal_size((WIDE, 24)).columns, NARROW)
 
 
-def _wrapped(words: str, room: int) -> list[str]:
+def _wrapped(words: str, width: int) -> list[str]:
     from jexport.artifacts.report.reading import line
 
-    return textwrap.wrap(line(words), room) or [""]
+    return textwrap.wrap(line(words), width) or [""]
 
 
 def _quantization(artifact: Path) -> Mapping[str, Any]:
@@ -145,8 +145,8 @@ def _json(artifact: Path, name: str) -> Mapping[str, Any]:
             evidence=problem,
             fix=f"see `jexport verify {artifact}`; fetch it again, or build it again",
         )
-    found: Mapping[str, Any] = content
-    return found
+    mapping: Mapping[str, Any] = content
+    return mapping
 
 
 def _open(page: Path) -> None:

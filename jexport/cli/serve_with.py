@@ -44,7 +44,7 @@ def serve_with(
     from jexport.serving import servers
 
     content = manifest.verify(artifact).content
-    found = servers.way(engine, content)
+    way = servers.way(engine, content)
     for one in installed:
         package, given, version = one.partition("==")
         if not (package and given and version):
@@ -54,7 +54,7 @@ def serve_with(
         for note in servers.notes(engine, content):
             console.say(note)
     served = Served(folder=artifact.absolute(), content=content, host=host, port=port)
-    click.echo(found.line(served))
+    click.echo(way.line(served))
 
 
 COMMANDS = {"serve-with": serve_with}

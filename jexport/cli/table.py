@@ -140,14 +140,14 @@ def wrapped(line: bytes, columns: int) -> Iterator[str]:
 
 def cut(text: str, columns: int) -> str:
     """As much of a text as fits, with nothing in it that moves the cursor."""
-    room, kept = columns, []
+    left, characters = columns, []
     for char in text:
         if unicodedata.combining(char):
             width = 0
         else:
             width = 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        if width > room:
+        if width > left:
             break
-        room -= width
-        kept.append(char if char.isprintable() else " ")
-    return "".join(kept)
+        left -= width
+        characters.append(char if char.isprintable() else " ")
+    return "".join(characters)

@@ -51,13 +51,13 @@ def read(ref: Ref, access: Access) -> Catalogue:
                 tags.setdefault(digest, []).append(tag)
         digests = listing.digests
         asked_for = [pool.submit(_tried, lambda d=each: _read(store, d, ref)) for each in digests]
-        found = [future.result() for future in asked_for]
+        answers = [future.result() for future in asked_for]
     rows = [
         Row(ref=ref.at(each.digest), release=each, tags=tuple(tags.get(each.digest, ())))
-        for each in found
+        for each in answers
         if isinstance(each, Release)
     ]
-    troubles += [each for each in found if isinstance(each, RegistryError)]
+    troubles += [each for each in answers if isinstance(each, RegistryError)]
     rows.sort(key=lambda row: [*row.release.facts.values(), row.ref])
     lines = tuple(f"{trouble.what}: {trouble.evidence}" for trouble in troubles)
     return Catalogue(rows=tuple(rows), troubles=lines)

@@ -58,44 +58,44 @@ def run(
         signing.check_policy(policy)
     with registries.opened(ref, access) as store, writable(out):
         release = resolved(store, ref)
-        said = release.facts
+        facts = release.facts
         slot = Slot(
             out=out,
-            model=said["name"],
-            task=said["task"],
-            target=said["target"],
-            precision=said["precision"],
-            version=said["version"],
+            model=facts["name"],
+            task=facts["task"],
+            target=facts["target"],
+            precision=facts["precision"],
+            version=facts["version"],
         )
         with (
-            own_room(out, release.digest) as room,
-            _dropped_if_refused(room),
-            Run(folder=room, listen=listen).stage(STAGE) as note,
+            own_room(out, release.digest) as work_dir,
+            _dropped_if_refused(work_dir),
+            Run(folder=work_dir, listen=listen).stage(STAGE) as note,
         ):
             fetching = Fetching(
-                store, release, room, where=ref.address, threads=threads, listen=listen
+                store, release, work_dir, where=ref.address, threads=threads, listen=listen
             )
-            found = _same(slot, release)
+            artifact = _same(slot, release)
             if policy is not None:
                 _check_signed(release, ref.address)
-            content = found.manifest.content if found is not None else fetching.manifest()
+            content = artifact.manifest.content if artifact is not None else fetching.manifest()
             check_name(slot, identity.of_manifest(content), replace=replace)
-            fetching.all(only_beside=found is not None)
-            whole = slot.path if found is not None else fetching.assembled(room / "artifact")
+            fetching.all(only_beside=artifact is not None)
+            whole = slot.path if artifact is not None else fetching.assembled(work_dir / "artifact")
             if policy is not None:
                 fetching.check(whole, policy)
             # First what is beside: an artifact is never seen without its signatures.
             fetching.place_beside(releases.beside(slot.path))
-            if found is None:
-                found = place(whole, slot, replace=replace)
+            if artifact is None:
+                artifact = place(whole, slot, replace=replace)
                 _same(slot, release)  # or that of another pull, which was faster
                 note(f"{len(release.layers)} files, {release.size_bytes / 2**20:,.1f} MiB")
             else:
                 # A pull may have been killed before it.
-                point_latest(slot, scratch=room, replace=replace)
+                point_latest(slot, scratch=work_dir, replace=replace)
                 note("there already")
-            shutil.rmtree(room, ignore_errors=True)
-            return found
+            shutil.rmtree(work_dir, ignore_errors=True)
+            return artifact
 
 
 def resolved(store: Store, ref: Ref) -> Release:
@@ -110,8 +110,8 @@ def resolved(store: Store, ref: Ref) -> Release:
 
 def _same(slot: Slot, release: Release) -> Artifact | None:
     """The artifact in a slot when it is this release's, None when there is none."""
-    found = find(slot)
-    if found is not None:
+    existing = find(slot)
+    if existing is not None:
         own = manifest.file_digest(slot.path / manifest.NAME, root=slot.path)
         if own.sha256 != release.manifest.blob.hex:
             raise OutputPathError(
@@ -120,16 +120,16 @@ def _same(slot: Slot, release: Release) -> Artifact | None:
                 f"{release.manifest.blob.hex[:19]}...",
                 fix="move that folder away, or pull into another one",
             )
-    return found
+    return existing
 
 
 @contextlib.contextmanager
-def _dropped_if_refused(room: Path) -> Iterator[None]:
+def _dropped_if_refused(work_dir: Path) -> Iterator[None]:
     """What was fetched of a release that is not signed as asked is not kept for the next pull."""
     try:
         yield
     except SignatureError:
-        shutil.rmtree(room, ignore_errors=True)
+        shutil.rmtree(work_dir, ignore_errors=True)
         raise
 
 
@@ -159,10 +159,10 @@ class Fetching:
 
     def all(self, *, only_beside: bool = False) -> None:
         """Fetch what lacks: the manifest first, so that nothing large comes in vain."""
-        wanted = [each for each in self.release.layers if each.beside or not only_beside]
+        layers = [each for each in self.release.layers if each.beside or not only_beside]
         if not only_beside:
             self.manifest()
-        self._move(list(dict.fromkeys(layer.blob for layer in wanted)))
+        self._move(list(dict.fromkeys(layer.blob for layer in layers)))
 
     def manifest(self) -> Mapping[str, Any]:
         """Fetch the manifest alone, and see that it is of this release."""

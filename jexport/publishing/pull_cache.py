@@ -40,9 +40,9 @@ LIMIT_VARIABLE = "JEXPORT_CACHE_GIB"
 
 def cache_folder() -> Path:
     """JEXPORT_CACHE, or the platform's place for caches."""
-    said = os.environ.get("JEXPORT_CACHE")
-    if said:
-        return Path(said).expanduser()
+    configured = os.environ.get("JEXPORT_CACHE")
+    if configured:
+        return Path(configured).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "jexport"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jexport"
@@ -55,14 +55,14 @@ def root() -> Path:
 
 def limit_bytes() -> int:
     """How much may stay: JEXPORT_CACHE_GIB, else LIMIT_GIB. Raises CacheError for no number."""
-    said = os.environ.get(LIMIT_VARIABLE, "").strip() or str(LIMIT_GIB)
-    if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,9})?", said, re.ASCII):
+    configured = os.environ.get(LIMIT_VARIABLE, "").strip() or str(LIMIT_GIB)
+    if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,9})?", configured, re.ASCII):
         raise CacheError(
             f"{LIMIT_VARIABLE} is not a size",
-            evidence=f"it is {said!r:.40}",
+            evidence=f"it is {configured!r:.40}",
             fix="give a number of GiB, such as 32 or 0.5, or unset it",
         )
-    return int(float(said) * (1 << 30))
+    return int(float(configured) * (1 << 30))
 
 
 @contextlib.contextmanager
@@ -114,11 +114,11 @@ def _fetch(ref: Ref, home: Path) -> None:
     with registries.opened(ref, Access()) as store, pull.writable(out):
         release = pull.resolved(store, ref)
         with (
-            pull.own_room(out, ref.digest) as room,
-            Run(folder=room, listen=silent).stage(pull.STAGE),
+            pull.own_room(out, ref.digest) as work_dir,
+            Run(folder=work_dir, listen=silent).stage(pull.STAGE),
         ):
             if not home.is_dir():
-                _put(pull.Fetching(store, release, room, where=ref.address), home)
+                _put(pull.Fetching(store, release, work_dir, where=ref.address), home)
 
 
 def _put(fetching: pull.Fetching, home: Path) -> None:
@@ -164,8 +164,8 @@ def _changed(home: Path, evidence: str) -> ArtifactError:
 
 def listed(place: Path) -> list[Entry]:
     """All releases, the least recently opened first; damaged ones too."""
-    found = entries.listed(place, record_name=RELEASE, about=_about)
-    return [one for one in found if NAME.fullmatch(one.name)]
+    entries_here = entries.listed(place, record_name=RELEASE, about=_about)
+    return [one for one in entries_here if NAME.fullmatch(one.name)]
 
 
 def _about(record: Path) -> str:
@@ -216,19 +216,19 @@ def _problem(home: Path) -> str:
     try:
         release = _release(home)
         version = release.facts["version"]
-        wanted = {
+        expected = {
             f"{version}{releases.BESIDE if layer.beside else ''}/{layer.path}": layer.blob.hex
             for layer in release.layers
         }
         paths = [path for path in home.rglob("*") if path.is_symlink() or not path.is_dir()]
-        found = {path.relative_to(home).as_posix(): path for path in paths}
-        found.pop(RELEASE)
-        if set(found) != set(wanted):
-            return f"its files are not those listed: {sorted(set(found) ^ set(wanted))[:3]}"
-        for name, sha256 in wanted.items():
-            if found[name].is_symlink() or not found[name].is_file():
+        present = {path.relative_to(home).as_posix(): path for path in paths}
+        present.pop(RELEASE)
+        if set(present) != set(expected):
+            return f"its files are not those listed: {sorted(set(present) ^ set(expected))[:3]}"
+        for name, sha256 in expected.items():
+            if present[name].is_symlink() or not present[name].is_file():
                 return f"{name} is a link or a special file"
-            if manifest.file_digest(found[name], root=home).sha256 != sha256:
+            if manifest.file_digest(present[name], root=home).sha256 != sha256:
                 return f"{name} was changed"
     except RegistryError as error:
         return error.evidence

@@ -124,14 +124,14 @@ def of(artifact: Artifact, scratch: Path) -> tuple[Release, dict[str, Path]]:
     layers, sources = [], {}
     inside = [manifest.file_digest(artifact.path / manifest.NAME, root=artifact.path)]
     attached = list(_attached(beside(artifact.path)))
-    found = [(_layer(each.path, each.sha256, each.size_bytes), artifact.path) for each in inside]
+    files = [(_layer(each.path, each.sha256, each.size_bytes), artifact.path) for each in inside]
     for entry in content["files"]:
         layer = _layer(entry["path"], entry["sha256"], entry["size_bytes"])
-        found.append((layer, artifact.path))
+        files.append((layer, artifact.path))
     for each in attached:
         layer = _layer(each.path, each.sha256, each.size_bytes, beside=True)
-        found.append((layer, beside(artifact.path)))
-    for layer, root in found:
+        files.append((layer, beside(artifact.path)))
+    for layer, root in files:
         if not is_plain(layer.path):
             raise RegistryError(
                 f"cannot publish a file named {layer.path!r:.80}",
@@ -142,9 +142,9 @@ def of(artifact: Artifact, scratch: Path) -> tuple[Release, dict[str, Path]]:
         sources[layer.blob.digest] = root / layer.path
     settings = _text(_config(content, layers))
     release = _written(content, layers, settings)
-    kept = scratch / "config.json"
-    kept.write_bytes(settings)
-    sources[release.config.digest] = kept
+    config_path = scratch / "config.json"
+    config_path.write_bytes(settings)
+    sources[release.config.digest] = config_path
     return release, sources
 
 
@@ -203,12 +203,12 @@ def _media_type(layer: Layer) -> str:
 
 def _config(content: Mapping[str, Any], layers: Iterable[Layer]) -> dict[str, Any]:
     """The model spec's config (docs/config.md); no date, so that equal files give equal bytes."""
-    said = {
+    config = {
         "name": f"{content['name']}-{content['task']}",
         "version": content["version"],
         "revision": content["checkpoint"]["revision"],
     }
-    descriptor: dict[str, Any] = {key: value for key, value in said.items() if value}
+    descriptor: dict[str, Any] = {key: value for key, value in config.items() if value}
     if content["licence"]:
         descriptor["licenses"] = [content["licence"]]
     return {
@@ -234,17 +234,17 @@ def read(document: bytes, digest: str, *, where: str) -> Release:
     if digest_of(document) != digest:
         raise refused(where, digest, f"its document has the digest {digest_of(document)}")
     try:
-        said = json.loads(document)
-        release = _understood(document, said)
+        content = json.loads(document)
+        release = _understood(document, content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise refused(where, digest, f"its document is not a model's: {error!r:.200}") from error
     return release
 
 
-def _understood(document: bytes, said: Any) -> Release:
-    if said["artifactType"] != MODEL:
-        raise ValueError(f"artifactType is {said['artifactType']!r:.80}")
-    notes = said["annotations"]
+def _understood(document: bytes, content: Any) -> Release:
+    if content["artifactType"] != MODEL:
+        raise ValueError(f"artifactType is {content['artifactType']!r:.80}")
+    notes = content["annotations"]
     facts = {name: _string(notes[OURS + name]) for name in FACTS}
     float(facts["cosine_min"])
     for name in FACTS[:5]:
@@ -255,7 +255,7 @@ def _understood(document: bytes, said: Any) -> Release:
             raise ValueError(f"its {name} is {facts[name]!r:.80}")
     prefix = f"{facts['version']}{BESIDE}/"
     layers = []
-    for each in said["layers"]:
+    for each in content["layers"]:
         shown = _string(each["annotations"][PATH])
         layer = Layer(
             path=shown.removeprefix(prefix), blob=_blob(each), beside=shown.startswith(prefix)
@@ -267,7 +267,7 @@ def _understood(document: bytes, said: Any) -> Release:
     if len(set(places)) != len(places) or (False, manifest.NAME) not in places:
         raise ValueError("a file is listed twice, or there is no manifest.json")
     return Release(
-        document=document, config=_blob(said["config"]), layers=tuple(layers), facts=facts
+        document=document, config=_blob(content["config"]), layers=tuple(layers), facts=facts
     )
 
 
@@ -277,8 +277,8 @@ def _string(value: object) -> str:
     return value
 
 
-def _blob(said: Mapping[str, Any]) -> Blob:
-    digest, size_bytes = said["digest"], said["size"]
+def _blob(descriptor: Mapping[str, Any]) -> Blob:
+    digest, size_bytes = descriptor["digest"], descriptor["size"]
     if not DIGEST.fullmatch(digest) or type(size_bytes) is not int or size_bytes < 0:
         raise ValueError(f"{digest!r:.80} of {size_bytes!r:.40} bytes")
     return Blob(digest=digest, size_bytes=size_bytes)
@@ -303,9 +303,9 @@ def check_files(release: Release, content: Mapping[str, Any], *, where: str) -> 
     if listed != held:
         odd = sorted(set(listed.items()) ^ set(held.items()))
         raise refused(where, release.digest, f"not as its manifest.json says: {odd[0][0]}")
-    told = {name: str(content[name]) for name in FACTS[:6]}
-    if any(release.facts[name] != value for name, value in told.items()):
-        raise refused(where, release.digest, f"its manifest.json says {told}")
+    expected = {name: str(content[name]) for name in FACTS[:6]}
+    if any(release.facts[name] != value for name, value in expected.items()):
+        raise refused(where, release.digest, f"its manifest.json says {expected}")
 
 
 def refused(where: str, digest: str, evidence: str) -> RegistryError:

@@ -137,10 +137,10 @@ def run(
     Raises ClusterError when the cluster cannot be reached or has no node for a job, before any job
     is started; KeyboardInterrupt after every job was cancelled. What a job raises is in its Result.
     """
-    with connection.connected(address), open_run(out) as room:
+    with connection.connected(address), open_run(out) as work_dir:
         work = _Work(
             build=build,
-            run=room,
+            run=work_dir,
             out=out,
             checkpoint=checkpoint,
             memory=memory,
@@ -151,14 +151,14 @@ def run(
             replace=replace,
         )
         known = placement.nodes()
-        wanted = tuple(dict.fromkeys(jobs))
-        work.places.update({job: placement.options(job, memory(job), known) for job in wanted})
+        unique = tuple(dict.fromkeys(jobs))
+        work.places.update({job: placement.options(job, memory(job), known) for job in unique})
         with _sent(work), _cancelling(work):
-            for job in wanted:
+            for job in unique:
                 _start(work, job, attempts=1)
             while work.running:
                 _advance(work)
-        return {job: work.results[job] for job in wanted}
+        return {job: work.results[job] for job in unique}
 
 
 @contextlib.contextmanager

@@ -53,12 +53,12 @@ class Arrival:
 
     def held(self) -> Artifact:
         """The artifact of this version that the store has already, verified."""
-        found = store.find(self._slot)
-        if found is None:
+        existing = store.find(self._slot)
+        if existing is None:
             raise refused(f"{self._slot.path} was here when the job began, and is no more")
         store.point_latest(self._slot, scratch=self._folder, replace=self._replace)
         self.drop()
-        return found
+        return existing
 
     def write(self, piece: node.Piece) -> None:
         """The next piece of a file; files come one after the other, pieces in order."""
@@ -102,7 +102,7 @@ def versions(out: Path, job: Job) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in rooms if not path.parent.is_symlink()))
 
 
-def keep_beside(sent: node.Beside, job: Job, room: Path, out: Path) -> None:
+def keep_beside(sent: node.Beside, job: Job, work_dir: Path, out: Path) -> None:
     """Put a file beside the versions of a job's artifact, in one step. Raises ArtifactError."""
     parts = sent.path.split("/")
     plain = all(part and not part.startswith(".") and "\0" not in part for part in parts)
@@ -113,7 +113,7 @@ def keep_beside(sent: node.Beside, job: Job, room: Path, out: Path) -> None:
     if place.is_dir():
         raise refused(f"{sent.path!r:.80} is a folder here")
     place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = room / secrets.token_hex(8)
+    fresh = work_dir / secrets.token_hex(8)
     fresh.write_bytes(sent.content)
     os.replace(fresh, place)
 

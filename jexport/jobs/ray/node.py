@@ -166,13 +166,13 @@ def work(build: Build, order: Order) -> Iterator[Message]:
     try:
         _check_code(order.code)
         scratch = _scratch(order.scratch)
-        with open_run(scratch) as room:
-            out = room.folder / "artifacts"
+        with open_run(scratch) as work_dir:
+            out = work_dir.folder / "artifacts"
             try:
-                made = yield from _built(build, order, out, scratch)
+                result = yield from _built(build, order, out, scratch)
             finally:
                 beside += _beside(out)
-            yield from _sent(made.path, order.held, beside)
+            yield from _sent(result.path, order.held, beside)
     except JexportError as error:
         for one in beside:  # noqa: UP028 (Ray sends values into the stream; a list takes none)
             yield one
@@ -276,21 +276,21 @@ def refusal(error: JexportError, out: Path) -> Refused:
     )
 
 
-def rebuilt(told: Refused, out: Path) -> JexportError:
+def rebuilt(refused: Refused, out: Path) -> JexportError:
     """The error as it was raised on the node, exit code and notes included.
 
     Files that it names below the node's folder for artifacts are named below `out`.
     """
 
     def here(text: str) -> str:
-        return text.replace(f"{told.out}{os.sep}", f"{out}{os.sep}")
+        return text.replace(f"{refused.out}{os.sep}", f"{out}{os.sep}")
 
-    found = getattr(errors, told.kind, None)
+    error_type = getattr(errors, refused.kind, None)
     kind: type[JexportError] = ClusterError
-    if isinstance(found, type) and issubclass(found, JexportError):
-        kind = found
-    error = kind(here(told.what), evidence=here(told.evidence), fix=here(told.fix))
-    for note in told.notes:
+    if isinstance(error_type, type) and issubclass(error_type, JexportError):
+        kind = error_type
+    error = kind(here(refused.what), evidence=here(refused.evidence), fix=here(refused.fix))
+    for note in refused.notes:
         error.add_note(here(note))
     return error
 
@@ -304,8 +304,8 @@ def explained(error: Any) -> Exception:
             evidence=str(cause),
             fix='pip install "jexport[build]" on every node, the same version as here',
         )
-    found: Exception = error
-    return found
+    underlying: Exception = error
+    return underlying
 
 
 def _check_code(code: str) -> None:

@@ -36,20 +36,20 @@ def options(job: Job, memory_bytes: int, known: Sequence[Node]) -> dict[str, Any
     fitting = [one for one in known if one["Resources"].get("CPU", 0) >= 1]
     if job.gpu:
         mark = FOUND + job.gpu
-        found = [one for one in fitting if mark in one["Resources"]]
-        if found:
+        suitable = [one for one in fitting if mark in one["Resources"]]
+        if suitable:
             chosen.update(num_gpus=1, resources={mark: MARK})
         else:
-            found = [one for one in fitting if one["Resources"].get(job.gpu, 0) >= 1]
+            suitable = [one for one in fitting if one["Resources"].get(job.gpu, 0) >= 1]
             chosen.update(resources={job.gpu: 1})
-        if not found:
+        if not suitable:
             raise ClusterError(
                 f"no node has a GPU of the kind {job.gpu} for {job.key}",
                 evidence=_kinds(known),
                 fix="add a node: Ray finds its GPUs itself, or is told of them by `ray start"
                 f" --resources '{{\"{job.gpu}\": 1}}'`; or leave that kind out",
             )
-        fitting = found
+        fitting = suitable
     largest = max((one["Resources"].get("memory", 0) for one in fitting), default=0)
     if memory_bytes > largest or not fitting:
         raise ClusterError(
@@ -64,10 +64,10 @@ def options(job: Job, memory_bytes: int, known: Sequence[Node]) -> dict[str, Any
 def _kinds(known: Sequence[Node]) -> str:
     """What the nodes say of GPUs, for an error."""
     plain = ("CPU", "GPU", "memory", "object_store_memory")
-    told = {
+    kinds = {
         name.removeprefix(FOUND)
         for one in known
         for name in one["Resources"]
         if name not in plain and not name.startswith("node:")
     }
-    return f"{len(known)} nodes, which name: {', '.join(sorted(told)) or 'no kind'}"
+    return f"{len(known)} nodes, which name: {', '.join(sorted(kinds)) or 'no kind'}"

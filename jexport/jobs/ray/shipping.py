@@ -68,17 +68,17 @@ def offered(folder: Path) -> Iterator[Sent]:
 
 def listed(folder: Path) -> tuple[FileDigest, ...]:
     """Every file below a folder, links followed: a hub's cache is made of links."""
-    found = []
-    for room, names, files in os.walk(folder):
+    paths = []
+    for parent, names, files in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
-        found += [Path(room) / name for name in sorted(files)]
-    if not found:
+        paths += [Path(parent) / name for name in sorted(files)]
+    if not paths:
         raise CheckpointError(
             f"no checkpoint in {folder}",
             evidence="no file is in it" if folder.is_dir() else "there is no such folder",
             fix="give the folder that has config.json",
         )
-    return tuple(manifest.file_digest(path, root=folder) for path in found)
+    return tuple(manifest.file_digest(path, root=folder) for path in paths)
 
 
 def there(sent: Sent, kept: Path) -> Path:

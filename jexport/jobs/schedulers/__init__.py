@@ -115,19 +115,19 @@ def steps(jobs: Sequence[Job], origin: Origin) -> tuple[Step, ...]:
     are, then completed on each; without a kind it stays portable. Each kind has a folder of its
     own: `latest` would otherwise name the engine of whichever machine was last.
     """
-    found: dict[str, Step] = {}
+    by_name: dict[str, Step] = {}
     for job in jobs:
         if targets.load(job.target).portable is None:
             built = _build(job, origin, out="artifacts")
-            found[built.name] = built
+            by_name[built.name] = built
             continue
         plain = Job(task=job.task, target=job.target, precision=job.precision)
         portable = _build(plain, origin, out="portable", until="compile")
-        found[portable.name] = portable
+        by_name[portable.name] = portable
         if job.gpu:
             check_kind(job.gpu)
             out = f"artifacts-{job.gpu}"
-            found[job.key] = Step(
+            by_name[job.key] = Step(
                 name=job.key,
                 phase="compile",
                 job=job,
@@ -135,7 +135,7 @@ def steps(jobs: Sequence[Job], origin: Origin) -> tuple[Step, ...]:
                 made=_latest(out, origin, job),
                 needs=portable.name,
             )
-    return tuple(found.values())
+    return tuple(by_name.values())
 
 
 def _build(job: Job, origin: Origin, *, out: str, until: str = "") -> Step:

@@ -44,4 +44,4 @@ def _lines(value: Any) -> Iterator[str]:
 
 def _plain(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return UNPRINTED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -136,28 +136,28 @@ class Client:
             if self._authorization != used:
                 return
             scheme, _, rest = challenge.partition(" ")
-            said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
+            parameters = dict(re.findall(r'(\w+)="([^"]*)"', rest))
             known = login(self.host)
-            if scheme.lower() == "bearer" and "realm" in said:
-                self._authorization = f"Bearer {self._token(said, known)}"
+            if scheme.lower() == "bearer" and "realm" in parameters:
+                self._authorization = f"Bearer {self._token(parameters, known)}"
             elif scheme.lower() == "basic" and known:
                 import requests
 
                 request = requests.Request("GET", self.base, auth=known).prepare()
                 self._authorization = str(request.headers["Authorization"])
 
-    def _token(self, said: Mapping[str, str], known: tuple[str, str] | None) -> str:
-        realm = urlsplit(said["realm"])
+    def _token(self, challenge: Mapping[str, str], known: tuple[str, str] | None) -> str:
+        realm = urlsplit(challenge["realm"])
         if known and realm.scheme != "https" and realm.hostname not in LOOPBACK:
             raise RegistryError(
                 f"{self.host} asks for the login at an address without TLS",
-                evidence=redact(said["realm"]),
+                evidence=redact(challenge["realm"]),
                 fix="use a registry that does not",
             )
-        asked = {key: said[key] for key in ("service", "scope") if key in said}
+        asked = {key: challenge[key] for key in ("service", "scope") if key in challenge}
         with self.told():
             answer = self._session.get(
-                said["realm"],
+                challenge["realm"],
                 params=asked,
                 auth=known,
                 timeout=(CONNECT_S, READ_S),

@@ -27,13 +27,13 @@ def login(host: str) -> tuple[str, str] | None:
     for config in _configs():
         for name in names:
             program = config.get("credHelpers", {}).get(name)
-            kept = config.get("auths", {}).get(name)
-            if program is None and kept is not None:
+            stored = config.get("auths", {}).get(name)
+            if program is None and stored is not None:
                 program = config.get("credsStore")
-            found = _helper(program, name) if program else None
-            found = found or _kept(kept)
-            if found:
-                return found
+            credentials = _helper(program, name) if program else None
+            credentials = credentials or _kept(stored)
+            if credentials:
+                return credentials
     return None
 
 
@@ -70,7 +70,7 @@ def _helper(program: str, host: str) -> tuple[str, str] | None:
             timeout=HELPER_S,
             check=True,
         )
-        said = json.loads(done.stdout)
-        return said["Username"], said["Secret"]
+        answer = json.loads(done.stdout)
+        return answer["Username"], answer["Secret"]
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
         return None

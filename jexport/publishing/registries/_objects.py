@@ -61,16 +61,16 @@ def store(objects: Objects, address: str, *, public: bool, writing: bool) -> Sto
 
     def document(digest: str) -> bytes:
         key = f"{RELEASES}/{digest.removeprefix('sha256:')}"
-        found = objects.read(key, LARGEST_DOCUMENT_BYTES)
-        if found is None:
+        content = objects.read(key, LARGEST_DOCUMENT_BYTES)
+        if content is None:
             raise no_release(address, digest)
-        return found
+        return content
 
     def resolve(tag: str) -> str:
-        said = objects.read(f"{TAGS}/{tag}", 256)
-        if said is None:
+        content = objects.read(f"{TAGS}/{tag}", 256)
+        if content is None:
             raise no_tag(address, tag, objects.names(TAGS))
-        digest = said.decode(errors="replace")
+        digest = content.decode(errors="replace")
         if not DIGEST.fullmatch(digest):
             raise RegistryError(
                 f"{address}: the tag '{tag}' names no digest",
@@ -105,12 +105,12 @@ def _key(blob: Blob) -> str:
 
 def _check_format(mark: bytes, address: str) -> None:
     try:
-        found = json.loads(mark)["format"]
+        number = json.loads(mark)["format"]
     except (ValueError, KeyError, TypeError):
-        found = None
-    if found != FORMAT:
+        number = None
+    if number != FORMAT:
         raise RegistryError(
             f"{address} is a registry of another format",
-            evidence=f"{MARK}: format {found!r:.40}; this jexport reads {FORMAT}",
+            evidence=f"{MARK}: format {number!r:.40}; this jexport reads {FORMAT}",
             fix="use the jexport that wrote it, or another place",
         )

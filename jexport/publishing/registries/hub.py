@@ -70,8 +70,8 @@ class _Repository:
 
     def public(self) -> bool:
         """What the Hub says; of a repository to be made, what was asked for."""
-        found = self._found()
-        return self._public if found is None else not found.private
+        repository = self._found()
+        return self._public if repository is None else not repository.private
 
     def _found(self) -> Any:
         from huggingface_hub.errors import RepositoryNotFoundError
@@ -84,19 +84,19 @@ class _Repository:
 
     def has(self, release: Release, blob: Blob) -> bool:
         """Whether every place of a blob holds it; what git keeps itself is sent again."""
-        wanted = {place: blob for place in places(release, blob)}
-        return self._held(wanted) == set(wanted)
+        expected = {place: blob for place in places(release, blob)}
+        return self._held(expected) == set(expected)
 
-    def _held(self, wanted: Mapping[str, Blob]) -> set[str]:
+    def _held(self, expected: Mapping[str, Blob]) -> set[str]:
         """Which places hold their blob, in one request."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
         with self.told():
             try:
-                found = self.api.get_paths_info(self.name, list(wanted), repo_type="model")
+                infos = self.api.get_paths_info(self.name, list(expected), repo_type="model")
             except RepositoryNotFoundError:
                 return set()
-        return {each.path for each in found if _holds(each, wanted[each.path])}
+        return {each.path for each in infos if _holds(each, expected[each.path])}
 
     def put(self, release: Release, blob: Blob, path: Path, sent: Callable[[int], None]) -> None:
         """Send what the Hub keeps as a large file; what it has already it does not take twice."""
@@ -115,11 +115,11 @@ class _Repository:
     def commit(self, release: Release, sources: Mapping[str, Path]) -> None:
         from huggingface_hub import CommitOperationAdd
 
-        wanted = {place: blob for blob in release.blobs for place in places(release, blob)}
-        held = self._held(wanted)
+        uploads = {place: blob for blob in release.blobs for place in places(release, blob)}
+        held = self._held(uploads)
         added = [
             CommitOperationAdd(place, sources[blob.digest])
-            for place, blob in wanted.items()
+            for place, blob in uploads.items()
             if place not in held
         ]
         added.append(CommitOperationAdd(_document(release.digest), release.document))
@@ -136,10 +136,10 @@ class _Repository:
             self.api.create_commit(self.name, added, commit_message=message, repo_type="model")
 
     def document(self, digest: str) -> bytes:
-        found = self._small(_document(digest))
-        if found is None:
+        content = self._small(_document(digest))
+        if content is None:
             raise no_release(f"hf://{self.name}", digest)
-        return found
+        return content
 
     def _small(self, place: str) -> bytes | None:
         with self.told():
@@ -161,10 +161,10 @@ class _Repository:
                 yield chunk
 
     def resolve(self, tag: str) -> str:
-        said = (self._small(f"{OURS}/tags/{tag}") or b"").decode(errors="replace")
-        if not DIGEST.fullmatch(said):
+        digest = (self._small(f"{OURS}/tags/{tag}") or b"").decode(errors="replace")
+        if not DIGEST.fullmatch(digest):
             raise no_tag(f"hf://{self.name}", tag, self.listing().tags)
-        return said
+        return digest
 
     def listing(self) -> Listing:
         """Raises RegistryError for a repository that is not there, or not for us."""
@@ -213,32 +213,32 @@ class _Repository:
 
 def root(release: Release) -> str:
     """Where a release's files are; builds of one version that differ do not meet."""
-    said, own = release.facts, release.manifest.blob.hex[:12]
+    facts, own = release.facts, release.manifest.blob.hex[:12]
     return (
-        f"{said['name']}/{said['task']}/{said['target']}-{said['precision']}"
-        f"/{said['version']}-{own}"
+        f"{facts['name']}/{facts['task']}/{facts['target']}-{facts['precision']}"
+        f"/{facts['version']}-{own}"
     )
 
 
 def places(release: Release, blob: Blob) -> list[str]:
     """Every path at which a blob stands in the repository."""
-    found = []
+    paths = []
     for layer in release.layers:
         if layer.blob == blob and layer.beside:
-            found.append(f"{root(release)}.attest/{release.digest[7:19]}/{layer.path}")
+            paths.append(f"{root(release)}.attest/{release.digest[7:19]}/{layer.path}")
         elif layer.blob == blob:
-            found.append(f"{root(release)}/{layer.path}")
+            paths.append(f"{root(release)}/{layer.path}")
     if blob == release.config:
-        found.append(f"{OURS}/config/{blob.hex}")
-    return found
+        paths.append(f"{OURS}/config/{blob.hex}")
+    return paths
 
 
 def _document(digest: str) -> str:
     return f"{OURS}/releases/{digest.removeprefix('sha256:')}"
 
 
-def _holds(found: Any, blob: Blob) -> bool:
-    large = getattr(found, "lfs", None)
+def _holds(info: Any, blob: Blob) -> bool:
+    large = getattr(info, "lfs", None)
     return large is not None and (large.sha256, large.size) == (blob.hex, blob.size_bytes)
 
 

@@ -113,12 +113,12 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
             return content[:limit]
 
     def stream(key: str, size_bytes: int, start: int) -> Iterator[bytes]:
-        found = size_of(key)
-        if found != size_bytes:  # a range beyond the end is an error that says nothing
+        size = size_of(key)
+        if size != size_bytes:  # a range beyond the end is an error that says nothing
             raise RegistryError(
                 f"{address} does not hold what was published",
-                evidence=f"{key} has {found} bytes, not {size_bytes}"
-                if found is not None
+                evidence=f"{key} has {size} bytes, not {size_bytes}"
+                if size is not None
                 else f"{key} is gone",
                 fix="publish that artifact again with --repair",
             )
@@ -131,10 +131,10 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
     def listed(prefix: str) -> list[str]:
         with _told(address):
             try:
-                found = system.ls(f"{root}/{prefix}", detail=False, refresh=True)
+                keys = system.ls(f"{root}/{prefix}", detail=False, refresh=True)
             except FileNotFoundError:
                 return []
-            return sorted(name.rsplit("/", 1)[-1] for name in found)
+            return sorted(name.rsplit("/", 1)[-1] for name in keys)
 
     return _objects.Objects(
         holds=holds, write=write, upload=upload, read=read, stream=stream, names=listed

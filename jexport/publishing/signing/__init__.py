@@ -126,16 +126,16 @@ def verify(
     from jexport.publishing.signing import envelope, keyless, openssf, provenance
 
     folder = folder.resolve()  # once: `latest` may move meanwhile
-    found = manifest.verify(folder)
+    verified = manifest.verify(folder)
     place = attest if attest is not None else attest_folder(folder)
     called = called or f"artifact {folder}"
-    files = _digests(folder, found.content)
+    files = _digests(folder, verified.content)
     _read(place / SIGNATURE, called)
     line = _read(place / PROVENANCE, called)
     key = openssf.check(folder, place / SIGNATURE, policy, files, called=called)
-    said = keyless.opened(line, policy) if key is None else envelope.opened(line, key)
-    provenance.check(said, files)
-    return found
+    statement = keyless.opened(line, policy) if key is None else envelope.opened(line, key)
+    provenance.check(statement, files)
+    return verified
 
 
 def check_policy(policy: Policy) -> None:

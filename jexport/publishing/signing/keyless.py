@@ -21,9 +21,9 @@ def token(given: str) -> str:
     from sigstore import models, oidc
 
     try:
-        found = given or oidc.detect_credential()
-        if found:
-            return str(oidc.IdentityToken(found))
+        identity_token = given or oidc.detect_credential()
+        if identity_token:
+            return str(oidc.IdentityToken(identity_token))
         issuer = models.ClientTrustConfig.production().signing_config.get_oidc_url()
         return str(oidc.Issuer(issuer).identity_token())
     except Exception as error:  # of identity providers, TUF, requests and Sigstore itself

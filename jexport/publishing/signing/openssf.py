@@ -47,9 +47,9 @@ def sign(folder: Path, signer: Signer, *, token: str = "") -> bytes:
         raise _unusable("the signer cannot sign", error) from error
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            made = Path(scratch) / SIGNATURE
-            config.sign(folder, made)
-            return made.read_bytes()
+            signature = Path(scratch) / SIGNATURE
+            config.sign(folder, signature)
+            return signature.read_bytes()
     except Exception as error:
         if signer.key is not None:
             raise
@@ -134,17 +134,17 @@ def _bundle(signature: bytes, policy: Policy) -> dict[str, Any]:
         raise _refused("", f"it is no Sigstore bundle: {error!r:.120}") from error
     if not sound:
         raise _refused("", "it is no Sigstore bundle with one signature")
-    made_by, wanted = _kind(material), "key" if policy.key else "certificate"
-    if made_by != wanted:
-        raise _refused("", f"it was made with a {made_by or 'nothing known'}, not a {wanted}")
+    made_by, expected = _kind(material), "key" if policy.key else "certificate"
+    if made_by != expected:
+        raise _refused("", f"it was made with a {made_by or 'nothing known'}, not a {expected}")
     return bundle
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("a key stands twice in it")
-    return found
+    return mapping
 
 
 def _kind(material: Mapping[str, Any]) -> str:
@@ -190,11 +190,11 @@ def _names(certificate: Any) -> list[str]:
     from cryptography import x509
 
     try:
-        said = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return [
             name
             for kind in (x509.RFC822Name, x509.UniformResourceIdentifier, x509.DNSName)
-            for name in said.get_values_for_type(kind)
+            for name in names.get_values_for_type(kind)
         ]
     except x509.ExtensionNotFound:
         common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
@@ -204,7 +204,7 @@ def _names(certificate: Any) -> list[str]:
 def _issuers(certificate: Any) -> list[str]:
     from cryptography import x509
 
-    found = []
+    issuers = []
     for dotted in FULCIO_ISSUERS:
         try:
             found_at = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(dotted))
@@ -213,8 +213,8 @@ def _issuers(certificate: Any) -> list[str]:
         raw = found_at.value.value
         if dotted == FULCIO_ISSUERS[0] and len(raw) > 1 and raw[:1] == b"\x0c" and raw[1] < 128:
             raw = raw[2:]  # DER: UTF8String, length in one byte
-        found.append(raw.decode("utf-8", "replace"))
-    return found
+        issuers.append(raw.decode("utf-8", "replace"))
+    return issuers
 
 
 def _refused(called: str, evidence: str) -> SignatureError:

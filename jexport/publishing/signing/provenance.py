@@ -54,15 +54,17 @@ def _named(name: str, sha256: str) -> dict[str, Any]:
 def _dependencies(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The checkpoint's files and code, and the texts that judged and calibrated."""
     checkpoint, made_of = content["checkpoint"], content.get("inputs", {})
-    found = [_named(f"checkpoint/{one['path']}", one["sha256"]) for one in checkpoint["files"]]
-    found += [_named(f"code/{one['path']}", one["sha256"]) for one in checkpoint["code"]]
+    dependencies = [
+        _named(f"checkpoint/{one['path']}", one["sha256"]) for one in checkpoint["files"]
+    ]
+    dependencies += [_named(f"code/{one['path']}", one["sha256"]) for one in checkpoint["code"]]
     if checkpoint["revision"]:
         revision = {"gitCommit": checkpoint["revision"]}
-        found.append({"name": f"checkpoint {checkpoint['name']}", "digest": revision})
+        dependencies.append({"name": f"checkpoint {checkpoint['name']}", "digest": revision})
     if checkpoint["code_revision"]:
-        found.append({"name": "code", "digest": {"gitCommit": checkpoint["code_revision"]}})
+        dependencies.append({"name": "code", "digest": {"gitCommit": checkpoint["code_revision"]}})
     texts = ("texts", "calibration", "held_out")
-    return found + [_named(f"texts/{key}", made_of[key]) for key in texts if key in made_of]
+    return dependencies + [_named(f"texts/{key}", made_of[key]) for key in texts if key in made_of]
 
 
 def _builder(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,33 +82,35 @@ def _without_places(recipe: Mapping[str, Any], checkpoint: str) -> dict[str, Any
 
     A model is named as the manifest names it; what else may be a path keeps its last part.
     """
-    found = {
+    kept_keys = {
         key: dict(value) if isinstance(value, dict) else value for key, value in recipe.items()
     }
-    if "load" in found:
-        found["load"]["model"] = checkpoint
+    if "load" in kept_keys:
+        kept_keys["load"]["model"] = checkpoint
     for table, key in (("quantize", "calibration"), ("compile", "refit_from")):
-        if found.get(table, {}).get(key):
-            found[table][key] = PurePath(re.sub(r"[\\/]+$", "", found[table][key])).name
-    found.get("compile", {}).pop("timing_cache", None)
-    return found
+        if kept_keys.get(table, {}).get(key):
+            kept_keys[table][key] = PurePath(re.sub(r"[\\/]+$", "", kept_keys[table][key])).name
+    kept_keys.get("compile", {}).pop("timing_cache", None)
+    return kept_keys
 
 
-def check(said: object, files: Mapping[str, str]) -> None:
+def check(statement: object, files: Mapping[str, str]) -> None:
     """Refuse a statement that is not SLSA provenance of exactly these files. SignatureError."""
-    subjects = said.get("subject") if isinstance(said, dict) else None
-    if not isinstance(said, dict) or not isinstance(subjects, list):
+    subjects = statement.get("subject") if isinstance(statement, dict) else None
+    if not isinstance(statement, dict) or not isinstance(subjects, list):
         raise _other("it is not an in-toto statement")
-    if (said.get("_type"), said.get("predicateType")) != (STATEMENT, PREDICATE):
-        raise _other(f"it is a {said.get('predicateType')!r:.60} of {said.get('_type')!r:.60}")
-    found = []
+    if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT, PREDICATE):
+        raise _other(
+            f"it is a {statement.get('predicateType')!r:.60} of {statement.get('_type')!r:.60}"
+        )
+    problems = []
     for one in subjects:
         digest = one.get("digest") if isinstance(one, dict) else None
         if not isinstance(digest, dict):
             raise _other("a subject has no digest")
-        found.append((str(one.get("name")), str(digest.get("sha256"))))
-    strange = sorted({name for name, _ in set(found) ^ set(files.items())})
-    if strange or len(found) != len(files):
+        problems.append((str(one.get("name")), str(digest.get("sha256"))))
+    strange = sorted({name for name, _ in set(problems) ^ set(files.items())})
+    if strange or len(problems) != len(files):
         raise _other(f"about other files: {', '.join(strange)[:200] or 'one of them twice'}")
 
 
