@@ -15,7 +15,7 @@ from jexport.publishing import registries
 from jexport.publishing import release as releases
 from jexport.publishing.registries import THREADS, Access, Ref, Store
 from jexport.publishing.release import Release
-from jexport.publishing.retry import patiently
+from jexport.publishing.retry import call_with_retry
 
 T = TypeVar("T")
 
@@ -30,18 +30,18 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Catalogue:
+class Listing:
     """The rows, by name, and what was wrong with releases and tags that cannot be read."""
 
     rows: tuple[Row, ...]
     troubles: tuple[str, ...]
 
 
-def read(ref: Ref, access: Access) -> Catalogue:
+def read(ref: Ref, access: Access) -> Listing:
     """What a destination holds. One that its digest does not name is a trouble, no row."""
     with registries.opened(ref, access) as store, ThreadPoolExecutor(THREADS) as pool:
         what = f"listing {ref.address}"
-        listing = patiently(store.listing, what=what)
+        listing = call_with_retry(store.listing, what=what)
         asked = [pool.submit(_tried, lambda t=tag: _target(store, t, what)) for tag in listing.tags]
         targets = [future.result() for future in asked]
         troubles = [each for each in targets if isinstance(each, RegistryError)]
@@ -60,7 +60,7 @@ def read(ref: Ref, access: Access) -> Catalogue:
     troubles += [each for each in answers if isinstance(each, RegistryError)]
     rows.sort(key=lambda row: [*row.release.facts.values(), row.ref])
     lines = tuple(f"{trouble.what}: {trouble.evidence}" for trouble in troubles)
-    return Catalogue(rows=tuple(rows), troubles=lines)
+    return Listing(rows=tuple(rows), troubles=lines)
 
 
 def _tried(call: Callable[[], T]) -> T | RegistryError:
@@ -71,9 +71,9 @@ def _tried(call: Callable[[], T]) -> T | RegistryError:
 
 
 def _target(store: Store, tag: str, what: str) -> str:
-    return patiently(lambda: store.resolve(tag), what=what)
+    return call_with_retry(lambda: store.resolve(tag), what=what)
 
 
 def _read(store: Store, digest: str, ref: Ref) -> Release:
-    document = patiently(lambda: store.document(digest), what=f"reading from {ref.address}")
+    document = call_with_retry(lambda: store.document(digest), what=f"reading from {ref.address}")
     return releases.read(document, digest, where=ref.address)

@@ -23,8 +23,8 @@ from jexport.publishing import registries, signing
 from jexport.publishing import release as releases
 from jexport.publishing.registries import THREADS, Access, Ref, Store
 from jexport.publishing.release import Blob, Release, refused
-from jexport.publishing.retry import Passing, patiently
-from jexport.publishing.transfers import Job, Line, together
+from jexport.publishing.retry import TransientError, call_with_retry
+from jexport.publishing.transfers import Job, TransferControl, run_parallel
 from jexport.types import Artifact
 from jexport.workspace.run import NO_SPACE, Event, Listener, Run, silent
 
@@ -103,8 +103,10 @@ def resolved(store: Store, ref: Ref) -> Release:
     digest = ref.digest
     if not digest:
         tag = ref.tag or registries.DEFAULT_TAG
-        digest = patiently(lambda: store.resolve(tag), what=f"asking {ref.address} for '{tag}'")
-    document = patiently(lambda: store.document(digest), what=f"reading from {ref.address}")
+        digest = call_with_retry(
+            lambda: store.resolve(tag), what=f"asking {ref.address} for '{tag}'"
+        )
+    document = call_with_retry(lambda: store.document(digest), what=f"reading from {ref.address}")
     return releases.read(document, digest, where=ref.address)
 
 
@@ -181,12 +183,12 @@ class Fetching:
 
         jobs: list[Job] = [lambda line, blob=blob: self._fetch(blob, line) for blob in blobs]  # type: ignore[misc]
         total = sum(blob.size_bytes for blob in blobs)
-        together(jobs, threads=self.threads, total_bytes=total, show=show)
+        run_parallel(jobs, threads=self.threads, total_bytes=total, show=show)
 
     def _whole(self, blob: Blob) -> Path:
         return self.room / blob.hex
 
-    def _fetch(self, blob: Blob, line: Line) -> None:
+    def _fetch(self, blob: Blob, line: TransferControl) -> None:
         """One blob, whole and right, at its place in the room."""
         whole, part = self._whole(blob), self.room / f"{blob.hex}.part"
         if whole.is_file() and _digest(whole) == blob.hex:
@@ -201,7 +203,7 @@ class Fetching:
             resumed = False  # what an earlier pull left may be what was wrong
         os.replace(part, whole)
 
-    def _completed(self, blob: Blob, part: Path, line: Line) -> bool:
+    def _completed(self, blob: Blob, part: Path, line: TransferControl) -> bool:
         """Fetch the rest of a blob; whether its digest is right then."""
         sha = hashlib.sha256()
         part.touch()
@@ -221,10 +223,10 @@ class Fetching:
                     sha.update(chunk)
                     line.moved(len(chunk))
                 if target.tell() < blob.size_bytes:
-                    raise Passing(f"{self.where}: {blob.digest[:19]}... ended early")
+                    raise TransientError(f"{self.where}: {blob.digest[:19]}... ended early")
 
             what = f"reading {blob.digest[:19]}... from {self.where}"
-            patiently(rest, what=what, reached=target.tell, sleep=line.rest)
+            call_with_retry(rest, what=what, reached=target.tell, sleep=line.sleep)
         return sha.hexdigest() == blob.hex
 
     def assembled(self, folder: Path) -> Path:

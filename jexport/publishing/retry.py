@@ -1,6 +1,6 @@
 """Trying again: for faults that pass, so many times, with a pause that grows.
 
-Knows no service: whoever calls one says with Passing what may pass.
+Knows no service: whoever calls one says with TransientError what may pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 8.0
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """A fault that may pass: 5xx, 429, a timeout, a connection that broke. Its text has no secret.
 
     pause_s: how long the service asked to wait. tries: how many the caller's library has made.
@@ -30,14 +30,14 @@ class Passing(Exception):
         self.pause_s, self.tries = pause_s, tries
 
 
-def patiently(
+def call_with_retry(
     call: Callable[[], T],
     *,
     what: str,
     reached: Callable[[], int] = lambda: 0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Call until it does not raise Passing: ATTEMPTS times since anything was `reached`.
+    """Call until it does not raise TransientError: ATTEMPTS times since anything was `reached`.
 
     reached(): how far the work is; a call that got farther before it failed starts the count anew,
     so a large file comes through a bad line. About 15 s of pauses in a row.
@@ -47,7 +47,7 @@ def patiently(
     while True:
         try:
             return call()
-        except Passing as fault:
+        except TransientError as fault:
             now = reached()
             failures = fault.tries + (0 if now > before else failures)
             before = now

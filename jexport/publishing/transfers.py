@@ -19,20 +19,20 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TransferControl:
     """What a transfer tells and asks. moved(n): n more bytes (fewer, when it begins anew).
 
-    rest(seconds): a pause that ends when everything stops. Both raise Stopped then.
+    sleep(seconds): a pause that ends when everything stops. Both raise Stopped then.
     """
 
     moved: Callable[[int], None]
-    rest: Callable[[float], None]
+    sleep: Callable[[float], None]
 
 
-Job: TypeAlias = Callable[[Line], None]
+Job: TypeAlias = Callable[[TransferControl], None]
 
 
-def together(
+def run_parallel(
     jobs: Sequence[Job], *, threads: int, total_bytes: int, show: Callable[[int, int], None]
 ) -> None:
     """Run all jobs, so many at a time; show(done, total) in bytes. Raises the first error."""
@@ -44,11 +44,11 @@ def together(
         with lock:
             counted[0] += count
 
-    def rest(seconds: float) -> None:
+    def sleep(seconds: float) -> None:
         if stop.wait(seconds):
             raise Stopped
 
-    line = Line(moved=moved, rest=rest)
+    line = TransferControl(moved=moved, sleep=sleep)
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="transfer") as pool:
         pending = {pool.submit(job, line) for job in jobs}
         try:

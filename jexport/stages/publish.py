@@ -21,8 +21,8 @@ from jexport.publishing import registries
 from jexport.publishing import release as releases
 from jexport.publishing.registries import THREADS, Access, Ref, Store
 from jexport.publishing.release import Blob, Release
-from jexport.publishing.retry import Passing, patiently
-from jexport.publishing.transfers import Job, Line, together
+from jexport.publishing.retry import TransientError, call_with_retry
+from jexport.publishing.transfers import Job, TransferControl, run_parallel
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Listener, Run, silent
 
@@ -82,7 +82,7 @@ def run(
             _check_licence(artifact, ref, spec)
         release, sources = releases.of(artifact, work_dir)
         store = stack.enter_context(registries.opened(ref, spec.access, writing=True))
-        if patiently(store.public, what=f"asking {ref.address}"):
+        if call_with_retry(store.public, what=f"asking {ref.address}"):
             _check_licence(artifact, ref, spec)
         if not spec.replace:
             _check_tags(store, artifact, ref, tags)
@@ -122,7 +122,9 @@ def _check_tags(store: Store, artifact: Artifact, ref: Ref, tags: tuple[str, ...
 def _tagged(store: Store, ref: Ref, tag: str) -> identity.Checkpoint | None:
     """The checkpoint of what a tag names; None where there is no such tag, or nothing whole."""
     try:
-        digest = patiently(lambda: store.resolve(tag), what=f"asking {ref.address} for '{tag}'")
+        digest = call_with_retry(
+            lambda: store.resolve(tag), what=f"asking {ref.address} for '{tag}'"
+        )
         release = releases.read(store.document(digest), digest, where=ref.address)
         return identity.of_manifest(
             json.loads(b"".join(store.read(release, release.manifest.blob, 0)))
@@ -143,15 +145,17 @@ def _send(
     sent: list[Blob] = []
 
     def job(blob: Blob) -> Job:
-        def send(line: Line) -> None:
+        def send(line: TransferControl) -> None:
             what = f"sending {sources[blob.digest].name} to {ref.address}"
-            there = not spec.repair and patiently(
-                lambda: store.has(release, blob), what=what, sleep=line.rest
+            there = not spec.repair and call_with_retry(
+                lambda: store.has(release, blob), what=what, sleep=line.sleep
             )
             if there:
                 line.moved(blob.size_bytes)
                 return
-            patiently(lambda: _put(store, release, blob, sources, line), what=what, sleep=line.rest)
+            call_with_retry(
+                lambda: _put(store, release, blob, sources, line), what=what, sleep=line.sleep
+            )
             sent.append(blob)
 
         return send
@@ -162,12 +166,12 @@ def _send(
 
     total = sum(blob.size_bytes for blob in release.blobs)
     jobs = [job(blob) for blob in release.blobs]
-    together(jobs, threads=spec.threads, total_bytes=total, show=show)
+    run_parallel(jobs, threads=spec.threads, total_bytes=total, show=show)
     return len(sent)
 
 
 def _put(
-    store: Store, release: Release, blob: Blob, sources: Mapping[str, Path], line: Line
+    store: Store, release: Release, blob: Blob, sources: Mapping[str, Path], line: TransferControl
 ) -> None:
     """One attempt; what it had sent when it failed does not count."""
     counted = 0
@@ -179,7 +183,7 @@ def _put(
 
     try:
         store.put(release, blob, sources[blob.digest], sent)
-    except Passing:
+    except TransientError:
         line.moved(-counted)
         raise
 
@@ -189,8 +193,8 @@ def _commit(
 ) -> None:
     """Make it visible, and see that it is."""
     what = f"publishing in {ref.address}"
-    patiently(lambda: store.commit(release, sources), what=what)
+    call_with_retry(lambda: store.commit(release, sources), what=what)
     for tag in tags:
-        patiently(functools.partial(store.tag, release, tag), what=what)
-    document = patiently(lambda: store.document(release.digest), what=what)
+        call_with_retry(functools.partial(store.tag, release, tag), what=what)
+    document = call_with_retry(lambda: store.document(release.digest), what=what)
     releases.read(document, release.digest, where=ref.address)

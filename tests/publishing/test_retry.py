@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jexport.errors import RegistryError
-from jexport.publishing.retry import ATTEMPTS, LONGEST_PAUSE_S, Passing, patiently
+from jexport.publishing.retry import ATTEMPTS, LONGEST_PAUSE_S, TransientError, call_with_retry
 
 
 def failing(times: int, pause_s: float = 0.0) -> tuple[list[int], object]:
@@ -14,7 +14,7 @@ def failing(times: int, pause_s: float = 0.0) -> tuple[list[int], object]:
     def call() -> str:
         calls.append(1)
         if len(calls) <= times:
-            raise Passing("503", pause_s=pause_s)
+            raise TransientError("503", pause_s=pause_s)
         return "done"
 
     return calls, call
@@ -23,7 +23,7 @@ def failing(times: int, pause_s: float = 0.0) -> tuple[list[int], object]:
 def test_what_passes_is_tried_again() -> None:
     pauses: list[float] = []
     calls, call = failing(ATTEMPTS - 1)
-    assert patiently(call, what="it", sleep=pauses.append) == "done"  # type: ignore[arg-type]
+    assert call_with_retry(call, what="it", sleep=pauses.append) == "done"  # type: ignore[arg-type]
     assert (len(calls), len(pauses)) == (ATTEMPTS, ATTEMPTS - 1)
     assert 0 < pauses[0] < pauses[-1] <= LONGEST_PAUSE_S
 
@@ -31,7 +31,7 @@ def test_what_passes_is_tried_again() -> None:
 def test_it_ends() -> None:
     calls, call = failing(99)
     with pytest.raises(RegistryError, match=f"it failed {ATTEMPTS} times") as caught:
-        patiently(call, what="it", sleep=lambda seconds: None)  # type: ignore[arg-type]
+        call_with_retry(call, what="it", sleep=lambda seconds: None)  # type: ignore[arg-type]
     assert len(calls) == ATTEMPTS
     assert caught.value.evidence == "503"
 
@@ -44,14 +44,14 @@ def test_other_errors_are_not_tried_again() -> None:
         raise ValueError("another")
 
     with pytest.raises(ValueError, match="another"):
-        patiently(call, what="it", sleep=lambda seconds: None)
+        call_with_retry(call, what="it", sleep=lambda seconds: None)
     assert len(calls) == 1
 
 
 def test_the_count_begins_anew_where_something_was_reached() -> None:
     calls, call = failing(5 * ATTEMPTS)
     reached = lambda: len(calls) // 3  # noqa: E731
-    assert patiently(call, what="it", reached=reached, sleep=lambda s: None) == "done"  # type: ignore[arg-type]
+    assert call_with_retry(call, what="it", reached=reached, sleep=lambda s: None) == "done"  # type: ignore[arg-type]
 
 
 def test_the_tries_of_a_library_count() -> None:
@@ -59,15 +59,15 @@ def test_the_tries_of_a_library_count() -> None:
 
     def call() -> None:
         calls.append(1)
-        raise Passing("503", tries=3)
+        raise TransientError("503", tries=3)
 
     with pytest.raises(RegistryError, match=f"it failed {ATTEMPTS} times"):
-        patiently(call, what="it", sleep=lambda seconds: None)
+        call_with_retry(call, what="it", sleep=lambda seconds: None)
     assert len(calls) == ATTEMPTS // 3
 
 
 def test_a_service_may_ask_for_a_pause_but_not_for_an_hour() -> None:
     for asked, waited in ((3.0, 3.0), (3600.0, 2 * LONGEST_PAUSE_S)):
         pauses: list[float] = []
-        patiently(failing(1, asked)[1], what="it", sleep=pauses.append)  # type: ignore[arg-type]
+        call_with_retry(failing(1, asked)[1], what="it", sleep=pauses.append)  # type: ignore[arg-type]
         assert pauses == [waited]

@@ -18,7 +18,7 @@ from jexport.building import cache_keys
 from jexport.errors import ArtifactError, ClusterError, JexportError
 from jexport.jobs.local import needs
 from jexport.jobs.matrix import Job
-from jexport.jobs.ray import arrival, connection, node, placement, shipping
+from jexport.jobs.ray import connection, node, placement, receiver, upload
 from jexport.jobs.result import JobResult
 from jexport.recipe import Recipe
 from jexport.types import Artifact
@@ -60,7 +60,7 @@ class _Running:
     stream: Any
     attempts: int
     node: str = ""
-    arriving: arrival.Arrival | None = None
+    arriving: receiver.Receiver | None = None
     infeasible_since: float = 0.0
     outcome: Artifact | Exception | None = None
 
@@ -80,7 +80,7 @@ class _Work:
     scratch: Path | None
     replace: bool
     code: str = field(default_factory=cache_keys.code_digest)
-    sent: shipping.Sent | None = None
+    sent: upload.Checkpoint | None = None
     places: dict[Job, dict[str, Any]] = field(default_factory=dict)
     results: dict[Job, Result] = field(default_factory=dict)
     running: list[_Running] = field(default_factory=list)
@@ -167,7 +167,7 @@ def _sent(work: _Work) -> Iterator[None]:
     if work.checkpoint is None:
         yield
         return
-    with shipping.offered(work.checkpoint) as work.sent:
+    with upload.offered(work.checkpoint) as work.sent:
         yield
 
 
@@ -224,10 +224,10 @@ def _start(work: _Work, job: Job, *, attempts: int) -> None:
         name=f"jexport {job.key}",
         **work.places[job],
     )
-    order = node.Order(
+    order = node.JobRequest(
         job=job,
         code=work.code,
-        held=arrival.versions(work.out, job),
+        held=receiver.versions(work.out, job),
         scratch=work.scratch,
         sent=work.sent,
     )
@@ -244,7 +244,7 @@ def _advance(work: _Work) -> None:
         try:
             heard = ray.get(next(one.stream))
             if one.outcome is None:
-                one.outcome = _heed(work, one, heard)
+                one.outcome = _handle_message(work, one, heard)
                 if isinstance(one.outcome, ArtifactError):
                     _cancel(one.stream, force=False)  # what is still to come would be dropped
         except (StopIteration, ray.exceptions.RayError) as error:
@@ -258,20 +258,20 @@ def _ended(work: _Work, one: _Running, how: Exception) -> None:
     if one.outcome is None and isinstance(how, ray.exceptions.RayTaskError):
         one.outcome = node.explained(how)
     elif one.outcome is None and isinstance(how, StopIteration):
-        one.outcome = arrival.refused(f"{one.job.key} ended without one, on {one.node}")
+        one.outcome = receiver.refused(f"{one.job.key} ended without one, on {one.node}")
     elif one.outcome is None:
         _lost(work, one, how)
         return
     work.end(one, one.outcome)
 
 
-def _heed(work: _Work, one: _Running, heard: node.Message) -> Artifact | Exception | None:
+def _handle_message(work: _Work, one: _Running, heard: node.Message) -> Artifact | Exception | None:
     """Act on one message; what it says of the job's end, None while it goes on."""
     match heard:
         case node.Started():
             one.node = heard.node
             work.note(one.job, f"on {heard.node}")
-        case node.Said():
+        case node.EventMessage():
             work.tell(one.job, heard.event)
         case node.Refused():
             return node.rebuilt(heard, work.out)
@@ -284,18 +284,20 @@ def _heed(work: _Work, one: _Running, heard: node.Message) -> Artifact | Excepti
 
 
 def _received(
-    work: _Work, one: _Running, heard: node.Made | node.Piece | node.Beside | node.Whole
+    work: _Work,
+    one: _Running,
+    heard: node.ArtifactHeader | node.FileChunk | node.SidecarFile | node.EndOfArtifact,
 ) -> Artifact | None:
     """Take a part of an artifact; the artifact itself with the last one. Raises ArtifactError."""
-    if isinstance(heard, node.Made):
-        one.arriving = arrival.Arrival(heard, work.run.folder, work.out, replace=work.replace)
+    if isinstance(heard, node.ArtifactHeader):
+        one.arriving = receiver.Receiver(heard, work.run.folder, work.out, replace=work.replace)
         return one.arriving.held() if heard.is_held else None
-    if isinstance(heard, node.Beside):
-        arrival.keep_beside(heard, one.job, work.run.folder, work.out)
+    if isinstance(heard, node.SidecarFile):
+        receiver.keep_beside(heard, one.job, work.run.folder, work.out)
         return None
     if one.arriving is None:
-        raise arrival.refused("its files came before its manifest")
-    if isinstance(heard, node.Whole):
+        raise receiver.refused("its files came before its manifest")
+    if isinstance(heard, node.EndOfArtifact):
         return one.arriving.place()
     one.arriving.write(heard)
     return None

@@ -23,7 +23,7 @@ from jexport.artifacts import manifest
 from jexport.building import cache_keys
 from jexport.errors import ClusterError, JexportError, OutputPathError
 from jexport.jobs.matrix import Job
-from jexport.jobs.ray import shipping
+from jexport.jobs.ray import upload
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Listener, open_run
 
@@ -55,7 +55,7 @@ Build: TypeAlias = Callable[[Job, Place, Listener], Artifact]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class JobRequest:
     """One job for one node. code: SHA-256 of the driver's jexport, which must be the node's.
 
     held: versions of the job's artifact that the driver's store has: their files need not travel.
@@ -65,7 +65,7 @@ class Order:
     code: str
     held: tuple[str, ...]
     scratch: Path | None
-    sent: shipping.Sent | None
+    sent: upload.Checkpoint | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class EventMessage:
     """An event of the job's run."""
 
     event: Event
@@ -86,7 +86,7 @@ class Said:
 class Refused:
     """A JexportError, in its parts: kind is the name of its class.
 
-    out: the folder for artifacts on the node, which is gone: its files come as Beside.
+    out: the folder for artifacts on the node, which is gone: its files come as SidecarFile.
     """
 
     out: str
@@ -98,7 +98,7 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class ArtifactHeader:
     """An artifact is ready: its manifest.json, and that file's SHA-256.
 
     is_held: the driver has that version already, so nothing follows.
@@ -110,7 +110,7 @@ class Made:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class FileChunk:
     """Some bytes of one file, in order."""
 
     path: str
@@ -118,7 +118,7 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class SidecarFile:
     """A file beside the versions of an artifact: a failed build's report, what was measured."""
 
     path: str
@@ -126,11 +126,13 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class EndOfArtifact:
     """The last message: every file was sent."""
 
 
-Message: TypeAlias = Started | Said | Refused | Made | Piece | Beside | Whole
+Message: TypeAlias = (
+    Started | EventMessage | Refused | ArtifactHeader | FileChunk | SidecarFile | EndOfArtifact
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +161,10 @@ class PipelineBuild:
         )
 
 
-def work(build: Build, order: Order) -> Iterator[Message]:
+def work(build: Build, order: JobRequest) -> Iterator[Message]:
     """Do one job: what it says, then its artifact. A JexportError is a message."""
     yield Started(node=_name())
-    out, beside = Path(), list[Beside]()
+    out, beside = Path(), list[SidecarFile]()
     try:
         _check_code(order.code)
         scratch = _scratch(order.scratch)
@@ -179,15 +181,15 @@ def work(build: Build, order: Order) -> Iterator[Message]:
         yield refusal(error, out)
 
 
-def _beside(out: Path) -> Iterator[Beside]:
+def _beside(out: Path) -> Iterator[SidecarFile]:
     """The small files beside the versions: model/task/target-precision/FILE."""
     for path in sorted(out.glob("*/*/*/*")):
         if path.is_file() and not path.is_symlink() and path.stat().st_size <= BESIDE_BYTES:
-            yield Beside(path=path.relative_to(out).as_posix(), content=path.read_bytes())
+            yield SidecarFile(path=path.relative_to(out).as_posix(), content=path.read_bytes())
 
 
 def _built(
-    build: Build, order: Order, out: Path, scratch: Path
+    build: Build, order: JobRequest, out: Path, scratch: Path
 ) -> Generator[Message, None, Artifact]:
     """Run the function in a thread, and pass on its events; its artifact is the value.
 
@@ -201,7 +203,7 @@ def _built(
         try:
             kept = None
             if order.sent is not None:
-                kept = shipping.there(order.sent, scratch / "checkpoints")
+                kept = upload.there(order.sent, scratch / "checkpoints")
             place = Place(out=out, kept=scratch, checkpoint=kept)
             outcome.append(build(order.job, place, _throttled(heard, stop)))
         except BaseException as error:
@@ -212,7 +214,7 @@ def _built(
     try:
         while thread.is_alive() or not heard.empty():
             with contextlib.suppress(queue.Empty):
-                yield Said(event=heard.get(timeout=WAIT_S))
+                yield EventMessage(event=heard.get(timeout=WAIT_S))
     finally:
         stop.set()
         thread.join(STOP_S)
@@ -243,24 +245,26 @@ def _throttled(heard: queue.SimpleQueue[Event], stop: threading.Event) -> Listen
     return listen
 
 
-def _sent(folder: Path, held: tuple[str, ...], beside: Sequence[Beside] = ()) -> Iterator[Message]:
+def _sent(
+    folder: Path, held: tuple[str, ...], beside: Sequence[SidecarFile] = ()
+) -> Iterator[Message]:
     """An artifact's manifest, then its files as the manifest lists them, unless they are held."""
     content = manifest.verify(folder).content
     text = (folder / manifest.NAME).read_bytes()
     is_held = content["version"] in held
-    yield Made(manifest=text, sha256=hashlib.sha256(text).hexdigest(), is_held=is_held)
+    yield ArtifactHeader(manifest=text, sha256=hashlib.sha256(text).hexdigest(), is_held=is_held)
     if is_held:
         return
     for entry in content["files"]:
         with open(folder / entry["path"], "rb") as stream:
             # At least one piece, so that an empty file is made, too.
-            piece = stream.read(shipping.PIECE_BYTES)
-            yield Piece(path=entry["path"], content=piece)
-            while piece := stream.read(shipping.PIECE_BYTES):
-                yield Piece(path=entry["path"], content=piece)
+            piece = stream.read(upload.PIECE_BYTES)
+            yield FileChunk(path=entry["path"], content=piece)
+            while piece := stream.read(upload.PIECE_BYTES):
+                yield FileChunk(path=entry["path"], content=piece)
     for one in beside:  # noqa: UP028
         yield one
-    yield Whole()
+    yield EndOfArtifact()
 
 
 def refusal(error: JexportError, out: Path) -> Refused:

@@ -61,7 +61,7 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """One destination, opened. Functions raise Passing for a fault that may pass.
+    """One destination, opened. Functions raise TransientError for a fault that may pass.
 
     public(): whether everybody can read what is published. has(release, blob): whether it is there,
     whole. put(release, blob, path, sent): uploads a file; sent(n): n more bytes went out.

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 from jexport.errors import RegistryError
 from jexport.publishing.registries import THREADS
 from jexport.publishing.registries._login import login
-from jexport.publishing.retry import Passing
+from jexport.publishing.retry import TransientError
 from jexport.redact import brief, redact
 
 CONNECT_S, READ_S = 10, 60
@@ -28,7 +28,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Client:
-    """A registry's host. Raises Passing and RegistryError, whose texts have no credentials."""
+    """A registry's host. Raises TransientError and RegistryError, without credentials."""
 
     def __init__(self, host: str, *, plain_http: bool) -> None:
         import requests
@@ -107,7 +107,7 @@ class Client:
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """What requests says, as Passing or RegistryError."""
+        """What requests says, as TransientError or RegistryError."""
         from requests import exceptions as wrong
 
         try:
@@ -124,7 +124,7 @@ class Client:
             wrong.ChunkedEncodingError,
             wrong.ContentDecodingError,
         ) as error:
-            raise Passing(f"{self.host}: {brief(error)}") from error
+            raise TransientError(f"{self.host}: {brief(error)}") from error
         except wrong.RequestException as error:
             raise RegistryError(
                 f"cannot ask {self.host}", evidence=brief(error), fix="check the address"
@@ -186,7 +186,9 @@ class Client:
         text = redact(f"{method} {path}: {code} {answer.reason}{_first_error(answer)}")
         if code in PASSING:
             pause = answer.headers.get("Retry-After", "")
-            return Passing(f"{self.host}: {text}", pause_s=float(pause) if pause.isdigit() else 0.0)
+            return TransientError(
+                f"{self.host}: {text}", pause_s=float(pause) if pause.isdigit() else 0.0
+            )
         if code in (401, 403):
             return RegistryError(
                 f"{self.host} does not let us",

@@ -16,7 +16,7 @@ from pathlib import Path
 from jexport.errors import RegistryError
 from jexport.publishing.registries import Listing, Store, no_release, no_tag
 from jexport.publishing.release import DIGEST, LARGEST_DOCUMENT_BYTES, Blob, Release
-from jexport.publishing.retry import patiently
+from jexport.publishing.retry import call_with_retry
 
 MARK = "jexport-registry.json"
 FORMAT = 1
@@ -43,7 +43,7 @@ class Objects:
 def store(objects: Objects, address: str, *, public: bool, writing: bool) -> Store:
     """A Store on keys and bytes. Raises RegistryError for a place of another format."""
     what = f"opening {address}"
-    mark = patiently(lambda: objects.read(MARK, 1 << 16), what=what)
+    mark = call_with_retry(lambda: objects.read(MARK, 1 << 16), what=what)
     if mark is None:
         if not writing:
             raise RegistryError(
@@ -52,7 +52,7 @@ def store(objects: Objects, address: str, *, public: bool, writing: bool) -> Sto
                 fix="check the address; `jexport publish` makes one",
             )
         content = json.dumps({"format": FORMAT}).encode() + b"\n"
-        patiently(lambda: objects.write(MARK, content), what=what)
+        call_with_retry(lambda: objects.write(MARK, content), what=what)
     else:
         _check_format(mark, address)
 

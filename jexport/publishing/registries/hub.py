@@ -15,7 +15,7 @@ from typing import Any
 from jexport.errors import RegistryError
 from jexport.publishing.registries import Access, Kind, Listing, Store, no_release, no_tag
 from jexport.publishing.release import DIGEST, LARGEST_DOCUMENT_BYTES, Blob, Release
-from jexport.publishing.retry import Passing
+from jexport.publishing.retry import TransientError
 from jexport.redact import brief
 
 CHUNK_BYTES = 8 << 20
@@ -185,14 +185,14 @@ class _Repository:
 
     @contextlib.contextmanager
     def told(self, *, tries: int = 1) -> Iterator[None]:
-        """What huggingface_hub says, as Passing or RegistryError, without credentials.
+        """What huggingface_hub says, as TransientError or RegistryError, without credentials.
 
         tries: how many it makes itself (its http_backoff waits 23 s over six), so that a Hub that
         is away is not asked for minutes.
         """
         try:
             yield
-        except (RegistryError, Passing):
+        except (RegistryError, TransientError):
             raise
         except Exception as error:
             from huggingface_hub.errors import HfHubHTTPError
@@ -201,7 +201,7 @@ class _Repository:
             code = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             offline = "OfflineModeIsEnabled" in kinds
             if not offline and (code in PASSING or kinds & set(PASSING_NAMES)):
-                raise Passing(f"hf://{self.name}: {brief(error)}", tries=tries) from error
+                raise TransientError(f"hf://{self.name}: {brief(error)}", tries=tries) from error
             if not isinstance(error, (OSError, HfHubHTTPError)):
                 raise
             raise RegistryError(

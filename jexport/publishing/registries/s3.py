@@ -16,7 +16,7 @@ from typing import Any
 from jexport.errors import RegistryError
 from jexport.publishing.registries import Access, Kind, Store, _objects
 from jexport.publishing.release import Blob
-from jexport.publishing.retry import Passing
+from jexport.publishing.retry import TransientError
 from jexport.redact import brief
 
 CHUNK_BYTES = 8 << 20
@@ -92,7 +92,7 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
                 str(path), f"{root}/{key}", callback=Sent(), chunksize=PART_BYTES, max_concurrency=2
             )
         if not holds(key, blob):
-            raise Passing(f"{address}/{key} did not arrive whole")
+            raise TransientError(f"{address}/{key} did not arrive whole")
 
     def size_of(key: str) -> int | None:
         with _told(address):
@@ -143,16 +143,16 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
 
 @contextlib.contextmanager
 def _told(address: str) -> Iterator[None]:
-    """What s3fs, botocore and aiohttp say, as Passing or RegistryError, without credentials."""
+    """Errors of s3fs, botocore and aiohttp, as TransientError or RegistryError, without secrets."""
     try:
         yield
-    except (RegistryError, Passing):
+    except (RegistryError, TransientError):
         raise
     except Exception as error:
         kinds = {base.__name__ for base in type(error).__mro__}
         number = getattr(error, "errno", None)
         if isinstance(error, TimeoutError) or kinds & set(PASSING_NAMES) or number in PASSING:
-            raise Passing(f"{address}: {brief(error)}") from error
+            raise TransientError(f"{address}: {brief(error)}") from error
         if not isinstance(error, OSError) and not kinds & {*LOST_NAMES, "BotoCoreError"}:
             raise
         raise RegistryError(

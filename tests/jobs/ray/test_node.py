@@ -32,16 +32,16 @@ def name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> Callable[..., node.Order]:
-    def make(**changes: Any) -> node.Order:
+def order(tmp_path: Path) -> Callable[..., node.JobRequest]:
+    def make(**changes: Any) -> node.JobRequest:
         kept = {"job": JOB, "code": cache_keys.code_digest(), "held": (), "sent": None}
-        return node.Order(**{**kept, "scratch": tmp_path / "scratch", **changes})
+        return node.JobRequest(**{**kept, "scratch": tmp_path / "scratch", **changes})
 
     return make
 
 
 def test_events_come_while_the_job_runs_then_its_files(
-    artifact: Path, order: Callable[..., node.Order], tmp_path: Path
+    artifact: Path, order: Callable[..., node.JobRequest], tmp_path: Path
 ) -> None:
     heard_of = threading.Event()
 
@@ -58,23 +58,23 @@ def test_events_come_while_the_job_runs_then_its_files(
 
     stream = node.work(build, order())
     assert next(stream) == node.Started(node="here (1234)")
-    assert next(stream) == node.Said(event=Event(kind="start", stage="load"))
+    assert next(stream) == node.EventMessage(event=Event(kind="start", stage="load"))
     heard_of.set()
     rest = []
     with contextlib.suppress(StopIteration):
         while True:
             rest.append(stream.send("what Ray sends"))  # type: ignore[attr-defined]
-    bars = [one.event.done for one in rest if isinstance(one, node.Said)]
+    bars = [one.event.done for one in rest if isinstance(one, node.EventMessage)]
     assert bars[-1] == 50
     assert len(bars) < 10  # the last, and one each half second
-    sent = {one.path for one in rest if isinstance(one, node.Piece)}
+    sent = {one.path for one in rest if isinstance(one, node.FileChunk)}
     assert sent == {one["path"] for one in manifest.read(artifact).content["files"]}
-    assert isinstance(rest[-1], node.Whole)
+    assert isinstance(rest[-1], node.EndOfArtifact)
     assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_an_artifact_that_is_not_whole_is_not_sent(
-    artifact: Path, order: Callable[..., node.Order]
+    artifact: Path, order: Callable[..., node.JobRequest]
 ) -> None:
     def build(job: Job, place: node.Place, listen: Any) -> Artifact:
         import shutil
@@ -89,7 +89,7 @@ def test_an_artifact_that_is_not_whole_is_not_sent(
     assert "README.md" in last.evidence
 
 
-def test_a_bug_keeps_its_traceback(order: Callable[..., node.Order], tmp_path: Path) -> None:
+def test_a_bug_keeps_its_traceback(order: Callable[..., node.JobRequest], tmp_path: Path) -> None:
     def build(*words: Any) -> Artifact:
         raise ZeroDivisionError
 
@@ -100,7 +100,7 @@ def test_a_bug_keeps_its_traceback(order: Callable[..., node.Order], tmp_path: P
 
 
 def test_a_job_that_is_not_wanted_ends_at_its_next_event(
-    order: Callable[..., node.Order], tmp_path: Path
+    order: Callable[..., node.JobRequest], tmp_path: Path
 ) -> None:
     ended: list[str] = []
 
@@ -119,14 +119,14 @@ def test_a_job_that_is_not_wanted_ends_at_its_next_event(
     assert not list((tmp_path / "scratch").iterdir())
 
 
-def test_another_jexport_is_refused(order: Callable[..., node.Order]) -> None:
+def test_another_jexport_is_refused(order: Callable[..., node.JobRequest]) -> None:
     [_, last] = node.work(lambda *words: pytest.fail("was started"), order(code="0" * 64))
     assert isinstance(last, node.Refused)
     assert "node here (1234) has another jexport" in str(node.rebuilt(last, Path()))
 
 
 def test_a_scratch_folder_of_somebody_else_is_refused(
-    order: Callable[..., node.Order], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: Callable[..., node.JobRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path)
@@ -158,7 +158,9 @@ def test_every_error_comes_back_as_it_was() -> None:
     assert (back.evidence, back.__notes__) == ("in /here/b", ["/n/ab"])
 
 
-def test_reports_of_a_failed_build_come_before_its_error(order: Callable[..., node.Order]) -> None:
+def test_reports_of_a_failed_build_come_before_its_error(
+    order: Callable[..., node.JobRequest],
+) -> None:
     def build(job: Job, place: node.Place, listen: Any) -> Artifact:
         room = place.out / "model" / "a" / "onnx-fp32"
         (room / "1.0.0").mkdir(parents=True)
@@ -169,7 +171,7 @@ def test_reports_of_a_failed_build_come_before_its_error(order: Callable[..., no
     stream: Any = node.work(build, order())
     next(stream)
     report, last = stream.send("what Ray sends"), stream.send("what Ray sends")
-    assert report == node.Beside(path="model/a/onnx-fp32/1.0.0.failed.json", content=b"{}")
+    assert report == node.SidecarFile(path="model/a/onnx-fp32/1.0.0.failed.json", content=b"{}")
     assert isinstance(last, node.Refused)
 
 

@@ -14,7 +14,7 @@ import pytest
 from jexport.artifacts import manifest
 from jexport.publishing import registries
 from jexport.publishing.registries import Store
-from jexport.publishing.retry import Passing
+from jexport.publishing.retry import TransientError
 from jexport.types import Artifact
 
 ZEROS = "0" * 64
@@ -152,7 +152,7 @@ class Faults:
 
 def every_third(number: int, what: str) -> None:
     if number % 3 == 0:
-        raise Passing(f"503 for request {number}")
+        raise TransientError(f"503 for request {number}")
 
 
 def faulty(store: Store, faults: Faults) -> Store:

@@ -14,7 +14,7 @@ from jexport.artifacts import manifest, store
 from jexport.errors import RegistryError
 from jexport.publishing import listing, pull, registries, transfers
 from jexport.publishing.registries import Access, folder
-from jexport.publishing.retry import ATTEMPTS, Passing
+from jexport.publishing.retry import ATTEMPTS, TransientError
 from jexport.stages import publish
 from jexport.stages.publish import PublishSpec
 from jexport.types import Artifact
@@ -57,7 +57,7 @@ def test_a_registry_that_is_down_for_good(
     made: Callable[..., Artifact], faults: Any, tmp_path: Path
 ) -> None:
     def fail(number: int, what: str) -> None:
-        raise Passing("503 Service Unavailable")
+        raise TransientError("503 Service Unavailable")
 
     faults.fail = fail
     with pytest.raises(RegistryError, match=f"failed {ATTEMPTS} times") as caught:
@@ -198,7 +198,7 @@ def test_uploads_in_any_order(
     made: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     artifact = made(attest=ATTEST)
-    real = transfers.together
+    real = transfers.run_parallel
     found = set()
     for seed in range(8):
 

@@ -20,7 +20,7 @@ from jexport.errors import RegistryError
 from jexport.publishing import listing, pull, registries
 from jexport.publishing.registries import Access, _login
 from jexport.publishing.registries._http import Client
-from jexport.publishing.retry import Passing
+from jexport.publishing.retry import TransientError
 from jexport.stages import publish
 from jexport.stages.publish import PublishSpec
 from jexport.types import Artifact
@@ -205,9 +205,9 @@ def test_another_machine_is_asked_over_tls_only() -> None:
 @pytest.mark.parametrize(
     ("code", "pause", "kind"),
     [
-        (503, "7", Passing),
-        (429, "soon", Passing),
-        (500, "", Passing),
+        (503, "7", TransientError),
+        (429, "soon", TransientError),
+        (500, "", TransientError),
         (403, "", RegistryError),
         (400, "", RegistryError),
     ],
@@ -226,7 +226,7 @@ def test_what_may_pass_is_told_from_what_does_not(code: int, pause: str, kind: t
     assert TOKEN not in str(fault)
     assert PASSWORD not in str(fault)
     assert str(code) in str(fault)
-    if isinstance(fault, Passing):
+    if isinstance(fault, TransientError):
         assert fault.pause_s == (7.0 if pause == "7" else 0.0)
 
 

@@ -37,7 +37,7 @@ from jexport.building import pipeline
 from jexport.errors import ClusterError, JexportError, ParityError
 from jexport.jobs import ray as cluster
 from jexport.jobs.matrix import Job
-from jexport.jobs.ray import connection, node, shipping
+from jexport.jobs.ray import connection, node, upload
 from jexport.toy import checkpoint as toy
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Listener
@@ -204,12 +204,12 @@ def refused(whole: Cluster, room: Path) -> dict[str, Any]:
 def shipped(whole: Cluster, room: Path, checkpoint: Path) -> dict[str, Any]:
     """The checkpoint on a node that does not have it at the driver's path, twice."""
 
-    def there(sent: shipping.Sent, kept: Path) -> list[str]:
+    def there(sent: upload.Checkpoint, kept: Path) -> list[str]:
         elsewhere = dataclasses.replace(sent, folder=Path("/nowhere") / sent.folder.name)
-        found = [shipping.there(elsewhere, kept) for _ in range(2)]
-        return [str(path) for path in (*found, shipping.there(sent, kept))]
+        found = [upload.there(elsewhere, kept) for _ in range(2)]
+        return [str(path) for path in (*found, upload.there(sent, kept))]
 
-    with shipping.offered(checkpoint) as sent:
+    with upload.offered(checkpoint) as sent:
         task = ray.remote(there).options(resources={"L4": 1})
         first, second, own = ray.get(task.remote(sent, room / "kept"))
         try:
@@ -217,7 +217,7 @@ def shipped(whole: Cluster, room: Path, checkpoint: Path) -> dict[str, Any]:
             stranger = "was read"
         except PermissionError:
             stranger = "refused"
-        same = shipping.same(Path(first), sent.files)
+        same = upload.same(Path(first), sent.files)
     return {
         "same": same,
         "once": first == second,

@@ -22,7 +22,7 @@ PIECE_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sent:
+class Checkpoint:
     """A folder on offer. folder: where it is on the driver's machine. source: who reads it."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Source:
 
 
 @contextlib.contextmanager
-def offered(folder: Path) -> Iterator[Sent]:
+def offered(folder: Path) -> Iterator[Checkpoint]:
     """Offer a folder's files to the nodes. Raises CheckpointError for a folder that is none."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -61,7 +61,7 @@ def offered(folder: Path) -> Iterator[Sent]:
     actor = ray.remote(Source).options(num_cpus=0, scheduling_strategy=here, max_concurrency=4)
     source = actor.remote(folder.resolve(), [one.path for one in files])
     try:
-        yield Sent(folder=folder.resolve(), files=files, source=source)
+        yield Checkpoint(folder=folder.resolve(), files=files, source=source)
     finally:
         ray.kill(source)
 
@@ -81,7 +81,7 @@ def listed(folder: Path) -> tuple[FileDigest, ...]:
     return tuple(manifest.file_digest(path, root=folder) for path in paths)
 
 
-def there(sent: Sent, kept: Path) -> Path:
+def there(sent: Checkpoint, kept: Path) -> Path:
     """The checkpoint's folder on this node: the same path, what was sent before, or sent now."""
     if same(sent.folder, sent.files):
         return sent.folder
@@ -107,7 +107,7 @@ def same(folder: Path, files: tuple[FileDigest, ...]) -> bool:
         return False
 
 
-def _fetch(sent: Sent, staged: Path) -> None:
+def _fetch(sent: Checkpoint, staged: Path) -> None:
     import ray
 
     def read(name: str, offset: int) -> bytes:
@@ -135,7 +135,7 @@ def _copy(one: FileDigest, staged: Path, read: Callable[[str, int], bytes]) -> N
         )
 
 
-def _put(staged: Path, place: Path, sent: Sent) -> None:
+def _put(staged: Path, place: Path, sent: Checkpoint) -> None:
     """Into its place in one step; another job of this node may have been first."""
     try:
         os.rename(staged, place)

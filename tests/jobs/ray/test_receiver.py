@@ -13,7 +13,7 @@ import pytest
 from jexport.artifacts import manifest
 from jexport.errors import ArtifactError
 from jexport.jobs.matrix import Job
-from jexport.jobs.ray import arrival, node
+from jexport.jobs.ray import node, receiver
 from jexport.workspace import run
 
 
@@ -30,12 +30,12 @@ def take(tmp_path: Path) -> Iterator[Callable[[list[Any]], Any]]:
     def heed(heard: list[Any]) -> Any:
         with run.open_run(out) as room:
             first, *rest = heard
-            arriving = arrival.Arrival(first, room.folder, out)
+            arriving = receiver.Receiver(first, room.folder, out)
             try:
                 if first.is_held:
                     return arriving.held()
                 for one in rest:
-                    if isinstance(one, node.Whole):
+                    if isinstance(one, node.EndOfArtifact):
                         return arriving.place()
                     arriving.write(one)
             finally:
@@ -48,7 +48,7 @@ def take(tmp_path: Path) -> Iterator[Callable[[list[Any]], Any]]:
 
 def test_what_was_sent_is_placed(artifact: Path, take: Any, tmp_path: Path) -> None:
     heard = messages(artifact)
-    assert isinstance(heard[-1], node.Whole)
+    assert isinstance(heard[-1], node.EndOfArtifact)
     made = take(heard)
     assert made.path.is_relative_to(tmp_path / "out")
     assert manifest.verify(made.path).content == manifest.read(artifact).content
@@ -59,9 +59,9 @@ def test_a_version_that_is_here_is_not_sent(artifact: Path, take: Any, tmp_path:
     made = take(messages(artifact))
     content = made.manifest.content
     job = Job(task=content["task"], target=content["target"], precision=content["precision"])
-    held = arrival.versions(tmp_path / "out", job)
+    held = receiver.versions(tmp_path / "out", job)
     assert held == (content["version"],)
-    assert arrival.versions(tmp_path / "out", Job(task="*", target="onnx", precision="fp32")) == ()
+    assert receiver.versions(tmp_path / "out", Job(task="*", target="onnx", precision="fp32")) == ()
     [only] = messages(artifact, held)
     assert take([only]).path == made.path
     shutil.rmtree(made.path)
@@ -74,17 +74,19 @@ def test_pieces_that_are_not_the_artifact(
     how: str, artifact: Path, take: Any, tmp_path: Path
 ) -> None:
     heard = messages(artifact)
-    at = next(n for n, one in enumerate(heard) if isinstance(one, node.Piece) and one.content)
+    at = next(n for n, one in enumerate(heard) if isinstance(one, node.FileChunk) and one.content)
     piece = heard[at]
     spoilt = {
         "changed": [
-            node.Piece(path=piece.path, content=bytes([piece.content[0] ^ 1]) + piece.content[1:])
+            node.FileChunk(
+                path=piece.path, content=bytes([piece.content[0] ^ 1]) + piece.content[1:]
+            )
         ],
-        "longer": [node.Piece(path=piece.path, content=piece.content + b"!" * 2**20)],
+        "longer": [node.FileChunk(path=piece.path, content=piece.content + b"!" * 2**20)],
         "missing": [],
-        "unlisted": [piece, node.Piece(path="more.bin", content=b"x")],
+        "unlisted": [piece, node.FileChunk(path="more.bin", content=b"x")],
         "twice": [piece, heard[at + 1], piece],
-        "escaping": [node.Piece(path="../../../evil", content=b"x")],
+        "escaping": [node.FileChunk(path="../../../evil", content=b"x")],
     }
     with pytest.raises(ArtifactError):
         take([*heard[:at], *spoilt[how], *heard[at + 1 :]])
@@ -94,11 +96,11 @@ def test_pieces_that_are_not_the_artifact(
 
 def test_a_manifest_that_is_not_the_announced_one(artifact: Path, take: Any) -> None:
     first, *rest = messages(artifact)
-    wrong = node.Made(manifest=first.manifest + b" ", sha256=first.sha256, is_held=False)
+    wrong = node.ArtifactHeader(manifest=first.manifest + b" ", sha256=first.sha256, is_held=False)
     with pytest.raises(ArtifactError, match="refused"):
         take([wrong, *rest])
     other = first.manifest.replace(b'"fp32"', b'"fp16"')
-    sealed_wrong = node.Made(
+    sealed_wrong = node.ArtifactHeader(
         manifest=other, sha256=hashlib.sha256(other).hexdigest(), is_held=False
     )
     with pytest.raises(ArtifactError, match="is not what was built"):
@@ -110,8 +112,8 @@ def test_a_report_is_put_beside_the_versions(tmp_path: Path) -> None:
     room, out = tmp_path / "room", tmp_path / "out"
     room.mkdir()
     for content in (b"{}", b"[]"):
-        sent = node.Beside(path="model/a/hf-fp32/1.failed.json", content=content)
-        arrival.keep_beside(sent, job, room, out)
+        sent = node.SidecarFile(path="model/a/hf-fp32/1.failed.json", content=content)
+        receiver.keep_beside(sent, job, room, out)
         assert (out / sent.path).read_bytes() == content
     (out / "model/a/hf-fp32/1.json").mkdir()
     for path in (
@@ -126,6 +128,6 @@ def test_a_report_is_put_beside_the_versions(tmp_path: Path) -> None:
         "model/a/hf-fp32/latest",
     ):
         with pytest.raises(ArtifactError):
-            arrival.keep_beside(node.Beside(path=path, content=b"x"), job, room, out)
+            receiver.keep_beside(node.SidecarFile(path=path, content=b"x"), job, room, out)
     assert not list(room.iterdir())
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["1.failed.json"]

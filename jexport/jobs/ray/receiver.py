@@ -22,13 +22,15 @@ from jexport.jobs.ray import node
 from jexport.types import Artifact
 
 
-class Arrival:
+class Receiver:
     """One artifact on its way. room: a folder of the store's file system, for what is not whole.
 
     Raises ArtifactError, and OutputPathError as `store.check_name` does.
     """
 
-    def __init__(self, made: node.Made, room: Path, out: Path, *, replace: bool = False) -> None:
+    def __init__(
+        self, made: node.ArtifactHeader, room: Path, out: Path, *, replace: bool = False
+    ) -> None:
         self._replace = replace
         self._folder = room / secrets.token_hex(8)
         self._folder.mkdir()
@@ -60,7 +62,7 @@ class Arrival:
         self.drop()
         return existing
 
-    def write(self, piece: node.Piece) -> None:
+    def write(self, piece: node.FileChunk) -> None:
         """The next piece of a file; files come one after the other, pieces in order."""
         if self._open is None or self._open[0] != piece.path:
             self._close()
@@ -102,7 +104,7 @@ def versions(out: Path, job: Job) -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in rooms if not path.parent.is_symlink()))
 
 
-def keep_beside(sent: node.Beside, job: Job, work_dir: Path, out: Path) -> None:
+def keep_beside(sent: node.SidecarFile, job: Job, work_dir: Path, out: Path) -> None:
     """Put a file beside the versions of a job's artifact, in one step. Raises ArtifactError."""
     parts = sent.path.split("/")
     plain = all(part and not part.startswith(".") and "\0" not in part for part in parts)
