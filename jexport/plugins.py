@@ -1,6 +1,6 @@
 """A folder that is its own registry: each file in it is a member and ends with one record.
 
-Knows neither the rooms that are kept so nor what a record holds; imports a member only by name.
+Knows neither which packages are kept so nor what a record holds; imports a member only by name.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 from jexport.errors import JexportError, nearest
 
 
-def names(room: str) -> list[str]:
+def names(package: str) -> list[str]:
     """The members of a package, sorted; none is imported.
 
     A member is a module or a package in that folder; what begins with '_' is none.
 
-    room: the package's dotted name; it is imported already, for it is the one that asks.
+    package: the package's dotted name; it is imported already, for it is the one that asks.
     """
-    folder = Path(str(sys.modules[room].__file__)).parent
+    folder = Path(str(sys.modules[package].__file__)).parent
     members = {path.stem for path in folder.glob("*.py")}
     members |= {path.parent.name for path in folder.glob("*/__init__.py")}
     return sorted(name for name in members if not name.startswith("_"))
 
 
-def load(room: str, name: str, *, record: str, kind: str, error: type[JexportError]) -> Any:
+def load(package: str, name: str, *, record: str, kind: str, error: type[JexportError]) -> Any:
     """Import one member and return its record, the module's attribute of that name.
 
     kind: what a member is called. Raises `error`, naming the nearest, for a name that is no file.
     """
-    known = names(room)
+    known = names(package)
     if name not in known:
         raise error(
             f"unknown {kind} '{name}'",
             evidence=f"there are: {', '.join(known)}",
             fix=nearest(name, known),
         )
-    return getattr(importlib.import_module(f"{room}.{name}"), record)
+    return getattr(importlib.import_module(f"{package}.{name}"), record)

@@ -243,8 +243,8 @@ class Recipe:
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, defaults included, as JSON-ready dicts and lists."""
-        found: dict[str, Any] = plain(self)
-        return found
+        tables: dict[str, Any] = plain(self)
+        return tables
 
 
 def recipe_folder() -> Path:

@@ -124,9 +124,9 @@ class _Opened:
 
 def _check_float(config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a checkpoint that somebody quantized: its vectors are no reference for anything."""
-    said = config.get("quantization_config")
-    if said:
-        method = said.get("quant_method", "unknown") if isinstance(said, Mapping) else said
+    stated = config.get("quantization_config")
+    if stated:
+        method = stated.get("quant_method", "unknown") if isinstance(stated, Mapping) else stated
         raise PrecisionError(
             "the checkpoint is quantized already",
             evidence=f"{folder / 'config.json'}: quantization_config, method {method!r:.80}",
@@ -170,9 +170,9 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         transformer=opened.transformer,
         jina=layout in JINA,
     )
-    how, said = embedding.read(folder, encoder, spec, task)
+    how, stated = embedding.read(folder, encoder, spec, task)
     licence = transformer_files.licence(folder)
-    files = {*weight_files, *tokenizing.read, *_around(opened, licence), *said}
+    files = {*weight_files, *tokenizing.read, *_around(opened, licence), *stated}
     return LoadedModel(
         folder=folder,
         config=config,

@@ -156,20 +156,20 @@ def _targets(settings: Mapping[str, Any]) -> Callable[[str], bool]:
 
     PEFT: a str is a regular expression for the whole name, a list holds names or their ends.
     """
-    said = settings.get("target_modules")
-    if not said:
+    targets = settings.get("target_modules")
+    if not targets:
         return lambda module: True
-    if isinstance(said, str):
+    if isinstance(targets, str):
         try:
-            pattern = re.compile(said)
+            pattern = re.compile(targets)
         except re.error as error:
             raise AdapterError(
                 "the adapter does not say which matrices it adapts",
-                evidence=f"target_modules = {said!r}: {error}",
+                evidence=f"target_modules = {targets!r}: {error}",
                 fix="give a checkpoint whose adapters were saved whole",
             ) from error
         return lambda module: pattern.fullmatch(module) is not None
-    ends = tuple(str(name) for name in said)
+    ends = tuple(str(name) for name in targets)
     return lambda module: module in ends or module.endswith(tuple(f".{end}" for end in ends))
 
 

@@ -90,15 +90,15 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") != "jina_embeddings_v3":
         theta = ORIGINAL_THETA if named is None else named
         return {"rope_theta": _theta(theta), "rope_type": "default"}
-    said = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(said, Mapping):
-        raise _wrong(f"rope_parameters = {said!r} is no table")
-    kind = said.get("rope_type") or said.get("type") or "default"
-    theta = said.get("rope_theta") or config.get("rope_theta")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise _wrong(f"rope_parameters = {rope!r} is no table")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    theta = rope.get("rope_theta") or config.get("rope_theta")
     if kind != "default":
         raise UnsupportedCheckpointError(
             f"jexport does not have RoPE of type '{kind}'",
-            evidence=f"config.json: rope_parameters = {dict(said)!r}",
+            evidence=f"config.json: rope_parameters = {dict(rope)!r}",
             fix="give a checkpoint with plain RoPE",
         )
     if theta is None and named not in (None, NATIVE_THETA):

@@ -122,7 +122,7 @@ def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:
         AdapterError: a module without a base weight, or of another rank than the config says.
     """
     known = list(names)
-    made: dict[str, LowRank] = {}
+    adapted: dict[str, LowRank] = {}
     strangers: list[str] = []
     for module, sides in adapter.factors.items():
         weight = f"{module}.weight"
@@ -142,7 +142,7 @@ def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:
                 fix="give the adapter_config.json that belongs to these weights",
             )
         divisor = math.sqrt(rank) if adapter.config.get("use_rslora") else rank
-        made[place] = LowRank(
+        adapted[place] = LowRank(
             up=shards.reader(up, up_entry),
             down=shards.reader(down, down_entry),
             scaling=float(alpha) / divisor,
@@ -153,7 +153,7 @@ def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:
             evidence=f"modules without a base weight: {shards.describe(strangers)}",
             fix="give an adapter that was trained on this base model",
         )
-    return made
+    return adapted
 
 
 def _pattern(config: Mapping[str, Any], key: str, module: str) -> Any:

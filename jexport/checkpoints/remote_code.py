@@ -47,13 +47,13 @@ def auto_map(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
     A name is `file.Class`, or `owner/name--file.Class` for code on a hub. Raises CheckpointError.
     """
-    said = config.get("auto_map") or {}
-    if isinstance(said, list | tuple):  # old tokenizer_config.json: [slow class, fast class]
-        said = {"AutoTokenizer": said}
-    if not isinstance(said, dict):
-        raise _no_class(said)
+    classes = config.get("auto_map") or {}
+    if isinstance(classes, list | tuple):  # old tokenizer_config.json: [slow class, fast class]
+        classes = {"AutoTokenizer": classes}
+    if not isinstance(classes, dict):
+        raise _no_class(classes)
     named: dict[str, list[str]] = {}
-    for auto, value in said.items():
+    for auto, value in classes.items():
         for name in value if isinstance(value, list | tuple) else [value]:
             if name and not (isinstance(name, str) and _NAME.fullmatch(name)):
                 raise _no_class(value)
@@ -62,10 +62,10 @@ def auto_map(config: Mapping[str, Any]) -> dict[str, list[str]]:
     return named
 
 
-def _no_class(said: object) -> CheckpointError:
+def _no_class(value: object) -> CheckpointError:
     return CheckpointError(
         "auto_map names something that is no class",
-        evidence=f"it says {said!r}",
+        evidence=f"it says {value!r}",
         fix="give the config.json that belongs to this code",
     )
 

@@ -369,11 +369,13 @@ def _check_requirements(needs: Any) -> None:
 
     if not isinstance(needs, dict):
         raise _no_table("requirements", needs, PROMPTS)
-    for name, said in needs.items():
-        wanted = said.get("specifier", "") if isinstance(said, dict) else said
+    for name, requirement in needs.items():
+        specifier = (
+            requirement.get("specifier", "") if isinstance(requirement, dict) else requirement
+        )
         try:
             version = metadata.version(str(name))
-            met = SpecifierSet(str(wanted or "")).contains(version, prereleases=True)
+            met = SpecifierSet(str(specifier or "")).contains(version, prereleases=True)
         except metadata.PackageNotFoundError:
             version, met = "not installed", False
         except InvalidSpecifier as error:
@@ -384,9 +386,9 @@ def _check_requirements(needs: Any) -> None:
             ) from error
         if not met:
             raise DependencyError(
-                f"the checkpoint's authors ask for {name} {wanted}",
+                f"the checkpoint's authors ask for {name} {specifier}",
                 evidence=f"{PROMPTS}: requirements; here: {version}",
-                fix=f'pip install "{name}{wanted or ""}"',
+                fix=f'pip install "{name}{specifier or ""}"',
             )
 
 

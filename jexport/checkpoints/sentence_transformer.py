@@ -120,8 +120,8 @@ def given_config(
     if not arguments:
         return dict(config)
     with quiet_transformers():
-        made = _config(folder, arguments)
-    known = {key: value for key, value in arguments.items() if hasattr(made, key)}
+        effective = _config(folder, arguments)
+    known = {key: value for key, value in arguments.items() if hasattr(effective, key)}
     return {**config, **known}
 
 

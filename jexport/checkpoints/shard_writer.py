@@ -45,7 +45,7 @@ def write(
     One file, or an index and its shards when it would be larger than shard_bytes. Raises what
     reading a weight raises, and NotFiniteError when the cast overflows.
     """
-    room = sum(len(json.dumps(name)) + ENTRY_BYTES for name in weights)
+    header_bytes = sum(len(json.dumps(name)) + ENTRY_BYTES for name in weights)
     shards: list[_Shard] = []
     try:
         for name in sorted(weights):
@@ -54,7 +54,7 @@ def write(
             if not shards or (shards[-1].entries and shards[-1].end + size > shard_bytes):
                 if shards:
                     shards[-1].close()
-                shards.append(_Shard(folder / f"shard-{len(shards) + 1:05}.part", room))
+                shards.append(_Shard(folder / f"shard-{len(shards) + 1:05}.part", header_bytes))
             shards[-1].add(name, value, DTYPES[precision][0])
             del value
     finally:
@@ -77,12 +77,12 @@ def _cast(name: str, weight: torch.Tensor, precision: str) -> torch.Tensor:
 
 
 class _Shard:
-    """One file being written: room for the header, then tensor after tensor."""
+    """One file being written: space for the header, then tensor after tensor."""
 
-    def __init__(self, path: Path, room: int) -> None:
+    def __init__(self, path: Path, header_bytes: int) -> None:
         self.path, self.end = path, 0
         self.entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        self._header_bytes = -(-(8 + ALIGNMENT + room) // ALIGNMENT) * ALIGNMENT - 8
+        self._header_bytes = -(-(8 + ALIGNMENT + header_bytes) // ALIGNMENT) * ALIGNMENT - 8
         self._stream: IO[bytes] | None = path.open("wb")
         self._stream.write(b"\0" * (8 + self._header_bytes))
 
@@ -106,7 +106,7 @@ class _Shard:
         stream, self._stream = self._stream, None
         with stream:
             header = json.dumps(self.entries, separators=(",", ":")).encode()
-            assert len(header) <= self._header_bytes, "the header does not fit its room"
+            assert len(header) <= self._header_bytes, "the header does not fit its space"
             stream.seek(0)
             stream.write(struct.pack("<Q", self._header_bytes))
             stream.write(header.ljust(self._header_bytes))

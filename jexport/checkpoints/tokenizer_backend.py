@@ -140,9 +140,9 @@ def take(
         lower_first(backend)
     _check_segments(tokenizer, home)
     read = tuple(home / name for name in TOKENIZER_FILES if (home / name).is_file())
-    made = _parts(backend)
-    check_rows(made, rows)
-    same = as_stored and stored == made
+    parts = _parts(backend)
+    check_rows(parts, rows)
+    same = as_stored and stored == parts
     files = read if same else _written(home, tokenizer, backend)
     limit = tokenizer.model_max_length
     return Tokenizing(

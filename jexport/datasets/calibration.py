@@ -194,12 +194,12 @@ def _files(place: Path, task: str, source: str) -> list[Path]:
     if source and os.path.isdir(place):
         return _files_of_folder(place, task)
     if not source or not os.path.exists(place):
-        beside = [path for path in place.parent.glob("*") if path.suffix.lower() in SUFFIXES]
-        beside += {path.parent for path in place.parent.glob("*/*.jsonl")}
+        nearby = [path for path in place.parent.glob("*") if path.suffix.lower() in SUFFIXES]
+        nearby += {path.parent for path in place.parent.glob("*/*.jsonl")}
         raise CalibrationError(
             f"no text set, folder or file '{source}'",
             evidence=f"not one of the shipped sets ({', '.join(_shipped())}), and not on disk",
-            fix=nearest(source, [*_shipped(), *sorted(map(str, beside))]),
+            fix=nearest(source, [*_shipped(), *sorted(map(str, nearby))]),
         )
     if place.suffix.lower() not in SUFFIXES:
         raise _not_text(place, f"its type is '{place.suffix}'")

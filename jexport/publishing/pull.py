@@ -68,7 +68,7 @@ def run(
             version=facts["version"],
         )
         with (
-            own_room(out, release.digest) as work_dir,
+            own_work_dir(out, release.digest) as work_dir,
             _dropped_if_refused(work_dir),
             Run(folder=work_dir, listen=listen).stage(STAGE) as note,
         ):
@@ -144,19 +144,19 @@ def _check_signed(release: Release, where: str) -> None:
 
 
 class Fetching:
-    """One release on its way into a room: a folder of this pull only."""
+    """One release on its way into a work folder of this pull only."""
 
     def __init__(
         self,
         store: Store,
         release: Release,
-        room: Path,
+        work_dir: Path,
         *,
         where: str,
         threads: int = THREADS,
         listen: Listener = silent,
     ) -> None:
-        self.store, self.release, self.room, self.where = store, release, room, where
+        self.store, self.release, self.work_dir, self.where = store, release, work_dir, where
         self.threads, self.listen = threads, listen
 
     def all(self, *, only_beside: bool = False) -> None:
@@ -169,7 +169,7 @@ class Fetching:
     def manifest(self) -> Mapping[str, Any]:
         """Fetch the manifest alone, and see that it is of this release."""
         self._move([self.release.manifest.blob])
-        probe = self.room / "probe"
+        probe = self.work_dir / "probe"
         probe.mkdir(exist_ok=True)
         shutil.copyfile(self._whole(self.release.manifest.blob), probe / manifest.NAME)
         content = manifest.read(probe).content
@@ -186,11 +186,11 @@ class Fetching:
         run_parallel(jobs, threads=self.threads, total_bytes=total, show=show)
 
     def _whole(self, blob: Blob) -> Path:
-        return self.room / blob.hex
+        return self.work_dir / blob.hex
 
     def _fetch(self, blob: Blob, line: TransferControl) -> None:
-        """One blob, whole and right, at its place in the room."""
-        whole, part = self._whole(blob), self.room / f"{blob.hex}.part"
+        """One blob, whole and right, at its place in the work folder."""
+        whole, part = self._whole(blob), self.work_dir / f"{blob.hex}.part"
         if whole.is_file() and _digest(whole) == blob.hex:
             line.moved(blob.size_bytes)
             return
@@ -242,7 +242,7 @@ class Fetching:
 
     def check(self, folder: Path, policy: signing.Policy) -> None:
         """Whether this release's own signature is about a folder, and by whom the policy says."""
-        attest = self.room / "attest"
+        attest = self.work_dir / "attest"
         shutil.rmtree(attest, ignore_errors=True)
         self.place_beside(attest)
         called = f"{self.where}@{self.release.digest}"
@@ -267,7 +267,7 @@ class Fetching:
             target = folder / layer.path
             if layer.beside and not (target.is_file() and _digest(target) == layer.blob.hex):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                staged = self.room / "beside"
+                staged = self.work_dir / "beside"
                 staged.unlink(missing_ok=True)
                 self._give(layer.blob, staged)
                 sync(staged)
@@ -295,7 +295,7 @@ def writable(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_room(out: Path, digest: str) -> Iterator[Path]:
+def own_work_dir(out: Path, digest: str) -> Iterator[Path]:
     """A release's folder below .pull/, locked: two pulls of one release take turns."""
     above = out / ROOM
     path = above / digest.replace(":", "-")

@@ -114,7 +114,7 @@ def _fetch(ref: Ref, home: Path) -> None:
     with registries.opened(ref, Access()) as store, pull.writable(out):
         release = pull.resolved(store, ref)
         with (
-            pull.own_room(out, ref.digest) as work_dir,
+            pull.own_work_dir(out, ref.digest) as work_dir,
             Run(folder=work_dir, listen=silent).stage(pull.STAGE),
         ):
             if not home.is_dir():
@@ -124,7 +124,7 @@ def _fetch(ref: Ref, home: Path) -> None:
 def _put(fetching: pull.Fetching, home: Path) -> None:
     release = fetching.release
     fetching.all()
-    whole = fetching.room / "home"
+    whole = fetching.work_dir / "home"
     shutil.rmtree(whole, ignore_errors=True)  # of a pull that was cut off here
     whole.mkdir()
     (whole / RELEASE).write_bytes(release.document)
@@ -137,7 +137,7 @@ def _put(fetching: pull.Fetching, home: Path) -> None:
         if error.errno not in TAKEN:
             raise
     sync(home.parent)
-    shutil.rmtree(fetching.room, ignore_errors=True)
+    shutil.rmtree(fetching.work_dir, ignore_errors=True)
 
 
 def _kept(home: Path, digest: str) -> Path:

@@ -72,8 +72,10 @@ class _Shape:
 
     def of(self, pooled: Floats) -> Floats:
         """Vectors [n, dim] as they are returned: float32 [n, columns]."""
-        made = finish(pooled, dimensions=self.cut, normalize=self.normalize, cut_last=self.cut_last)
-        return finish(made, dimensions=None, normalize=True) if self.again else made
+        finished = finish(
+            pooled, dimensions=self.cut, normalize=self.normalize, cut_last=self.cut_last
+        )
+        return finish(finished, dimensions=None, normalize=True) if self.again else finished
 
 
 class Embedder:

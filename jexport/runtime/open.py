@@ -229,32 +229,32 @@ def _target(name: str, folder: Path) -> targets.Target:
 
 def embedding_of(content: Any) -> Embedding:
     """The Embedding that a manifest's content describes."""
-    said = content["embedding"]
+    stated = content["embedding"]
     return Embedding(
-        task=said["task"],
-        prompt=said["prompt"],
-        pooling=said["pooling"],
-        normalize=said["normalize"],
-        dimension=said["dimension"],
-        matryoshka=tuple(said["matryoshka"]),
-        max_tokens=said["max_tokens"],
-        **(_since_format_3(said) if content["format"] >= 3 else _of_one_prompt(said)),
+        task=stated["task"],
+        prompt=stated["prompt"],
+        pooling=stated["pooling"],
+        normalize=stated["normalize"],
+        dimension=stated["dimension"],
+        matryoshka=tuple(stated["matryoshka"]),
+        max_tokens=stated["max_tokens"],
+        **(_since_format_3(stated) if content["format"] >= 3 else _of_one_prompt(stated)),
     )
 
 
-def _since_format_3(said: Any) -> dict[str, Any]:
+def _since_format_3(stated: Any) -> dict[str, Any]:
     return {
-        "prompts": dict(said["prompts"]),
-        "default_prompt_name": said["default_prompt_name"],
-        "similarity": said["similarity"],
-        "truncate_dim": said["truncate_dim"],
-        "include_prompt": said["include_prompt"],
+        "prompts": dict(stated["prompts"]),
+        "default_prompt_name": stated["default_prompt_name"],
+        "similarity": stated["similarity"],
+        "truncate_dim": stated["truncate_dim"],
+        "include_prompt": stated["include_prompt"],
     }
 
 
-def _of_one_prompt(said: Any) -> dict[str, Any]:
+def _of_one_prompt(stated: Any) -> dict[str, Any]:
     """What older manifests say: the task's prompt, under the names that its servers read."""
-    task, prompt = said["task"], said["prompt"]
+    task, prompt = stated["task"], stated["prompt"]
     return {
         "prompts": named_prompts(task, prompt),
         "default_prompt_name": task if prompt else "",

@@ -110,9 +110,9 @@ def finish(
     1e-12, so a zero vector stays zero. Cutting comes first: a cut unit vector is shorter than 1.
     cut_last: cut after normalising, as sentence-transformers' `truncate_dim` does.
     """
-    made = vectors if dimensions is None or cut_last else vectors[:, :dimensions]
+    finished = vectors if dimensions is None or cut_last else vectors[:, :dimensions]
     if normalize:
-        made = made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), _MIN_NORM)
+        finished = finished / np.maximum(np.linalg.norm(finished, axis=1, keepdims=True), _MIN_NORM)
     if cut_last and dimensions is not None:
-        made = made[:, :dimensions]
-    return made.astype(np.float32, copy=False)
+        finished = finished[:, :dimensions]
+    return finished.astype(np.float32, copy=False)

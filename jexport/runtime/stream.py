@@ -94,10 +94,10 @@ def _json_text(line: bytes, where: str) -> str:
     text = entry.get("text") if isinstance(entry, dict) else entry
     if not isinstance(text, str):
         if isinstance(entry, dict):
-            found = f'"text" is {type(text).__name__}' if "text" in entry else 'no "text"'
+            evidence = f'"text" is {type(text).__name__}' if "text" in entry else 'no "text"'
         else:
-            found = f"the line is {type(entry).__name__}"
-        raise TextInputError("embed: a line has no text", evidence=f"{shown}\n{found}", fix=fix)
+            evidence = f"the line is {type(entry).__name__}"
+        raise TextInputError("embed: a line has no text", evidence=f"{shown}\n{evidence}", fix=fix)
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -152,8 +152,8 @@ class TextTokenizer:
         if len(ids) <= self.max_tokens:
             return ids
         end = len(ids) - self._tail
-        room = self.max_tokens - self._head - self._tail
-        kept = ids[end - room : end] if self.cut == "left" else ids[self._head :][:room]
+        space = self.max_tokens - self._head - self._tail
+        kept = ids[end - space : end] if self.cut == "left" else ids[self._head :][:space]
         return ids[: self._head] + kept + ids[end:]
 
     def pad(

@@ -111,13 +111,13 @@ def _check_free(folder: Path) -> None:
     """Raise OutputPathError unless `folder` is absent or an empty folder."""
     if folder.is_dir():
         entries = sorted(entry.name for entry in folder.iterdir())
-        found = f"it holds {len(entries)} entries, the first is {entries[0]}" if entries else ""
+        evidence = f"it holds {len(entries)} entries, the first is {entries[0]}" if entries else ""
     else:
-        found = "it is a file" if folder.exists() else ""
-    if found:
+        evidence = "it is a file" if folder.exists() else ""
+    if evidence:
         raise OutputPathError(
             f"toy: {folder} is not an empty folder",
-            evidence=found,
+            evidence=evidence,
             fix="name a new folder, or remove what is in this one",
         )
 

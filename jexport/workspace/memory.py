@@ -54,9 +54,9 @@ def _groups() -> Iterator[int]:
 
 def _file_pages(folder: Path) -> int:
     """Bytes of files that a group has read: counted as used, and given back when wanted."""
-    said = dict(line.split() for line in _lines(folder / "memory.stat"))
+    counters = dict(line.split() for line in _lines(folder / "memory.stat"))
     return sum(
-        int(said.get(f"total_{kind}", said.get(kind, 0)))
+        int(counters.get(f"total_{kind}", counters.get(kind, 0)))
         for kind in ("inactive_file", "active_file")
     )
 

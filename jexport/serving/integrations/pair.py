@@ -89,8 +89,8 @@ class Pair:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made from: everything but the engines and the locks."""
-        kept = ("_folders", "_options", "_spaces", "name", "dimension")
-        return {key: vars(self)[key] for key in kept}
+        names = ("_folders", "_options", "_spaces", "name", "dimension")
+        return {key: vars(self)[key] for key in names}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Make a copy that opens its engines when first used."""
@@ -205,16 +205,16 @@ def check_belong(queries: Content, documents: Content, *, folders: tuple[str, st
     engine may differ: each was held against the same reference when it was built.
     """
     tasks = (queries["task"], documents["task"])
-    told = f"queries: {folders[0]} ({tasks[0]})\ndocuments: {folders[1]} ({tasks[1]})"
+    evidence = f"queries: {folders[0]} ({tasks[0]})\ndocuments: {folders[1]} ({tasks[1]})"
     if tasks == (DOCUMENTS, QUERIES):
         raise PairError(
             "the artifacts for queries and for documents are swapped",
-            evidence=told,
+            evidence=evidence,
             fix="exchange the two",
         )
     if tasks[0] == tasks[1]:
         if tasks[0] in COUNTERPART:
-            raise _needs_other(tasks[0], told)
+            raise _needs_other(tasks[0], evidence)
         differs = _first_difference(queries, documents)
         if not differs and queries["embedding"]["space"] != documents["embedding"]["space"]:
             differs = "their embedding spaces"
@@ -223,23 +223,23 @@ def check_belong(queries: Content, documents: Content, *, folders: tuple[str, st
     else:
         raise PairError(
             f"vectors of {tasks[0]} and of {tasks[1]} cannot be compared",
-            evidence=told,
+            evidence=evidence,
             fix=f"pair {QUERIES} with {DOCUMENTS}, or give one artifact for both",
         )
     if differs:
         raise PairError(
             "the artifacts for queries and for documents are not of one model",
-            evidence=f"{told}\nnot the same: {differs}",
+            evidence=f"{evidence}\nnot the same: {differs}",
             fix="build both from the same checkpoint and revision",
         )
 
 
-def _needs_other(task: str, told: str) -> PairError:
+def _needs_other(task: str, evidence: str) -> PairError:
     other = COUNTERPART[task]
     need = f"{'queries' if other == QUERIES else 'documents'} need an artifact of {other}"
     return PairError(
         f"an artifact of {task} cannot embed both queries and documents",
-        evidence=told,
+        evidence=evidence,
         fix=f"{need} of the same checkpoint; or use text-matching for both",
     )
 

@@ -92,12 +92,12 @@ def plan(content: Mapping[str, Any], wishes: Wishes) -> Plan:
 
 def _plan_onnx(content: Mapping[str, Any], wishes: Wishes) -> Plan:
     for_cuda = content["engine"]["facts"].get("cuda")
-    told = for_cuda["provider_options"] if for_cuda else {}
-    if for_cuda and (told or wishes.device == "cpu"):
+    options = for_cuda["provider_options"] if for_cuda else {}
+    if for_cuda and (options or wishes.device == "cpu"):
         raise LayoutError(
             "an artifact that is made for CUDA cannot be served so by Triton",
-            evidence=f"its backend has no place for: {', '.join(told)}"
-            if told
+            evidence=f"its backend has no place for: {', '.join(options)}"
+            if options
             else "the CPU was asked for",
             fix="leave --device out, or build it without compile.cuda",
         )
@@ -162,9 +162,9 @@ def _plan_trt(content: Mapping[str, Any], wishes: Wishes) -> Plan:
 
 def profiles_of(content: Mapping[str, Any]) -> list[Profile]:
     """The optimization profiles of a trt artifact, in the engine's order."""
-    found = []
-    said = content["engine"]["facts"].get("profiles")
-    for one in said if isinstance(said, list) else ():
+    profiles = []
+    stated = content["engine"]["facts"].get("profiles")
+    for one in stated if isinstance(stated, list) else ():
         batch, tokens = (_rising(one, axis) for axis in ("batch", "tokens"))
         if not batch or not tokens:
             raise LayoutError(
@@ -172,22 +172,22 @@ def profiles_of(content: Mapping[str, Any]) -> list[Profile]:
                 evidence=f"{one!r:.120} is not a batch and tokens of [min, opt, max]",
                 fix="build the engine again with this jexport",
             )
-        found.append(Profile(batch=batch, tokens=tokens))
-    if not found:
+        profiles.append(Profile(batch=batch, tokens=tokens))
+    if not profiles:
         raise LayoutError(
             f"{content['name']}, {content['task']}: the engine has no optimization profiles",
             evidence="the manifest's engine.facts.profiles is empty or missing",
             fix="build the engine again with this jexport",
         )
-    return found
+    return profiles
 
 
 def _rising(profile: object, axis: str) -> tuple[int, int, int] | None:
     """(min, opt, max) of one axis, None when that is not what is there."""
-    said = profile.get(axis) if isinstance(profile, dict) else None
-    if not isinstance(said, list) or [type(n) for n in said] != [int, int, int]:
+    values = profile.get(axis) if isinstance(profile, dict) else None
+    if not isinstance(values, list) or [type(n) for n in values] != [int, int, int]:
         return None
-    low, best, high = said
+    low, best, high = values
     return (low, best, high) if 1 <= low <= best <= high else None
 
 

@@ -106,8 +106,8 @@ def model_name(content: Mapping[str, Any]) -> str:
 
 def _checked(artifact: Artifact, out: Path) -> Artifact:
     """The artifact as verified now; refuses what this layout cannot take."""
-    found = manifest.verify(artifact.path)
-    content = found.content
+    verified = manifest.verify(artifact.path)
+    content = verified.content
     target, engine = content["target"], content["engine"]["files"][0]
     if target not in BACKENDS:
         raise LayoutError(
@@ -127,7 +127,7 @@ def _checked(artifact: Artifact, out: Path) -> Artifact:
             evidence=f"{out} is in {artifact.path}",
             fix="choose another folder with --out DIR",
         )
-    return Artifact(path=artifact.path, manifest=found)
+    return Artifact(path=artifact.path, manifest=verified)
 
 
 def _check_repository(out: Path) -> None:

@@ -76,45 +76,47 @@ def notes(name: str, content: Mapping[str, Any]) -> list[str]:
 
     Raises ServingError as `way` does.
     """
-    found, known = way(name, content), versions(name, content)
+    how, known = way(name, content), versions(name, content)
     prompt = content["embedding"]["prompt"]
-    told = []
+    lines = []
     if known:
-        told.append("needs " + ", ".join(f"{package} {said}" for package, said in known.items()))
-    if prompt and not found.prompts:
-        told.append(f"does not put the prompt before texts; put there yourself: {prompt!r}")
+        lines.append(
+            "needs " + ", ".join(f"{package} {version}" for package, version in known.items())
+        )
+    if prompt and not how.prompts:
+        lines.append(f"does not put the prompt before texts; put there yourself: {prompt!r}")
     graph = content["engine"]["facts"].get("tokenizer_graph", {})
     if name in GRAPH_TOKENIZED and graph.get("differs_on_characters"):
         listed = ", ".join(graph["differs_on_characters"])
-        told.append(f"its tokenizer is a graph, which gives other ids for texts with {listed}")
-    return [*told, *_differences(found, content), *([found.note] if found.note else [])]
+        lines.append(f"its tokenizer is a graph, which gives other ids for texts with {listed}")
+    return [*lines, *_differences(how, content), *([how.note] if how.note else [])]
 
 
 def _differences(found: Way, content: Mapping[str, Any]) -> list[str]:
     """Where the engine does otherwise than the checkpoint does."""
     embedding = content["embedding"]
-    told = []
+    lines = []
     named = {
         name: text
         for name, text in embedding.get("prompts", {}).items()
         if text and text != embedding["prompt"]
     }
     if named and found.named:
-        told.append(f"other prompts ({', '.join(named)}): {found.named}")
+        lines.append(f"other prompts ({', '.join(named)}): {found.named}")
     elif named:
         listed = ", ".join(f"{name} {text!r}" for name, text in named.items())
-        told.append(f"knows no prompt by its name; put there yourself: {listed}")
+        lines.append(f"knows no prompt by its name; put there yourself: {listed}")
     if found.normalizes and not embedding["normalize"]:
-        told.append(
+        lines.append(
             "brings every vector to length 1, which the checkpoint does not "
             f"({embedding.get('similarity', 'cosine')}): {found.normalizes}"
         )
     if embedding.get("truncate_dim") and not found.cuts:
-        told.append(
+        lines.append(
             f"gives all {embedding['dimension']} dimensions; the checkpoint cuts vectors to the "
             f"first {embedding['truncate_dim']}"
         )
-    return told
+    return lines
 
 
 def check_version(name: str, content: Mapping[str, Any], package: str, version: str) -> None:
