@@ -207,7 +207,7 @@ def test_uploads_in_any_order(
             random.Random(seed).shuffle(jobs)
             real(jobs, **options)
 
-        monkeypatch.setattr(publish, "together", shuffled)
+        monkeypatch.setattr(publish, "run_parallel", shuffled)
         done = publish.run(artifact, str(tmp_path / f"r{seed}"), ONE)
         found.add(done.digest)
         assert refs(tmp_path / f"r{seed}") == [done.ref]
