@@ -83,6 +83,8 @@ def test_wheel_has_what_jexport_reads(wheel: Path) -> None:
     for path in shipped:
         assert f"jexport/{path.relative_to(PROJECT).as_posix()}" in names
     assert "jexport/artifacts/manifest.schema.json" in names
+    assert "jexport/py.typed" in names  # type checkers read its annotations
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     for path in PROJECT.glob("jexport/**/*.py"):
         assert path.relative_to(PROJECT).as_posix() in names
     assert not [n for n in names if n.startswith("tests/") or "__pycache__" in n]
