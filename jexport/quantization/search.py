@@ -131,7 +131,7 @@ class _Search:
 
     def attempt(self, description: str, fallback: Sequence[LinearLayer]) -> Trial:
         best = max((trial.metrics["top10_overlap"] for trial in self.trials), default=None)
-        so_far = "" if best is None else f"; best top-10 overlap so far {best:.4f}"
+        so_far = "" if best is None else f"; best top-10 so far {best:.4f}"
         self.progress(len(self.trials), self.total, f"trying {description}{so_far}")
         begin = time.perf_counter()
         names = tuple(layer.name for layer in fallback)

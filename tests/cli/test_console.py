@@ -40,11 +40,11 @@ def test_the_bar_says_what_is_tried_and_the_best_so_far(monkeypatch: pytest.Monk
     lines = shown(
         monkeypatch,
         120,
-        at(2, "trying 3 of 24 layers at higher precision; best top-10 overlap so far 0.9507"),
+        at(2, "trying 3 of 24 layers at higher precision; best top-10 so far 0.9507"),
     )
     assert lines == [
         "  quantize [######------------------]  25 %  0 s  "
-        "trying 3 of 24 layers at higher precision; best top-10 overlap so far 0.9507"
+        "trying 3 of 24 layers at higher precision; best top-10 so far 0.9507"
     ]
 
 

@@ -160,7 +160,7 @@ def test_what_is_tried_is_told_before_it_is_measured() -> None:
     )
     assert seen == [
         (0, 4, "trying all layers int8"),
-        (1, 4, "trying 1 of 10 layers at higher precision; best top-10 overlap so far 0.8000"),
+        (1, 4, "trying 1 of 10 layers at higher precision; best top-10 so far 0.8000"),
     ]
 
 
