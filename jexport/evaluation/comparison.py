@@ -21,7 +21,7 @@ from jexport.evaluation import diagnosis, parity
 from jexport.evaluation.candidate import Candidate, Embedded, StoredIds
 from jexport.evaluation.edge_texts import EDGE
 from jexport.evaluation.inference import batches_of, spread
-from jexport.evaluation.judge import ENCODE, USES
+from jexport.evaluation.reference_library import ENCODE, USES
 from jexport.evaluation.reference_set import ReferenceSet
 from jexport.runtime.pool import finish
 from jexport.types import Sample

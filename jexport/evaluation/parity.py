@@ -33,10 +33,11 @@ LEAST_LOSS = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """One side's answers for a list of texts.
+    """One side's vectors of a list of texts.
 
-    embeddings: float32 [texts, dimension], rows in text order, not necessarily normalised.
-    tokens: per text float32 [tokens, hidden], without padding; () when the side has none.
+    Args:
+        embeddings: float32 [texts, dimension], rows in text order, not necessarily normalised.
+        tokens: per text float32 [tokens, hidden], without padding; () when the side has none.
     """
 
     embeddings: np.ndarray
@@ -47,8 +48,10 @@ class Outputs:
 class Labels:
     """What the texts are, for the groups of a comparison.
 
-    languages, lengths: one per text; a length counts tokens, special tokens included.
-    dimensions: Matryoshka sizes to compare, the full size included.
+    Args:
+        languages: one per text.
+        lengths: of each text in tokens, special tokens included.
+        dimensions: Matryoshka sizes to compare, the full size included.
     """
 
     languages: tuple[str, ...]
@@ -77,9 +80,20 @@ class _Comparison:
 def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str, Any]:
     """How far `candidate` is from `reference`, as JSON-ready floats, ints and strings.
 
-    Returns {"texts", "overall": M, "by_language": {"th": M}, "languages": {"largest_loss"},
-    "by_length": {"5-8": M}, "by_dimension": {"64": M}, "tokens": T or None when neither side has
-    tokens}. largest_loss: mean cosine lost by the language that loses most, over that of all.
+    Args:
+        reference: the vectors that are taken for right.
+        candidate: those that are measured.
+        labels: of the texts.
+
+    Returns:
+        {"texts", "overall": M, "by_language": {"th": M}, "languages": {"largest_loss"},
+        "by_length": {"5-8": M}, "by_dimension": {"64": M}, "tokens": T or None when neither side
+        has tokens}. largest_loss: mean cosine lost by the language that loses most, over that of
+        all.
+
+    Raises:
+        ParityError: fewer than two texts, sides or labels that differ in shape, a NaN, an infinity
+            or a vector of length zero, or a dimension that is not there.
 
     M has, for the group's texts, each side's vectors normalised to length 1:
     texts; cosine_mean, cosine_p1 (first percentile, linear), cosine_min; largest_difference (of
@@ -88,9 +102,6 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
     min(10, texts - 1) nearest neighbours in the whole set that both sides have (see ranking.py).
     by_dimension cuts vectors to their first values and normalises again (Kusupati et al. 2022,
     arXiv 2205.13147). T has texts, cosine_min and largest_difference over all token vectors.
-
-    Raises ParityError when there are fewer than two texts, when sides or labels differ in shape,
-    for a NaN, an infinity or a vector of length zero, and for a dimension that is not there.
     """
     texts = _check_embeddings(
         reference.embeddings, candidate.embeddings, languages=labels.languages

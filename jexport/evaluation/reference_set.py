@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from jexport.datasets import sampling
 from jexport.errors import ParityError
-from jexport.evaluation import edge_texts, judge
+from jexport.evaluation import edge_texts, reference_library
 from jexport.evaluation.edge_texts import EDGE
 from jexport.recipe import LoadSpec, ValidateSpec
 from jexport.types import CalibrationSet, LoadedModel, ReferenceFiles, Sample
 
 FILE = "judge.safetensors"
-COMPARED_USES = (judge.QUERY, judge.DOCUMENT)
+COMPARED_USES = (reference_library.QUERY, reference_library.DOCUMENT)
 """Methods of library and runtime that are compared beside `encode`, where their prompts differ."""
 
 USE_TEXTS = 24
@@ -62,7 +62,7 @@ class ReferenceSet:
     max_tokens: int
     texts: Mapping[str, str]
 
-    def rows(self, *, edge: bool, use: str = judge.ENCODE) -> list[int]:
+    def rows(self, *, edge: bool, use: str = reference_library.ENCODE) -> list[int]:
         """The embedded texts of one use that are edge texts, or that are not."""
         return [
             row
@@ -86,7 +86,7 @@ def run(
         ParityError: there is no text to compare.
         UnsupportedCheckpointError: the library cannot use the checkpoint.
     """
-    with judge.opened(loaded, spec) as library:
+    with reference_library.opened(loaded, spec) as library:
         if not spec.max_tokens:
             _settle_limit(library, loaded.embedding.max_tokens)
         vectors = _embedded(library, texts, validate, loaded.embedding.max_tokens, progress)
@@ -94,11 +94,11 @@ def run(
     return ReferenceFiles(
         folder=out_dir,
         texts=len(vectors.vectors),
-        library=f"{judge.LIBRARY} {metadata.version(judge.LIBRARY)}",
+        library=f"{reference_library.LIBRARY} {metadata.version(reference_library.LIBRARY)}",
     )
 
 
-def _settle_limit(library: judge.Judge, ours: int) -> None:
+def _settle_limit(library: reference_library.ReferenceLibrary, ours: int) -> None:
     """Where the library would let a text through that its own model cannot take, cut as we do.
 
     It cuts at RoBERTa's max_position_embeddings, of which two hold no text, and fails there; and
@@ -112,7 +112,7 @@ def _settle_limit(library: judge.Judge, ours: int) -> None:
 
 
 def _embedded(
-    library: judge.Judge,
+    library: reference_library.ReferenceLibrary,
     texts: CalibrationSet,
     validate: ValidateSpec,
     ours: int,
@@ -130,7 +130,7 @@ def _embedded(
             fix="give validate.texts a set with texts, or raise validate.max_tokens",
         )
     chosen, others = _edge(library, library.max_tokens or ours, limit)
-    rows = [(one, judge.ENCODE) for one in (*usual, *chosen)]
+    rows = [(one, reference_library.ENCODE) for one in (*usual, *chosen)]
     again = [usual[place] for place in _evenly(len(usual), USE_TEXTS)]
     for use in COMPARED_USES:
         if use in library.uses and library.tokenize([again[0].text], use) != library.tokenize(
@@ -138,7 +138,7 @@ def _embedded(
         ):
             rows += [(one, use) for one in again]
     embedded = len(rows)
-    rows += [(one, judge.ENCODE) for one in others]
+    rows += [(one, reference_library.ENCODE) for one in others]
     ids = _tokenized(library, rows)
     total, done = sum(map(len, ids[:embedded])), 0
 
@@ -147,8 +147,8 @@ def _embedded(
         done += tokens
         progress(done, total)
 
-    answers: list[judge.Answer] = []
-    for use in judge.USES:
+    answers: list[reference_library.Answer] = []
+    for use in reference_library.USES:
         mine = [row for row in range(embedded) if rows[row][1] == use]
         answers += library.encode(
             [rows[row][0].text for row in mine], [ids[row] for row in mine], use, count
@@ -165,7 +165,9 @@ def _embedded(
     )
 
 
-def _edge(library: judge.Judge, longest: int, limit: int) -> tuple[list[Sample], list[Sample]]:
+def _edge(
+    library: reference_library.ReferenceLibrary, longest: int, limit: int
+) -> tuple[list[Sample], list[Sample]]:
     """The edge texts that are embedded, and those whose ids alone are compared."""
     added = edge_texts.with_tokens(library.added_tokens())
     short, long = edge_texts.short(), edge_texts.long(library.text_of, longest)
@@ -184,9 +186,11 @@ def _evenly(count: int, wanted: int) -> list[int]:
     return sorted({int(place) for place in np.linspace(0, count - 1, num=min(wanted, count))})
 
 
-def _tokenized(library: judge.Judge, rows: Sequence[tuple[Sample, str]]) -> list[list[int]]:
+def _tokenized(
+    library: reference_library.ReferenceLibrary, rows: Sequence[tuple[Sample, str]]
+) -> list[list[int]]:
     ids: list[list[int]] = [[] for _ in rows]
-    for use in judge.USES:
+    for use in reference_library.USES:
         mine = [row for row, (_, own) in enumerate(rows) if own == use]
         if mine:
             encoded = library.tokenize([rows[row][0].text for row in mine], use)

@@ -18,7 +18,7 @@ from jexport.errors import ParityError, RecipeError
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.comparison import EMBEDDER, HIDDEN, UNIT_LENGTH, Comparison
 from jexport.evaluation.edge_texts import EDGE
-from jexport.evaluation.judge import USES
+from jexport.evaluation.reference_library import USES
 from jexport.evaluation.reference_set import ReferenceSet
 from jexport.gates import gate
 from jexport.recipe import ValidateSpec

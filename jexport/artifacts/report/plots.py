@@ -236,15 +236,15 @@ def bars(title: str, bars_: Sequence[tuple[str, float, str]]) -> str:
     return svg(24 * len(bars_), title, description, parts)
 
 
-def shares(title: str, found: Mapping[str, tuple[str, float]]) -> str:
+def shares(title: str, shares_: Mapping[str, tuple[str, float]]) -> str:
     """One bar cut into shares; found: the CSS class and share by name."""
-    total = sum(share for _, share in found.values()) or 1
+    total = sum(share for _, share in shares_.values()) or 1
     left, parts = 0.0, []
-    for kind, share in found.values():
+    for kind, share in shares_.values():
         width = share / total * WIDTH
         parts.append(f'<rect class="{kind}" x="{left:.2f}" y="0" width="{width:.2f}" height="20"/>')
         left += width
-    description = ", ".join(f"{name} {percent(share)}" for name, (_, share) in found.items())
+    description = ", ".join(f"{name} {percent(share)}" for name, (_, share) in shares_.items())
     return svg(20, title, description, parts)
 
 

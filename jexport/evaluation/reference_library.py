@@ -25,7 +25,7 @@ from jexport.checkpoints import remote_code
 from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import JexportError, UnsupportedCheckpointError
-from jexport.evaluation import judge_jina
+from jexport.evaluation import reference_library_jina
 from jexport.evaluation.inference import batches_of, mapped
 from jexport.recipe import LoadSpec
 from jexport.types import LoadedModel
@@ -61,7 +61,7 @@ class Answer:
     tokens: NDArray[np.float32] | None
 
 
-class Judge:
+class ReferenceLibrary:
     """An opened SentenceTransformer. Use through `opened`."""
 
     def __init__(
@@ -235,7 +235,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[Judge]:
+def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[ReferenceLibrary]:
     """Open the library on the checkpoint that `loaded` was read from.
 
     Args:
@@ -247,24 +247,26 @@ def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[Judge]:
     """
     task = loaded.embedding.task
     with _explained(), quiet(), torch_threads(1):
-        if loaded.source.layout in judge_jina.LAYOUTS:
-            model, prompt = judge_jina.assemble(loaded.folder, loaded.config, spec, task)
+        if loaded.source.layout in reference_library_jina.LAYOUTS:
+            model, prompt = reference_library_jina.assemble(
+                loaded.folder, loaded.config, spec, task
+            )
         else:
             model, prompt = _assemble(loaded.folder, spec), None
-    judge = Judge(
+    library = ReferenceLibrary(
         model,
         # A jina-embeddings-v3 checkpoint has no prompts by name: its task decides.
-        uses=(ENCODE,) if loaded.source.layout in judge_jina.LAYOUTS else USES,
+        uses=(ENCODE,) if loaded.source.layout in reference_library_jina.LAYOUTS else USES,
         prompt=spec.prompts.get(task, prompt),
         at_once=1 if spec.trust_remote_code else cores(),
     )
     if spec.max_tokens:
-        judge.limit(spec.max_tokens)
+        library.limit(spec.max_tokens)
     try:
         with _explained():
-            yield judge
+            yield library
     finally:
-        judge.free()
+        library.free()
 
 
 def _assemble(folder: Path, spec: LoadSpec) -> SentenceTransformer:

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from jexport.checkpoints import native_class, transformer_files
 from jexport.errors import StateDictError
-from jexport.evaluation import edge_texts, judge, reference_set
+from jexport.evaluation import edge_texts, reference_library, reference_set
 from jexport.recipe import LoadSpec
 from jexport.stages import load
 from jexport.toy import checkpoint
@@ -37,7 +37,7 @@ TEXTS = json.loads((FIXTURES / "texts.json").read_text(encoding="utf-8"))
 
 def vectors(folder: Path, task: str, texts: list[str], **spec: Any) -> np.ndarray:
     asked = LoadSpec(model=str(folder), **spec)
-    with judge.opened(load.run(asked, task=task), asked) as library:
+    with reference_library.opened(load.run(asked, task=task), asked) as library:
         found = library.encode(texts, library.tokenize(texts))
     return np.stack([one.vector for one in found])
 
@@ -75,7 +75,7 @@ def test_nothing_of_ours_is_between(monkeypatch: pytest.MonkeyPatch) -> None:
         (transformer_files, "reference_tokenizer"),
     ):
         monkeypatch.setattr(module, name, gone)
-    with judge.opened(blind, asked) as library:
+    with reference_library.opened(blind, asked) as library:
         found = library.encode(TEXTS, library.tokenize(TEXTS))
     wanted = np.load(FIXTURES / "jina_original_small.separation.npy")
     assert np.abs(np.stack([one.vector for one in found]) - wanted).max() < 1e-6
@@ -107,7 +107,10 @@ def test_a_weight_that_transformers_does_not_find_is_refused(tmp_path: Path) -> 
     loaded = load.run(asked, task="none")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
-    with pytest.raises(StateDictError, match="transformers"), judge.opened(loaded, asked):
+    with (
+        pytest.raises(StateDictError, match="transformers"),
+        reference_library.opened(loaded, asked),
+    ):
         pass
 
 
@@ -121,7 +124,7 @@ def test_the_same_bits_on_any_number_of_threads(
 ) -> None:
     made = []
     for cores in (1, 3):
-        monkeypatch.setattr(judge, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(reference_library, "cores", lambda cores=cores: cores)
         torch.set_num_threads(cores)
         made.append(vectors(tiny, "none", [*TEXTS, *edge_texts.short()[1:40]]).tobytes())
     torch.set_num_threads(1)
@@ -130,7 +133,7 @@ def test_the_same_bits_on_any_number_of_threads(
 
 def test_texts_of_a_wanted_length(tiny: Path) -> None:
     asked = LoadSpec(model=str(tiny))
-    with judge.opened(load.run(asked, task="none"), asked) as library:
+    with reference_library.opened(load.run(asked, task="none"), asked) as library:
         for size in (5, 59, 60):
             assert len(library.tokenize([library.text_of(size)])[0]) == size
         assert len(library.tokenize([library.text_of(61)])[0]) == 60
@@ -143,7 +146,7 @@ def test_edge_texts_are_of_every_kind(tiny: Path) -> None:
         assert text in short
     assert any(text.endswith(" ") and text.strip() for text in short)
     asked = LoadSpec(model=str(tiny))
-    with judge.opened(load.run(asked, task="none"), asked) as library:
+    with reference_library.opened(load.run(asked, task="none"), asked) as library:
         added = edge_texts.with_tokens(library.added_tokens())
         sizes = [len(text) for text in edge_texts.long(library.text_of, 60)]
     assert len(added) == 5
@@ -165,6 +168,6 @@ def test_a_reference_set_is_read_as_it_was_written(trial: Any, tiny: Path) -> No
 
 
 def test_importing_the_judge_loads_no_library() -> None:
-    code = "import sys; import jexport.evaluation.judge, jexport.stages.validate as v; "
+    code = "import sys; import jexport.evaluation.reference_library, jexport.stages.validate as v; "
     code += "sys.exit('sentence_transformers' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
