@@ -89,23 +89,11 @@ class Foreseen:
     cached: tuple[str, ...]
 
 
-def foresee(
-    recipe: Recipe,
-    *,
-    task: str,
-    target: str,
-    precision: str,
-    out: Path,
-    cache: Cache,
-    replace: bool = False,
-) -> Foreseen:
+def foresee(request: BuildRequest, *, out: Path, cache: Cache, replace: bool = False) -> Foreseen:
     """What `build` would find done. The checkpoint is opened, and nothing is written.
 
     Args:
-        recipe: as for `build`, as are the others.
-        task: of the checkpoint.
-        target: name of the engine.
-        precision: of the artifact.
+        request: what would be built.
         out: the folder of all artifacts.
         cache: where results of stages are looked for.
         replace: the recipe's name may go from another checkpoint to this one.
@@ -113,7 +101,6 @@ def foresee(
     Raises:
         JexportError: what `build` would raise before its first stage after load.
     """
-    request = BuildRequest.of(recipe, task=task, target=target, precision=precision)
     plan = BuildPlan.open(request, cache=cache, out=out)
     store.check_name(plan.slot, identity.of_loaded(plan.model), replace=replace)
     if plan.slot.path.is_dir():

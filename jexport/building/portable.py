@@ -17,7 +17,7 @@ from jexport import recipe, targets
 from jexport.artifacts import identity, manifest, reference, store
 from jexport.building import cache_keys, int8_checks
 from jexport.cache import entries
-from jexport.cache.stages import FOLDER, Cache, StageKey
+from jexport.cache.stages import FOLDER, Cache, Lease, StageKey
 from jexport.errors import ArtifactError, EngineError, ParityError
 from jexport.evaluation import speed
 from jexport.evaluation.candidate import Candidate
@@ -96,35 +96,39 @@ def compile_portable(
                 work_dir=lambda: run.room("compile"),
                 notify=note,
             )
-        with run.stage("validate") as note:
-            report_dir = run.room("validate")
-            with store.kept_report(report_dir / validate.REPORT, slot):
-                report = _validated(portable, compiled, run, report_dir)
-                note(f"lowest cosine {report.metrics['overall']['cosine_min']:.8f}")
-                speeds = _speeds(portable, slot, compiled)
-                allow_slower = allow_slower or portable.recipe.quantize.allow_slower
-                for line in _speed_notes(speeds, slot, allow_slower=allow_slower):
-                    note(line)
+        allow_slower = allow_slower or portable.recipe.quantize.allow_slower
+        report_dir = run.room("validate")
+        with run.stage("validate") as note, store.kept_report(report_dir / validate.REPORT, slot):
+            report = _validate(portable, compiled, run, report_dir)
+            note(f"lowest cosine {report.metrics['overall']['cosine_min']:.8f}")
+            speeds = _speeds(portable, slot, compiled)
+            for line in _speed_notes(speeds, slot, allow_slower=allow_slower):
+                note(line)
         with run.stage("package"):
-            engine_dir = run.room("engine")
-            for name in compiled.files:
-                lease.copy_or_move(compiled.folder / name, engine_dir / name)
+            spec = package.PortableSpec(
+                version=slot.version,
+                runs_on=portable.target.fingerprint(),
+                report_path=report_dir / validate.REPORT,
+            )
             folder = package.complete(
                 path,
                 portable.content,
-                dataclasses.replace(compiled, folder=engine_dir),
+                _with_own_files(compiled, run.room("engine"), lease),
                 report,
-                package.PortableSpec(
-                    version=slot.version,
-                    runs_on=portable.target.fingerprint(),
-                    report_path=report_dir / validate.REPORT,
-                ),
+                spec,
                 out_dir=run.room("package"),
             )
             artifact = store.place(folder, slot, replace=replace)
         measured = run.measured() | {"speed": int8_checks.speed_rows(speeds)}
         store.keep_measured(artifact, measured, scratch=run.folder)
         return artifact
+
+
+def _with_own_files(compiled: CompiledModel, folder: Path, lease: Lease) -> CompiledModel:
+    """The same model, its files in a folder of this build: moved, or copied from the cache."""
+    for name in compiled.files:
+        lease.copy_or_move(compiled.folder / name, folder / name)
+    return dataclasses.replace(compiled, folder=folder)
 
 
 def _speed_notes(
@@ -155,7 +159,7 @@ def _opened(path: Path, changes: Mapping[str, Any]) -> PortableArtifact:
     )
 
 
-def _validated(
+def _validate(
     portable: PortableArtifact, compiled: CompiledModel, run: Run, out_dir: Path
 ) -> ParityReport:
     """The engine's vectors beside the checkpoint's own."""

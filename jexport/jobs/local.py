@@ -22,6 +22,7 @@ from typing import Any
 from jexport import recipe, targets
 from jexport.artifacts import manifest
 from jexport.building import estimate, pipeline
+from jexport.building.plan import BuildRequest
 from jexport.cache import entries
 from jexport.cache.stages import Cache
 from jexport.jobs.matrix import Job
@@ -106,14 +107,9 @@ def plan(chosen: Recipe, jobs: Sequence[Job], resources: Resources) -> tuple[Pla
     count = estimate.weights(chosen.load.model)
     found = []
     for job in jobs:
+        request = BuildRequest.of(chosen, task=job.task, target=job.target, precision=job.precision)
         seen = pipeline.foresee(
-            chosen,
-            task=job.task,
-            target=job.target,
-            precision=job.precision,
-            out=resources.out,
-            cache=resources.cache,
-            replace=resources.replace,
+            request, out=resources.out, cache=resources.cache, replace=resources.replace
         )
         need = None
         if count is not None and seen.built is None:

@@ -61,8 +61,6 @@ def run(
         RecipeError: another precision.
         JexportError: what reading the weights raises (NotFiniteError, StateDictError, ...).
     """
-    import onnx_ir as ir
-
     from jexport.graph import half, overflow, storage, tidy, trace_errors
 
     if precision not in ("fp32", "fp16"):
@@ -91,14 +89,21 @@ def run(
     if precision == "fp16":
         half.to_float16(graph, keep_fp32)
     signature = _declare(graph, spec, model)
-    path = out_dir / GRAPH
-    storage.save(graph, path)
+    storage.save(graph, out_dir / GRAPH)
     _release(program, encoder)
-    del program, graph, encoder
+    return _described(model, spec, signature, precision, out_dir)
+
+
+def _described(
+    model: LoadedModel, spec: ExportSpec, signature: Signature, precision: str, out_dir: Path
+) -> OnnxModel:
+    """The graph in out_dir, with its digest."""
+    import onnx_ir as ir
+
     digests = {name: file_digest(out_dir / name, root=out_dir).sha256 for name in (GRAPH, WEIGHTS)}
-    assert ir.load(path).opset_imports[""] == spec.opset
+    assert ir.load(out_dir / GRAPH).opset_imports[""] == spec.opset
     return OnnxModel(
-        path=path,
+        path=out_dir / GRAPH,
         signature=signature,
         precision=precision,
         opset=spec.opset,
