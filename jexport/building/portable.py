@@ -87,48 +87,91 @@ def compile_portable(
             store.point_latest(slot, scratch=run.folder, replace=replace)
             listen(Event(kind="note", stage="package", text="already compiled for this machine"))
             return existing
-        with run.stage("compile") as note:
-            compiled = lease.get_or_build(
-                key,
-                lambda folder: compile_stage.run(
-                    _graph(portable), portable.target, portable.recipe.compile, out_dir=folder
-                ),
-                work_dir=lambda: run.room("compile"),
-                notify=note,
-            )
+        session = _Session(portable=portable, slot=slot, run=run, lease=lease)
+        compiled = session.compile(key)
         allow_slower = allow_slower or portable.recipe.quantize.allow_slower
-        report_dir = run.room("validate")
-        with run.stage("validate") as note, store.kept_report(report_dir / validate.REPORT, slot):
-            report = _validate(portable, compiled, run, report_dir)
-            note(f"lowest cosine {report.metrics['overall']['cosine_min']:.8f}")
-            speeds = _speeds(portable, slot, compiled)
-            for line in _speed_notes(speeds, slot, allow_slower=allow_slower):
-                note(line)
-        with run.stage("package"):
-            spec = package.PortableSpec(
-                version=slot.version,
-                runs_on=portable.target.fingerprint(),
-                report_path=report_dir / validate.REPORT,
-            )
-            folder = package.complete(
-                path,
-                portable.content,
-                _with_own_files(compiled, run.room("engine"), lease),
-                report,
-                spec,
-                out_dir=run.room("package"),
-            )
-            artifact = store.place(folder, slot, replace=replace)
+        report, speeds = session.validate(compiled, allow_slower=allow_slower)
+        artifact = store.place(session.package(compiled, report), slot, replace=replace)
         measured = run.measured() | {"speed": int8_checks.speed_rows(speeds)}
         store.keep_measured(artifact, measured, scratch=run.folder)
         return artifact
 
 
-def _with_own_files(compiled: CompiledModel, folder: Path, lease: Lease) -> CompiledModel:
-    """The same model, its files in a folder of this build: moved, or copied from the cache."""
-    for name in compiled.files:
-        lease.copy_or_move(compiled.folder / name, folder / name)
-    return dataclasses.replace(compiled, folder=folder)
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """One portable build in progress; slot: where its artifact belongs."""
+
+    portable: PortableArtifact
+    slot: store.Slot
+    run: Run
+    lease: Lease
+
+    @property
+    def report_dir(self) -> Path:
+        return self.run.folder / "validate"
+
+    def compile(self, key: StageKey) -> CompiledModel:
+        portable = self.portable
+        with self.run.stage("compile") as note:
+            return self.lease.get_or_build(
+                key,
+                lambda folder: compile_stage.run(
+                    _graph(portable), portable.target, portable.recipe.compile, out_dir=folder
+                ),
+                work_dir=lambda: self.run.room("compile"),
+                notify=note,
+            )
+
+    def validate(
+        self, compiled: CompiledModel, *, allow_slower: bool
+    ) -> tuple[ParityReport, dict[str, float]]:
+        """The engine's vectors beside the stored ones; texts a second by precision for int8."""
+        portable, run = self.portable, self.run
+        target, report_dir = portable.target, run.room(self.report_dir.name)
+        candidate = Candidate(
+            tokenizer=portable.tokenizer,
+            open=lambda: target.runner(compiled, target.devices[0], 0),
+            embedding=embedding_of(portable.content),
+            outputs=compiled.signature.outputs,
+        )
+        with (
+            run.stage("validate") as note,
+            store.kept_report(report_dir / validate.REPORT, self.slot),
+        ):
+            report = validate.against(
+                portable.stored,
+                candidate,
+                spec=portable.recipe.validate,
+                precision=portable.content["precision"],
+                out_dir=report_dir,
+                progress=lambda done, total: run.progress("validate", done, total),
+            )
+            note(f"lowest cosine {report.metrics['overall']['cosine_min']:.8f}")
+            speeds = _speeds(portable, self.slot, compiled)
+            for line in _speed_notes(speeds, self.slot, allow_slower=allow_slower):
+                note(line)
+        return report, speeds
+
+    def package(self, compiled: CompiledModel, report: ParityReport) -> Path:
+        """The artifact's folder, not yet in its place."""
+        portable = self.portable
+        with self.run.stage("package"):
+            engine_dir = self.run.room("engine")
+            for name in compiled.files:
+                self.lease.copy_or_move(compiled.folder / name, engine_dir / name)
+            spec = package.PortableSpec(
+                version=self.slot.version,
+                runs_on=portable.target.fingerprint(),
+                report_path=self.report_dir / validate.REPORT,
+            )
+            return package.complete(
+                portable.path,
+                portable.content,
+                dataclasses.replace(compiled, folder=engine_dir),
+                report,
+                spec,
+                out_dir=self.run.room("package"),
+            )
 
 
 def _speed_notes(
@@ -156,26 +199,6 @@ def _opened(path: Path, changes: Mapping[str, Any]) -> PortableArtifact:
         recipe=settled,
         stored=reference.read(path / reference.NAME),
         tokenizer=TextTokenizer.open(path, max_tokens=embedding_of(content).max_tokens),
-    )
-
-
-def _validate(
-    portable: PortableArtifact, compiled: CompiledModel, run: Run, out_dir: Path
-) -> ParityReport:
-    """The engine's vectors beside the checkpoint's own."""
-    target, tokenizer = portable.target, portable.tokenizer
-    return validate.against(
-        portable.stored,
-        Candidate(
-            tokenizer=tokenizer,
-            open=lambda: target.runner(compiled, target.devices[0], 0),
-            embedding=embedding_of(portable.content),
-            outputs=compiled.signature.outputs,
-        ),
-        spec=portable.recipe.validate,
-        precision=portable.content["precision"],
-        out_dir=out_dir,
-        progress=lambda done, total: run.progress("validate", done, total),
     )
 
 

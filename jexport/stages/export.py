@@ -61,7 +61,7 @@ def run(
         RecipeError: another precision.
         JexportError: what reading the weights raises (NotFiniteError, StateDictError, ...).
     """
-    from jexport.graph import half, overflow, storage, tidy, trace_errors
+    from jexport.graph import half, overflow, storage, tidy
 
     if precision not in ("fp32", "fp16"):
         raise RecipeError(
@@ -74,14 +74,7 @@ def run(
     keep_fp32 = half.Keep(spec.keep_fp32)
     if precision == "fp16" or will_be_half:
         overflow.check_texts(encoder, samples, keep_fp32)
-    try:
-        program = _trace(encoder, spec, model.embedding.max_tokens)
-    except JexportError:
-        raise
-    except Exception as error:  # torch, its exporter and a model's code raise what they like
-        if trace_errors.is_the_machines(error):
-            raise
-        raise trace_errors.unsupported(error, encoder) from error
+    program = _trace(encoder, spec, model.embedding.max_tokens)
     graph = program.model
     _check_free(graph, type(encoder.model).__name__)
     tidy.tidy(graph)
@@ -91,6 +84,7 @@ def run(
     signature = _declare(graph, spec, model)
     storage.save(graph, out_dir / GRAPH)
     _release(program, encoder)
+    del program, graph, encoder
     return _described(model, spec, signature, precision, out_dir)
 
 
@@ -228,6 +222,20 @@ def _release(program: Any, module: Any) -> None:
 
 
 def _trace(encoder: Any, spec: ExportSpec, max_tokens: int) -> Any:
+    """Torch's ONNX program. Raises UnsupportedGraphError for whatever the exporter raises."""
+    from jexport.graph import trace_errors
+
+    try:
+        return _export(encoder, spec, max_tokens)
+    except JexportError:
+        raise
+    except Exception as error:  # torch, its exporter and a model's code raise what they like
+        if trace_errors.is_the_machines(error):
+            raise
+        raise trace_errors.unsupported(error, encoder) from error
+
+
+def _export(encoder: Any, spec: ExportSpec, max_tokens: int) -> Any:
     import torch
 
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
