@@ -70,11 +70,12 @@ def check(model: OnnxModel) -> None:
             evidence=f"supported up to {MAX_OPSET}",
             fix=f"set export.opset to {MAX_OPSET} or less",
         )
-    raise_for_errors(lint(model.path, model.max_tokens))
+    raise_for_errors(lint_graph(model.path, model.max_tokens))
 
 
-def lint(path: Path, max_tokens: int | None) -> Sequence[Diagnostic]:
+def lint_graph(path: Path, max_tokens: int | None) -> Sequence[Diagnostic]:
     """Everything that TensorRT would not take; needs neither it nor a GPU."""
+    # Not named `lint`: importing the module of that name below would take its place.
     from jexport.targets.trt.lint import lint as read
 
     return read(path, max_tokens=max_tokens)
@@ -268,7 +269,7 @@ PORTABLE = Target(
     check=check,
     build=prepare,
     runner=targets.load(targets.JUDGE).runner,
-    lint=lint,
+    lint=lint_graph,
     profiled=profiled,
     accept=accept,
     float_rest="fp16",
@@ -293,7 +294,7 @@ TARGET = Target(
     check=check,
     build=build,
     runner=runner,
-    lint=lint,
+    lint=lint_graph,
     profiled=profiled,
     accept=accept,
     float_rest="fp16",
