@@ -26,7 +26,7 @@ from benchmarks import table, texts, weights
 from benchmarks.process import measured
 from jexport import recipe, targets
 from jexport.artifacts import manifest
-from jexport.building import int8_checks
+from jexport.building import calibration_texts
 from jexport.datasets import calibration
 from jexport.evaluation import parity, speed
 from jexport.runtime.open import compiled_model
@@ -87,7 +87,7 @@ def symmetric(chosen: recipe.Recipe, fp32: Path, folder: Path) -> Path:
     import shutil
 
     loaded = load.run(chosen.load, task="none")
-    own = int8_checks.TokenizedTexts.of(chosen.quantize.calibration, loaded)
+    own = calibration_texts.TokenizedTexts.of(chosen.quantize.calibration, loaded)
     for name in ("export", "quantize"):
         (folder / name).mkdir(parents=True)
     plain = export.run(
@@ -95,7 +95,7 @@ def symmetric(chosen: recipe.Recipe, fp32: Path, folder: Path) -> Path:
     )
     made = quantize.run(
         plain,
-        int8_checks.calibration_data(own, chosen.quantize),
+        calibration_texts.calibration_data(own, chosen.quantize),
         chosen.quantize,
         quantize.QuantizationTarget(
             scheme="symmetric", precision="int8", fallback="int8x2", gates={}
@@ -281,7 +281,7 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
     """One run of the stage; prints its seconds and the size of what it wrote over fp32's."""
     chosen = _at_full_size(checkpoint).replace_quantize(samples=int(samples))
     loaded = load.run(chosen.load, task=weights.TASK)
-    own = int8_checks.TokenizedTexts(
+    own = calibration_texts.TokenizedTexts(
         parts=calibration.parts(chosen.quantize.calibration, weights.TASK),
         model=loaded,
         tokenizer=TextTokenizer.open(
@@ -293,7 +293,7 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
     begin = time.perf_counter()
     quantize.run(
         weights.exported(Path(folder) / "plain", loaded, chosen),
-        int8_checks.calibration_data(own, chosen.quantize),
+        calibration_texts.calibration_data(own, chosen.quantize),
         chosen.quantize,
         quantize.QuantizationTarget(
             scheme=ENGINE.scheme, precision="int8", fallback=ENGINE.wide, gates={}

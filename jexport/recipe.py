@@ -33,6 +33,9 @@ OUTPUTS = ("last_hidden_state", "sentence_embedding")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "int8-weights")
 """Those that a recipe may have gates for; which of them an engine takes, its target says."""
 
+INT8_PRECISIONS = ("int8", "int8-weights")
+"""Those that quantize makes, by calibration."""
+
 EFFORTS = ("fast", "full")
 GOALS = ("cosine_mean", "cosine_p1", "top10_overlap", "max_share")
 """Keys of [quantize] that [quantize.symmetric] may set, too."""

@@ -13,9 +13,11 @@ from typing import Any
 
 from jexport import tasks
 from jexport.artifacts import manifest, store
-from jexport.building import cache_keys, int8_checks
+from jexport.building import cache_keys, float_comparison
+from jexport.building.calibration_texts import TokenizedTexts
 from jexport.building.plan import BuildPlan
 from jexport.cache.stages import StageKey
+from jexport.evaluation import int8_checks
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.reference_set import ReferenceSet
 from jexport.stages import export, validate
@@ -27,7 +29,7 @@ from jexport.workspace.run import cores
 class Pair:
     """The other half of a retrieval pair; built: its int8 artifact, None before there is one."""
 
-    texts: int8_checks.TokenizedTexts
+    texts: TokenizedTexts
     built: Artifact | None
 
 
@@ -39,7 +41,7 @@ class Int8Inputs:
     """
 
     float_graph: OnnxModel
-    texts: int8_checks.TokenizedTexts
+    texts: TokenizedTexts
     pair: Pair | str
 
 
@@ -163,7 +165,7 @@ def _compare_with_float(
     """Sizes by precision, and what was measured; a note is added for each comparison."""
     plan, compiled = inputs.plan, inputs.compiled
     target, spec = plan.target, plan.recipe.quantize
-    comparison = int8_checks.compare_with_float(
+    comparison = float_comparison.compare_with_float(
         target, int8.float_graph, compiled, int8.texts, plan.recipe, work_dir
     )
     measured: dict[str, Any] = {"speed": int8_checks.speed_rows(comparison.speeds)}
@@ -171,7 +173,7 @@ def _compare_with_float(
         speeds, precision = comparison.speeds, compiled.precision
         notes.append(int8_checks.check_speed(speeds, precision, allow_slower=spec.allow_slower))
     if isinstance(int8.pair, Pair):
-        other = int8_checks.counterpart_vectors(int8.pair.texts, target, int8.pair.built)
+        other = float_comparison.counterpart_vectors(int8.pair.texts, target, int8.pair.built)
         is_query = plan.model.embedding.task == tasks.QUERIES
         measured["pair"] = int8_checks.pair_ranking(comparison, other, own_are_queries=is_query)
         notes.append(int8_checks.check_ranking(measured["pair"], spec.pair_top10_overlap))

@@ -15,12 +15,13 @@ from typing import Any
 
 from jexport import targets, tasks
 from jexport.artifacts import manifest, store
-from jexport.building import cache_keys, estimate, int8_checks
+from jexport.building import cache_keys, estimate
+from jexport.building.calibration_texts import TokenizedTexts
 from jexport.building.shipped import check_shipped
 from jexport.cache.stages import Cache, StageKey
 from jexport.datasets import calibration, sampling
 from jexport.errors import CalibrationError, UnknownTaskError
-from jexport.recipe import Recipe
+from jexport.recipe import INT8_PRECISIONS, Recipe
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, load, quantize
 from jexport.targets import Target
@@ -61,7 +62,7 @@ class BuildRequest:
         check_shipped(recipe, tasks=[task], targets=[target], precisions=[precision])
         engine = targets.as_set(targets.up_to(targets.load(target), until), recipe.compile)
         targets.check_precision(engine, precision)
-        is_int8 = precision in (int8_checks.INT8, int8_checks.INT8_WEIGHTS)
+        is_int8 = precision in INT8_PRECISIONS
         return cls(
             recipe=recipe,
             task=task,
@@ -75,7 +76,7 @@ class BuildRequest:
     @property
     def is_int8(self) -> bool:
         """Whether there is a quantize stage."""
-        return self.precision in (int8_checks.INT8, int8_checks.INT8_WEIGHTS)
+        return self.precision in INT8_PRECISIONS
 
     @property
     def graph_precision(self) -> str:
@@ -180,12 +181,10 @@ class BuildPlan(BuildRequest):
         return self.token_ids([sample.text for sample in samples[:RANGE_TEXTS]])
 
     @property
-    def calibration_texts(self) -> int8_checks.TokenizedTexts:
+    def calibration_texts(self) -> TokenizedTexts:
         """The texts of an int8 build with the model that embeds them."""
         assert self.calibration is not None, f"{self.precision} is not calibrated"
-        return int8_checks.TokenizedTexts(
-            parts=self.calibration, model=self.model, tokenizer=self.tokenizer
-        )
+        return TokenizedTexts(parts=self.calibration, model=self.model, tokenizer=self.tokenizer)
 
     @property
     def trial_log(self) -> Path:

@@ -15,11 +15,11 @@ from typing import Any
 
 from jexport import recipe, targets
 from jexport.artifacts import identity, manifest, reference, store
-from jexport.building import cache_keys, int8_checks
+from jexport.building import cache_keys
 from jexport.cache import entries
 from jexport.cache.stages import FOLDER, Cache, Lease, StageKey
 from jexport.errors import ArtifactError, EngineError, ParityError
-from jexport.evaluation import speed
+from jexport.evaluation import int8_checks, speed
 from jexport.evaluation.candidate import Candidate
 from jexport.recipe import Recipe
 from jexport.runtime.open import compiled_model, embedding_of

@@ -15,8 +15,10 @@ from typing import Any
 
 from jexport import targets
 from jexport.artifacts import manifest, reference, store
-from jexport.building import acceptance, cache_keys, int8_checks
+from jexport.artifacts.report import quantization as quantization_report
+from jexport.building import acceptance, cache_keys, calibration_texts
 from jexport.building.acceptance import AcceptanceInputs
+from jexport.building.build_command import build_command
 from jexport.building.plan import BuildPlan
 from jexport.cache.stages import Cache, Lease, Result, StageKey
 from jexport.evaluation import edge_texts, reference_set
@@ -122,7 +124,9 @@ class BuildSession:
             "quantize",
             lambda: plan.key("quantize", graph),
             lambda folder: self._quantize(graph, folder),
-            summary=lambda quantized: [int8_checks.quantization_summary(quantized)],
+            summary=lambda quantized: [
+                quantization_report.summary(quantized.path.with_name(quantize_stage.REPORT))
+            ],
         )
 
     def compile(self, model: Model) -> CompiledModel:
@@ -205,7 +209,7 @@ class BuildSession:
         int8_folder.mkdir(exist_ok=True)
         quantized = quantize_stage.run(
             graph,
-            int8_checks.calibration_data(plan.calibration_texts, recipe.quantize),
+            calibration_texts.calibration_data(plan.calibration_texts, recipe.quantize),
             recipe.quantize,
             quantize_stage.QuantizationTarget(
                 scheme=target.scheme,
@@ -274,11 +278,15 @@ class BuildSession:
             assert isinstance(model, OnnxModel)
             name = plan.model.source.name
             more = {
-                "command": int8_checks.command(plan.recipe, plan.slot, name, plan.until),
+                "command": build_command(plan.recipe, plan.slot, name, plan.until),
                 "sizes": accepted.sizes,
             }
-            files += int8_checks.write_reports(
-                model, accepted.folder / validate.REPORT, more, plan.slot, self.run.room("reports")
+            files += quantization_report.write(
+                _report_of(model),
+                accepted.folder / validate.REPORT,
+                more,
+                plan.slot,
+                self.run.room("reports"),
             )
         return files
 
@@ -316,6 +324,10 @@ class BuildSession:
                 edge=edge_texts.short(),
             )
         )
+
+
+def _report_of(quantized: OnnxModel) -> Path:
+    return quantized.path.with_name(quantize_stage.REPORT)
 
 
 def _fusions(compiled: CompiledModel) -> str:

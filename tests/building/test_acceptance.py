@@ -12,7 +12,7 @@ import pytest
 
 from jexport import recipe
 from jexport.artifacts import manifest
-from jexport.building import acceptance, cache_keys, pipeline
+from jexport.building import cache_keys, float_comparison, pipeline
 from jexport.errors import ParityError
 from jexport.evaluation import reference_set
 from jexport.stages import compile as compile_stage
@@ -223,7 +223,7 @@ def test_what_was_measured_of_int8_is_kept_with_it(
         patch.setattr(package_stage, "run", ends)
         with pytest.raises(KeyboardInterrupt):
             int8_builds()
-    monkeypatch.setattr(acceptance.int8_checks, "compare_with_float", ends)  # would measure again
+    monkeypatch.setattr(float_comparison, "compare_with_float", ends)  # would measure again
     path, stages = int8_builds()
     assert stages["validate"].startswith("from the cache; ")
     assert "with retrieval.query: top-10" in stages["validate"]

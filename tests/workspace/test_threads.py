@@ -74,8 +74,7 @@ def quantization() -> Iterator[tuple[str, Any]]:
 
 def quality() -> Iterator[tuple[str, Any]]:
     """What is measured of two sides' vectors."""
-    from jexport.building import int8_checks
-    from jexport.evaluation import parity, ranking
+    from jexport.evaluation import int8_checks, parity, ranking
 
     vectors = np.random.default_rng(7).normal(size=(2, 77, CHANNELS)).astype(np.float32)
     labels = parity.Labels(languages=("en",) * 77, lengths=(8,) * 77, dimensions=(64, CHANNELS))

@@ -1,18 +1,14 @@
-"""What only int8 builds need: speeds judged, pairs ranked, the command to do it again."""
+"""What only int8 builds need: speeds compared, pairs ranked."""
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jexport import recipe
-from jexport.artifacts import store
-from jexport.building import int8_checks
 from jexport.errors import QuantizationError
+from jexport.evaluation import int8_checks
 
 
 def beside(plain: np.ndarray, int8: np.ndarray) -> int8_checks.FloatComparison:
@@ -105,43 +101,3 @@ def test_the_lowest_combination_is_judged() -> None:
     assert "queries int8 passages int8: top-10 overlap 0.9300 < 0.94" in str(caught.value)
     pair["queries_int8_passages_int8"] = pair["queries_int8_passages_fp32"] = None
     assert "retrieval.passage in int8 is not built yet" in int8_checks.check_ranking(pair, 0.94)
-
-
-@pytest.mark.parametrize(
-    ("chosen", "wanted"),
-    [
-        (recipe.for_model("my folder/model"), ["--model", "the name"]),
-        (recipe.read("jina-embeddings-v3"), ["--recipe", "jina-embeddings-v3"]),
-        (
-            recipe.read("jina-embeddings-v3").replace_load(model="here"),
-            ["--recipe", "jina-embeddings-v3", "--model", "the name"],
-        ),
-    ],
-)
-def test_the_command_builds_the_same_again(chosen: recipe.Recipe, wanted: list[str]) -> None:
-    from jexport.cli.build import build
-
-    slot = store.Slot(
-        out=Path("artifacts"),
-        model=chosen.name,
-        task="separation",
-        target="onnx",
-        precision="int8",
-        version="1",
-    )
-    words = shlex.split(
-        int8_checks.command(chosen.replace_quantize(allow_slower=True), slot, "the name")
-    )
-    assert words[:2] == ["jexport", "build"]
-    assert words[2 : 2 + len(wanted)] == wanted
-    given = build.make_context("build", words[2:]).params
-    assert (given["tasks"], given["precisions"], given["calibration"]) == (
-        ("separation",),
-        ("int8",),
-        "everyday",
-    )
-    assert given["allow_slower"] is True
-    assert given["effort"] == "fast"
-    assert given["until"] is None
-    words = shlex.split(int8_checks.command(chosen, slot, "the name", "compile"))
-    assert build.make_context("build", words[2:]).params["until"] == "compile"

@@ -1,0 +1,100 @@
+"""The calibration and held-out texts of one task, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jexport.datasets import calibration, sampling
+from jexport.evaluation.int8_checks import Vectors
+from jexport.quantization.evaluator import CalibrationData, embed
+from jexport.recipe import QuantizeSpec
+from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
+from jexport.runtime.tokenise import TextTokenizer
+from jexport.types import LoadedModel, Runner, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedTexts:
+    """Calibration and held-out texts of one task, with the model that tokenizes and embeds them."""
+
+    parts: calibration.Parts
+    model: LoadedModel
+    tokenizer: TextTokenizer
+
+    @classmethod
+    def of(cls, source: str, model: LoadedModel) -> TokenizedTexts:
+        """The calibration set's texts for a model's task. Raises CalibrationError."""
+        return cls(
+            parts=calibration.parts(source, model.embedding.task),
+            model=model,
+            tokenizer=TextTokenizer.open(
+                model.tokenizer_files[0].parent, max_tokens=model.embedding.max_tokens
+            ),
+        )
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
+        return self.tokenizer.model_ids(texts, prefix=self.model.embedding.prompt)
+
+    def held_out(self) -> list[list[int]]:
+        """The held-out texts that have tokens."""
+        return [
+            ids for ids in self.tokens([one.text for one in self.parts.held_out.samples]) if ids
+        ]
+
+    def embed(self, runner: Runner, outputs: Sequence[TensorSpec]) -> Vectors:
+        """The held-out texts through a runner: float32 [texts, dimension], normalised."""
+        names = [spec.name for spec in outputs]
+        return embed(
+            runner,
+            self.held_out(),
+            pad=self.tokenizer.pad,
+            embedding=self.model.embedding,
+            output=TOKEN_VECTORS if TOKEN_VECTORS in names else TEXT_VECTORS,
+        )
+
+
+def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationData:
+    """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
+    limit = min(spec.max_tokens, texts.model.embedding.max_tokens)
+    parts = texts.parts
+    calibrated, cut = sampling.sample(
+        parts.calibration, texts.tokens, count=spec.samples, max_tokens=limit
+    )
+    edge_cases = [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
+    calibrated += edge_cases
+    held = [
+        (ids, sample.language)
+        for sample, ids in zip(
+            parts.held_out.samples,
+            texts.tokens([sample.text for sample in parts.held_out.samples]),
+            strict=True,
+        )
+        if ids
+    ]
+    held_ids = [sampling.cut_ids(ids, limit) for ids, _ in held]
+    metadata = {
+        "calibration": {
+            "name": parts.calibration.name,
+            "sha256": parts.calibration.sha256,
+            "texts": len(calibrated),
+            "tokens": sum(map(len, calibrated)),
+            "cut": cut,
+        },
+        "held_out": {
+            "name": parts.held_out.name,
+            "sha256": parts.held_out.sha256,
+            "texts": len(held_ids),
+            "tokens": sum(map(len, held_ids)),
+        },
+    }
+    return CalibrationData(
+        calibration=calibrated,
+        held_out=held_ids,
+        languages=[language for _, language in held],
+        pad=texts.tokenizer.pad,
+        embedding=texts.model.embedding,
+        metadata=metadata,
+        edge_cases=edge_cases,
+    )
