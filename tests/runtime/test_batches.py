@@ -99,13 +99,13 @@ def test_small_calls_share_shapes() -> None:
 
 
 def test_what_fills_rows_and_lengths_counts_as_padding() -> None:
-    """Calls of 16 texts, as 16 threads make them, and of 640: filled up after cutting, 64, 20 %."""
-    for count, most in ((16, 1.4), (640, 1.15)):
+    """Calls of 16 texts, as 16 threads make them, and of 256: filled up after cutting, 64, 63 %."""
+    for count, most in ((16, 1.4), (256, 1.35)):
         padded = real = 0
         for seed in range(40):
             lengths = short_texts(count, seed=seed)
             shapes = [batch.shape for batch in plan(lengths, FEW_SHAPES, 2048, 512)]
-            assert all(rows & (rows - 1) == 0 and rows * n <= 2048 for rows, n in shapes)
+            assert all(rows * tokens <= 2048 for rows, tokens in shapes)
             padded += sum(rows * tokens for rows, tokens in shapes)
             real += sum(lengths)
         assert padded <= most * real
