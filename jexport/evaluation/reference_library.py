@@ -3,8 +3,8 @@
 It opens the checkpoint's folder with its own tokenizer, prompts, modules, truncation and
 normalisation; jexport's reading of the checkpoint is held against it and has no part in it. What
 a recipe changes on purpose (a prompt, a smaller length limit) is passed as the library's own
-argument. For jina-embeddings-v3, whose modules.json names the authors' code, judge_jina.py puts the
-model together.
+argument. For jina-embeddings-v3, whose modules.json names the authors' code,
+reference_library_jina.py puts the model together.
 """
 
 from __future__ import annotations
