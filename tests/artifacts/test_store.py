@@ -163,8 +163,8 @@ def test_a_folder_that_cannot_be_renamed_to(
 
 KILLED = """
 import os, pathlib, shutil, signal, sys
-from jexport import store
-from jexport.run import open_run
+from jexport.artifacts import store
+from jexport.workspace.run import open_run
 
 out, source, moment = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 slot = store.Slot(out=out, model="m", task="none", target="onnx", precision="fp32",

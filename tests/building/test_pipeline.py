@@ -169,6 +169,10 @@ def test_every_file_of_the_checkpoint_counts(version: Callable[..., str], small_
     config = json.loads((small_copy / "config.json").read_text())
     config["task_instructions"] = {**config.get("task_instructions", {}), TASK: "another: "}
     (small_copy / "config.json").write_text(json.dumps(config))
+    path = small_copy / "config_sentence_transformers.json"  # the two must say the same
+    sentence_config = json.loads(path.read_text())
+    sentence_config["prompts"][TASK] = "another: "
+    path.write_text(json.dumps(sentence_config))
     other_prompt = version(made_for(small_copy))
     path = small_copy / "tokenizer_config.json"
     path.write_text(path.read_text() + "\n")
