@@ -67,7 +67,7 @@ gpu-check: ## tests/gpu, bench-gpu and a summary into the folder OUT, in 8 minut
 	$(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_WORDS) --out "$(OUT)" $(GPU_OPTIONS)
 
 test-servers: setup .servers/docker-registry/.tried ## Load artifacts in other engines, in environments made once in .servers; updates the tables
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations=15 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=15 \
 	  tests/servers/check_*.py tests/servers/*/check_*.py
 	$(BIN)/python tests/servers/results.py
 

@@ -70,6 +70,22 @@ def _uv_environment() -> dict[str, str]:
     return {**os.environ, **({"UV_FIND_LINKS": links} if links else {})}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's checks share one server and stay together; each engine's vectors are a check alone.
+
+    pytest-xdist's own groups (--dist loadgroup) have no effect: 3.8 with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return nodeid if file.endswith("/check_vectors.py") else file
+
+    return ByServer(config, log)
+
+
 @pytest.fixture(scope="session")
 def environment() -> Callable[[str], Path]:
     """`environment("mem0")`: the folder of that environment, made when its pins are new."""

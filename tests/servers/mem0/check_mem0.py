@@ -13,8 +13,6 @@ import pytest
 
 import jexport
 
-pytestmark = pytest.mark.xdist_group("mem0")
-
 EXAMPLE = "examples/memory_mem0.py"
 ANSWERS = [
     ("ana", "I am allergic to peanuts and carry an adrenaline pen."),

@@ -11,8 +11,6 @@ import pytest
 
 from jexport.artifacts import manifest
 
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all checks
-
 STAGES = ["load", "merge", "compile", "validate", "package"]
 """Of a build for the target hf."""
 

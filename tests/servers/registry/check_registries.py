@@ -28,8 +28,6 @@ from jexport.stages import publish
 from jexport.stages.publish import PublishSpec
 from jexport.types import Artifact
 
-pytestmark = pytest.mark.xdist_group("registry")  # one server of each kind
-
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[2]
 UNPACKED = PROJECT / ".servers" / "docker-registry"
