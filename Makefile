@@ -41,7 +41,7 @@ demo: setup ## Build two artifacts, embed three sentences, print their similarit
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not rare"
 
-test-rare: setup ## Run the tests that `make test` leaves to once a week (20 minutes)
+test-rare: setup ## Run the tests that `make test` leaves to once a week: kills at each step, whole searches
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m rare
 
 # What OpenBLAS's kernels decide, on those that `make test` did not use: AVX2's, or this machine's own.

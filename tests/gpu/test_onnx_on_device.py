@@ -179,8 +179,10 @@ def test_several_threads_share_one_session(
             thread.join()
     for found, right in zip(results, wanted, strict=True):
         # Texts of several threads share batches, and those decide how much is padded: in fp16 that
-        # moves last bits.
-        np.testing.assert_allclose(found, right, rtol=0, atol=1e-6 if precision == "fp32" else 1e-4)
+        # moves last bits, here by at most half a step of float16 at 0.03 to 0.06.
+        np.testing.assert_allclose(
+            found, right, rtol=0, atol=1e-6 if precision == "fp32" else 2**-16
+        )
 
 
 # --- devices ------------------------------------------------------------------------------------
