@@ -1,8 +1,10 @@
 """Forward passes for many threads: what waits at the same time runs together, in turn.
 
-A thread that finds the engine free runs its batch at once and as it is. While it runs, others wait;
-whoever is first of them then runs all that wait, as far as they fit one batch. So no thread of its
-own is needed, and a single caller gets the bits that it would get without this. Knows no engine.
+A thread that finds the engine free runs its batch at once and as it is: a single caller gets the
+bits that it would get without this. While it runs, others wait; whoever is first of them then has
+all that wait run, as far as they fit one batch. Joined passes run in a thread of their own, for
+engines keep threads and buffers for each thread that calls them: from 16 threads in turn torch had
+0.5 of the throughput that it has from one. Knows no engine.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -33,9 +36,10 @@ Ids: TypeAlias = Sequence[Ints]
 Planner: TypeAlias = Callable[[Sequence[int], int], list[Batch]]
 Forward: TypeAlias = Callable[[Ids, tuple[int, int], Wanted], Floats]
 
-LINGER_SECONDS = 0.002
+LINGER_SECONDS = 0.010
 """The longest wait for callers that were together in the pass before: a quarter of that pass, and
-not over this. Without it the first that comes back runs alone and the others wait for it."""
+not over this; it ends when they are there. Without it the first that comes back runs alone and the
+others wait for it. With 2 ms, 16 threads were together in 10s, not in 16s."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,6 +79,7 @@ class Combiner:
         self._forward = forward
         self._plan = plan
         self._slots = slots
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="jexport-joined")
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._waiting: list[Call] = []
@@ -113,8 +118,11 @@ class Combiner:
         try:
             group = self._take(own)
             begin = time.perf_counter()
-            if group:
+            if len(group) > 1:
+                self._run_in_thread(group)
+            elif group:
                 self._run(group)
+            if group:
                 with self._lock:
                     self._together, self._seconds = len(group), time.perf_counter() - begin
         finally:
@@ -168,6 +176,13 @@ class Combiner:
                 call.taken = True
                 self._waiting.remove(call)
             return group
+
+    def _run_in_thread(self, group: Sequence[Call]) -> None:
+        joined = self._threads.submit(self._run, group)
+        try:
+            joined.result()
+        finally:
+            wait([joined])  # after Ctrl-C too: nobody can stop a pass, and its calls are ours
 
     def _run(self, group: Sequence[Call]) -> None:
         """Fill in the vectors, or the error, of each call."""

@@ -67,7 +67,10 @@ class Engine:
         self._state = threading.Condition()
         self._opening = threading.Lock()
         self._passes = 0
-        self._combiner = Combiner(
+        self._combiner = self._new_combiner()
+
+    def _new_combiner(self) -> Combiner:
+        return Combiner(
             lambda ids, shape, wanted: self._pass(None, ids, shape, wanted),
             lambda lengths, limit: plan(lengths, self._batching, limit, self._max_tokens),
             slots=max(1, self._batching.in_flight),
@@ -91,6 +94,7 @@ class Engine:
             while self._passes:
                 self._state.wait()
             self._lanes = ()
+            self._combiner = self._new_combiner()  # the old one's threads end with it
         if opened is not None and opened.release is not None and not self.stale:
             opened.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -139,3 +140,32 @@ def test_an_interrupted_leader_leaves_the_others_their_vectors() -> None:
     assert list(done.values()).count("interrupted") == 1
     assert all(done[n] in ("interrupted", [[4.0 * n]]) for n in range(10))
     assert combiner.run(row(3), (1, 4), PLAIN, 1024).tolist() == [[12.0]]
+
+
+def test_joined_passes_run_in_one_thread_that_ends_with_it() -> None:
+    names = set[str]()
+
+    def forward(ids: Ids, shape: tuple[int, int], wanted: Wanted) -> Floats:
+        if len(ids) > 1:
+            names.add(threading.current_thread().name)
+        time.sleep(0.005)
+        return np.ones((len(ids), 1), dtype=np.float32)
+
+    def use() -> None:
+        combiner = Combiner(
+            forward, lambda lengths, limit: plan(lengths, Batching(), limit, 512), slots=1
+        )
+
+        def work(number: int) -> None:
+            for _ in range(20):
+                combiner.run(row(number), (1, 4), PLAIN, 1024)
+
+        in_threads(8, work)
+
+    use()
+    assert len(names) == 1
+    gc.collect()
+    for one in threading.enumerate():
+        if one.name in names:
+            one.join(10)
+            assert not one.is_alive()
