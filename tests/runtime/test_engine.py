@@ -189,7 +189,11 @@ def test_tokenising_overlaps_with_running(monkeypatch: pytest.MonkeyPatch) -> No
     np.testing.assert_allclose(found, make(SmallModel()).encode(texts), atol=2e-6)
     last = len(order) - 1 - order[::-1].index("tokenise")
     assert order.index("run") < last
-    assert not [one for one in threading.enumerate() if one.name.startswith("jexport")]
+    embedder.close()
+    for one in threading.enumerate():
+        if one.name.startswith("jexport"):
+            one.join(10)
+            assert not one.is_alive()
 
 
 def test_a_fork_leaves_a_plain_runner_usable(tmp_path: Path) -> None:
