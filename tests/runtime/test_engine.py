@@ -162,6 +162,7 @@ def test_truncated_is_counted_right_by_threads() -> None:
 
 def test_tokenising_overlaps_with_running(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two in flight the first batch runs before the last text is a token."""
+    before = set(threading.enumerate())
     order: list[str] = []
     tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
     token_ids = tokenizer.token_ids
@@ -190,10 +191,9 @@ def test_tokenising_overlaps_with_running(monkeypatch: pytest.MonkeyPatch) -> No
     last = len(order) - 1 - order[::-1].index("tokenise")
     assert order.index("run") < last
     embedder.close()
-    for one in threading.enumerate():
-        if one.name.startswith("jexport"):
-            one.join(10)
-            assert not one.is_alive()
+    for one in set(threading.enumerate()) - before:
+        one.join(10)
+        assert not one.is_alive()
 
 
 def test_a_fork_leaves_a_plain_runner_usable(tmp_path: Path) -> None:
