@@ -9,8 +9,6 @@ kept, nor of why.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -20,15 +18,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from jexport.artifacts import manifest, store
+from jexport.workspace import locks
 from jexport.workspace.run import WORK, own_folder, sweep
 
 LOCKS, RECORD, CONTENT = ".locks", "entry.json", "content"
 FORMAT = 1
 MAKE, USE = ".make", ".use"
 """An entry's two locks: its builder holds the first alone, all who read it share the second."""
-
-ATTEMPTS = 100
-READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Damaged(Exception):
@@ -51,39 +47,7 @@ def lock(root: Path, name: str, kind: str, *, shared: bool, wait: bool) -> IO[st
     Raises OSError where a lock cannot be made.
     """
     path = root / LOCKS / f"{name}{kind}"
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    for attempt in range(ATTEMPTS):
-        try:
-            handle = _opened(path)
-        except FileNotFoundError:
-            if attempt == ATTEMPTS - 1:
-                raise
-            path.parent.mkdir(parents=True, exist_ok=True)
-            continue
-        try:
-            fcntl.flock(handle, how)
-            # Whoever removed the entry meanwhile removed this file with it: then take the new one.
-            if os.fstat(handle.fileno()).st_ino == path.stat().st_ino:
-                return handle
-        except BlockingIOError:
-            handle.close()
-            return None
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            handle.close()
-            raise
-        handle.close()
-    raise OSError(errno.EAGAIN, "its lock file is removed again and again", str(path))
-
-
-def _opened(path: Path) -> IO[str]:
-    try:
-        return open(path, "a", encoding="ascii")
-    except OSError as error:
-        if error.errno not in READ_ONLY:
-            raise
-        return open(path, encoding="ascii")  # a cache that may only be read
+    return locks.acquire(path, shared=shared, wait=wait, read_only=True)
 
 
 def read(root: Path, name: str) -> dict[str, Any] | None:

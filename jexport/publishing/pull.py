@@ -7,14 +7,13 @@ ended is kept below .pull/ and used by the next one. Knows no service: registrie
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jexport.artifacts import identity, manifest
 from jexport.artifacts.store import Slot, check_name, find, place, point_latest, sync
@@ -26,6 +25,7 @@ from jexport.publishing.release import Blob, Release, refused
 from jexport.publishing.retry import TransientError, call_with_retry
 from jexport.publishing.transfers import Job, TransferControl, run_parallel
 from jexport.types import Artifact
+from jexport.workspace import locks
 from jexport.workspace.run import NO_SPACE, Event, Listener, Run, silent
 
 STAGE = "pull"
@@ -299,7 +299,8 @@ def own_work_dir(out: Path, digest: str) -> Iterator[Path]:
     """A release's folder below .pull/, locked: two pulls of one release take turns."""
     above = out / ROOM
     path = above / digest.replace(":", "-")
-    lock = _locked(path.with_name(f"{path.name}.lock"))
+    lock = locks.acquire(path.with_name(f"{path.name}.lock"))
+    assert lock is not None
     try:
         sweep(above, but=path.name)
         path.mkdir(exist_ok=True)
@@ -314,26 +315,16 @@ def own_work_dir(out: Path, digest: str) -> Iterator[Path]:
             above.rmdir()
 
 
-def _locked(path: Path) -> IO[str]:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            lock = open(path, "w")  # noqa: SIM115 (held open for the whole pull)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # The one who held it may have removed the file: then it locks nothing.
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
-                    return lock
-            lock.close()
-
-
 def sweep(above: Path, *, but: str = "", stale_s: float = STALE_S) -> None:
     """Remove what pulls that nobody took up again left below a .pull folder, but for one name."""
     for path in above.iterdir():
         if path.stem == but or path.suffix == ".lock":
             continue
-        with contextlib.suppress(OSError), open(above / f"{path.name}.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - path.stat().st_mtime >= stale_s:
-                shutil.rmtree(path, ignore_errors=True)
-                Path(lock.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            lock = locks.acquire(above / f"{path.name}.lock", wait=False)
+            if lock is None:
+                continue
+            with lock:
+                if time.time() - path.stat().st_mtime >= stale_s:
+                    shutil.rmtree(path, ignore_errors=True)
+                    Path(lock.name).unlink(missing_ok=True)

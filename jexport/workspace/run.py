@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
-import fcntl
 import gc
 import os
 import secrets
@@ -19,17 +18,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from jexport.errors import DiskError, DiskFullError, JexportError, OutputPathError
 from jexport.types import StageRecord
+from jexport.workspace import locks
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 BROKEN = (errno.EIO, errno.EROFS)
 WORK = ".work"
 """Folder of the runs in progress, beside the artifacts so that a rename can put one in place."""
-
-LOCK_ATTEMPTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +218,9 @@ def _own_lock(work: Path, name: str = "") -> Iterator[Path]:
 
     name: '' for a new one.
     """
-    path, lock = _locked(work, name)
+    path = work / f"{name or f'{os.getpid()}-{secrets.token_hex(4)}'}.lock"
+    lock = locks.acquire(path)
+    assert lock is not None
     try:
         yield path
     finally:
@@ -230,28 +230,6 @@ def _own_lock(work: Path, name: str = "") -> Iterator[Path]:
         _remove_empty(work)  # stays while another run is using it
 
 
-def _locked(work: Path, name: str) -> tuple[Path, IO[str]]:
-    attempts = 0
-    while True:
-        path = work / f"{name or f'{os.getpid()}-{secrets.token_hex(4)}'}.lock"
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            lock = open(path, "w")  # noqa: SIM115 (held open for the whole run)
-        except (FileNotFoundError, FileExistsError):
-            # A run that ended meanwhile removed the folder: make it again, but not for ever.
-            # (mkdir says FileExistsError when the folder goes while it looks.)
-            attempts += 1
-            if attempts == LOCK_ATTEMPTS:
-                raise
-            continue
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # A sweeping run may have removed the file between open and flock: then try another.
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
-                return path, lock
-        lock.close()
-
-
 def sweep(work: Path) -> None:
     """Remove what killed runs left: every folder whose lock nobody holds.
 
@@ -259,11 +237,12 @@ def sweep(work: Path) -> None:
     """
     for path in sorted(work.iterdir()):
         lock_path = path if path.suffix == ".lock" else path.with_name(f"{path.name}.lock")
-        # BlockingIOError: a run that is alive.
-        with contextlib.suppress(OSError), open(lock_path, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            lock = locks.acquire(lock_path, wait=False)
+            if lock is not None:  # else a run that is alive
+                with lock:
+                    shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
+                    lock_path.unlink(missing_ok=True)
 
 
 class _MemoryWatch:

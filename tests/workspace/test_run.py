@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jexport.errors import DiskFullError, OutputPathError, RecipeError
-from jexport.workspace import run
+from jexport.workspace import locks, run
 from jexport.workspace.run import Event, open_run
 
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_swept_stops_nobody(tmp_path: Path, monkeypatch: pytest.M
             raise PermissionError(errno.EACCES, "another user's")
         flock(lock, how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     with open_run(tmp_path) as current:
         assert current.folder.is_dir()
 
