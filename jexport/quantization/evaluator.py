@@ -23,24 +23,21 @@ from jexport.quantization.layer_quantization import LayerQuantization
 from jexport.quantization.search import METRICS, Measurement
 from jexport.quantization.trial_log import TrialLog
 from jexport.recipe import CompileSpec
-from jexport.runtime.batches import plan_batches
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
+from jexport.runtime.inference import Pad, in_text_order, plan_by_tokens, run_padded
 from jexport.runtime.pool import finish, pool
 from jexport.targets import Target
-from jexport.types import Embedding, OnnxModel, Runner
+from jexport.types import Embedding, OnnxModel, Runner, Tensors
 from jexport.workspace.run import give_back_memory
 
 if TYPE_CHECKING:
     from jexport.quantization.outlier_splitting import ChannelSplit
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
-BATCH_TOKENS = 1024
 TEXT_GATES = frozenset(
     {"cosine_min", "cosine_mean", "cosine_p1", "spearman", "top10_overlap", "language_loss"}
 )
 """Gates that held-out texts can be held to; the others need token vectors, or texts run alone."""
-
-Pad = Callable[[Sequence[Sequence[int]]], Mapping[str, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,7 @@ class CalibrationData:
         calibration: token ids of each text that statistics are collected on.
         held_out: token ids of each text that graphs are compared on.
         languages: of the held-out texts.
-        pad: makes a padded batch, int64 [batch, sequence] by input's name.
+        pad: makes a padded batch.
         embedding: pooling and sizes of the model's vectors.
         metadata: what quantization.json says of the texts (names, digests, counts).
         edge_cases: token ids of texts that users send and no set has (the empty one); calibrated
@@ -81,7 +78,7 @@ def embed(
     Args:
         runner: runs the graph.
         ids: token ids of each text.
-        pad: makes a padded batch, int64 [batch, sequence] by input's name.
+        pad: makes a padded batch.
         embedding: how token vectors are pooled.
         output: the graph's output to read, token vectors or text vectors.
         progress: told texts done and in all.
@@ -89,19 +86,23 @@ def embed(
     Returns:
         float32 [texts, dimension].
     """
-    vectors: list[NDArray[np.float32] | None] = [None] * len(ids)
     done = 0
-    for rows in plan_batches([len(one) for one in ids], BATCH_TOKENS):
-        feeds = pad([ids[row] for row in rows])
-        batch = np.asarray(runner(feeds)[output], np.float32)
-        if output == TOKEN_VECTORS:
-            batch = pool(batch, feeds["attention_mask"], embedding.pooling)
-            batch = finish(batch, dimensions=None, normalize=True)
-        for row, vector in zip(rows, batch, strict=True):
-            vectors[row] = vector
+
+    def count(rows: Sequence[int]) -> None:
+        nonlocal done
         done += len(rows)
         progress(done, len(ids))
-    return np.stack([one for one in vectors if one is not None])
+
+    def vectors_of(outputs: Tensors, mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        vectors = np.asarray(outputs[output], np.float32)
+        if output != TOKEN_VECTORS:
+            return vectors
+        pooled = pool(vectors, mask, embedding.pooling)
+        return finish(pooled, dimensions=None, normalize=True)
+
+    batches = run_padded(runner, plan_by_tokens(ids), pad=pad)
+    pooled = ((batch, vectors_of(outputs, mask)) for batch, mask, outputs in batches)
+    return np.stack(in_text_order(pooled, len(ids), count))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jexport.errors import CalibrationError
-from jexport.runtime.batches import plan_batches
+from jexport.runtime.inference import Pad, plan_by_tokens, run_padded
 from jexport.types import Runner
 from jexport.workspace.threads import one_blas_thread
 
@@ -73,7 +73,7 @@ def collect_stats(
     widths: Mapping[str, int],
     ids: Sequence[Sequence[int]],
     *,
-    pad: Callable[[Sequence[Sequence[int]]], Mapping[str, NDArray[np.int64]]],
+    pad: Pad,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, ActivationStats]:
     """Run texts through a graph whose outputs are the activations to observe.
@@ -82,7 +82,7 @@ def collect_stats(
         runner: runs the graph.
         widths: channels of each activation by name.
         ids: token ids of each text.
-        pad: makes a padded batch, int64 [batch, sequence] by input's name.
+        pad: makes a padded batch.
         progress: told batches done and in all.
 
     Returns:
@@ -92,14 +92,12 @@ def collect_stats(
         CalibrationError: an activation is not finite.
     """
     stats = {name: ActivationStats.empty(width) for name, width in widths.items()}
-    batches = plan_batches([len(one) for one in ids], BATCH_TOKENS)
+    batches = plan_by_tokens(ids, BATCH_TOKENS)
     # An even spread of SAMPLE_ROWS over the batches, whatever their number.
     keep = np.diff(np.linspace(0, SAMPLE_ROWS, num=len(batches) + 1).round().astype(int))
     with one_blas_thread() as threads, ThreadPoolExecutor(threads) as pool:
-        for number, rows in enumerate(batches):
-            feeds = pad([ids[row] for row in rows])
-            real = feeds["attention_mask"].astype(bool).reshape(-1)
-            values = runner(feeds)
+        for number, (_, mask, values) in enumerate(run_padded(runner, batches, pad=pad)):
+            real = mask.astype(bool).reshape(-1)
             updates = [
                 pool.submit(_update, one, name, values[name], real, int(keep[number]))
                 for name, one in stats.items()

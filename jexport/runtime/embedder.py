@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
@@ -29,7 +29,7 @@ from jexport.runtime import prompts, windows
 from jexport.runtime.batches import Batch, plan, round_up
 from jexport.runtime.combine import Ids, Wanted
 from jexport.runtime.engine import Engine, Opened, only
-from jexport.runtime.lanes import in_order
+from jexport.runtime.inference import TextBatch, run_batches
 from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool, without_prompt
 from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
 from jexport.types import Batching, Embedding, Runner
@@ -195,7 +195,6 @@ class Embedder:
         check_texts(many, first_index=first_index)
         prefix = prompts.text(self.embedding, prompt, prompt_name)
         wanted = Wanted(output, self._tokens_to_skip(prefix))
-        engine = self._live_engine()
 
         def tokenise(start: int, stop: int) -> Ids:
             part = [prefix + text for text in many[start:stop]]
@@ -203,26 +202,42 @@ class Embedder:
 
         vectors = np.empty((len(many), shape.columns), dtype=np.float32)
         most = self._batching.tokens if max_batch_tokens is None else max_batch_tokens
-
-        def planned(lengths: Sequence[int]) -> list[Batch]:
-            return plan(lengths, self._batching, most, self._tokenizer.max_tokens)
-
-        def forward(lane: Runner | None, batch: windows.Planned) -> tuple[list[int], Floats]:
-            return batch.rows, engine.run(lane, batch.ids, batch.shape, wanted, most)
-
         # Closed at once whatever is raised here: a traceback would keep it, and its lanes, going.
-        with contextlib.ExitStack() as stack:
-            ahead = self._batching.in_flight > 1
-            read = windows.tokenised(len(many), tokenise, ahead=ahead)
-            stack.enter_context(contextlib.closing(read))
-            count, batches = windows.planned(read, planned)
-            done = in_order(batches, engine.lanes(count), forward)
-            for rows, pooled in stack.enter_context(contextlib.closing(done)):
+        with contextlib.closing(self._batches(len(many), tokenise, wanted, most)) as batches:
+            for rows, pooled in batches:
                 _check_finite(pooled, "text", [first_index + row for row in rows])
                 vectors[rows] = shape.of(pooled)
                 if on_batch is not None:
                     on_batch(len(rows))
         return vectors[0] if isinstance(texts, str) else vectors
+
+    def _batches(
+        self, texts: int, tokenise: Callable[[int, int], Ids], wanted: Wanted, max_batch_tokens: int
+    ) -> Generator[tuple[list[int], Floats], None, None]:
+        """Numbers of texts that ran together, and their pooled vectors, float32 [rows, dim].
+
+        Args:
+            texts: how many there are.
+            tokenise: token ids of the texts from a first number to before a last.
+            wanted: of each forward pass.
+            max_batch_tokens: padded tokens of one.
+        """
+        engine = self._live_engine()
+
+        def planner(lengths: Sequence[int]) -> list[Batch]:
+            return plan(lengths, self._batching, max_batch_tokens, self._tokenizer.max_tokens)
+
+        def forward(lane: Runner | None, batch: TextBatch[Ints]) -> Floats:
+            return engine.run(lane, batch.ids, batch.shape, wanted, max_batch_tokens)
+
+        ahead = self._batching.in_flight > 1
+        with contextlib.ExitStack() as stack:
+            read = windows.tokenised(texts, tokenise, ahead=ahead)
+            stack.enter_context(contextlib.closing(read))
+            count, batches = windows.planned(read, planner)
+            done = run_batches(batches, engine.lanes(count), forward)
+            for batch, pooled in stack.enter_context(contextlib.closing(done)):
+                yield batch.rows, pooled
 
     def encode_query(self, texts: str | Sequence[str], **options: Unpack[EncodeOptions]) -> Floats:
         """Embed queries: `encode` with the checkpoint's prompt for them.

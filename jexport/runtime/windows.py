@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from jexport.runtime.batches import Batch
 from jexport.runtime.combine import Ids
+from jexport.runtime.inference import TextBatch, plan_texts
+from jexport.runtime.pool import Ints
 
 WINDOW = 4096
 """Texts of one `encode` that are tokenised, sorted and batched together: memory does not grow with
@@ -29,15 +30,6 @@ class Window(NamedTuple):
     start: int
     ids: Ids
     windows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One batch of an `encode`. rows: where its vectors go."""
-
-    rows: list[int]
-    ids: Ids
-    shape: tuple[int, int]
 
 
 def tokenised(
@@ -69,7 +61,7 @@ def tokenised(
 
 def planned(
     windows: Iterator[Window], plan: Callable[[Sequence[int]], list[Batch]]
-) -> tuple[int, Iterator[Planned]]:
+) -> tuple[int, Iterator[TextBatch[Ints]]]:
     """About how many batches there are, and these, planned window by window.
 
     Args:
@@ -77,22 +69,15 @@ def planned(
         plan: the batches of texts of these lengths.
     """
 
-    def batches_of(window: Window) -> list[Planned]:
-        return [
-            Planned(
-                rows=[window.start + row for row in batch.rows],
-                ids=[window.ids[row] for row in batch.rows],
-                shape=batch.shape,
-            )
-            for batch in plan([len(one) for one in window.ids])
-        ]
+    def batches_of(window: Window) -> list[TextBatch[Ints]]:
+        return plan_texts(window.ids, plan, first_row=window.start)
 
     first = next(windows, None)
     if first is None:
         return 0, iter(())
     begun = batches_of(first)
 
-    def all_batches() -> Iterator[Planned]:
+    def all_batches() -> Iterator[TextBatch[Ints]]:
         yield from begun
         for window in windows:
             yield from batches_of(window)
