@@ -10,15 +10,20 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jexport.errors import NotFiniteError, ParityError
-from jexport.evaluation.inference import batches_of, mapped
 from jexport.runtime.embedder import Embedder
+from jexport.runtime.inference import (
+    BATCH_TOKENS,
+    TextBatch,
+    in_text_order,
+    plan_by_tokens,
+    run_batches,
+)
+from jexport.runtime.pool import Floats
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.types import Embedding, Runner, Tensors, TensorSpec
 
@@ -73,9 +78,7 @@ class Runtime:
         """
         self._candidate = candidate
         self._recorder = _Recorder(forward, candidate.outputs)
-        self._free: SimpleQueue[Embedder] = SimpleQueue()
-        for _ in range(candidate.at_once):
-            self._free.put(_embedder(candidate, self._recorder))
+        self._embedders = [_embedder(candidate, self._recorder) for _ in range(candidate.at_once)]
 
     def embed(
         self,
@@ -83,7 +86,7 @@ class Runtime:
         ids: Sequence[Sequence[int]],
         use: str,
         *,
-        batches: Sequence[Sequence[int]] | None = None,
+        max_batch_tokens: int = BATCH_TOKENS,
         progress: Callable[[int], None] = lambda tokens: None,
     ) -> Embedded:
         """Embed texts, a call of the Embedder for each batch.
@@ -92,31 +95,26 @@ class Runtime:
             words: the texts.
             ids: their token ids, as the runtime makes them.
             use: the Embedder's method.
-            batches: places in `words`; None for neighbours in length.
+            max_batch_tokens: padded tokens of one batch: 1 for each text alone, ONE_BATCH for all
+                together.
             progress: called after each batch with how many tokens it had.
 
         Raises:
             ParityError: an output is missing or has another shape, or a vector is not finite.
         """
-        lengths = list(map(len, ids))
-        chosen = batches_of(lengths) if batches is None else batches
         self._recorder.rows = {}
 
-        def answer(rows: Sequence[int]) -> Any:
-            embedder = self._free.get()
-            try:
-                method = getattr(embedder, use)
-                return method([words[row] for row in rows], max_batch_tokens=ONE_BATCH)
-            finally:
-                self._free.put(embedder)
+        def answer(embedder: Embedder, batch: TextBatch[Sequence[int]]) -> Floats:
+            method = getattr(embedder, use)
+            vectors: Floats = method([words[row] for row in batch.rows], max_batch_tokens=ONE_BATCH)
+            return vectors
 
-        vectors: list[Any] = [None] * len(words)
-        at_once = self._candidate.at_once if batches is None else 1
         with _explained():
-            for rows, batch in zip(chosen, mapped(answer, chosen, at_once), strict=True):
-                for row, vector in zip(rows, batch, strict=True):
-                    vectors[row] = vector
-                progress(sum(lengths[row] for row in rows))
+            vectors = in_text_order(
+                run_batches(plan_by_tokens(ids, max_batch_tokens), self._embedders, answer),
+                len(words),
+                lambda rows: progress(sum(len(ids[row]) for row in rows)),
+            )
         kept = [self._recorder.rows.get(tuple(one), {}) for one in ids]
         if not all(kept):
             place = kept.index({})

@@ -18,11 +18,11 @@ from jexport.artifacts.reference import Stored
 from jexport.errors import ParityError
 from jexport.evaluation import candidate as candidates
 from jexport.evaluation import diagnosis, parity
-from jexport.evaluation.candidate import Candidate, Embedded, StoredIds
+from jexport.evaluation.candidate import ONE_BATCH, Candidate, Embedded, StoredIds
 from jexport.evaluation.edge_texts import EDGE
-from jexport.evaluation.inference import batches_of, spread
 from jexport.evaluation.reference_library import ENCODE, USES
 from jexport.evaluation.reference_set import ReferenceSet
+from jexport.runtime.inference import plan_by_tokens
 from jexport.runtime.pool import finish
 from jexport.types import Sample
 
@@ -147,8 +147,7 @@ class Comparison:
                     parts.append(runtime.embed(*self._texts(rows), use, progress=count))
             embedded = _joined(parts)
             rows, batched = self._batched(embedded, runtime)
-            singly = [[place] for place in range(len(rows))]
-            alone = runtime.embed(*self._texts(rows), ENCODE, batches=singly)
+            alone = runtime.embed(*self._texts(rows), ENCODE, max_batch_tokens=1)
         metrics: dict[str, Any] = {}
         for spec in self.candidate.outputs:
             report = self._compared(embedded, spec.name)
@@ -175,14 +174,13 @@ class Comparison:
         Only texts that had neighbours count; when none had, the two shortest are batched for this.
         """
         rows = self._rows(ENCODE)
-        lengths = [len(self.ids[row]) for row in rows]
-        near = [rows[place] for batch in batches_of(lengths) if len(batch) > 1 for place in batch]
+        batches = plan_by_tokens([self.ids[row] for row in rows])
+        near = sorted(rows[at] for batch in batches if len(batch.rows) > 1 for at in batch.rows)
         if near:
-            chosen = [near[p] for p in spread([len(self.ids[row]) for row in near], ALONE_TEXTS)]
+            chosen = [near[p] for p in _spread([len(self.ids[row]) for row in near], ALONE_TEXTS)]
             return chosen, alone.of(chosen)
         chosen = sorted(rows, key=lambda row: len(self.ids[row]))[:2]
-        together = [list(range(len(chosen)))]
-        return chosen, runtime.embed(*self._texts(chosen), ENCODE, batches=together)
+        return chosen, runtime.embed(*self._texts(chosen), ENCODE, max_batch_tokens=ONE_BATCH)
 
     def _compared(self, embedded: Embedded, name: str) -> dict[str, Any]:
         """One output of the candidate beside the judge's vectors, group by group."""
@@ -239,6 +237,13 @@ class Comparison:
         if apart["largest_error"] > diagnosis.LENGTHS:
             return [diagnosis.of_lengths(wanted, embedded.vectors)]
         return []
+
+
+def _spread(lengths: Sequence[int], count: int) -> list[int]:
+    """Places from the shortest to the longest, evenly: the longest cost most of the time."""
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    steps = np.linspace(0, len(order) - 1, num=min(count, len(order)))
+    return sorted({order[int(step)] for step in steps})
 
 
 def _joined(parts: Sequence[Embedded]) -> Embedded:

@@ -26,8 +26,8 @@ from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import JexportError, UnsupportedCheckpointError
 from jexport.evaluation import reference_library_jina
-from jexport.evaluation.inference import batches_of, mapped
 from jexport.recipe import LoadSpec
+from jexport.runtime.inference import TextBatch, in_text_order, plan_by_tokens, run_batches
 from jexport.types import LoadedModel
 from jexport.workspace.run import cores
 
@@ -139,21 +139,16 @@ class ReferenceLibrary:
             use: the library's method, one of USES.
             progress: called after each batch with how many tokens it had.
         """
-        vectors: list[Answer | None] = [None] * len(texts)
-        batches = batches_of(list(map(len, ids)))
 
-        def answer(rows: list[int]) -> list[Answer]:
-            return [
-                _answer(one)
-                for one in self._call([texts[row] for row in rows], use, batch_size=len(rows))
-            ]
+        def answer(_: int, batch: TextBatch[Sequence[int]]) -> list[Answer]:
+            together = [texts[row] for row in batch.rows]
+            return [_answer(one) for one in self._call(together, use, batch_size=len(together))]
 
         with torch_threads(1):
-            for rows, answers in zip(batches, mapped(answer, batches, self._at_once), strict=True):
-                for row, one in zip(rows, answers, strict=True):
-                    vectors[row] = one
-                progress(sum(len(ids[row]) for row in rows))
-        return [one for one in vectors if one is not None]
+            answers = run_batches(plan_by_tokens(ids), range(self._at_once), answer)
+            return in_text_order(
+                answers, len(texts), lambda rows: progress(sum(len(ids[row]) for row in rows))
+            )
 
     def limit(self, max_tokens: int) -> None:
         """Cut texts to so many tokens: the library's own argument."""

@@ -7,6 +7,7 @@ whose result is whose is decided here. Knows no tokenizer and no engine.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -115,19 +116,21 @@ def run_padded(
 
 
 def in_text_order(
-    results: Iterable[tuple[TextBatch[Ids], Iterable[Result]]],
+    results: Generator[tuple[TextBatch[Ids], Iterable[Result]], None, None],
     texts: int,
     progress: Callable[[Sequence[int]], None] = lambda rows: None,
 ) -> list[Result]:
     """What each text got, in the order of the texts.
 
     Args:
-        results: each batch with one result a text of it.
+        results: each batch with one result a text of it. Closed whatever `progress` raises, so that
+            no lane is in use afterwards.
         texts: how many there are.
         progress: called after each batch with the numbers of its texts.
     """
     by_row: dict[int, Result] = {}
-    for batch, values in results:
-        by_row.update(zip(batch.rows, values, strict=True))
-        progress(batch.rows)
+    with contextlib.closing(results):
+        for batch, values in results:
+            by_row.update(zip(batch.rows, values, strict=True))
+            progress(batch.rows)
     return [by_row[row] for row in range(texts)]
