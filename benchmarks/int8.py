@@ -39,6 +39,7 @@ SYMMETRIC = "int8, symmetric scheme"
 METRICS = ("cosine_mean", "cosine_p1", "cosine_min", "top10_overlap")
 HEADS = ["cosine mean", "p1", "min", "top-10"]
 ENGINE = targets.load("onnx")
+assert ENGINE.int8 is not None
 
 
 def minilm() -> recipe.Recipe:
@@ -296,7 +297,7 @@ def quantize_full(checkpoint: str, folder: str, samples: str) -> None:
         calibration_texts.calibration_data(own, chosen.quantize),
         chosen.quantize,
         quantize.QuantizationTarget(
-            scheme=ENGINE.scheme, precision="int8", fallback=ENGINE.wide, gates={}
+            scheme=ENGINE.int8.scheme, precision="int8", fallback=ENGINE.int8.fallback, gates={}
         ),
         runtime=ENGINE,
         out_dir=place,

@@ -56,8 +56,8 @@ def onnx_graph(artifact: Path, provider: str, *, cuda_graphs: bool = False) -> I
     gives = {output["name"] for output in content["engine"]["outputs"]}
     opener = target.runner
     if cuda_graphs:
-        assert target.graph_runner is not None, target.name
-        opener = target.graph_runner
+        assert target.runtime.cuda_graphs is not None, target.name
+        opener = target.runtime.cuda_graphs
     with opener(compiled, provider, 0) as run:
         wanted = POOLED if POOLED in gives else HIDDEN
         only = getattr(run, "only", None)
@@ -178,7 +178,9 @@ def batches_of(artifact: Path, provider: str, sentences: Sequence[str]) -> list[
             with target.runner(*words, **options) as run:
                 yield _Recorded(run, seen)
 
-        return dataclasses.replace(target, runner=runner, lanes=None)
+        return dataclasses.replace(
+            target, runner=runner, runtime=dataclasses.replace(target.runtime, streams=None)
+        )
 
     with (
         mock.patch.object(opening.targets, "load", recording),

@@ -138,8 +138,10 @@ def run(
             reference,
             Candidate(
                 tokenizer=plan.tokenizer,
-                open=lambda: target.runner(compiled, target.devices[0], target.steady_threads),
-                at_once=cores() if target.steady_threads else 1,
+                open=lambda: target.runner(
+                    compiled, target.devices[0], target.runtime.steady_threads
+                ),
+                at_once=cores() if target.runtime.steady_threads else 1,
                 embedding=shown.embedding,
                 outputs=compiled.signature.outputs,
             ),
@@ -169,7 +171,7 @@ def _compare_with_float(
         target, int8.float_graph, compiled, int8.texts, plan.recipe, work_dir
     )
     measured: dict[str, Any] = {"speed": int8_checks.speed_rows(comparison.speeds)}
-    if target.timed:
+    if target.runtime.timed:
         speeds, precision = comparison.speeds, compiled.precision
         notes.append(int8_checks.check_speed(speeds, precision, allow_slower=spec.allow_slower))
     if isinstance(int8.pair, Pair):

@@ -46,7 +46,7 @@ def compare_with_float(
         name
         for name in FLOATS
         if name in target.precisions and name in (*recipe.precisions, "fp32")
-        if target.timed or name == "fp32"
+        if target.runtime.timed or name == "fp32"
     ]
     batch = speed.feeds(texts.held_out(), float_graph.max_tokens)
     outputs, own_name = float_graph.signature.outputs, compiled.precision
@@ -59,7 +59,7 @@ def compare_with_float(
                 sizes[name] = size
                 if name == "fp32":
                     float_vectors = texts.embed(runner, outputs)
-                if target.timed:
+                if target.runtime.timed:
                     pair = speed.compare({name: runner, own_name: own}, batch)
                     first = speeds.setdefault(own_name, pair[own_name])
                     speeds[name] = pair[name] * first / pair[own_name]
@@ -85,7 +85,7 @@ def _open_float(
     """A float graph of the target, opened, and its bytes on disk."""
     folder = work_dir / precision
     folder.mkdir()
-    half = target.graphs.get(precision, precision) == "fp16"
+    half = target.compiling.graph_precisions.get(precision, precision) == "fp16"
     model = _half(float_graph, recipe.export, folder) if half else float_graph
     compiled = target.build(replace(model, precision=precision), recipe.compile, folder)
     with target.runner(compiled, target.devices[0], 0) as runner:

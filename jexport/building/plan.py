@@ -60,7 +60,7 @@ class BuildRequest:
             CalibrationError: a text set cannot be read.
         """
         check_shipped(recipe, tasks=[task], targets=[target], precisions=[precision])
-        engine = targets.as_set(targets.up_to(targets.load(target), until), recipe.compile)
+        engine = targets.with_settings(targets.up_to(targets.load(target), until), recipe.compile)
         targets.check_precision(engine, precision)
         is_int8 = precision in INT8_PRECISIONS
         return cls(
@@ -79,16 +79,22 @@ class BuildRequest:
         return self.precision in INT8_PRECISIONS
 
     @property
+    def int8(self) -> targets.Int8Support:
+        """How int8 is written for the target, which has it."""
+        assert self.target.int8 is not None, f"{self.target.name} has no int8"
+        return self.target.int8
+
+    @property
     def graph_precision(self) -> str:
         """What export writes: 'fp32' or 'fp16'."""
         if self.is_int8:
             return "fp32"
-        return self.target.graphs.get(self.precision, self.precision)
+        return self.target.compiling.graph_precisions.get(self.precision, self.precision)
 
     @property
     def will_be_half(self) -> bool:
         """Whether what is not int8 becomes float16 after quantize."""
-        return self.is_int8 and self.target.float_rest == "fp16"
+        return self.is_int8 and self.int8.float_precision == "fp16"
 
     def check_machine(self, memory_bytes: int | None) -> None:
         """Refuse a machine that cannot build this, before the checkpoint is opened.
@@ -101,7 +107,7 @@ class BuildRequest:
             MemoryNeedError: the build would not fit.
             EngineError, DeviceError: what the target raises for a machine it cannot compile on.
         """
-        modules = (*self.target.build_needs, *(quantize.NEEDS if self.is_int8 else ()))
+        modules = (*self.target.requirements.build, *(quantize.NEEDS if self.is_int8 else ()))
         purpose = f"building for {self.target.name}"
         targets.check_installed(modules, extra="build", purpose=purpose)
         self.target.ready()
@@ -146,9 +152,9 @@ class BuildPlan(BuildRequest):
         if profile_texts:
             ids = tokenizer.model_ids(list(profile_texts), prefix=model.embedding.prompt)
             lengths = [len(one) for one in ids]
-            spec = targets.profiled(target, recipe.compile, lengths, tokenizer.max_tokens)
+            spec = targets.profiles_for(target, recipe.compile, lengths, tokenizer.max_tokens)
             recipe = dataclasses.replace(recipe, compile=spec)
-        target.accept(recipe.compile, max_tokens)
+        target.compiling.accept(recipe.compile, max_tokens)
         inputs = cache_keys.build_inputs(
             recipe, model, target, request.precision, request.validation, request.calibration
         )
@@ -241,7 +247,7 @@ class BuildPlan(BuildRequest):
     def _quantize_inputs(self, graph: OnnxModel | MergedModel | None) -> dict[str, Any]:
         assert isinstance(graph, OnnxModel)
         assert self.calibration is not None
-        recipe, target = self.recipe.resolved(), self.target
+        recipe, int8 = self.recipe.resolved(), self.int8
         texts = (self.calibration.calibration, self.calibration.held_out)
         return {
             **cache_keys.checkpoint_inputs(self.model),  # its tokenizer, prompt and pooling
@@ -250,7 +256,7 @@ class BuildPlan(BuildRequest):
             "spec": recipe["quantize"],
             "keep_fp32": recipe["export"]["keep_fp32"],
             "gates": recipe["validate"]["gates"].get(self.precision, {}),
-            "engine": [target.scheme, target.wide, target.int8_tables, target.float_rest],
+            "engine": [int8.scheme, int8.fallback, int8.tables, int8.float_precision],
             "texts": [[one.name, one.sha256] for one in texts],
         }
 

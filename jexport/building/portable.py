@@ -188,7 +188,8 @@ def _opened(path: Path, changes: Mapping[str, Any]) -> PortableArtifact:
     content = manifest.verify(path).content
     target = targets.load(content["target"])
     _check_portable(path, content, target)
-    targets.check_installed(target.run_needs, extra=target.extra, purpose="compiling here")
+    needs = target.requirements
+    targets.check_installed(needs.run, extra=needs.extra, purpose="compiling here")
     target.ready()
     own = recipe.from_table(content["recipe"], origin=f"{path.name}/{manifest.NAME}")
     settled = recipe.checked(own.replace_compile(**changes), origin="the command line")
@@ -226,7 +227,7 @@ def _check_portable(path: Path, content: Mapping[str, Any], target: Target) -> N
             f"({', '.join(content['engine']['files'])})",
             fix=f"jexport compile takes what `jexport build --target {target.name} --until compile`"
             " makes"
-            if target.portable
+            if target.compiling.portable
             else "open it as it is",
         )
 

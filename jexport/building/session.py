@@ -29,7 +29,7 @@ from jexport.stages import merge as merge_stage
 from jexport.stages import package as package_stage
 from jexport.stages import quantize as quantize_stage
 from jexport.stages import validate
-from jexport.targets import Furnishing
+from jexport.targets import PackageContext
 from jexport.types import (
     Acceptance,
     Artifact,
@@ -204,7 +204,7 @@ class BuildSession:
     def _quantize(self, graph: OnnxModel, folder: Path) -> OnnxModel:
         """The int8 graph; what is not int8 in float16 where the engine wants that."""
         plan = self.plan
-        target, recipe = plan.target, plan.recipe
+        recipe, int8 = plan.recipe, plan.int8
         int8_folder = folder / "float" if plan.will_be_half else folder
         int8_folder.mkdir(exist_ok=True)
         quantized = quantize_stage.run(
@@ -212,13 +212,13 @@ class BuildSession:
             calibration_texts.calibration_data(plan.calibration_texts, recipe.quantize),
             recipe.quantize,
             quantize_stage.QuantizationTarget(
-                scheme=target.scheme,
+                scheme=int8.scheme,
                 precision=plan.precision,
-                fallback=target.wide,
+                fallback=int8.fallback,
                 gates=recipe.validate.gates.get(plan.precision, {}),
-                tables=target.int8_tables,
+                tables=int8.tables,
             ),
-            runtime=targets.load(targets.JUDGE),
+            runtime=targets.load(targets.REFERENCE_RUNTIME),
             out_dir=int8_folder,
             callbacks=self._quantize_callbacks(),
         )
@@ -310,10 +310,10 @@ class BuildSession:
     def _finalize(self, folder: Path) -> Mapping[str, Any]:
         """What the target adds to a packaged folder; facts of it for the manifest."""
         plan, tokenizer = self.plan, self.plan.tokenizer
-        if plan.target.furnish is None:
+        if plan.target.finalize_package is None:
             return {}
-        return plan.target.furnish(
-            Furnishing(
+        return plan.target.finalize_package(
+            PackageContext(
                 folder=folder,
                 precision=plan.precision,
                 tokenize=tokenizer.model_ids,

@@ -44,9 +44,9 @@ def doctor(as_json: bool) -> None:
 def _target_row(target: Any) -> dict[str, Any]:
     absent = {
         kind: [name for name in needs if importlib.util.find_spec(name) is None]
-        for kind, needs in (("build", target.build_needs), ("run", target.run_needs))
+        for kind, needs in (("build", target.requirements.build), ("run", target.requirements.run))
     }
-    extras = {"build": "build", "run": target.extra}
+    extras = {"build": "build", "run": target.requirements.extra}
     lacking = []
     try:
         target.ready()

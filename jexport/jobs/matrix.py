@@ -66,7 +66,7 @@ def jobs(
         for name, engine in engines.items()
         for precision in engine.precisions
         if not wanted or precision in wanted
-        for gpu in (gpus if engine.portable and gpus else ("",))
+        for gpu in (gpus if engine.compiling.portable and gpus else ("",))
     )
 
 

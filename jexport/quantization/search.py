@@ -1,7 +1,8 @@
 """Which layers need more precision: measured on texts that calibration never saw.
 
 All start as plain int8. While the goals are not met, the most sensitive layers fall back to a
-higher precision (see Target.wide), worst first, up to a cap on their share of the multiply-adds.
+higher precision (Int8Support.fallback), worst first, up to a cap on their share of the
+multiply-adds.
 Knows no graph and no engine: it is given a function that measures a set of fallback layers.
 """
 

@@ -2,7 +2,7 @@
 
     tokenise.py   text -> token ids -> padded batch; knows the length limit and the pad token
     pool.py       token vectors -> one vector, cut and normalised; plain numpy
-    lanes.py      several batches at once, their results in order
+    parallel.py   several batches at once, their results in order
     embedder.py   Embedder: sorts, batches, runs and pools; late chunking
     stream.py     text files larger than memory -> .npy or .jsonl, written atomically
     open.py       an artifact folder -> Embedder

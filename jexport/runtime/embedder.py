@@ -97,7 +97,7 @@ class Embedder:
         embedding: Embedding,
         outputs: Sequence[str],
         release: Callable[[], None] | None = None,
-        lanes: Callable[[], Sequence[Runner]] | None = None,
+        streams: Callable[[], Sequence[Runner]] | None = None,
         batching: Batching | None = None,
         reopen: Callable[[], Embedder] | None = None,
     ) -> None:
@@ -106,8 +106,8 @@ class Embedder:
         outputs: names of the graph's outputs. `last_hidden_state` is used where there is one, else
         `sentence_embedding`, or the other way round where batching.pooled; with neither,
         UnsupportedGraphError. release: called once by `close`.
-        lanes: opens runners that take a batch each at the same time, or none; called at most once,
-        by the first `encode` of many batches. A batch gives the same vectors in each of them.
+        streams: opens runners that take a batch each at the same time, or none; called at most
+        once, by the first `encode` of many batches. A batch gives the same vectors in each of them.
         batching: how the engine wants its batches, where `encode` is given no other number of
         tokens; None for the defaults. reopen: opens the same artifact again, for another process;
         it can be pickled.
@@ -119,7 +119,7 @@ class Embedder:
         self._reopen = reopen
         self._lock = threading.Lock()
         self._engine = Engine(
-            Opened(runner=runner, lanes=lanes, release=release),
+            Opened(runner=runner, streams=streams, release=release),
             self._pooled,
             self._batching,
             max_tokens=tokenizer.max_tokens,
@@ -202,7 +202,7 @@ class Embedder:
 
         vectors = np.empty((len(many), shape.columns), dtype=np.float32)
         most = self._batching.tokens if max_batch_tokens is None else max_batch_tokens
-        # Closed at once whatever is raised here: a traceback would keep it, and its lanes, going.
+        # Closed at once whatever is raised here: a traceback would keep it, and its streams, going.
         with contextlib.closing(self._batches(len(many), tokenise, wanted, most)) as batches:
             for rows, pooled in batches:
                 _check_finite(pooled, "text", [first_index + row for row in rows])
@@ -227,15 +227,15 @@ class Embedder:
         def planner(lengths: Sequence[int]) -> list[Batch]:
             return plan(lengths, self._batching, max_batch_tokens, self._tokenizer.max_tokens)
 
-        def forward(lane: Runner | None, batch: TextBatch[Ints]) -> Floats:
-            return engine.run(lane, batch.ids, batch.shape, wanted, max_batch_tokens)
+        def forward(stream: Runner | None, batch: TextBatch[Ints]) -> Floats:
+            return engine.run(stream, batch.ids, batch.shape, wanted, max_batch_tokens)
 
         ahead = self._batching.in_flight > 1
         with contextlib.ExitStack() as stack:
             read = windows.tokenised(texts, tokenise, ahead=ahead)
             stack.enter_context(contextlib.closing(read))
             count, batches = windows.planned(read, planner)
-            done = run_batches(batches, engine.lanes(count), forward)
+            done = run_batches(batches, engine.streams(count), forward)
             for batch, pooled in stack.enter_context(contextlib.closing(done)):
                 yield batch.rows, pooled
 

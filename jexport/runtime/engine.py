@@ -28,8 +28,8 @@ Pass: TypeAlias = Callable[[Runner, Ids, tuple[int, int], Wanted], Floats]
 Shape: TypeAlias = tuple[int, int]
 
 MANY = 32
-"""Batches in one call from which opening lanes pays: OpenVINO took 13 batches' time to open MiniLM
-again, and saved about a quarter of each batch from then on."""
+"""Batches in one call from which opening streams pays: OpenVINO took 13 batches' time to open
+MiniLM again, and saved about a quarter of each batch from then on."""
 
 
 class DeviceMemoryWarning(UserWarning):
@@ -40,11 +40,12 @@ class DeviceMemoryWarning(UserWarning):
 class Opened:
     """What a target opened.
 
-    lanes: opens runners that take a batch each at the same time, or none. release: frees them all.
+    streams: opens runners that take a batch each at the same time, or none. release: frees them
+    all.
     """
 
     runner: Runner
-    lanes: Callable[[], Sequence[Runner]] | None = None
+    streams: Callable[[], Sequence[Runner]] | None = None
     release: Callable[[], None] | None = None
 
 
@@ -57,8 +58,8 @@ class Engine:
         self._run = run
         self._batching = batching
         self._max_tokens = max_tokens
-        self._lanes: Sequence[Runner] = ()
-        self._lanes_asked = False
+        self._streams: Sequence[Runner] = ()
+        self._streams_asked = False
         self._half_tokens = 0  # of a batch that runs whole, once one did not fit; 0: none yet
         self.stale = False
         self._make_locks()
@@ -83,7 +84,7 @@ class Engine:
         not exist here. It is kept, too, since freeing it would wait for them.
         """
         if again and not self.stale:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._opened, self._lanes)))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._opened, self._streams)))
             self.stale = True
         self._make_locks()
 
@@ -93,7 +94,7 @@ class Engine:
             opened, self._opened = self._opened, None
             while self._passes:
                 self._state.wait()
-            self._lanes = ()
+            self._streams = ()
             self._combiner = self._new_combiner()  # the old one's threads end with it
         if opened is not None and opened.release is not None and not self.stale:
             opened.release()
@@ -103,34 +104,34 @@ class Engine:
         if self._opened is None:
             raise RuntimeError("this Embedder is closed")
 
-    def lanes(self, batches: int) -> Sequence[Runner | None]:
+    def streams(self, batches: int) -> Sequence[Runner | None]:
         """As many as there may be batches at once, to be given to `run`; None is the one runner.
 
-        batches: how many are coming; lanes are opened, once, where they are many.
+        batches: how many are coming; streams are opened, once, where they are many.
         """
         if batches >= MANY:
             with self._opening:
                 opened = self._opened
-                if not self._lanes_asked and opened is not None and opened.lanes is not None:
-                    self._lanes_asked = True
+                if not self._streams_asked and opened is not None and opened.streams is not None:
+                    self._streams_asked = True
                     with self.in_use():
-                        self._lanes = opened.lanes()
+                        self._streams = opened.streams()
         # One batch goes through the runner that gives it every core.
-        if batches > 1 and self._lanes:
-            return self._lanes
+        if batches > 1 and self._streams:
+            return self._streams
         return (None,) * max(1, min(batches, self._batching.in_flight))
 
     def run(
-        self, lane: Runner | None, ids: Ids, shape: Shape, wanted: Wanted, limit: int
+        self, stream: Runner | None, ids: Ids, shape: Shape, wanted: Wanted, limit: int
     ) -> Floats:
-        """One vector a row, from one of the `lanes`: float32 [len(ids), dim].
+        """One vector a row, from one of the `streams`: float32 [len(ids), dim].
 
         limit: padded tokens of one forward pass, for joining what other threads run meanwhile.
         Raises RuntimeError (closed), DeviceMemoryError.
         """
-        if lane is None:
+        if stream is None:
             return self._combiner.run(ids, shape, wanted, limit)
-        return self._pass(lane, ids, shape, wanted)
+        return self._pass(stream, ids, shape, wanted)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[Runner]:
@@ -146,10 +147,10 @@ class Engine:
                 self._passes -= 1
                 self._state.notify_all()
 
-    def _pass(self, lane: Runner | None, ids: Ids, shape: Shape, wanted: Wanted) -> Floats:
+    def _pass(self, stream: Runner | None, ids: Ids, shape: Shape, wanted: Wanted) -> Floats:
         """One forward pass, or two of half the rows where memory did not suffice for one."""
         with self.in_use() as runner:
-            chosen = lane or runner
+            chosen = stream or runner
             whole = not self._half_tokens or shape[0] * shape[1] <= self._half_tokens
             if whole or len(ids) == 1:
                 try:

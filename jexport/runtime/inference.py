@@ -1,7 +1,7 @@
 """Token ids of many texts -> batches -> what a model gives for them: the one loop over batches.
 
 The Embedder, int8's statistics and trials, the validation and its reference library go through it;
-each brings how one batch is run. Which texts go together, in which order, on how many lanes, and
+each brings how one batch is run. Which texts go together, in which order, on how many streams, and
 whose result is whose is decided here. Knows no tokenizer and no engine.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jexport.runtime.batches import Batch, plan
-from jexport.runtime.lanes import in_order
+from jexport.runtime.parallel import in_order
 from jexport.types import Batching, Runner, Tensors
 
 BATCH_TOKENS = 1024
 """Padded tokens of a forward pass where nobody waits for it: small batches pad little."""
 
 Ids = TypeVar("Ids", bound=Sequence[int] | NDArray[np.int64])
-Lane = TypeVar("Lane")
+Stream = TypeVar("Stream")
 Result = TypeVar("Result")
 
 Pad = Callable[[Sequence[Sequence[int]]], Mapping[str, NDArray[np.int64]]]
@@ -80,17 +80,17 @@ def plan_by_tokens(
 
 def run_batches(
     batches: Iterable[TextBatch[Ids]],
-    lanes: Sequence[Lane],
-    forward: Callable[[Lane, TextBatch[Ids]], Result],
+    streams: Sequence[Stream],
+    forward: Callable[[Stream, TextBatch[Ids]], Result],
 ) -> Generator[tuple[TextBatch[Ids], Result], None, None]:
     """Each batch with what `forward` gives for it, in the order of the batches.
 
     Args:
-        batches: asked for a few ahead where there are several lanes.
-        lanes: as many batches run at once; see lanes.in_order.
-        forward: runs one batch on a lane. What it raises is raised in the batch's place.
+        batches: asked for a few ahead where there are several streams.
+        streams: as many batches run at once; see parallel.in_order.
+        forward: runs one batch on a stream. What it raises is raised in the batch's place.
     """
-    return in_order(batches, lanes, lambda lane, batch: (batch, forward(lane, batch)))
+    return in_order(batches, streams, lambda stream, batch: (batch, forward(stream, batch)))
 
 
 def run_padded(
@@ -107,9 +107,11 @@ def run_padded(
         The batch; int64 [batch, sequence] of 0 and 1; outputs by name, padding included.
     """
 
-    def forward(lane: Runner, batch: TextBatch[Sequence[int]]) -> tuple[NDArray[np.int64], Tensors]:
+    def forward(
+        stream: Runner, batch: TextBatch[Sequence[int]]
+    ) -> tuple[NDArray[np.int64], Tensors]:
         feeds = pad(batch.ids)
-        return feeds["attention_mask"], lane(feeds)
+        return feeds["attention_mask"], stream(feeds)
 
     for batch, (mask, outputs) in run_batches(batches, [runner], forward):
         yield batch, mask, outputs
@@ -124,7 +126,7 @@ def in_text_order(
 
     Args:
         results: each batch with one result a text of it. Closed whatever `progress` raises, so that
-            no lane is in use afterwards.
+            no stream is in use afterwards.
         texts: how many there are.
         progress: called after each batch with the numbers of its texts.
     """

@@ -135,7 +135,8 @@ def _opened(folder: Path, content: Any, wish: _Source, held: contextlib.ExitStac
             evidence=f"it was built with --until compile, for {target.name}",
             fix=f"on a machine with a GPU: jexport compile {folder}",
         )
-    targets.check_installed(target.run_needs, extra=target.extra, purpose="opening this artifact")
+    needs = target.requirements
+    targets.check_installed(needs.run, extra=needs.extra, purpose="opening this artifact")
     compiled = compiled_model(folder, content)
     absent = [name for name in compiled.files if not (folder / name).is_file()]
     if absent:
@@ -154,10 +155,10 @@ def _opened(folder: Path, content: Any, wish: _Source, held: contextlib.ExitStac
         raise
     stack = contextlib.ExitStack()
 
-    def lanes() -> Sequence[Runner]:
-        if target.lanes is None:
+    def streams() -> Sequence[Runner]:
+        if target.runtime.streams is None:
             return ()
-        return stack.enter_context(target.lanes(compiled, wish.device, wish.threads))
+        return stack.enter_context(target.runtime.streams(compiled, wish.device, wish.threads))
 
     embedder = Embedder(
         tokenizer=tokenizer,
@@ -165,9 +166,9 @@ def _opened(folder: Path, content: Any, wish: _Source, held: contextlib.ExitStac
         embedding=embedding,
         outputs=[spec.name for spec in compiled.signature.outputs],
         release=stack.close,
-        lanes=lanes,
+        streams=streams,
         # A runner may say where it really runs: 'auto' is no device.
-        batching=target.batching(compiled, getattr(runner, "device", wish.device)),
+        batching=target.runtime.batching(compiled, getattr(runner, "device", wish.device)),
         reopen=wish,
     )
     stack.callback(held.pop_all().close)
@@ -179,13 +180,13 @@ def _opener(target: targets.Target, wish: _Source) -> Callable[..., Any]:
     """What opens the target's engine. Raises UnsupportedGraphError where it has no CUDA graphs."""
     if not wish.cuda_graphs:
         return target.runner
-    if target.graph_runner is None:
+    if target.runtime.cuda_graphs is None:
         raise UnsupportedGraphError(
             f"the target '{target.name}' has no CUDA graphs to ask for",
             evidence="cuda_graphs=True",
             fix="leave cuda_graphs away, or use an artifact of the target onnx",
         )
-    return target.graph_runner
+    return target.runtime.cuda_graphs
 
 
 def _manifest(folder: Path, verify: bool | signing.Policy) -> Manifest:

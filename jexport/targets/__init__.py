@@ -1,7 +1,7 @@
 """What an engine is to jexport: a record of functions; the folder is the registry.
 
-To add one: copy onnx.py to <engine>.py, fill the functions, add an extra in pyproject.toml. Nothing
-outside that file names the engine; tests/targets/test_contract.py runs over every file here.
+To add one: write <engine>.py as docs/writing-a-target.md shows, and add an extra in pyproject.toml.
+Nothing outside that file names the engine; tests/targets/test_contract.py runs over every one.
 """
 
 from __future__ import annotations
@@ -25,20 +25,117 @@ from jexport.graph.diagnostics import Diagnostic
 from jexport.recipe import CompileSpec
 from jexport.types import Batching, CompiledModel, Runner
 
-JUDGE = "onnx"
+REFERENCE_RUNTIME = "onnx"
 """The target that runs graphs where an engine cannot: it needs no device."""
 
-OpensLanes: TypeAlias = Callable[
+Opens: TypeAlias = Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
+"""(compiled, device, threads) -> a context with one Runner; threads 0: the engine's own number."""
+
+OpensStreams: TypeAlias = Callable[
     [CompiledModel, str, int], AbstractContextManager[Sequence[Runner]]
 ]
+"""The same with several Runners, which may run at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Furnishing:
+class Requirements:
+    """Python modules that a target imports.
+
+    Args:
+        build: modules that a build imports.
+        run: modules that opening its artifact imports.
+        extra: the extra of pyproject.toml that installs `run`.
+    """
+
+    build: tuple[str, ...]
+    run: tuple[str, ...]
+    extra: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Support:
+    """How an int8 graph has to look for an engine.
+
+    Args:
+        scheme: of the activations, one of quantization.quant_params.SCHEMES.
+        fallback: precision of a layer that plain int8 hurts (quantization.config.LAYER_PRECISIONS).
+        float_precision: what the other operators compute in, 'fp32' or 'fp16'.
+        tables: whether tables that ids look up become int8, too.
+    """
+
+    scheme: str
+    fallback: str
+    float_precision: str = "fp32"
+    tables: bool = True
+
+
+def always_ready() -> None:
+    """Say nothing: no machine is refused."""
+
+
+def accept_all(spec: CompileSpec, max_tokens: int) -> None:
+    """Say nothing: no setting is refused."""
+
+
+def default_batching(compiled: CompiledModel, device: str) -> Batching:
+    """Batches that suit a CPU: 1,024 tokens a pass, one batch after another."""
+    return Batching()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSupport:
+    """What a target can do beside opening one Runner.
+
+    Args:
+        streams: opens runners that take a batch each at the same time, where that is faster for
+            many batches, or none; their vectors are those of `Target.runner`, bit for bit.
+        cuda_graphs: opens a runner that replays small batches as CUDA graphs.
+        batching: (compiled, device) -> the batches that it wants there.
+        steady_threads: with so many threads a call gives the same bits on any number of cores, and
+            its runner may be called from several threads; 0 where every number gives the same.
+        timed: whether its speed on Target.devices says anything.
+    """
+
+    streams: OpensStreams | None = None
+    cuda_graphs: Opens | None = None
+    batching: Callable[[CompiledModel, str], Batching] = default_batching
+    steady_threads: int = 0
+    timed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileSupport:
+    """What the settings of [compile] and the precision change in a build.
+
+    Args:
+        graph_precisions: precision of the graph that export writes, where it is not the artifact's.
+        accept: (spec, max_tokens): refuses settings that cannot be met, before any work.
+        profiles_for: (spec, lengths in tokens, max_tokens) -> the settings for texts of these
+            lengths; None where lengths decide nothing.
+        variant: the target as the settings make it, where they decide what it runs on.
+        portable: the target up to the engine, for a build on a machine that has none.
+    """
+
+    graph_precisions: Mapping[str, str] = field(default_factory=dict)
+    accept: Callable[[CompileSpec, int], None] = accept_all
+    profiles_for: Callable[[CompileSpec, Sequence[int], int], CompileSpec] | None = None
+    variant: Callable[[CompileSpec], Target] | None = None
+    portable: Target | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageContext:
     """A packaged folder, before its manifest is written, and how its texts become token ids.
 
-    tokenize(texts): ids as the runtime makes them, prompt aside, cut to max_tokens at the end
-    `cut`. texts: those of the parity set. edge: texts that tokenizers get wrong.
+    Args:
+        folder: the artifact's folder.
+        precision: of the artifact.
+        tokenize: texts -> ids as the runtime makes them, without a prompt, cut to max_tokens.
+        texts: those of the parity set.
+        pad_id: id of the padding token.
+        max_tokens: longest text, special tokens included.
+        cut: where a longer text is cut, 'left' or 'right'.
+        edge: texts that tokenizers get wrong.
     """
 
     folder: Path
@@ -51,68 +148,46 @@ class Furnishing:
     edge: Sequence[str] = ()
 
 
-def default_batching(compiled: CompiledModel, device: str) -> Batching:
-    """What suits a CPU: 1,024 tokens a pass, one batch after another."""
-    return Batching()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One engine.
+    """One engine: what it takes, how it builds, how it is opened. All after `runner` is optional.
 
-    precisions: those it takes. scheme: the quantization scheme it needs for int8. wide: what a
-    product becomes that plain int8 hurts (int8/treatment.py). needs_onnx: whether export runs: then
-    check and build are given an OnnxModel, else a MergedModel.
-    devices: where it runs; a build is judged on the first. build_needs, run_needs: modules. extra:
-    what pip installs to run it. ready(): refuses a machine that cannot compile for it, before any
-    work. fingerprint(): where an artifact of this target may run. check(model): refuses what the
-    engine cannot take. build(model, spec, out_dir): compiles. runner(compiled, device, threads):
-    opens. lanes(compiled, device, threads): opens runners that take a batch each at the same time,
-    where that is faster for many batches; their vectors are those of `runner`, bit for bit.
-    graph_runner(compiled, device, threads): opens it to replay small batches as CUDA graphs.
-    batching(compiled, device): how it wants its batches on that device.
-    lint(path, max_tokens): everything in a graph that the engine would not take, when the target
-    can tell without the engine. float_rest: what an int8 graph's other operators compute in.
-    int8_tables: whether tables that ids look up become int8, too. profiled(spec, lengths,
-    max_tokens): the settings for texts of these lengths, when they decide anything. accept(spec,
-    max_tokens): refuses settings that cannot be met, before any work. timed: whether its speed on
-    `devices` says anything. portable: the target up to the engine, for a machine that has none.
-    graphs: the precision of the graph that export writes, where it is not the artifact's own.
-    furnish(room): adds what the engine's servers read beside the graph; returns facts of it.
-    variant(spec): the target as settings of [compile] make it, where they decide what it runs on.
-    steady_threads: with so many threads a call gives the same bits on any number of cores, and its
-    runner may be called from several threads; 0 where every number gives the same.
+    Args:
+        name: of the file in this folder.
+        summary: one line for `jexport doctor`.
+        precisions: those it takes.
+        devices: where it runs, 'cpu' or 'cuda'; a build is validated on the first.
+        requirements: modules it imports.
+        fingerprint: () -> where an artifact of this target may run, for its manifest.
+        check: (model): refuses what the engine cannot take, by a JexportError.
+        build: (model, spec, out_dir) -> the compiled model, its files in out_dir.
+        runner: opens a compiled model to run batches.
+        ready: (): refuses a machine that cannot compile for it, before any work.
+        needs_onnx: whether export runs: then check and build get an OnnxModel, else a MergedModel.
+        int8: how int8 is written for it; with 'int8' among the precisions.
+        lint: (path, max_tokens) -> everything in a graph that the engine would not take, when that
+            can be told without the engine.
+        compiling: what settings change.
+        runtime: what it can do beside `runner`.
+        finalize_package: adds what the engine's servers read beside the graph; returns facts of it.
     """
 
     name: str
     summary: str
     precisions: tuple[str, ...]
-    scheme: str
-    wide: str
-    needs_onnx: bool
     devices: tuple[str, ...]
-    build_needs: tuple[str, ...]
-    run_needs: tuple[str, ...]
-    extra: str
-    ready: Callable[[], None]
+    requirements: Requirements
     fingerprint: Callable[[], dict[str, Any]]
     check: Callable[[Any], None]
     build: Callable[[Any, CompileSpec, Path], CompiledModel]
-    runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]]
-    lanes: OpensLanes | None = None
-    graph_runner: Callable[[CompiledModel, str, int], AbstractContextManager[Runner]] | None = None
-    batching: Callable[[CompiledModel, str], Batching] = default_batching
+    runner: Opens
+    ready: Callable[[], None] = always_ready
+    needs_onnx: bool = True
+    int8: Int8Support | None = None
     lint: Callable[[Path, int | None], Sequence[Diagnostic]] | None = None
-    float_rest: str = "fp32"
-    int8_tables: bool = True
-    profiled: Callable[[CompileSpec, Sequence[int], int], CompileSpec] | None = None
-    accept: Callable[[CompileSpec, int], None] = lambda spec, max_tokens: None
-    timed: bool = True
-    portable: Target | None = None
-    graphs: Mapping[str, str] = field(default_factory=dict)
-    furnish: Callable[[Furnishing], Mapping[str, Any]] | None = None
-    variant: Callable[[CompileSpec], Target] | None = None
-    steady_threads: int = 0
+    compiling: CompileSupport = CompileSupport()
+    runtime: RuntimeSupport = RuntimeSupport()
+    finalize_package: Callable[[PackageContext], Mapping[str, Any]] | None = None
 
 
 def names() -> list[str]:
@@ -121,7 +196,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Target:
-    """Import one target. Raises UnknownTargetError naming the nearest."""
+    """Import one target.
+
+    Args:
+        name: of its file.
+
+    Returns:
+        Its record; the engine itself is not imported.
+
+    Raises:
+        UnknownTargetError: there is none; names the nearest.
+    """
     target: Target = plugins.load(
         __name__, name, record="TARGET", kind="target", error=UnknownTargetError
     )
@@ -129,28 +214,42 @@ def load(name: str) -> Target:
 
 
 def up_to(target: Target, stage: str) -> Target:
-    """The same target for a build that ends after `stage`: '' (all of it) or 'compile'.
+    """The same target for a build that ends after a stage.
 
-    Raises UnknownTargetError where there is nothing to stop before.
+    Args:
+        target: the whole one.
+        stage: '' (all of it) or 'compile'.
+
+    Raises:
+        UnknownTargetError: there is nothing to stop before.
     """
     if not stage:
         return target
-    if target.portable is None:
+    if target.compiling.portable is None:
         raise UnknownTargetError(
             f"target '{target.name}' is whole after one build: there is no --until for it",
             evidence="it needs no engine of another machine",
             fix="leave --until away",
         )
-    return target.portable
+    return target.compiling.portable
 
 
-def as_set(target: Target, spec: CompileSpec) -> Target:
-    """The target as settings of [compile] make it: another device to run and be judged on."""
-    return target.variant(spec) if target.variant is not None else target
+def with_settings(target: Target, spec: CompileSpec) -> Target:
+    """The target as settings of [compile] make it: another device to run and be validated on."""
+    variant = target.compiling.variant
+    return variant(spec) if variant is not None else target
 
 
 def check_precision(target: Target, precision: str) -> None:
-    """Raise PrecisionError unless the target takes this precision."""
+    """Refuse a precision that the target does not take.
+
+    Args:
+        target: the engine.
+        precision: as the recipe names it.
+
+    Raises:
+        PrecisionError: not one of target.precisions.
+    """
     if precision not in target.precisions:
         raise PrecisionError(
             f"target '{target.name}' has no precision '{precision}'",
@@ -159,24 +258,43 @@ def check_precision(target: Target, precision: str) -> None:
         )
 
 
-def profiled(
+def profiles_for(
     target: Target, spec: CompileSpec, lengths: Sequence[int], max_tokens: int
 ) -> CompileSpec:
-    """A target's settings for texts of these lengths, in tokens.
+    """A target's settings for texts of these lengths.
 
-    Raises RecipeError where lengths decide nothing.
+    Args:
+        target: the engine.
+        spec: the recipe's settings.
+        lengths: of sample texts, in tokens.
+        max_tokens: of the model.
+
+    Returns:
+        The settings with optimization profiles.
+
+    Raises:
+        RecipeError: lengths decide nothing for this target.
     """
-    if target.profiled is None:
+    if target.compiling.profiles_for is None:
         raise RecipeError(
             f"target '{target.name}' is not tuned to the lengths of texts",
             evidence="it has no optimization profiles",
             fix="leave --profile-from away",
         )
-    return target.profiled(spec, lengths, max_tokens)
+    return target.compiling.profiles_for(spec, lengths, max_tokens)
 
 
 def check_installed(modules: tuple[str, ...], *, extra: str, purpose: str) -> None:
-    """Raise DependencyError, naming the extra to install, when a module is missing."""
+    """Refuse an environment that lacks a module.
+
+    Args:
+        modules: names to import.
+        extra: of jexport, which installs them.
+        purpose: what needs them, for the message.
+
+    Raises:
+        DependencyError: one is missing; names the extra to install.
+    """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise DependencyError(

@@ -22,7 +22,7 @@ from jexport.checkpoints import (
 )
 from jexport.errors import UnsupportedCheckpointError
 from jexport.recipe import CompileSpec
-from jexport.targets import Target
+from jexport.targets import Requirements, RuntimeSupport, Target
 from jexport.types import CompiledModel, MergedModel, Runner, Signature, TensorSpec
 
 CONFIG = "config.json"
@@ -35,10 +35,6 @@ USE_BF16 = (
     "sentence-transformers pools in bfloat16 too, which costs more than the weights do, unless",
     'told not to: `SentenceTransformer(FOLDER, model_kwargs={"dtype": "float32"})`.',
 )
-
-
-def ready() -> None:
-    """Writing it needs nothing that a machine may lack."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -109,17 +105,16 @@ TARGET = Target(
     name="hf",
     summary="transformers and sentence-transformers: the merged checkpoint, no remote code",
     precisions=("fp32", "bf16"),
-    scheme="none",
-    wide="none",
-    needs_onnx=False,
     devices=("cpu", "cuda"),
-    build_needs=("torch", "transformers", "safetensors"),
-    run_needs=("torch", "transformers", "safetensors", "tokenizers", "numpy"),
-    extra="hf",
-    steady_threads=1,  # see checkpoints/eager.py
-    ready=ready,
+    requirements=Requirements(
+        build=("torch", "transformers", "safetensors"),
+        run=("torch", "transformers", "safetensors", "tokenizers", "numpy"),
+        extra="hf",
+    ),
     fingerprint=fingerprint,
     check=check,
     build=build,
     runner=runner,
+    needs_onnx=False,
+    runtime=RuntimeSupport(steady_threads=1),  # see checkpoints/eager.py
 )

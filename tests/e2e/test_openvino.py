@@ -140,7 +140,7 @@ def test_int8_alone_is_int8_in_a_batch(built: Callable[[str], Path]) -> None:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no two streams")
 def test_int8_of_many_batches_is_int8_one_by_one(built: Callable[[str], Path]) -> None:
-    """Enough batches for lanes: same bits, in the order given, as with one thread and no lanes."""
+    """Enough batches for streams: same bits, in the order given, as one thread gives them."""
     rng = np.random.default_rng(0)
     several = [
         " ".join(["word", "rivers", "ein", "città"][n] for n in rng.integers(0, 4, size))
@@ -151,10 +151,10 @@ def test_int8_of_many_batches_is_int8_one_by_one(built: Callable[[str], Path]) -
         jexport.open_artifact(built("int8"), threads=1) as narrow,
     ):
         many = wide.encode(several, max_batch_tokens=128)
-        assert len(wide._engine._lanes) == 2
+        assert len(wide._engine._streams) == 2
         alone = np.stack([wide.encode(text) for text in several[:40]])
         one_by_one = narrow.encode(several, max_batch_tokens=128)
-        assert not narrow._engine._lanes
+        assert not narrow._engine._streams
     np.testing.assert_array_equal(many, one_by_one)
     assert (many[:40] * alone).sum(axis=1).min() >= 0.999999
 

@@ -170,15 +170,15 @@ def test_batches_pad_little() -> None:
 # several batches at once
 
 
-def in_lanes(
+def in_streams(
     count: int = 2, model: SmallModel | None = None
 ) -> tuple[Embedder, list[SmallModel], list[int]]:
-    """An Embedder whose engine has lanes, its models (the single one first), and its openings."""
+    """An Embedder whose engine has streams, its models (the single one first), and its openings."""
     tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
     models = [SmallModel(), *(model or SmallModel() for _ in range(count))]
     opened: list[int] = []
 
-    def lanes() -> list[SmallModel]:
+    def streams() -> list[SmallModel]:
         opened.append(count)
         return models[1:]
 
@@ -187,7 +187,7 @@ def in_lanes(
         runner=models[0],
         embedding=EMBEDDING,
         outputs=("last_hidden_state",),
-        lanes=lanes,
+        streams=streams,
     )
     return made, models, opened
 
@@ -195,8 +195,8 @@ def in_lanes(
 SEVERAL = ["word " * (number % 23) + f"and {number}" for number in range(3 * MANY)]
 
 
-def test_many_batches_in_lanes_give_the_same_vectors_in_order() -> None:
-    embedder, models, opened = in_lanes()
+def test_many_batches_in_streams_give_the_same_vectors_in_order() -> None:
+    embedder, models, opened = in_streams()
     batches: list[int] = []
     found = embedder.encode(SEVERAL, max_batch_tokens=48, on_batch=batches.append)
     assert opened == [2]
@@ -211,8 +211,8 @@ def test_many_batches_in_lanes_give_the_same_vectors_in_order() -> None:
     assert sorted(models[1].shapes + models[2].shapes) == sorted(model.shapes)
 
 
-def test_lanes_wait_for_many_batches_and_stay() -> None:
-    embedder, models, opened = in_lanes()
+def test_streams_wait_for_many_batches_and_stay() -> None:
+    embedder, models, opened = in_streams()
     embedder.encode(["a", "b"], max_batch_tokens=1)
     embedder.late_chunking(["a", " b"])
     assert not opened
@@ -226,8 +226,8 @@ def test_lanes_wait_for_many_batches_and_stay() -> None:
     assert opened == [2]
 
 
-def test_an_engine_whose_lanes_are_none() -> None:
-    embedder, models, opened = in_lanes(count=0)
+def test_an_engine_whose_streams_are_none() -> None:
+    embedder, models, opened = in_streams(count=0)
     for _ in range(2):
         assert embedder.encode(SEVERAL, max_batch_tokens=1).shape == (len(SEVERAL), DIM)
     assert len(models[0].shapes) == 2 * len(SEVERAL)
@@ -251,13 +251,13 @@ class Failing(SmallModel):
 
 
 @pytest.mark.parametrize("spoil", [False, True])
-def test_an_error_in_one_lane_ends_all(spoil: bool) -> None:
+def test_an_error_in_one_stream_ends_all(spoil: bool) -> None:
     tokenizer = TextTokenizer.open(REFERENCE, max_tokens=64)
     texts = ["w" * (number % 12) for number in range(200)]
     lengths = [len(ids) for ids in tokenizer.token_ids([EMBEDDING.prompt + t for t in texts])]
     fifth = sorted(set(lengths), reverse=True)[4]
     assert max(lengths) <= 64
-    embedder, _, _ = in_lanes(model=Failing(fifth, spoil=spoil))
+    embedder, _, _ = in_streams(model=Failing(fifth, spoil=spoil))
     error = NotFiniteError if spoil else ArithmeticError
     done: list[int] = []
     with pytest.raises(error) as caught:
@@ -266,12 +266,12 @@ def test_an_error_in_one_lane_ends_all(spoil: bool) -> None:
     if spoil:  # of texts as long as each other the last is planned first
         row = max(row for row, length in enumerate(lengths) if length == fifth)
         assert f"text {1000 + row} " in str(caught.value)
-    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-lane")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-stream")]
     assert embedder.encode(["short", "texts"]).shape == (2, DIM)
 
 
-def test_a_caller_that_stops_leaves_no_lane_running() -> None:
-    embedder, models, _ = in_lanes()
+def test_a_caller_that_stops_leaves_no_stream_running() -> None:
+    embedder, models, _ = in_streams()
 
     def stop(rows: int) -> None:
         raise KeyboardInterrupt
@@ -279,7 +279,7 @@ def test_a_caller_that_stops_leaves_no_lane_running() -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         embedder.encode(SEVERAL * 20, max_batch_tokens=1, on_batch=stop)
     assert caught.traceback  # alive, and with it every frame
-    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-lane")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-stream")]
     ran = sum(len(model.shapes) for model in models)
     assert 1 <= ran < len(SEVERAL) * 20
     embedder.close()

@@ -1,4 +1,4 @@
-"""jexport.runtime.engine: memory that ends, closing while others run, lanes opened once."""
+"""jexport.runtime.engine: memory that ends, closing while others run, streams opened once."""
 
 from __future__ import annotations
 
@@ -118,15 +118,15 @@ def test_closing_while_others_embed_waits_and_is_a_clear_error() -> None:
     assert (model.freed, model.freed_under_way) == (1, False)
 
 
-def test_lanes_are_opened_once_by_any_number_of_threads() -> None:
+def test_streams_are_opened_once_by_any_number_of_threads() -> None:
     opened: list[int] = []
 
-    def lanes() -> list[SmallModel]:
+    def streams() -> list[SmallModel]:
         opened.append(1)
         time.sleep(0.02)
         return [SmallModel(), SmallModel()]
 
-    embedder = make(SmallModel(), lanes=lanes)
+    embedder = make(SmallModel(), streams=streams)
     texts = TEXTS * (1 + MANY // len(TEXTS))
     wanted = make(SmallModel()).encode(texts, max_batch_tokens=1)
     found: list[Any] = []

@@ -69,19 +69,19 @@ def test_no_text_is_no_batch() -> None:
     assert inference.in_text_order((one for one in ()), 0) == []
 
 
-def test_lanes_give_what_one_lane_gives() -> None:
+def test_streams_give_what_one_stream_gives() -> None:
     ids = token_ids(100)
     batches = inference.plan_by_tokens(ids, 256)
 
     def forward(_: int, batch: TextBatch[list[int]]) -> list[int]:
         return [one[0] for one in batch.ids]
 
-    for lanes in (1, 3):
-        results = inference.run_batches(batches, range(lanes), forward)
+    for streams in (1, 3):
+        results = inference.run_batches(batches, range(streams), forward)
         assert inference.in_text_order(results, 100) == list(range(100))
 
 
-def test_lanes_are_free_once_progress_raised() -> None:
+def test_streams_are_free_once_progress_raised() -> None:
     batches = inference.plan_by_tokens(token_ids(100), 256)
 
     def forward(_: int, batch: TextBatch[list[int]]) -> list[int]:

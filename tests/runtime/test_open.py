@@ -73,7 +73,7 @@ def test_a_graph_that_the_engine_cannot_read_names_the_artifact(artifact_copy: P
     assert str(artifact_copy) in caught.value.__notes__[0]
 
 
-def test_lanes_are_opened_by_many_batches_and_closed_with_the_rest(
+def test_streams_are_opened_by_many_batches_and_closed_with_the_rest(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx = targets.load("onnx")
@@ -81,15 +81,15 @@ def test_lanes_are_opened_by_many_batches_and_closed_with_the_rest(
     closed: list[bool] = []
 
     @contextlib.contextmanager
-    def lanes(compiled: CompiledModel, device: str, threads: int) -> Iterator[Sequence[Runner]]:
+    def streams(compiled: CompiledModel, device: str, threads: int) -> Iterator[Sequence[Runner]]:
         asked.append((device, threads))
         with onnx.runner(compiled, device, 1) as one, onnx.runner(compiled, device, 1) as other:
             yield [one, other]
         closed.append(True)
 
-    monkeypatch.setattr(
-        opening.targets, "load", lambda name: dataclasses.replace(onnx, lanes=lanes)
-    )
+    runtime = dataclasses.replace(onnx.runtime, streams=streams)
+    parallel = dataclasses.replace(onnx, runtime=runtime)
+    monkeypatch.setattr(opening.targets, "load", lambda name: parallel)
     several = [f"text {number} " + "word " * (number % 9) for number in range(60)]
     with jexport.open_artifact(artifact, device="cpu", threads=3) as model:
         few = [model.encode(text) for text in several]
@@ -110,9 +110,10 @@ def test_the_engine_says_how_many_tokens_one_pass_takes(
     texts = ["word " * 6] * 10
     passes: dict[int, list[int]] = {}
     for tokens in (Batching().tokens, 64):
-        small = dataclasses.replace(
-            onnx, batching=lambda compiled, device, most=tokens: Batching(tokens=most)
+        runtime = dataclasses.replace(
+            onnx.runtime, batching=lambda compiled, device, most=tokens: Batching(tokens=most)
         )
+        small = dataclasses.replace(onnx, runtime=runtime)
         monkeypatch.setattr(opening.targets, "load", lambda name, chosen=small: chosen)
         with jexport.open_artifact(artifact, device="cpu") as model:
             model.encode(texts, on_batch=passes.setdefault(tokens, []).append)

@@ -41,12 +41,12 @@ def bag_of_tokens(feeds: Tensors) -> Tensors:
 
 
 def make(
-    runner: Runner = bag_of_tokens, lanes: Callable[[], Sequence[Runner]] | None = None
+    runner: Runner = bag_of_tokens, streams: Callable[[], Sequence[Runner]] | None = None
 ) -> Embedder:
     return Embedder(
         tokenizer=TextTokenizer.open(REFERENCE, max_tokens=32),
         runner=runner,
-        lanes=lanes,
+        streams=streams,
         embedding=Embedding(
             task="none",
             prompt="",
@@ -311,16 +311,16 @@ def test_an_exception_leaves_the_old_output(
 MANY_TEXTS = [f"{number} " + "word " * (number % 5) for number in range(300)]
 
 
-def test_windows_in_lanes_give_the_same_file(tmp_path: Path) -> None:
+def test_windows_in_streams_give_the_same_file(tmp_path: Path) -> None:
     options: Any = {"window": 64, "max_batch_tokens": 1}
     rows = embed_stream(make(), iter(MANY_TEXTS), tmp_path / "one.npy", **options)
-    in_lanes = make(lanes=lambda: [bag_of_tokens, lambda feeds: bag_of_tokens(feeds)])
-    assert embed_stream(in_lanes, iter(MANY_TEXTS), tmp_path / "two.npy", **options) == rows
+    in_streams = make(streams=lambda: [bag_of_tokens, lambda feeds: bag_of_tokens(feeds)])
+    assert embed_stream(in_streams, iter(MANY_TEXTS), tmp_path / "two.npy", **options) == rows
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()
 
 
 @pytest.mark.parametrize("whose", ["engine", "caller"])
-def test_an_error_in_a_later_window_in_lanes_leaves_nothing(tmp_path: Path, whose: str) -> None:
+def test_an_error_in_a_later_window_in_streams_leaves_nothing(tmp_path: Path, whose: str) -> None:
     count = itertools.count()
 
     def engine(feeds: Tensors) -> Tensors:
@@ -332,10 +332,10 @@ def test_an_error_in_a_later_window_in_lanes_leaves_nothing(tmp_path: Path, whos
         if whose == "caller" and next(count) == 100:
             raise Trouble
 
-    in_lanes = make(runner=never_run, lanes=lambda: [engine, lambda feeds: engine(feeds)])
+    in_streams = make(runner=never_run, streams=lambda: [engine, lambda feeds: engine(feeds)])
     with pytest.raises(Trouble):
         embed_stream(
-            in_lanes,
+            in_streams,
             iter(MANY_TEXTS),
             tmp_path / "out.npy",
             window=64,
@@ -343,11 +343,11 @@ def test_an_error_in_a_later_window_in_lanes_leaves_nothing(tmp_path: Path, whos
             on_progress=caller,
         )
     assert only_file(tmp_path) == []
-    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-lane")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("jexport-stream")]
 
 
 def never_run(feeds: Tensors) -> Tensors:
-    raise AssertionError("the windows are large enough for lanes")
+    raise AssertionError("the windows are large enough for streams")
 
 
 def test_the_output_appears_at_the_end(tmp_path: Path, embedder: Embedder) -> None:

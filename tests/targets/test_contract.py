@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import json
+import operator
 import subprocess
 import sys
 import tomllib
@@ -24,7 +24,9 @@ from jexport.errors import (
     PrecisionError,
     UnknownTargetError,
 )
-from jexport.recipe import PRECISIONS, CompileSpec
+from jexport.quantization import quant_params
+from jexport.quantization.config import LAYER_PRECISIONS
+from jexport.recipe import INT8_PRECISIONS, PRECISIONS, CompileSpec
 from jexport.stages import compile as compile_stage
 from jexport.targets import Target, load, names
 from jexport.types import MergedModel, OnnxModel
@@ -39,8 +41,23 @@ PARAMETERS = {
     "check": ["model"],
     "build": ["model", "spec", "out_dir"],
     "runner": ["compiled", "device", "threads"],
-    "lanes": ["compiled", "device", "threads"],
-    "batching": ["compiled", "device"],
+    "runtime.streams": ["compiled", "device", "threads"],
+    "runtime.cuda_graphs": ["compiled", "device", "threads"],
+    "runtime.batching": ["compiled", "device"],
+    "compiling.accept": ["spec", "max_tokens"],
+    "compiling.profiles_for": ["spec", "lengths", "max_tokens"],
+    "compiling.variant": ["spec"],
+    "lint": ["path", "max_tokens"],
+    "finalize_package": ["package"],
+}
+
+OPTIONAL = {
+    "runtime.streams",
+    "runtime.cuda_graphs",
+    "compiling.profiles_for",
+    "compiling.variant",
+    "lint",
+    "finalize_package",
 }
 
 
@@ -60,25 +77,25 @@ def test_the_record_is_complete(target: Target) -> None:
     assert type(target) is Target
     assert target.name in names()
     assert target.summary
-    assert target.scheme
     assert target.precisions
     assert set(target.precisions) <= set(PRECISIONS)
     assert isinstance(target.needs_onnx, bool)
     assert target.devices
     assert set(target.devices) <= {"cpu", "cuda"}
-    for modules in (target.build_needs, target.run_needs):
+    for modules in (target.requirements.build, target.requirements.run):
         assert modules
         assert all(isinstance(name, str) and name.isidentifier() for name in modules)
-    assert target.extra in EXTRAS
-    for field in dataclasses.fields(Target):
-        unset = ("graph_runner", "lanes", "lint", "profiled", "portable", "furnish", "variant")
-        optional = field.name in unset
-        assert optional or getattr(target, field.name) is not None
-    if target.portable is not None:  # the same target as far as an artifact says
-        assert target.portable.name == target.name
-        assert target.portable.precisions == target.precisions
-        assert target.portable.scheme == target.scheme
-        assert target.portable.portable is None
+    assert target.requirements.extra in EXTRAS
+    assert (target.int8 is not None) == any(name in INT8_PRECISIONS for name in target.precisions)
+    if target.int8 is not None:
+        assert target.int8.scheme in quant_params.SCHEMES
+        assert target.int8.fallback in LAYER_PRECISIONS
+    portable = target.compiling.portable
+    if portable is not None:  # the same target as far as an artifact says
+        assert portable.name == target.name
+        assert portable.precisions == target.precisions
+        assert portable.int8 == target.int8
+        assert portable.compiling.portable is None
 
 
 def test_name_is_the_file_and_the_file_says_so_first(target: Target) -> None:
@@ -89,9 +106,9 @@ def test_name_is_the_file_and_the_file_says_so_first(target: Target) -> None:
 
 @pytest.mark.parametrize("function", PARAMETERS)
 def test_functions_take_what_the_record_promises(function: str, target: Target) -> None:
-    called = getattr(target, function)
+    called = operator.attrgetter(function)(target)
     if called is None:
-        assert function == "lanes"
+        assert function in OPTIONAL
         return
     signature = inspect.signature(called)
     assert list(signature.parameters) == PARAMETERS[function]
@@ -168,11 +185,11 @@ def test_build_then_run_gives_the_signature(
         sizes: Any = {"batch": 3, "sequence": 7}
         assert found[spec.name].shape == tuple(sizes.get(size, size) for size in spec.shape)
         assert found[spec.name].dtype == spec.dtype
-    if target.lanes is not None:
-        with target.lanes(made, "auto", 2) as lanes:
-            assert len(lanes) != 1  # that would be the runner again
-            for lane in lanes:
-                again = lane({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    if target.runtime.streams is not None:
+        with target.runtime.streams(made, "auto", 2) as streams:
+            assert len(streams) != 1  # that would be the runner again
+            for stream in streams:
+                again = stream({"input_ids": ids, "attention_mask": np.ones_like(ids)})
                 assert all(np.array_equal(again[name], found[name]) for name in found)
 
 

@@ -108,8 +108,8 @@ def test_a_machine_with_cuda_is_taken(stand_in: list[Any]) -> None:
 def test_other_targets_ignore_the_key() -> None:
     for name in targets.names():
         engine = targets.load(name)
-        assert targets.as_set(engine, CompileSpec()) is engine
-        assert (targets.as_set(engine, SPEC) is engine) == (name != "onnx")
+        assert targets.with_settings(engine, CompileSpec()) is engine
+        assert (targets.with_settings(engine, SPEC) is engine) == (name != "onnx")
 
 
 def test_it_is_judged_on_cuda_and_its_version_says_so() -> None:

@@ -273,10 +273,10 @@ def test_cuda_graphs_are_refused_where_they_cannot_be(
 ) -> None:
     onnxruntime_with_cuda()
     with pytest.raises(UnsupportedGraphError, match="CUDA graph") as caught:
-        target.graph_runner(compiled, "cuda", 1).__enter__()  # 8,192 tokens: it has branches
+        target.cuda_graph_runner(compiled, "cuda", 1).__enter__()  # 8,192 tokens: it has branches
     assert "If" in caught.value.evidence
     with pytest.raises(DeviceError, match="of a GPU"):
-        target.graph_runner(compiled, "cpu", 1).__enter__()
+        target.cuda_graph_runner(compiled, "cpu", 1).__enter__()
 
 
 # --- devices ------------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_a_cuda_provider_that_does_not_start(
         run: Any = opening.__enter__()
     assert run.device == "cpu"
     assert run(FEEDS[0])
-    assert target.TARGET.batching(compiled, run.device) == Batching()
+    assert target.TARGET.runtime.batching(compiled, run.device) == Batching()
 
 
 def test_another_error_of_a_session_is_not_hidden(
@@ -554,7 +554,7 @@ def test_how_each_device_wants_its_batches(
     compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "free_memory", lambda index: 64 * 1024**3)
-    wants = target.TARGET.batching
+    wants = target.TARGET.runtime.batching
     assert wants(compiled, "cpu") == wants(compiled, "auto") == Batching()
     on_gpu = wants(compiled, "cuda:1")
     assert (on_gpu.in_flight, on_gpu.pooled, on_gpu.length_multiple) == (2, True, 1)

@@ -22,9 +22,9 @@ from jexport import targets
 from jexport.datasets import calibration
 from jexport.errors import DependencyError, UnsupportedGraphError
 from jexport.recipe import CompileSpec
-from jexport.runtime.lanes import in_order
+from jexport.runtime.parallel import in_order
 from jexport.runtime.tokenise import TextTokenizer
-from jexport.targets import Furnishing
+from jexport.targets import PackageContext
 from jexport.targets import openvino as target
 from jexport.targets.openvino import tokenizer
 from jexport.types import CompiledModel, OnnxModel, Signature
@@ -186,7 +186,7 @@ def test_only_outputs_that_the_graph_has_are_given(built: CompiledModel) -> None
         assert list(run(FEED)) == ["last_hidden_state"]
 
 
-# --- lanes --------------------------------------------------------------------------------------
+# --- streams --------------------------------------------------------------------------------------
 
 
 two_cores = pytest.mark.skipif(
@@ -249,7 +249,9 @@ def test_elsewhere_the_file_is_opened_as_it_is(
 
 @two_cores
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_lanes_at_the_same_time_give_the_runners_bits(precision: str, built: CompiledModel) -> None:
+def test_streams_at_the_same_time_give_the_runners_bits(
+    precision: str, built: CompiledModel
+) -> None:
     compiled = dataclasses.replace(built, precision=precision)
     rng = np.random.default_rng(0)
     feeds = []
@@ -259,23 +261,23 @@ def test_lanes_at_the_same_time_give_the_runners_bits(precision: str, built: Com
         feeds.append({"input_ids": rng.integers(5, 30, mask.shape) * mask, "attention_mask": mask})
     with target.runner(compiled, "cpu", 2) as run:
         wanted = [run(feed)["last_hidden_state"] for feed in feeds]
-    with target.lanes(compiled, "cpu", 2) as lanes:
-        assert len(lanes) == 2
+    with target.streams(compiled, "cpu", 2) as streams:
+        assert len(streams) == 2
         found = list(
-            in_order(feeds, lanes, lambda lane, feed: dict(lane(feed))["last_hidden_state"])
+            in_order(feeds, streams, lambda stream, feed: dict(stream(feed))["last_hidden_state"])
         )
     for feed, ours, theirs in zip(feeds, found, wanted, strict=True):
         real = feed["attention_mask"].astype(bool)
         np.testing.assert_array_equal(ours[real], theirs[real])
 
 
-def test_one_thread_has_no_lanes(built: CompiledModel) -> None:
-    with target.lanes(built, "cpu", 1) as lanes:
-        assert lanes == ()
+def test_one_thread_has_no_streams(built: CompiledModel) -> None:
+    with target.streams(built, "cpu", 1) as streams:
+        assert streams == ()
 
 
 @two_cores
-def test_lanes_are_asked_for_and_freed(
+def test_streams_are_asked_for_and_freed(
     built: CompiledModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -289,8 +291,8 @@ def test_lanes_are_asked_for_and_freed(
         return made
 
     monkeypatch.setattr(openvino.Core, "compile_model", remember)
-    with target.lanes(dataclasses.replace(built, precision="int8"), "cpu", 2) as lanes:
-        assert lanes[1](FEED)
+    with target.streams(dataclasses.replace(built, precision="int8"), "cpu", 2) as streams:
+        assert streams[1](FEED)
     assert asked[0] == {
         "INFERENCE_PRECISION_HINT": "bf16",
         "PERFORMANCE_HINT": "THROUGHPUT",
@@ -300,14 +302,14 @@ def test_lanes_are_asked_for_and_freed(
     gc.collect()
     assert kept[0]() is None
     with pytest.raises(RuntimeError, match="closed"):
-        lanes[1](FEED)
+        streams[1](FEED)
 
 
 def test_devices(built: CompiledModel) -> None:
     with pytest.raises(DependencyError, match="no CUDA") as caught, target.runner(built, "cuda", 0):
         pass
     assert "--device cpu" in caught.value.fix
-    for opened in (target.runner, target.lanes):
+    for opened in (target.runner, target.streams):
         with pytest.raises(ValueError, match="'gpu'"), opened(built, "gpu", 0):
             pass
 
@@ -341,16 +343,16 @@ def test_version_names_the_package() -> None:
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Callable[..., Furnishing]:
-    """`room(folder, max_tokens)`: a packaged folder with that checkpoint's tokenizer."""
+def packaged(tmp_path: Path) -> Callable[..., PackageContext]:
+    """`packaged(folder, max_tokens)`: a packaged folder with that checkpoint's tokenizer."""
 
-    def made(source: Path, max_tokens: int, **changes: Any) -> Furnishing:
+    def made(source: Path, max_tokens: int, **changes: Any) -> PackageContext:
         for path in (*source.glob("*token*"), source / "config.json"):
             shutil.copy(path, tmp_path)
         (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 7}')
         opened = TextTokenizer.open(tmp_path, max_tokens=max_tokens)
         texts = [sample.text for sample in calibration.read("parity", "none").samples]
-        plain = Furnishing(
+        plain = PackageContext(
             folder=tmp_path,
             precision="fp32",
             texts=texts,
@@ -374,10 +376,10 @@ def ids_of(folder: Path, texts: list[str]) -> Iterator[list[int]]:
 
 
 def test_real_bert_ids_in_30_languages_and_odd_texts(
-    minilm: Path, room: Callable[..., Furnishing]
+    minilm: Path, packaged: Callable[..., PackageContext]
 ) -> None:
-    furnishing = room(minilm, 256)
-    facts = tokenizer.write(furnishing)
+    context = packaged(minilm, 256)
+    facts = tokenizer.write(context)
     assert facts == {
         "written": True,
         "texts_compared": 302,
@@ -386,33 +388,33 @@ def test_real_bert_ids_in_30_languages_and_odd_texts(
     }
     # final sigma; Japanese marks; words over 100 characters; cut to the limit
     hard = ["ΟΔΟΣ ς", "時々〆切 〇", "ア" * 60, "é" * 101, "ok " * 400, ""]
-    wanted = furnishing.tokenize(hard)
+    wanted = context.tokenize(hard)
     assert max(map(len, wanted)) == 256
-    assert list(ids_of(furnishing.folder, hard)) == wanted
+    assert list(ids_of(context.folder, hard)) == wanted
 
 
 def test_a_unigram_tokenizer_tells_where_it_differs(
-    small: Path, room: Callable[..., Furnishing]
+    small: Path, packaged: Callable[..., PackageContext]
 ) -> None:
-    furnishing = room(small, 64)
-    facts = tokenizer.write(furnishing)
-    first = [path.read_bytes() for path in sorted(furnishing.folder.glob("openvino_*"))]
-    assert tokenizer.write(furnishing) == facts
-    assert [path.read_bytes() for path in sorted(furnishing.folder.glob("openvino_*"))] == first
+    context = packaged(small, 64)
+    facts = tokenizer.write(context)
+    first = [path.read_bytes() for path in sorted(context.folder.glob("openvino_*"))]
+    assert tokenizer.write(context) == facts
+    assert [path.read_bytes() for path in sorted(context.folder.glob("openvino_*"))] == first
     assert facts["written"] is True
     assert "  two  spaces " in facts["differs_on"]
     assert facts["differs_on_characters"] == ["U+0020"]
-    more = tokenizer.write(dataclasses.replace(furnishing, edge=["a \u2581 b", "plain"]))
+    more = tokenizer.write(dataclasses.replace(context, edge=["a \u2581 b", "plain"]))
     assert more["differs_on"] == [*facts["differs_on"], "a \u2581 b"]
     assert more["differs_on_characters"] == ["U+0020", "U+2581"]
     texts = ["Ein Satz.", "", "word " * 80]
-    assert list(ids_of(furnishing.folder, texts)) == furnishing.tokenize(texts)
+    assert list(ids_of(context.folder, texts)) == context.tokenize(texts)
 
 
 def test_a_graph_that_gives_other_ids_is_not_kept(
-    small: Path, room: Callable[..., Furnishing]
+    small: Path, packaged: Callable[..., PackageContext]
 ) -> None:
-    honest = room(small, 64)
+    honest = packaged(small, 64)
 
     def shifted(many: list[str]) -> list[list[int]]:
         return [[one + 1 for one in ids] for ids in honest.tokenize(many)]
@@ -424,11 +426,11 @@ def test_a_graph_that_gives_other_ids_is_not_kept(
 
 
 def test_sentence_transformers_is_told_the_precision(
-    small: Path, room: Callable[..., Furnishing]
+    small: Path, packaged: Callable[..., PackageContext]
 ) -> None:
-    furnishing = room(small, 64)
-    target.furnish(furnishing)
-    said = json.loads((furnishing.folder / "sentence_bert_config.json").read_text())
+    context = packaged(small, 64)
+    target.finalize_package(context)
+    said = json.loads((context.folder / "sentence_bert_config.json").read_text())
     assert said == {
         "max_seq_length": 7,
         "model_args": {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}},

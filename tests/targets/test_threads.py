@@ -118,7 +118,7 @@ def _embedder(
         runner=runner,
         embedding=embedding,
         outputs=[spec.name for spec in compiled.signature.outputs],
-        batching=target.batching(compiled, "cpu"),
+        batching=target.runtime.batching(compiled, "cpu"),
     )
 
 

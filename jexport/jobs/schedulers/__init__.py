@@ -117,7 +117,7 @@ def steps(jobs: Sequence[Job], origin: Origin) -> tuple[Step, ...]:
     """
     by_name: dict[str, Step] = {}
     for job in jobs:
-        if targets.load(job.target).portable is None:
+        if targets.load(job.target).compiling.portable is None:
             built = _build(job, origin, out="artifacts")
             by_name[built.name] = built
             continue

@@ -16,16 +16,12 @@ from typing import Any
 from jexport.errors import UnsupportedGraphError
 from jexport.graph.diagnostics import merge_by_kind, raise_for_errors
 from jexport.recipe import CompileSpec
-from jexport.targets import Target
+from jexport.targets import CompileSupport, Int8Support, Requirements, RuntimeSupport, Target
 from jexport.targets.onnx import cuda, devices, session
 from jexport.types import CompiledModel, OnnxModel, Runner, Signature, TensorSpec
 
 MAX_OPSET = 23
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
-
-
-def ready() -> None:
-    """Compiling for it needs nothing that a machine may lack."""
 
 
 def fingerprint() -> dict[str, Any]:
@@ -131,7 +127,7 @@ def runner(
     return session.opened(compiled, device, threads)
 
 
-def graph_runner(
+def cuda_graph_runner(
     compiled: CompiledModel, device: str, threads: int
 ) -> contextlib.AbstractContextManager[Runner]:
     """The same on a GPU, with small batches replayed as CUDA graphs."""
@@ -164,20 +160,18 @@ TARGET = Target(
     name="onnx",
     summary="ONNX Runtime on CPU and CUDA; also what sentence-transformers, TEI, Infinity load",
     precisions=("fp32", "fp16", "tf32", "int8", "int8-weights"),
-    scheme="uint8",
-    wide="int8x2",  # float products cost eight times int8's, two int8 terms twice (DECISIONS.md)
-    needs_onnx=True,
     devices=("cpu", "cuda"),
-    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
-    run_needs=("onnxruntime", "tokenizers", "numpy"),
-    extra="onnx",
-    ready=ready,
+    requirements=Requirements(
+        build=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+        run=("onnxruntime", "tokenizers", "numpy"),
+        extra="onnx",
+    ),
     fingerprint=fingerprint,
     check=check,
     build=build,
     runner=runner,
-    graph_runner=graph_runner,
-    batching=devices.batching,
-    graphs={"tf32": "fp32"},
-    variant=variant,
+    # A float MatMul costs eight times an int8 one, two int8 terms twice (DECISIONS.md).
+    int8=Int8Support(scheme="uint8", fallback="int8x2"),
+    compiling=CompileSupport(graph_precisions={"tf32": "fp32"}, variant=variant),
+    runtime=RuntimeSupport(cuda_graphs=cuda_graph_runner, batching=devices.batching),
 )

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 
 from jexport.errors import DependencyError, UnsupportedGraphError
 from jexport.recipe import CompileSpec
-from jexport.targets import Furnishing, Target, check_installed
+from jexport.targets import (
+    CompileSupport,
+    Int8Support,
+    PackageContext,
+    Requirements,
+    RuntimeSupport,
+    Target,
+    check_installed,
+)
 from jexport.types import Batching, CompiledModel, OnnxModel, Runner, Tensors
 
 GRAPH, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
@@ -64,12 +72,12 @@ def ready() -> None:
 
 
 def _check_version() -> None:
-    found = metadata.version("openvino")
-    numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
+    installed = metadata.version("openvino")
+    numbers = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
     if numbers < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise DependencyError(
-            f"OpenVINO {found} is too old for this artifact",
+            f"OpenVINO {installed} is too old for this artifact",
             evidence=f"tried and working: {oldest} and newer",
             fix=f'pip install "openvino>={oldest}" (the extra jexport[openvino] asks for it)',
         )
@@ -100,10 +108,10 @@ def _read(model: OnnxModel) -> Any:
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         # Its message begins with places in its own sources; what is wrong stands after them.
-        told = [line for line in lines if ".cpp:" not in line and not line.startswith("Check '")]
+        reason = [line for line in lines if ".cpp:" not in line and not line.startswith("Check '")]
         raise UnsupportedGraphError(
             "OpenVINO cannot read the exported graph",
-            evidence="\n".join((told or lines)[:5]) or repr(error),
+            evidence="\n".join((reason or lines)[:5]) or repr(error),
             fix="use --target onnx, or report this model with its recipe",
         ) from error
 
@@ -142,16 +150,16 @@ def properties(precision: str) -> dict[str, str]:
     return {"INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32")}
 
 
-def furnish(room: Furnishing) -> Mapping[str, Any]:
+def finalize_package(package: PackageContext) -> Mapping[str, Any]:
     """Add the tokenizer as a graph, and the properties where sentence-transformers reads them."""
     from jexport.targets.openvino import tokenizer
 
-    path = room.folder / "sentence_bert_config.json"
-    said = json.loads(path.read_text(encoding="utf-8"))
+    path = package.folder / "sentence_bert_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
     # `model_args` is the key's old name; sentence-transformers 6 takes both, 3 to 5 only this one.
-    said["model_args"] = {"ov_config": properties(room.precision)}
-    path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    return {"tokenizer_graph": tokenizer.write(room)}
+    config["model_args"] = {"ov_config": properties(package.precision)}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return {"tokenizer_graph": tokenizer.write(package)}
 
 
 @contextlib.contextmanager
@@ -167,14 +175,14 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
 
 
 @contextlib.contextmanager
-def lanes(compiled: CompiledModel, device: str, threads: int) -> Iterator[Sequence[Runner]]:
+def streams(compiled: CompiledModel, device: str, threads: int) -> Iterator[Sequence[Runner]]:
     """Open it for many batches: as many runners as OpenVINO wants requests; none when that is one.
 
-    Each lane is a stream on its own share of the cores, so no operator waits for the slowest of
+    Each stream has its own share of the cores, so no operator waits for the slowest of
     all. They share one copy of the weights, which is a second one beside `runner`'s.
     """
-    with _opened(compiled, device, threads, {"PERFORMANCE_HINT": "THROUGHPUT"}) as many:
-        yield (many.run,) * many.streams if many.streams > 1 else ()
+    with _opened(compiled, device, threads, {"PERFORMANCE_HINT": "THROUGHPUT"}) as opened:
+        yield (opened.run,) * opened.streams if opened.streams > 1 else ()
 
 
 class _Requests:
@@ -237,14 +245,14 @@ def _opened(
     import openvino
 
     core = openvino.Core()
-    wanted: dict[str, Any] = {
+    config: dict[str, Any] = {
         **properties(compiled.precision),
         **hints,
         "CPU_RUNTIME_CACHE_CAPACITY": CACHED,
     }
     if threads:
-        wanted["INFERENCE_NUM_THREADS"] = threads
-    graph = core.compile_model(_prepared(core, compiled), "CPU", wanted)
+        config["INFERENCE_NUM_THREADS"] = threads
+    graph = core.compile_model(_prepared(core, compiled), "CPU", config)
     given = {name for port in graph.outputs for name in port.names}
     outputs = [spec.name for spec in compiled.signature.outputs if spec.name in given]
     names = [spec.name for spec in compiled.signature.inputs]
@@ -306,20 +314,19 @@ TARGET = Target(
     name="openvino",
     summary="OpenVINO on CPUs; also what sentence-transformers, OpenVINO GenAI, Model Server load",
     precisions=("fp32", "fp16", "bf16", "int8"),
-    scheme="uint8",
-    wide="int8x2",
-    needs_onnx=True,
-    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
-    run_needs=("openvino", "tokenizers", "numpy"),
-    extra="openvino",
     devices=("cpu",),
-    ready=ready,
+    requirements=Requirements(
+        build=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+        run=("openvino", "tokenizers", "numpy"),
+        extra="openvino",
+    ),
     fingerprint=fingerprint,
     check=check,
     build=build,
     runner=runner,
-    lanes=lanes,
-    batching=batching,
-    graphs={"bf16": "fp32"},
-    furnish=furnish,
+    ready=ready,
+    int8=Int8Support(scheme="uint8", fallback="int8x2"),
+    compiling=CompileSupport(graph_precisions={"bf16": "fp32"}),
+    runtime=RuntimeSupport(streams=streams, batching=batching),
+    finalize_package=finalize_package,
 )

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jexport.targets import Furnishing
+from jexport.targets import PackageContext
 from jexport.targets.openvino import names
 
 if TYPE_CHECKING:
@@ -55,29 +55,29 @@ LONG_WORD = r"[^\s\p{P}$+<=>^`|~\p{Han}]{101,}"
 """BERT's limit of a word, over which it is unknown: characters to it, bytes to the converter."""
 
 
-def write(room: Furnishing) -> dict[str, Any]:
+def write(package: PackageContext) -> dict[str, Any]:
     """Convert, compare, and keep the graph when it is right; returns what the manifest says.
 
     Of the conversions tried, the first without a difference is taken.
     """
     import openvino
 
-    texts = list(dict.fromkeys([*room.texts, "", "word " * room.max_tokens]))
-    wanted = dict(zip(texts, room.tokenize(texts), strict=True))
+    texts = list(dict.fromkeys([*package.texts, "", "word " * package.max_tokens]))
+    expected = dict(zip(texts, package.tokenize(texts), strict=True))
     lost: list[str] = []
-    for source in _sources(room):
-        graph = _converted(source, room)
+    for source in _sources(package):
+        graph = _converted(source, package)
         tokenize = _Opened(graph)
-        wrong = [text for text in texts if tokenize(text) != wanted[text]]
+        wrong = [text for text in texts if tokenize(text) != expected[text]]
         if not wrong:
             names.settle(graph)
-            openvino.save_model(graph, str(room.folder / GRAPH), compress_to_fp16=False)
-            odd = _differing(tokenize, room, [*ODD_TEXTS, *room.edge])
+            openvino.save_model(graph, str(package.folder / GRAPH), compress_to_fp16=False)
+            odd = _differing(tokenize, package, [*ODD_TEXTS, *package.edge])
             return {
                 "written": True,
                 "texts_compared": len(texts),
                 "differs_on": [text[:40] for text in odd],
-                "differs_on_characters": _characters(tokenize, room, odd),
+                "differs_on_characters": _characters(tokenize, package, odd),
             }
         lost = min(lost or wrong, wrong, key=len)
     return {
@@ -87,41 +87,41 @@ def write(room: Furnishing) -> dict[str, Any]:
     }
 
 
-def _differing(tokenize: _Opened, room: Furnishing, texts: Sequence[str]) -> list[str]:
+def _differing(tokenize: _Opened, package: PackageContext, texts: Sequence[str]) -> list[str]:
     """The texts for which the graph gives other ids than tokenizer.json."""
     several = list(dict.fromkeys(texts))
-    pairs = zip(several, room.tokenize(several), strict=True)
-    return [text for text, wanted in pairs if list(tokenize(text)) != wanted]
+    pairs = zip(several, package.tokenize(several), strict=True)
+    return [text for text, ids in pairs if list(tokenize(text)) != ids]
 
 
-def _characters(tokenize: _Opened, room: Furnishing, texts: Sequence[str]) -> list[str]:
+def _characters(tokenize: _Opened, package: PackageContext, texts: Sequence[str]) -> list[str]:
     """Code points ("U+200B") of these texts that alone make a difference in a plain text."""
     seen = sorted({letter for text in texts for letter in text})
     around = {f"a {letter} b{letter}c": letter for letter in seen}
-    return [f"U+{ord(around[text]):04X}" for text in _differing(tokenize, room, [*around])]
+    return [f"U+{ord(around[text]):04X}" for text in _differing(tokenize, package, [*around])]
 
 
-def _sources(room: Furnishing) -> Iterator[Tokenizer]:
+def _sources(package: PackageContext) -> Iterator[Tokenizer]:
     """As it is; then, of BERT's kind, the same one said in steps that convert well."""
     from tokenizers import Regex, Tokenizer, normalizers
 
-    path = str(room.folder / "tokenizer.json")
+    path = str(package.folder / "tokenizer.json")
     plain = Tokenizer.from_file(path)
     yield plain
-    said = json.loads(plain.to_str())
-    if said["model"]["type"] != "WordPiece" or plain.normalizer is None:
+    config = json.loads(plain.to_str())
+    if config["model"]["type"] != "WordPiece" or plain.normalizer is None:
         return
     there = [normalizers.Replace(letter, rune) for letter, rune in STAND_INS.items()]
     back = [normalizers.Replace(rune, letter) for letter, rune in STAND_INS.items()]
     steps = [*there, plain.normalizer, *back]
-    if said["model"].get("max_input_chars_per_word") == WORD_CHARACTERS:
+    if config["model"].get("max_input_chars_per_word") == WORD_CHARACTERS:
         steps.append(normalizers.Replace(Regex(LONG_WORD), STAND_INS["\u03c2"]))
     guarded = Tokenizer.from_file(path)
     guarded.normalizer = normalizers.Sequence(steps)
     yield guarded
 
 
-def _converted(source: Tokenizer, room: Furnishing) -> Any:
+def _converted(source: Tokenizer, package: PackageContext) -> Any:
     """Its graph: strings -> input_ids, attention_mask, cut to the length limit."""
     from openvino_tokenizers import convert_tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -130,9 +130,9 @@ def _converted(source: Tokenizer, room: Furnishing) -> Any:
     source.no_truncation()
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=source,
-        pad_token=source.id_to_token(room.pad_id),
-        model_max_length=room.max_tokens,
-        truncation_side=room.cut,
+        pad_token=source.id_to_token(package.pad_id),
+        model_max_length=package.max_tokens,
+        truncation_side=package.cut,
     )
     graph = convert_tokenizer(wrapped, with_detokenizer=False, truncation=True)
     for node in graph.get_ops():

@@ -1,6 +1,7 @@
 """trt: TensorRT engines for NVIDIA GPUs, 11 and 10, with optimization profiles.
 
-What is checked and built is in jexport/trt; here it becomes a target. Knows no other engine.
+What is checked and built is in the modules of this package; here it becomes a target. Knows no
+other engine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jexport.artifacts import manifest
 from jexport.errors import DeviceError, EngineError, UnsupportedGraphError
 from jexport.graph.diagnostics import Diagnostic, raise_for_errors
 from jexport.recipe import CompileSpec
-from jexport.targets import Target
+from jexport.targets import CompileSupport, Int8Support, Requirements, RuntimeSupport, Target
 from jexport.types import CompiledModel, OnnxModel, Runner, Tensors
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def fingerprint() -> dict[str, Any]:
     return dict(device.fingerprint())
 
 
-def profiled(spec: CompileSpec, lengths: Sequence[int], max_tokens: int) -> CompileSpec:
+def profiles_for(spec: CompileSpec, lengths: Sequence[int], max_tokens: int) -> CompileSpec:
     """Profiles for texts of these lengths in tokens. Raises ProfileError."""
     from jexport.targets.trt import profiles
 
@@ -253,51 +254,46 @@ def anywhere() -> dict[str, Any]:
     return {"device": "none yet", "complete": "jexport compile ARTIFACT, on a machine with a GPU"}
 
 
-PORTABLE = Target(
-    name="trt",
-    summary="everything up to the TensorRT engine",
-    precisions=("fp32", "fp16", "int8"),
-    scheme="symmetric",
-    wide="int8-weights",
-    needs_onnx=True,
-    devices=("cpu",),
-    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
-    run_needs=("onnxruntime", "tokenizers", "numpy"),
-    extra="build",
-    ready=lambda: None,
-    fingerprint=anywhere,
-    check=check,
-    build=prepare,
-    runner=targets.load(targets.JUDGE).runner,
-    lint=lint_graph,
-    profiled=profiled,
-    accept=accept,
-    float_rest="fp16",
-    int8_tables=False,
-    timed=False,
-)
-
-TARGET = Target(
+_ENGINE = Target(
     name="trt",
     summary="TensorRT engines for NVIDIA GPUs, one per GPU architecture",
     precisions=("fp32", "fp16", "int8"),
-    scheme="symmetric",
-    wide="int8-weights",  # tensor cores do float16 at half the speed of int8, as two int8 terms do
-    needs_onnx=True,
     devices=("cuda",),
-    # What it takes up to the engine; the rest is asked for by `ready`.
-    build_needs=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
-    run_needs=("tensorrt", "cuda", "tokenizers", "numpy"),
-    extra="trt",
-    ready=ready,
+    requirements=Requirements(
+        # What it takes up to the engine; the rest is asked for by `ready`.
+        build=("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+        run=("tensorrt", "cuda", "tokenizers", "numpy"),
+        extra="trt",
+    ),
     fingerprint=fingerprint,
     check=check,
     build=build,
     runner=runner,
+    ready=ready,
+    int8=Int8Support(
+        scheme="symmetric",
+        # Tensor cores do float16 at half the speed of int8, as two int8 terms do.
+        fallback="int8-weights",
+        float_precision="fp16",
+        # The parser's table has no int8 for Gather, and no lookup is slow on a GPU.
+        tables=False,
+    ),
     lint=lint_graph,
-    profiled=profiled,
-    accept=accept,
-    float_rest="fp16",
-    int8_tables=False,  # the parser's table has no int8 for Gather, and no lookup is slow on a GPU
-    portable=PORTABLE,
+    compiling=CompileSupport(profiles_for=profiles_for, accept=accept),
 )
+
+PORTABLE = replace(
+    _ENGINE,
+    summary="everything up to the TensorRT engine",
+    devices=("cpu",),
+    requirements=replace(
+        _ENGINE.requirements, run=("onnxruntime", "tokenizers", "numpy"), extra="build"
+    ),
+    fingerprint=anywhere,
+    build=prepare,
+    runner=targets.load(targets.REFERENCE_RUNTIME).runner,
+    ready=targets.always_ready,
+    runtime=RuntimeSupport(timed=False),
+)
+
+TARGET = replace(_ENGINE, compiling=replace(_ENGINE.compiling, portable=PORTABLE))
