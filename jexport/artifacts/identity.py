@@ -81,12 +81,12 @@ def of_loaded(loaded: LoadedModel) -> Checkpoint:
 
 def of_manifest(content: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint that an artifact says it was made of."""
-    said = content["checkpoint"]
+    checkpoint = content["checkpoint"]
     return Checkpoint(
-        source=said["name"],
-        revision=said["revision"],
+        source=checkpoint["name"],
+        revision=checkpoint["revision"],
         task=content["task"],
-        files=_digests(FileDigest(**one) for one in (*said["files"], *said["code"])),
+        files=_digests(FileDigest(**one) for one in (*checkpoint["files"], *checkpoint["code"])),
     )
 
 

@@ -165,8 +165,8 @@ def schema_problem(content: Mapping[str, Any]) -> str:
     Serving has no JSON schema library: this reads the words that the schema uses, and a test
     compares it with one that knows them all.
     """
-    said = content.get("format")
-    path = next((path for known, path in SCHEMAS.items() if said == known), SCHEMA)
+    version = content.get("format")
+    path = next((path for known, path in SCHEMAS.items() if version == known), SCHEMA)
     schema = json.loads(path.read_text(encoding="utf-8"))
     return next(_deviations(content, schema, "", schema["$defs"]), "")
 
@@ -248,7 +248,7 @@ def _problems(folder: Path, manifest: Manifest) -> list[str]:
     expected = {entry["path"]: entry for entry in manifest.content["files"]}
     problems = []
     folders = {parent.as_posix() for name in expected for parent in PurePosixPath(name).parents}
-    found: set[str] = set()
+    kinds: set[str] = set()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -256,11 +256,11 @@ def _problems(folder: Path, manifest: Manifest) -> list[str]:
         elif path.is_dir() and name not in folders:
             problems.append(f"extra: {name} (a folder)")
         elif path.is_file() and name != NAME:
-            found.add(name)
-    problems += [f"missing: {name}" for name in sorted(set(expected) - found)]
-    problems += [f"extra: {name}" for name in sorted(found - set(expected))]
+            kinds.add(name)
+    problems += [f"missing: {name}" for name in sorted(set(expected) - kinds)]
+    problems += [f"extra: {name}" for name in sorted(kinds - set(expected))]
     problems += [
-        text for name in sorted(found & set(expected)) if (text := _changed(folder, expected[name]))
+        text for name in sorted(kinds & set(expected)) if (text := _changed(folder, expected[name]))
     ]
     return problems
 

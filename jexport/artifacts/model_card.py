@@ -96,8 +96,8 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
     kept = findings.kept(quantization)
     held_out = reading.mapping(quantization, "held_out")
     calibrated = reading.mapping(quantization, "calibration")
-    found = {one.name: one for one in findings.precisions(quantization, {}, content)}
-    own = found.get(content["precision"])
+    precisions = {one.name: one for one in findings.precisions(quantization, {}, content)}
+    own = precisions.get(content["precision"])
     rows = [
         ("held-out texts", reading.count(held_out.get("texts"))),
         *((f"held-out {one.words}", one.shown(reading.value(kept, one.key)))
@@ -107,12 +107,12 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
         ("size of graph and weights", own.size_in_words if own else ""),
         ("calibrated with", _texts(calibrated)),
     ]
-    said = "reached" if quantization.get("reached") is True else "NOT reached"
+    outcome = "reached" if quantization.get("reached") is True else "NOT reached"
     return [
         f"## What {_plain(content['precision'])} cost",
         "",
         "Against the same graph in fp32, on texts that calibration never saw; the goals were "
-        f"{said}.",
+        f"{outcome}.",
         "By language and length, layer by layer, and all that was tried: `report.html`; the same",
         "as numbers: `quantization.json`.",
         "",
@@ -216,8 +216,8 @@ def _usage(content: Mapping[str, Any]) -> list[str]:
 
 def _licence(content: Mapping[str, Any]) -> list[str]:
     licence = content["licence"]
-    said = _plain(licence) or "not stated"
-    lines = ["## Licence", "", f"The weights keep the checkpoint's licence: {said}."]
+    text = _plain(licence) or "not stated"
+    lines = ["## Licence", "", f"The weights keep the checkpoint's licence: {text}."]
     if str(licence).upper().startswith(NON_COMMERCIAL):
         lines.append("It does not allow commercial use without an agreement with the authors.")
     return [*lines, ""]

@@ -110,12 +110,12 @@ def check_name(slot: Slot, checkpoint: Checkpoint, *, replace: bool) -> None:
 
 def _others(slot: Slot) -> dict[Path, Checkpoint]:
     """The checkpoints that `latest` names in all slots of the model, by slot."""
-    found = {}
+    others = {}
     for path in sorted((slot.out / slot.model).glob(f"*/*/{LATEST}/{manifest.NAME}")):
         one = identity.of_folder(path.parent)
         if one is not None:
-            found[path.parent.parent] = one
-    return found
+            others[path.parent.parent] = one
+    return others
 
 
 def place(staged: Path, slot: Slot, *, replace: bool = False) -> Artifact:
@@ -197,11 +197,11 @@ def measured(folder: Path) -> Mapping[str, Any]:
         return {key: content[key] for key in ("stages", "speed") if key in content}
     path = folder.resolve()
     try:
-        said = json.loads((path.parent / f"{path.name}.{RUN}").read_text(encoding="utf-8"))
+        measures = json.loads((path.parent / f"{path.name}.{RUN}").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    known = isinstance(said, dict) and said.get("artifact") == content["sha256"]
-    return said if known else {}
+    known = isinstance(measures, dict) and measures.get("artifact") == content["sha256"]
+    return measures if known else {}
 
 
 def keep_report(report: Path, slot: Slot) -> Path | None:

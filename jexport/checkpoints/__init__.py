@@ -65,11 +65,11 @@ def locate(spec: LoadSpec) -> tuple[Path, str]:
             evidence="it is not a folder, and a hub id has the form owner/name",
             fix="give --model FOLDER or --model OWNER/NAME",
         )
-    wanted: tuple[str, ...] = hub.WEIGHTS_AND_CONFIG
+    patterns: tuple[str, ...] = hub.WEIGHTS_AND_CONFIG
     if spec.trust_remote_code:
         hub.check_pinned(spec.revision, what=f"the hub's {spec.model}", key="load.revision")
-        wanted += hub.CODE
-    return hub.fetch(spec.model, spec.revision, wanted)
+        patterns += hub.CODE
+    return hub.fetch(spec.model, spec.revision, patterns)
 
 
 def detect(folder: Path, config: Mapping[str, Any], *, trust_code: bool = False) -> str:
@@ -251,8 +251,8 @@ def _digest(path: Path, opened: _Opened) -> FileDigest:
     """A file's digest, named relative to the checkpoint; below `base/` where it is elsewhere."""
     if path.is_relative_to(opened.folder):
         return file_digest(path, root=opened.folder)
-    found = file_digest(path, root=opened.base)
-    return replace(found, path=f"base/{found.path}")
+    digest = file_digest(path, root=opened.base)
+    return replace(digest, path=f"base/{digest.path}")
 
 
 def _check_prompts(spec: LoadSpec, offered: Sequence[str]) -> None:

@@ -52,13 +52,13 @@ def fetch(model_id: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path
             fix='pip install "jexport[build]", or give --model FOLDER',
         ) from error
 
-    def download(commit: str, wanted: tuple[str, ...]) -> str:
+    def download(commit: str, patterns: tuple[str, ...]) -> str:
         return str(
             huggingface_hub.snapshot_download(
                 model_id,
                 revision=commit or None,
-                allow_patterns=list(wanted),
-                ignore_patterns=[one for one in NEVER if one != "*.bin" or wanted != PICKLED],
+                allow_patterns=list(patterns),
+                ignore_patterns=[one for one in NEVER if one != "*.bin" or patterns != PICKLED],
             )
         )
 

@@ -81,7 +81,7 @@ def _adapter(home: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
     settings = _settings(home)
     rank = settings["r"]
     scaling = native_class.scaling(settings.get("lora_alpha"), rank, where=f"{home.name}/{CONFIG}")
-    found = shards.entries([home / FILE])
+    entries = shards.entries([home / FILE])
     targets = _targets(settings)
     chosen = [
         (matrix, native, part)
@@ -90,7 +90,7 @@ def _adapter(home: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
         if targets(native.removesuffix(".weight"))
     ]
     factors = native_class.one_each(
-        [(_native_factor(name), name) for name in found],
+        [(_native_factor(name), name) for name in entries],
         [f"{native.removesuffix('.weight')}.{side}" for _, native, _ in chosen for side in "AB"],
         what=f"the factors in {home.name}",
     )
@@ -99,12 +99,12 @@ def _adapter(home: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
         a, b = (factors[f"{native.removesuffix('.weight')}.{side}"] for side in "AB")
         rows = matrix.shape[0] if part is None else part[1] - part[0]
         note = f"r in {home.name}/{CONFIG}"
-        native_class.check_factor(a, found[a].shape, (rank, _columns(matrix)), what=note)
-        native_class.check_factor(b, found[b].shape, (_rows(matrix, rows), rank), what=note)
+        native_class.check_factor(a, entries[a].shape, (rank, _columns(matrix)), what=note)
+        native_class.check_factor(b, entries[b].shape, (_rows(matrix, rows), rank), what=note)
         up, down = (a, b) if matrix.embedding else (b, a)
         adapter[native] = LowRank(
-            up=shards.reader(up, found[up], transpose=matrix.embedding),
-            down=shards.reader(down, found[down], transpose=matrix.embedding),
+            up=shards.reader(up, entries[up], transpose=matrix.embedding),
+            down=shards.reader(down, entries[down], transpose=matrix.embedding),
             scaling=scaling,
         )
     return adapter

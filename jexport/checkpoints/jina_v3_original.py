@@ -40,8 +40,8 @@ def _listed(config: Mapping[str, Any]) -> tuple[str, ...]:
     return native_class.listed_tasks(config) or tuple(tasks.JINA_V3_PROMPTS)
 
 
-def _adapted(found: Mapping[str, shards.Entry]) -> set[str]:
-    return {name for name in found if name.endswith((LORA_A, LORA_B))}
+def _adapted(entries: Mapping[str, shards.Entry]) -> set[str]:
+    return {name for name in entries if name.endswith((LORA_A, LORA_B))}
 
 
 def read(
@@ -54,28 +54,28 @@ def read(
     AdapterError.
     """
     native_config.check_config(config)
-    found = shards.tensors(folder)
-    adapted = _adapted(found)
-    base = {name: entry for name, entry in found.items() if name not in adapted}
+    entries = shards.tensors(folder)
+    adapted = _adapted(entries)
+    base = {name: entry for name, entry in entries.items() if name not in adapted}
     plain = [
         (name.removesuffix(BASE) + ".weight" if name.endswith(BASE) else name, name)
         for name in base
     ]
-    pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in found)
+    pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in entries)
     weights = native_class.native_weights(plain, base, config, pooler=pooler)
-    adapter = _adapter(found, config, task, pooler=pooler) if adapted else {}
-    return weights, adapter, shards.files(folder, found)
+    adapter = _adapter(entries, config, task, pooler=pooler) if adapted else {}
+    return weights, adapter, shards.files(folder, entries)
 
 
 def _adapter(
-    found: Mapping[str, shards.Entry], config: Mapping[str, Any], task: str, *, pooler: bool
+    entries: Mapping[str, shards.Entry], config: Mapping[str, Any], task: str, *, pooler: bool
 ) -> dict[str, LowRank]:
     """The task's deltas (none for `none`), once every adapter is known to be whole."""
     listed, rank = _listed(config), count(config, "lora_rank")
     scaling = native_class.scaling(config.get("lora_alpha"), rank, where="config.json")
     matrices = native_class.adapted_matrices(config, pooler=pooler)
     factors = native_class.one_each(
-        [(name.removeprefix("roberta."), name) for name in _adapted(found)],
+        [(name.removeprefix("roberta."), name) for name in _adapted(entries)],
         [matrix.original + suffix for matrix in matrices for suffix in (LORA_A, LORA_B)],
         what="the stacked adapters",
     )
@@ -88,15 +88,15 @@ def _adapter(
             a_shape, b_shape = (len(listed), rows, rank), (len(listed), rank, columns)
         for name, shape in ((a_name, a_shape), (b_name, b_shape)):
             what = "config.json (lora_adaptations, lora_rank)"
-            native_class.check_factor(name, found[name].shape, shape, what=what)
+            native_class.check_factor(name, entries[name].shape, shape, what=what)
         if task == tasks.NONE:
             continue
         index = listed.index(task)
         up, down = (a_name, b_name) if matrix.embedding else (b_name, a_name)
         for native, part in matrix.parts:
             adapter[native] = LowRank(
-                up=shards.reader(up, found[up], index=index, rows=part),
-                down=shards.reader(down, found[down], index=index),
+                up=shards.reader(up, entries[up], index=index, rows=part),
+                down=shards.reader(down, entries[down], index=index),
                 scaling=scaling,
             )
     return adapter

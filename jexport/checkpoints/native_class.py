@@ -58,7 +58,7 @@ def adapted_matrices(config: Mapping[str, Any], *, pooler: bool) -> list[Adapted
         return Adapted(original=original, shape=(rows, columns), embedding=embedding, parts=(part,))
 
     types = count(config, "type_vocab_size", 1)
-    found = [
+    matrices = [
         one("embeddings.word_embeddings", count(config, "vocab_size"), hidden, embedding=True),
         one("embeddings.token_type_embeddings", types, hidden, embedding=True),
     ]
@@ -66,13 +66,13 @@ def adapted_matrices(config: Mapping[str, Any], *, pooler: bool) -> list[Adapted
         name = f"encoder.layers.{layer}"
         parts = tuple((f"{module}.weight", rows) for module, rows in _thirds(layer, hidden))
         fused, shape = f"{name}.{FUSED}", (3 * hidden, hidden)
-        found.append(Adapted(original=fused, shape=shape, embedding=False, parts=parts))
-        found.append(one(f"{name}.mixer.out_proj", hidden, hidden))
-        found.append(one(f"{name}.mlp.fc1", inner, hidden))
-        found.append(one(f"{name}.mlp.fc2", hidden, inner))
+        matrices.append(Adapted(original=fused, shape=shape, embedding=False, parts=parts))
+        matrices.append(one(f"{name}.mixer.out_proj", hidden, hidden))
+        matrices.append(one(f"{name}.mlp.fc1", inner, hidden))
+        matrices.append(one(f"{name}.mlp.fc2", hidden, inner))
     if pooler:
-        found.append(one(POOLER, hidden, hidden))
-    return found
+        matrices.append(one(POOLER, hidden, hidden))
+    return matrices
 
 
 def _thirds(layer: int | str, hidden: int) -> list[tuple[str, tuple[int, int]]]:
@@ -119,7 +119,7 @@ def scaling(alpha: Any, rank: int, *, where: str) -> float:
 
 
 def one_each(
-    named: Iterable[tuple[str, str]], wanted: Iterable[str], *, what: str
+    named: Iterable[tuple[str, str]], expected: Iterable[str], *, what: str
 ) -> dict[str, str]:
     """Factor -> name in the file, once each is there, once, and no other.
 
@@ -127,7 +127,7 @@ def one_each(
     """
     factors: dict[str, str] = {}
     odd: set[str] = set()
-    needed = set(wanted)
+    needed = set(expected)
     for factor, name in named:
         if factor in factors or factor not in needed:
             odd |= {name, factors.get(factor, name)}
@@ -143,19 +143,21 @@ def one_each(
     return factors
 
 
-def check_factor(name: str, shape: tuple[int, ...], wanted: tuple[int, ...], *, what: str) -> None:
+def check_factor(
+    name: str, shape: tuple[int, ...], expected: tuple[int, ...], *, what: str
+) -> None:
     """Raise AdapterError unless a LoRA factor has the shape that rank and matrix ask for."""
-    if shape != wanted:
+    if shape != expected:
         raise AdapterError(
             f"adapter matrix '{name}' has another shape or rank",
-            evidence=f"it is {list(shape)}; {what} and the base model ask for {list(wanted)}",
+            evidence=f"it is {list(shape)}; {what} and the base model ask for {list(expected)}",
             fix="give the adapter that was trained on this base model",
         )
 
 
 def native_weights(
     names: Iterable[tuple[str, str]],
-    found: Mapping[str, shards.Entry],
+    entries: Mapping[str, shards.Entry],
     config: Mapping[str, Any],
     *,
     pooler: bool,
@@ -173,7 +175,7 @@ def native_weights(
     twice: list[str] = []
     for plain, raw in names:
         module, _, kind = plain.removeprefix("roberta.").rpartition(".")
-        layer, shape = LAYER.fullmatch(module), found[raw].shape
+        layer, shape = LAYER.fullmatch(module), entries[raw].shape
         parts: list[tuple[str, tuple[int, int] | None]] = [(native_module(module), None)]
         if layer is not None and layer[2] == FUSED:
             _check_shapes({raw: shape[:1]}, {raw: (3 * hidden,)})
@@ -181,25 +183,25 @@ def native_weights(
         for native, rows in parts:
             name = f"{native}.{kind}"
             twice += [raw] if name in readers else []
-            readers[name] = shards.reader(raw, found[raw], rows=rows)
+            readers[name] = shards.reader(raw, entries[raw], rows=rows)
             shapes[name] = shape
-    wanted = {name: tuple(t.shape) for name, t in _skeleton(config).state_dict().items()}
+    expected = {name: tuple(t.shape) for name, t in _skeleton(config).state_dict().items()}
     if pooler:
-        wanted |= {f"{POOLER}.weight": (hidden, hidden), f"{POOLER}.bias": (hidden,)}
-    _check_shapes(shapes, wanted, twice)
+        expected |= {f"{POOLER}.weight": (hidden, hidden), f"{POOLER}.bias": (hidden,)}
+    _check_shapes(shapes, expected, twice)
     return readers
 
 
 def _check_shapes(
-    found: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     twice: Iterable[str] = (),
 ) -> None:
-    missing, unexpected = set(wanted) - set(found), {*(set(found) - set(wanted)), *twice}
+    missing, unexpected = set(expected) - set(shapes), {*(set(shapes) - set(expected)), *twice}
     mismatched = [
-        f"{name} {list(found[name])} instead of {list(wanted[name])}"
-        for name in sorted(set(found) & set(wanted))
-        if found[name] != wanted[name]
+        f"{name} {list(shapes[name])} instead of {list(expected[name])}"
+        for name in sorted(set(shapes) & set(expected))
+        if shapes[name] != expected[name]
     ]
     if missing or unexpected or mismatched:
         raise mismatch(missing, unexpected, mismatched)

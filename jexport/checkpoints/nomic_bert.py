@@ -133,12 +133,12 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
     place = torch_device(device)
     config = read_json(folder / "config.json")
     _check_config(config, precision)
-    found = shards.tensors(folder)
-    _check_names(found, config)
+    entries = shards.tensors(folder)
+    _check_names(entries, config)
     dtype = getattr(torch, DTYPES[precision][1])
     weights = {
         name: shards.reader(name, entry)().to(device=place, dtype=dtype)
-        for name, entry in found.items()
+        for name, entry in entries.items()
     }
 
     def run(feed: Tensors) -> Tensors:
@@ -160,7 +160,7 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
 
 def _check_config(config: Mapping[str, Any], precision: str) -> None:
     """Raise CheckpointError unless config.json says what both servers take for this block."""
-    wanted = {
+    expected = {
         "model_type": MODEL_TYPE,
         "activation_function": "gelu",
         "prenorm": False,
@@ -175,7 +175,7 @@ def _check_config(config: Mapping[str, Any], precision: str) -> None:
     }
     odd = [
         f"{key} = {config.get(key)!r}"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if key not in config or config[key] != value
     ]
     if odd:
@@ -186,10 +186,10 @@ def _check_config(config: Mapping[str, Any], precision: str) -> None:
         )
 
 
-def _check_names(found: Mapping[str, shards.Entry], config: Mapping[str, Any]) -> None:
+def _check_names(entries: Mapping[str, shards.Entry], config: Mapping[str, Any]) -> None:
     """Raise StateDictError unless names and shapes are those that config.json asks for."""
     hidden, inner = count(config, "n_embd"), count(config, "n_inner")
-    wanted: dict[str, tuple[int, ...]] = {
+    expected: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (count(config, "vocab_size"), hidden),
         "embeddings.token_type_embeddings.weight": (count(config, "type_vocab_size"), hidden),
         "emb_ln.weight": (hidden,),
@@ -204,18 +204,18 @@ def _check_names(found: Mapping[str, shards.Entry], config: Mapping[str, Any]) -
     for layer in range(count(config, "n_layer")):
         at = f"encoder.layers.{layer}"
         for module, shape in matrices.items():
-            wanted |= {f"{at}.{module}.weight": shape, f"{at}.{module}.bias": shape[:1]}
+            expected |= {f"{at}.{module}.weight": shape, f"{at}.{module}.bias": shape[:1]}
         for norm in ("norm1", "norm2"):
-            wanted |= {f"{at}.{norm}.weight": (hidden,), f"{at}.{norm}.bias": (hidden,)}
-    shapes = {name: entry.shape for name, entry in found.items()}
-    if shapes != wanted:
-        both = set(shapes) & set(wanted)
+            expected |= {f"{at}.{norm}.weight": (hidden,), f"{at}.{norm}.bias": (hidden,)}
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    if shapes != expected:
+        both = set(shapes) & set(expected)
         other = [
-            f"{name} {list(shapes[name])} instead of {list(wanted[name])}"
+            f"{name} {list(shapes[name])} instead of {list(expected[name])}"
             for name in sorted(both)
-            if shapes[name] != wanted[name]
+            if shapes[name] != expected[name]
         ]
-        raise mismatch(set(wanted) - both, set(shapes) - both, other)
+        raise mismatch(set(expected) - both, set(shapes) - both, other)
 
 
 def _forward(

@@ -91,7 +91,7 @@ def _base(home: Path, config: Mapping[str, Any]) -> Path:
 
 
 def _factors(weights: Path) -> dict[str, dict[str, tuple[str, shards.Entry]]]:
-    found: dict[str, dict[str, tuple[str, shards.Entry]]] = {}
+    factors: dict[str, dict[str, tuple[str, shards.Entry]]] = {}
     for name, entry in shards.entries([weights]).items():
         matched = _FACTOR.fullmatch(name.removeprefix(PREFIX))
         if matched is None:
@@ -100,15 +100,15 @@ def _factors(weights: Path) -> dict[str, dict[str, tuple[str, shards.Entry]]]:
                 evidence=f"{weights.name}: {name}",
                 fix="merge it with peft (merge_and_unload), and save the model whole",
             )
-        found.setdefault(matched["module"], {})[matched["side"]] = (name, entry)
-    lacking = sorted(module for module, sides in found.items() if len(sides) < 2)
-    if lacking or not found:
+        factors.setdefault(matched["module"], {})[matched["side"]] = (name, entry)
+    lacking = sorted(module for module, sides in factors.items() if len(sides) < 2)
+    if lacking or not factors:
         raise AdapterError(
             "the adapter was not saved whole",
             evidence=f"one matrix of two: {shards.describe(lacking) or 'there is none at all'}",
             fix="give an adapter whose file has lora_A and lora_B of every module",
         )
-    return found
+    return factors
 
 
 def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:

@@ -146,9 +146,9 @@ def _digests(root: Path, names: list[str], *, home: str = "") -> tuple[FileDiges
             evidence=f"auto_map names {', '.join(names)}; no {', '.join(absent)} in {root}",
             fix="put the .py files beside the weights, or build without --trust-remote-code",
         )
-    found = [file_digest(path, root=root) for path in sorted(root.rglob("*.py"))]
+    digests = [file_digest(path, root=root) for path in sorted(root.rglob("*.py"))]
     prefix = f"{home}/" if home else ""
-    return tuple(dataclasses.replace(one, path=f"{prefix}{one.path}") for one in found)
+    return tuple(dataclasses.replace(one, path=f"{prefix}{one.path}") for one in digests)
 
 
 def sizes(folder: Path, spec: LoadSpec) -> dict[str, Any]:
@@ -333,15 +333,17 @@ def repair_buffers(model: Any) -> None:
                 buffer.data = values[name].detach().clone()
     for name, module in model.named_modules():
         if hasattr(module, "_compute_inv_freq") and hasattr(module, "inv_freq"):
-            wanted = module._compute_inv_freq(torch.device("cpu"))
+            expected = module._compute_inv_freq(torch.device("cpu"))
             module._seq_len_cached = 0
             for cache in ("_cos_cached", "_sin_cached", "_cos_k_cached", "_sin_k_cached"):
                 if hasattr(module, cache):
                     setattr(module, cache, None)
-            _check_frequencies(name, module.inv_freq, wanted, model.config)
+            _check_frequencies(name, module.inv_freq, expected, model.config)
 
 
-def _check_frequencies(name: str, found: torch.Tensor, wanted: torch.Tensor, config: Any) -> None:
+def _check_frequencies(
+    name: str, actual: torch.Tensor, expected: torch.Tensor, config: Any
+) -> None:
     """RoPE frequencies fall from 1 towards 0 (RoFormer, arXiv 2104.09864) and are as computed.
 
     They are rotary_emb_base ** (-2 n / size) where the config names that base.
@@ -349,21 +351,21 @@ def _check_frequencies(name: str, found: torch.Tensor, wanted: torch.Tensor, con
     import torch
 
     base = getattr(config, "rotary_emb_base", None)
-    steps = torch.arange(found.numel(), dtype=torch.float64) / found.numel()
-    formula = float(base) ** -steps if base else wanted.flatten().double()
+    steps = torch.arange(actual.numel(), dtype=torch.float64) / actual.numel()
+    formula = float(base) ** -steps if base else expected.flatten().double()
     good = (
-        found.shape == wanted.shape
-        and bool(torch.isfinite(found).all())
-        and bool(torch.allclose(found.float(), wanted.float(), rtol=1e-6, atol=0))
-        and bool(torch.allclose(found.flatten().double(), formula, rtol=1e-5, atol=0))
-        and float(found.flatten()[0]) == 1.0
-        and bool((found.flatten()[1:] < found.flatten()[:-1]).all())
+        actual.shape == expected.shape
+        and bool(torch.isfinite(actual).all())
+        and bool(torch.allclose(actual.float(), expected.float(), rtol=1e-6, atol=0))
+        and bool(torch.allclose(actual.flatten().double(), formula, rtol=1e-5, atol=0))
+        and float(actual.flatten()[0]) == 1.0
+        and bool((actual.flatten()[1:] < actual.flatten()[:-1]).all())
     )
     if not good:
         raise RemoteCodeError(
             f"the repair of '{name}.inv_freq' did not hold",
-            evidence=f"it starts {found.flatten()[:4].tolist()}, "
-            f"its own code gives {wanted.flatten()[:4].tolist()}, "
+            evidence=f"it starts {actual.flatten()[:4].tolist()}, "
+            f"its own code gives {expected.flatten()[:4].tolist()}, "
             f"its config asks for {formula[:4].tolist()}",
             fix="build without --trust-remote-code, and report this checkpoint",
         )

@@ -183,19 +183,19 @@ def pooling(folder: Path, *, own_transformer: bool = False) -> Pooling | None:
     if listed is None:
         return None
     _check_kinds(listed, own_transformer=own_transformer)
-    found, normalize, files = None, False, [folder / MODULES]
+    mode, normalize, files = None, False, [folder / MODULES]
     for one in listed[1:]:
         path = folder / one.home / "config.json"
         if one.kind == "Pooling":
-            found = _pooling(folder, one.home)
+            mode = _pooling(folder, one.home)
         else:
             known = keys.NORMALIZE if one.kind == "Normalize" else keys.DROPOUT
             keys.check(known, optional_json(path), where=f"{one.home}/{path.name}")
             normalize |= one.kind == "Normalize"
         if is_there(path):
             files.append(path)
-    assert found is not None, "_check_kinds asks for a Pooling"
-    return dataclasses.replace(found, normalize=normalize, files=tuple(files))
+    assert mode is not None, "_check_kinds asks for a Pooling"
+    return dataclasses.replace(mode, normalize=normalize, files=tuple(files))
 
 
 def _pooling(folder: Path, home: str) -> Pooling:

@@ -73,13 +73,13 @@ def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
     """Weights under the names in the file; the files that hold them. Raises CheckpointError."""
-    found = shards.tensors(folder)
+    entries = shards.tensors(folder)
     weights = {
         name: shards.reader(name, entry)
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if not name.endswith(COUNTERS)
     }
-    return weights, {}, shards.files(folder, found)
+    return weights, {}, shards.files(folder, entries)
 
 
 def positions(folder: Path, config: Mapping[str, Any]) -> int:

@@ -83,13 +83,13 @@ def _nothing(folder: Path) -> CheckpointError:
 def _indexed(folder: Path, index: str) -> dict[str, Entry]:
     """The tensors of the shards that an index names."""
     listed = _weight_map(folder / index)
-    found = entries(folder / name for name in sorted(set(listed.values())))
+    by_name = entries(folder / name for name in sorted(set(listed.values())))
     lacking = [
         f"{name} in {file}"
         for name, file in listed.items()
-        if name not in found or found[name].path.name != file
+        if name not in by_name or by_name[name].path.name != file
     ]
-    unlisted = [f"{name} in {found[name].path.name}" for name in set(found) - set(listed)]
+    unlisted = [f"{name} in {by_name[name].path.name}" for name in set(by_name) - set(listed)]
     if lacking or unlisted:
         raise CheckpointError(
             f"{index} and its shards do not belong together",
@@ -97,12 +97,12 @@ def _indexed(folder: Path, index: str) -> dict[str, Entry]:
             f"there, but not listed: {describe(unlisted) or 'none'}",
             fix="download the checkpoint again",
         )
-    return found
+    return by_name
 
 
-def files(folder: Path, found: Mapping[str, Entry]) -> list[Path]:
+def files(folder: Path, weights: Mapping[str, Entry]) -> list[Path]:
     """The files that `found` came from, the index included when there was need of it."""
-    paths = sorted({entry.path for entry in found.values()})
+    paths = sorted({entry.path for entry in weights.values()})
     if {folder / SINGLE, folder / PICKLED} & set(paths):
         return paths
     return [*paths, folder / (INDEX if (folder / INDEX).is_file() else PICKLED_INDEX)]
@@ -137,17 +137,17 @@ def _is_plain_name(name: object) -> bool:
 
 def entries(paths: Iterable[Path]) -> dict[str, Entry]:
     """Name, dtype and shape of every tensor in these files. Raises CheckpointError."""
-    found: dict[str, Entry] = {}
+    by_name: dict[str, Entry] = {}
     for path in paths:
         for name, entry in _header(path).items():
-            if name in found:
+            if name in by_name:
                 raise CheckpointError(
                     f"tensor '{name}' is in two files",
-                    evidence=f"{found[name].path.name} and {path.name}",
+                    evidence=f"{by_name[name].path.name} and {path.name}",
                     fix="remove one of them",
                 )
-            found[name] = entry
-    return found
+            by_name[name] = entry
+    return by_name
 
 
 def _header(path: Path) -> dict[str, Entry]:
@@ -162,20 +162,20 @@ def _header(path: Path) -> dict[str, Entry]:
         )
     if path.suffix == ".bin":
         return _pickled_header(path)
-    found = {}
+    header = {}
     try:
         with safetensors.safe_open(path, framework="np") as stream:
             for name in stream.keys():  # noqa: SIM118 (it is no dict)
                 part = stream.get_slice(name)
                 shape = tuple(part.get_shape())
-                found[name] = Entry(path=path, dtype=part.get_dtype(), shape=shape)
+                header[name] = Entry(path=path, dtype=part.get_dtype(), shape=shape)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
             f"weight file {path.name} is truncated or not safetensors",
             evidence=f"{error} ({path.stat().st_size} bytes)",
             fix="download the checkpoint again",
         ) from error
-    return found
+    return header
 
 
 def _pickled_header(path: Path) -> dict[str, Entry]:

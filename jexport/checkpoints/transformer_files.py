@@ -139,10 +139,10 @@ def reference_tokenizer(
         with quiet_transformers():
             if not loaded:
                 loaded.append(open_tokenizer())
-            found = loaded[0](
+            encoded = loaded[0](
                 [prompt + text for text in texts], truncation=True, max_length=max_tokens
             )
-        return [list(ids) for ids in found["input_ids"]]
+        return [list(ids) for ids in encoded["input_ids"]]
 
     return tokenize
 

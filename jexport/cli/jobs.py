@@ -107,11 +107,11 @@ class Board:
         """A line a job; where there are more than rows, those that matter now and a count."""
         shown = list(self._said)
         hidden: list[Job] = []
-        room = max(rows - BELOW, min(rows - 1, 1)) if rows else len(shown)
-        if not room:
+        height = max(rows - BELOW, min(rows - 1, 1)) if rows else len(shown)
+        if not height:
             return []
-        if len(shown) > room:
-            kept = set(sorted(shown, key=self._rank)[: room - 1])
+        if len(shown) > height:
+            kept = set(sorted(shown, key=self._rank)[: height - 1])
             hidden = [job for job in shown if job not in kept]
             shown = [job for job in shown if job in kept]
         clock = CLOCK if self._width + CLOCK + STATE <= columns else 0
@@ -125,8 +125,8 @@ class Board:
                 "running": len(set(self._running()).intersection(hidden)),
                 WAITING: sum(job not in self._begin for job in hidden),
             }
-            told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-            lines.append(f"and {told}")
+            summary = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            lines.append(f"and {summary}")
         return lines
 
     def _rank(self, job: Job) -> int:

@@ -31,14 +31,14 @@ def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> Non
     problems = chosen.lint(path, max_tokens)
     bad = diagnostics.errors(problems)
     if as_json:
-        told = {
+        output = {
             "model": str(path),
             "target": target,
             "errors": len(bad),
             "warnings": len(problems) - len(bad),
             "findings": [dataclasses.asdict(one) for one in problems],
         }
-        click.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(output, indent=2, ensure_ascii=False))
     else:
         for one in problems:
             click.echo(one.to_text())

@@ -78,12 +78,12 @@ def read(name: str, task: str) -> CalibrationSet:
         path = folder / "any.jsonl"
     languages = set(_about(folder)["languages"])
     samples = _samples(path)
-    found = {sample.language for sample in samples}
-    if not samples or found != languages:
+    present = {sample.language for sample in samples}
+    if not samples or present != languages:
         raise CalibrationError(
             f"text set '{name}' is not complete",
             evidence=f"{path.name}: {len(samples)} texts; languages that differ from set.toml: "
-            f"{sorted(found ^ languages)}",
+            f"{sorted(present ^ languages)}",
             fix="mend the file or the list of languages in set.toml",
         )
     return CalibrationSet(name=name, samples=samples, sha256=_digest(folder, [about, path]))
@@ -94,8 +94,8 @@ def _shipped() -> list[str]:
 
 
 def _jsonl(folder: Path) -> list[Path]:
-    found = (path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
-    return sorted(path for path in found if os.path.isfile(path))
+    paths = (path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
+    return sorted(path for path in paths if os.path.isfile(path))
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -105,18 +105,18 @@ def _about(folder: Path) -> dict[str, Any]:
         return {}
     try:
         about = tomllib.loads(path.read_text(encoding="utf-8"))
-        found = _digest(folder, _jsonl(folder)) if "sha256" in about else None
+        digest = _digest(folder, _jsonl(folder)) if "sha256" in about else None
     except (OSError, ValueError) as error:
         raise CalibrationError(
             f"cannot read {path}", evidence=str(error), fix="mend it; in a set of yours, delete it"
         ) from error
-    if about.get("sha256") != found:
+    if about.get("sha256") != digest:
         raise CalibrationError(
             f"the files of text set '{folder.name}' are not the ones that set.toml describes",
             evidence=f"sha256 in {path}: {about['sha256']}\n"
-            f"of {', '.join(file.name for file in _jsonl(folder)) or 'no file'}: {found}",
+            f"of {', '.join(file.name for file in _jsonl(folder)) or 'no file'}: {digest}",
             fix="bring the files back (git checkout, or install jexport again); "
-            f'when the change is meant: sha256 = "{found}"',
+            f'when the change is meant: sha256 = "{digest}"',
         )
     return about
 
@@ -214,8 +214,8 @@ def _files_of_folder(folder: Path, task: str) -> list[Path]:
     if not isinstance(tasks, list) or (task not in tasks and task != NONE):
         raise _other_task(folder, task, f"set.toml: tasks = {tasks!r}")
     if not files:
-        found = sorted(path.name for path in folder.glob("*"))[:10]
-        raise _not_text(folder, f"there is no .jsonl file in it, only: {', '.join(found) or '-'}")
+        names = sorted(path.name for path in folder.glob("*"))[:10]
+        raise _not_text(folder, f"there is no .jsonl file in it, only: {', '.join(names) or '-'}")
     for path in (folder / f"{task}.jsonl", folder / "any.jsonl"):
         if path in files:
             return [path]
@@ -299,11 +299,11 @@ def _in_turn(files: Sequence[Sequence[Sample]]) -> list[Sample]:
     if len(files) == 1:
         return list(files[0])
     queues = [by_language(samples) for samples in files]
-    found = []
+    merged = []
     for turn in range(max(map(len, queues))):
         start = turn % len(queues)
-        found += [q[turn] for q in queues[start:] + queues[:start] if turn < len(q)]
-    return found
+        merged += [q[turn] for q in queues[start:] + queues[:start] if turn < len(q)]
+    return merged
 
 
 def _bad_line(path: Path, number: int, what: str, *, evidence: str) -> CalibrationError:
@@ -322,9 +322,9 @@ def _lines(path: Path, task: str) -> Iterator[_Line]:
                     raise _not_text(path, f"line {number} is binary or {LONGEST_LINE_CHARS:,} long")
                 if not line.strip():
                     continue
-                found = _line(path, number, line.strip(), task)
-                if found.sample.text.strip():
-                    yield found
+                sample = _line(path, number, line.strip(), task)
+                if sample.sample.text.strip():
+                    yield sample
     except UnicodeDecodeError as error:
         raise _not_text(path, f"not UTF-8: {error}") from error
     except OSError as error:

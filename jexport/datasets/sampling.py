@@ -38,11 +38,11 @@ def sample(
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, not at least 1")
     waiting = iter(by_language(full.samples))
-    found: list[list[int]] = []
-    while batch := [one.text for one in itertools.islice(waiting, max(count - len(found), 0))]:
-        found += [ids for ids in tokenize(batch) if ids]
-    cut = [cut_ids(ids, max_tokens) for ids in found]
-    return cut, sum(len(ids) > max_tokens for ids in found)
+    drawn: list[list[int]] = []
+    while batch := [one.text for one in itertools.islice(waiting, max(count - len(drawn), 0))]:
+        drawn += [ids for ids in tokenize(batch) if ids]
+    cut = [cut_ids(ids, max_tokens) for ids in drawn]
+    return cut, sum(len(ids) > max_tokens for ids in drawn)
 
 
 def cut_ids(ids: list[int], max_tokens: int) -> list[int]:
@@ -117,8 +117,8 @@ def _of_length(full: CalibrationSet, tokenize: Tokenize, target: int, *, start: 
     source = itertools.cycle(texts[turn:] + texts[:turn])
     text, tokens = "", 0
     while tokens < target:
-        wanted = max(2 * target, 2 * len(text))
-        while len(text) < wanted:
+        size = max(2 * target, 2 * len(text))
+        while len(text) < size:
             text = f"{text} {next(source)}".lstrip()
         before, tokens = tokens, len(tokenize([text])[0])
         if tokens <= before:

@@ -221,11 +221,11 @@ def _checked(answer: Tensors, spec: TensorSpec, shape: tuple[int, ...]) -> NDArr
         )
     value: NDArray[np.float32] = np.asarray(answer[spec.name], dtype=np.float32)
     sizes = _sizes(shape)
-    wanted = tuple(sizes.get(size, size) for size in spec.shape)
-    if value.shape != wanted:
+    expected = tuple(sizes.get(size, size) for size in spec.shape)
+    if value.shape != expected:
         raise ParityError(
             f"validate: output '{spec.name}' has another shape than it should",
-            evidence=f"{list(value.shape)} instead of {list(wanted)}",
+            evidence=f"{list(value.shape)} instead of {list(expected)}",
             fix="build again; if it stays, report this model",
         )
     return value

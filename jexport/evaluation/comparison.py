@@ -185,11 +185,11 @@ class Comparison:
     def _compared(self, embedded: Embedded, name: str) -> dict[str, Any]:
         """One output of the candidate beside the judge's vectors, group by group."""
         given, vectors = self.reference, _vectors(embedded, name)
-        wanted = _cut(given.vectors, vectors) if name != HIDDEN else given.vectors
-        if vectors.shape[1] != wanted.shape[1]:
+        expected = _cut(given.vectors, vectors) if name != HIDDEN else given.vectors
+        if vectors.shape[1] != expected.shape[1]:
             raise ParityError(
                 "validate: the artifact's vectors have another size than the checkpoint's",
-                evidence=f"sentence-transformers gives {wanted.shape[1]} values, the artifact "
+                evidence=f"sentence-transformers gives {expected.shape[1]} values, the artifact "
                 f"{vectors.shape[1]}; likely truncate_dim (config_sentence_transformers.json) or a "
                 "Dense module (modules.json)",
                 fix="look at these files; if they are as they should be, report this checkpoint",
@@ -199,7 +199,7 @@ class Comparison:
         ours = embedded.outputs.get(name, ())
         report = parity.compare(
             parity.Outputs(
-                embeddings=wanted[rows],
+                embeddings=expected[rows],
                 tokens=tuple(given.tokens[row] for row in rows) if pairs else (),
             ),
             parity.Outputs(
@@ -207,12 +207,12 @@ class Comparison:
             ),
             self._labels(rows, vectors.shape[1]),
         )
-        report["norms"] = parity.norms(wanted[rows], vectors[rows])
-        report["norms"]["unit"] = _unit(wanted)
+        report["norms"] = parity.norms(expected[rows], vectors[rows])
+        report["norms"]["unit"] = _unit(expected)
         groups = {EDGE: given.rows(edge=True)}
         groups |= {use: given.rows(edge=False, use=use) for use in USES if use != ENCODE}
         return report | {
-            group: _apart(wanted[own], vectors[own]) for group, own in groups.items() if own
+            group: _apart(expected[own], vectors[own]) for group, own in groups.items() if own
         }
 
     def _labels(self, rows: Sequence[int], width: int) -> parity.Labels:
@@ -228,14 +228,14 @@ class Comparison:
         given = self.reference
         if self.differing():
             return []
-        wanted = _cut(given.vectors, embedded.vectors)
-        apart = _apart(wanted, embedded.vectors)
+        expected = _cut(given.vectors, embedded.vectors)
+        apart = _apart(expected, embedded.vectors)
         if apart["cosine_min"] < diagnosis.FAR:
             ours = embedded.outputs.get(HIDDEN, ())
             pooling = self.candidate.embedding.pooling
-            return [diagnosis.of_vectors(wanted, given.tokens, ours, pooling=pooling)]
+            return [diagnosis.of_vectors(expected, given.tokens, ours, pooling=pooling)]
         if apart["largest_error"] > diagnosis.LENGTHS:
-            return [diagnosis.of_lengths(wanted, embedded.vectors)]
+            return [diagnosis.of_lengths(expected, embedded.vectors)]
         return []
 
 
@@ -261,22 +261,22 @@ def _vectors(embedded: Embedded, name: str) -> NDArray[np.float32]:
     return embedded.vectors if name == HIDDEN else np.stack(embedded.outputs[name])
 
 
-def _cut(wanted: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _cut(reference: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """The judge's vectors as a graph's own output shortens them (export.dimension).
 
     They are normalised again where the library normalises.
     """
-    if vectors.shape[1] >= wanted.shape[1]:
-        return wanted
-    return finish(wanted, dimensions=vectors.shape[1], normalize=_unit(wanted))
+    if vectors.shape[1] >= reference.shape[1]:
+        return reference
+    return finish(reference, dimensions=vectors.shape[1], normalize=_unit(reference))
 
 
 def _unit(vectors: NDArray[np.float32]) -> bool:
     return bool(abs(np.linalg.norm(vectors, axis=1) - 1).max() < UNIT_LENGTH)
 
 
-def _apart(wanted: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
+def _apart(reference: np.ndarray, vectors: np.ndarray) -> dict[str, Any]:
     """How far vectors are from those wanted: direction, then length."""
-    report: dict[str, Any] = parity.invariance(wanted, vectors)
-    report["largest_error"] = parity.norms(wanted, vectors)["largest_error"]
+    report: dict[str, Any] = parity.invariance(reference, vectors)
+    report["largest_error"] = parity.norms(reference, vectors)["largest_error"]
     return report

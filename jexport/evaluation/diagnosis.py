@@ -78,11 +78,11 @@ def of_ids(
             f"max_seq_length: the checkpoint cuts at {limits[0] or 'no'} tokens, the artifact at "
             f"{limits[1]} (sentence_bert_config.json; model_max_length in tokenizer_config.json)"
         )
-    wanted = list(library)
-    if prompt and tokenize(text) == wanted:
+    expected = list(library)
+    if prompt and tokenize(text) == expected:
         return f"prompt: the checkpoint puts none there, the artifact {prompt!r}"
     for reason, change in VARIANTS:
-        if change(text) != text and tokenize(prompt + change(text)) == wanted:
+        if change(text) != text and tokenize(prompt + change(text)) == expected:
             return reason
     start, end = _shared(library, artifact)
     if start + end >= min(len(library), len(artifact)) and start <= 2 < len(library) - len(

@@ -175,10 +175,10 @@ def norms(reference: np.ndarray, candidate: np.ndarray) -> dict[str, float]:
     names = [_name(index, ()) for index in range(texts)]
     for side, vectors in (("the reference", reference), ("the candidate", candidate)):
         _normalised(vectors, f"an embedding of {side}", names)
-    wanted, measured = (
+    expected, measured = (
         np.linalg.norm(side.astype(np.float64), axis=1) for side in (reference, candidate)
     )
-    return {"texts": texts, "largest_error": float(np.abs(measured / wanted - 1).max())}
+    return {"texts": texts, "largest_error": float(np.abs(measured / expected - 1).max())}
 
 
 def _measure(

@@ -171,19 +171,19 @@ def _edge(
     """The edge texts that are embedded, and those whose ids alone are compared."""
     added = edge_texts.with_tokens(library.added_tokens())
     short, long = edge_texts.short(), edge_texts.long(library.text_of, longest)
-    wanted = {*short[::EDGE_EVERY], *added[:ADDED_EMBEDDED], *long[:2]}
+    selected = {*short[::EDGE_EVERY], *added[:ADDED_EMBEDDED], *long[:2]}
     every = tuple(dict.fromkeys((*short, *added, *long)))
     sizes = map(len, library.tokenize(every))
     chosen: list[Sample] = []
     others: list[Sample] = []
     for text, size in zip(every, sizes, strict=True):
         fits = 0 < size <= min(limit, LONGEST_EDGE_TOKENS)
-        (chosen if fits and text in wanted else others).append(Sample(text=text, language=EDGE))
+        (chosen if fits and text in selected else others).append(Sample(text=text, language=EDGE))
     return chosen, others
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
-    return sorted({int(place) for place in np.linspace(0, count - 1, num=min(wanted, count))})
+def _evenly(count: int, amount: int) -> list[int]:
+    return sorted({int(place) for place in np.linspace(0, count - 1, num=min(amount, count))})
 
 
 def _tokenized(

@@ -107,18 +107,18 @@ def constant_reshapes(graph: ir.Graph) -> None:
         source, target = node.inputs[0], node.outputs[0]
         if source is None or source.shape is None or target.shape is None:
             continue
-        wanted: list[int] = []
+        new_shape: list[int] = []
         for axis, size in enumerate(target.shape):
             if isinstance(size, int):
-                wanted.append(size)
+                new_shape.append(size)
             elif size.value is not None and axis < len(source.shape) and source.shape[axis] == size:
-                wanted.append(0)
+                new_shape.append(0)
             else:
-                wanted.append(-1)
-        if wanted.count(-1) > 1:
+                new_shape.append(-1)
+        if new_shape.count(-1) > 1:
             continue
-        name = "shape_" + "_".join(str(size).replace("-", "m") for size in wanted)
-        constant = work.constant(name, np.array(wanted, dtype=np.int64))
+        name = "shape_" + "_".join(str(size).replace("-", "m") for size in new_shape)
+        constant = work.constant(name, np.array(new_shape, dtype=np.int64))
         node.replace_input_with(1, constant)
         node.attributes.pop("allowzero", None)
     work.drop_dead()

@@ -215,8 +215,8 @@ def _sentence(
     weights, pooling = mask[:, :, None], embedding.pooling
     if pooling in ("cls", "last"):
         count = mask.cumsum(1)
-        wanted = 1.0 if pooling == "cls" else mask.sum(1, keepdim=True)
-        chosen = mask * (count == wanted).to(torch.float32)
+        weight = 1.0 if pooling == "cls" else mask.sum(1, keepdim=True)
+        chosen = mask * (count == weight).to(torch.float32)
         pooled = (hidden * chosen[:, :, None]).sum(1)
     elif pooling == "mean":
         pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)

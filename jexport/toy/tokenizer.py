@@ -94,12 +94,12 @@ def rows(tokenizer_json: bytes, path: Path | None) -> int:
             evidence=str(error),
             fix="give the path of a tokenizer.json, or none for the built-in one",
         ) from error
-    found = {token: tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, "<mask>")}
-    wanted = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    if found["<mask>"] is None or any(found[token] != wanted[token] for token in wanted):
+    ids = {token: tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, "<mask>")}
+    expected = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    if ids["<mask>"] is None or any(ids[token] != expected[token] for token in expected):
         raise TokenizerError(
             f"toy: {path} does not have the special tokens of XLM-R",
-            evidence=f"it has {found}, wanted are {wanted} and a <mask>",
+            evidence=f"it has {ids}, wanted are {expected} and a <mask>",
             fix="give the tokenizer.json of an XLM-R model, or none for the built-in one",
         )
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())

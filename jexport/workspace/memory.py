@@ -19,8 +19,8 @@ UNLIMITED = 1 << 60
 
 def available_bytes() -> int | None:
     """The least that any of them leaves; None where none says anything."""
-    found = [one for one in (_machine(), *_groups(), _addresses()) if one is not None]
-    return min(found) if found else None
+    limits = [one for one in (_machine(), *_groups(), _addresses()) if one is not None]
+    return min(limits) if limits else None
 
 
 def _machine() -> int | None:

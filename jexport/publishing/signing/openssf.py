@@ -46,8 +46,8 @@ def sign(folder: Path, signer: Signer, *, token: str = "") -> bytes:
     except Exception as error:  # ValueError, TypeError, AttributeError, OSError, Sigstore's own
         raise _unusable("the signer cannot sign", error) from error
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            signature = Path(scratch) / SIGNATURE
+        with tempfile.TemporaryDirectory() as work_dir:
+            signature = Path(work_dir) / SIGNATURE
             config.sign(folder, signature)
             return signature.read_bytes()
     except Exception as error:
@@ -134,9 +134,9 @@ def _bundle(signature: bytes, policy: Policy) -> dict[str, Any]:
         raise _refused("", f"it is no Sigstore bundle: {error!r:.120}") from error
     if not sound:
         raise _refused("", "it is no Sigstore bundle with one signature")
-    made_by, expected = _kind(material), "key" if policy.key else "certificate"
-    if made_by != expected:
-        raise _refused("", f"it was made with a {made_by or 'nothing known'}, not a {expected}")
+    signer, expected = _kind(material), "key" if policy.key else "certificate"
+    if signer != expected:
+        raise _refused("", f"it was made with a {signer or 'nothing known'}, not a {expected}")
     return bundle
 
 
@@ -207,10 +207,10 @@ def _issuers(certificate: Any) -> list[str]:
     issuers = []
     for dotted in FULCIO_ISSUERS:
         try:
-            found_at = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(dotted))
+            extension = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(dotted))
         except x509.ExtensionNotFound:
             continue
-        raw = found_at.value.value
+        raw = extension.value.value
         if dotted == FULCIO_ISSUERS[0] and len(raw) > 1 and raw[:1] == b"\x0c" and raw[1] < 128:
             raw = raw[2:]  # DER: UTF8String, length in one byte
         issuers.append(raw.decode("utf-8", "replace"))

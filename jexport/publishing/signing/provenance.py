@@ -53,7 +53,7 @@ def _named(name: str, sha256: str) -> dict[str, Any]:
 
 def _dependencies(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The checkpoint's files and code, and the texts that judged and calibrated."""
-    checkpoint, made_of = content["checkpoint"], content.get("inputs", {})
+    checkpoint, inputs = content["checkpoint"], content.get("inputs", {})
     dependencies = [
         _named(f"checkpoint/{one['path']}", one["sha256"]) for one in checkpoint["files"]
     ]
@@ -64,7 +64,7 @@ def _dependencies(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     if checkpoint["code_revision"]:
         dependencies.append({"name": "code", "digest": {"gitCommit": checkpoint["code_revision"]}})
     texts = ("texts", "calibration", "held_out")
-    return dependencies + [_named(f"texts/{key}", made_of[key]) for key in texts if key in made_of]
+    return dependencies + [_named(f"texts/{key}", inputs[key]) for key in texts if key in inputs]
 
 
 def _builder(content: Mapping[str, Any]) -> dict[str, Any]:

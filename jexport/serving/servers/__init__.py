@@ -40,8 +40,8 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
         )
     engine = ENGINES[name]
     target = content["target"]
-    found = engine.ways.get(target)
-    if found is None:
+    support = engine.ways.get(target)
+    if support is None:
         able = [other for other, one in ENGINES.items() if target in one.ways]
         raise ServingError(
             f"{engine.title} does not load artifacts of the target '{target}'",
@@ -55,20 +55,20 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
             fix=f"serve it with {' or '.join(FOR_CUDA)}, or build it without compile.cuda",
         )
     pooling = content["embedding"]["pooling"]
-    if found.poolings and pooling not in found.poolings:
+    if support.poolings and pooling not in support.poolings:
         raise ServingError(
             f"{engine.title} cannot pool as this artifact needs",
-            evidence=f"the artifact pools '{pooling}', {engine.title}: {', '.join(found.poolings)}",
+            evidence=f"the artifact pools '{pooling}', {engine.title}: {', '.join(support.poolings)}",
             fix="use another engine: `jexport serve-with jexport ARTIFACT` is one that does",
         )
-    return found
+    return support
 
 
 def versions(name: str, content: Mapping[str, Any]) -> Mapping[str, str]:
     """Packages and the versions of them that load an artifact with this manifest."""
-    found = way(name, content)
+    offered = way(name, content)
     of_jina = content["engine"]["facts"].get("model_type") in JINA_TYPES
-    return {**found.needs, **(found.jina if of_jina else {})}
+    return {**offered.needs, **(offered.jina if of_jina else {})}
 
 
 def notes(name: str, content: Mapping[str, Any]) -> list[str]:
@@ -92,7 +92,7 @@ def notes(name: str, content: Mapping[str, Any]) -> list[str]:
     return [*lines, *_differences(how, content), *([how.note] if how.note else [])]
 
 
-def _differences(found: Way, content: Mapping[str, Any]) -> list[str]:
+def _differences(offered: Way, content: Mapping[str, Any]) -> list[str]:
     """Where the engine does otherwise than the checkpoint does."""
     embedding = content["embedding"]
     lines = []
@@ -101,17 +101,17 @@ def _differences(found: Way, content: Mapping[str, Any]) -> list[str]:
         for name, text in embedding.get("prompts", {}).items()
         if text and text != embedding["prompt"]
     }
-    if named and found.named:
-        lines.append(f"other prompts ({', '.join(named)}): {found.named}")
+    if named and offered.named:
+        lines.append(f"other prompts ({', '.join(named)}): {offered.named}")
     elif named:
         listed = ", ".join(f"{name} {text!r}" for name, text in named.items())
         lines.append(f"knows no prompt by its name; put there yourself: {listed}")
-    if found.normalizes and not embedding["normalize"]:
+    if offered.normalizes and not embedding["normalize"]:
         lines.append(
             "brings every vector to length 1, which the checkpoint does not "
-            f"({embedding.get('similarity', 'cosine')}): {found.normalizes}"
+            f"({embedding.get('similarity', 'cosine')}): {offered.normalizes}"
         )
-    if embedding.get("truncate_dim") and not found.cuts:
+    if embedding.get("truncate_dim") and not offered.cuts:
         lines.append(
             f"gives all {embedding['dimension']} dimensions; the checkpoint cuts vectors to the "
             f"first {embedding['truncate_dim']}"

@@ -73,9 +73,9 @@ class Captured:
             if not small or len(self._shapes) >= MOST_SHAPES:
                 return self._bound(outputs, feed)
             new = self._new(filled, length, outputs)
-            found = self._replay(new, feed, rows)
+            result = self._replay(new, feed, rows)
             self._shapes[key] = new  # a capture that failed is none
-            return found
+            return result
 
     def _replay(self, shape: _Shape, feed: Tensors, rows: int) -> list[np.ndarray]:
         """A pass of a shape; its first one captures it."""

@@ -53,10 +53,10 @@ def ready() -> None:
         raise _does_not_start(f"it runs on: {', '.join(session.get_providers())}")
 
 
-def _does_not_start(said: str) -> DependencyError:
+def _does_not_start(reason: str) -> DependencyError:
     return DependencyError(
         "an artifact that is made for CUDA is validated on CUDA, which does not start here",
-        evidence=f"{why_not(0)}\n{said[-300:]}".strip(),
+        evidence=f"{why_not(0)}\n{reason[-300:]}".strip(),
         fix=PORTABLE,
     )
 

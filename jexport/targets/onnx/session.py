@@ -227,13 +227,13 @@ def _session(compiled: CompiledModel, choice: Choice) -> Any:
         )
     index = choice.device.index
     preload(onnxruntime)
-    told = devices.provider_options(
+    provider_options = devices.provider_options(
         compiled, index, devices.free_memory(index), cuda_graphs=choice.cuda_graphs
     )
     try:
         # enable_fallback=0: else a session that cannot start is opened on the CPU with a print.
         return onnxruntime.InferenceSession(
-            path, options, providers=[(CUDA, told), CPU], enable_fallback=0
+            path, options, providers=[(CUDA, provider_options), CPU], enable_fallback=0
         )
     except Exception as error:
         if devices.FULL.search(str(error)) or not _is_of_cuda(error):
@@ -259,8 +259,8 @@ def preload(onnxruntime: Any) -> None:
 def _plain(session: Any, inputs: Sequence[str]) -> Forward:
     def run(outputs: Sequence[str], feed: Tensors) -> list[np.ndarray]:
         given = {name: feed[name] for name in inputs}
-        found: list[np.ndarray] = session.run(list(outputs), given)
-        return found
+        arrays: list[np.ndarray] = session.run(list(outputs), given)
+        return arrays
 
     return run
 

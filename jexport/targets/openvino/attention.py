@@ -21,19 +21,19 @@ def whole_vectors(graph: Any) -> int:
 
     Attention of another form than MatMul, Add of a mask, Softmax, MatMul is left as it is.
     """
-    made: dict[tuple[str, int, int], Any] = {}
+    cache: dict[tuple[str, int, int], Any] = {}
     missing: list[Any] = []
     count = 0
     for softmax in [node for node in graph.get_ordered_ops() if _is(node, "Softmax")]:
-        found = _parts(softmax)
-        if found is None:
+        parts = _parts(softmax)
+        if parts is None:
             continue
-        scores, added, mask_port, product = found
+        scores, added, mask_port, product = parts
         if not missing:
             missing.append(_missing(graph))
-        _pad(scores.input(1), _axis(scores, keys=True), 0.0, missing[0], made)
-        _pad(product.input(1), _axis(product, keys=False), 0.0, missing[0], made)
-        _pad(added.input(mask_port), 3, MASKED, missing[0], made)
+        _pad(scores.input(1), _axis(scores, keys=True), 0.0, missing[0], cache)
+        _pad(product.input(1), _axis(product, keys=False), 0.0, missing[0], cache)
+        _pad(added.input(mask_port), 3, MASKED, missing[0], cache)
         count += 1
     if count:
         graph.validate_nodes_and_infer_types()
@@ -41,8 +41,8 @@ def whole_vectors(graph: Any) -> int:
 
 
 def _is(node: Any, kind: str) -> bool:
-    found: str = node.get_type_name()
-    return found == kind
+    type_name: str = node.get_type_name()
+    return type_name == kind
 
 
 def _parts(softmax: Any) -> tuple[Any, Any, int, Any] | None:
@@ -75,7 +75,7 @@ def _missing(graph: Any) -> Any:
     return ops.floor_mod(ops.subtract(vector, ops.floor_mod(length, vector)), vector)
 
 
-def _pad(port: Any, axis: int, value: float, missing: Any, made: dict[Any, Any]) -> None:
+def _pad(port: Any, axis: int, value: float, missing: Any, cache: dict[Any, Any]) -> None:
     """Pad what a port reads; before a Transpose where there is one, for rows lie together there."""
     source = port.get_source_output()
     turn = source.get_node()
@@ -83,9 +83,9 @@ def _pad(port: Any, axis: int, value: float, missing: Any, made: dict[Any, Any])
         port, source = turn.input(0), turn.input_value(0)
         axis = int(turn.input_value(1).get_node().get_data()[axis])
     key = (source.get_node().get_name(), source.get_index(), axis)
-    if key not in made:
-        made[key] = _padded(source, axis, value, missing)
-    port.replace_source_output(made[key].output(0))
+    if key not in cache:
+        cache[key] = _padded(source, axis, value, missing)
+    port.replace_source_output(cache[key].output(0))
 
 
 def _padded(source: Any, axis: int, value: float, missing: Any) -> Any:

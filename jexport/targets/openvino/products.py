@@ -32,8 +32,8 @@ def settle(graph: Any) -> dict[str, int]:
 
 
 def _is(node: Any, kind: str) -> bool:
-    found: str = node.get_type_name()
-    return found == kind
+    type_name: str = node.get_type_name()
+    return type_name == kind
 
 
 def _split(split: Any) -> bool:
@@ -126,9 +126,9 @@ def _rows(product: Any) -> bool:
         return False
     keys = ops.transpose(turn.input_value(0), ops.constant([0, 2, 1, 3], dtype="int64"))
     keys.set_friendly_name(turn.get_friendly_name())
-    made = ops.matmul(product.input_value(0), keys, False, True)
-    made.set_friendly_name(product.get_friendly_name())
-    product.output(0).replace(made.output(0))
+    matmul = ops.matmul(product.input_value(0), keys, False, True)
+    matmul.set_friendly_name(product.get_friendly_name())
+    product.output(0).replace(matmul.output(0))
     return True
 
 
@@ -142,19 +142,19 @@ def _into_norm(divide: Any) -> bool:
     value, constants = divide.output(0), []
     for kind in ("Multiply", "Add", "Multiply"):
         node = value.get_node()
-        found = _with_constant(node) if _is(node, kind) else None
-        if found is None:
+        match = _with_constant(node) if _is(node, kind) else None
+        if match is None:
             return False
-        value, constant = found
+        value, constant = match
         constants.append(constant)
     if not _is(value.get_node(), "MVN"):
         return False
     factor, bias, gain = constants
     product = ops.multiply(value, ops.constant(gain * factor))
-    made = ops.add(product, ops.constant(bias * factor))
+    total = ops.add(product, ops.constant(bias * factor))
     product.set_friendly_name(f"{divide.get_friendly_name()}/gain")
-    made.set_friendly_name(divide.get_friendly_name())
-    divide.output(0).replace(made.output(0))
+    total.set_friendly_name(divide.get_friendly_name())
+    divide.output(0).replace(total.output(0))
     return True
 
 
@@ -174,9 +174,9 @@ def _join(total: Any) -> bool:
         both = ops.add(summed[0], ops.constant(summed[1] + scaled[1]))
         both.set_friendly_name(product.get_node().get_friendly_name())
         # In bfloat16 the sum melts into the product by g only where that is its first input.
-        made = ops.add(scaled[0], both)
-        made.set_friendly_name(total.get_friendly_name())
-        total.output(0).replace(made.output(0))
+        whole = ops.add(scaled[0], both)
+        whole.set_friendly_name(total.get_friendly_name())
+        total.output(0).replace(whole.output(0))
         return True
     return False
 

@@ -56,7 +56,7 @@ class Options:
             self.hardware_compatible: bool(self.hardware_compatible),
             "weight_stripped": self.weight_stripped,
         }
-        return [f"{name}: {COSTS[name]}" for name, wanted in asked.items() if wanted]
+        return [f"{name}: {COSTS[name]}" for name, is_on in asked.items() if is_on]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ def refit(
     path: Path,
     *,
     version_compatible: bool = False,
-    judge: Callable[[bytes], None] | None = None,
+    check: Callable[[bytes], None] | None = None,
 ) -> bytes:
     """A plan with the weights of this ONNX graph, from a plan built with `weight_stripped`.
 
@@ -273,6 +273,6 @@ def refit(
     if stay_refittable is not None:
         settings.clear_flag(stay_refittable)
     whole = bytes(memoryview(engine.serialize_with_config(settings)))
-    if judge is not None:
-        judge(whole)
+    if check is not None:
+        check(whole)
     return whole

@@ -174,14 +174,16 @@ def _axis(node: Node, scope: Scope, constness: Constness) -> Iterator[Diagnostic
             "one scale per output channel (scheme 'symmetric')",
         )
         return
-    wanted = _channel_axes(scope, next(iter(node.outputs), ""), tuple(range(len(dims))), WIDTH)
-    if wanted and axis not in wanted:
+    channel_axis = _channel_axes(
+        scope, next(iter(node.outputs), ""), tuple(range(len(dims))), WIDTH
+    )
+    if channel_axis and axis not in channel_axis:
         yield error(
             "scale-axis",
             node,
             f"the scales of a weight are not along its output channels ({node.op})",
             f"axis {axis} of a weight {list(dims)}; its product has its channels on "
-            f"axis {min(wanted)}",
+            f"axis {min(channel_axis)}",
             "one scale per output channel (scheme 'symmetric')",
         )
 
@@ -208,14 +210,14 @@ def _channel_axes(scope: Scope, name: str, axes: tuple[int, ...], steps: int) ->
     channel_axes: set[int] = set()
     for reader, index in scope.readers.get(name, ()) if steps else ():
         result = next(iter(reader.outputs), "")
-        wanted: int | None = None
+        expected: int | None = None
         if reader.op == "MatMul" and len(axes) > 1:
-            wanted = len(axes) - 1 if index == 1 else len(axes) - 2
+            expected = len(axes) - 1 if index == 1 else len(axes) - 2
         elif reader.op == "Gemm" and index < 2 and len(axes) == 2:
             swapped = bool(reader.attributes.get("transB" if index else "transA"))
-            wanted = int(swapped != bool(index))
+            expected = int(swapped != bool(index))
         elif reader.op in ("Gather", "Conv") and index == (reader.op == "Conv"):
-            wanted = 0
+            expected = 0
         elif reader.op in (*LOOKED_THROUGH, QUANTIZE, DEQUANTIZE) and index == 0:
             channel_axes |= _channel_axes(scope, result, axes, steps - 1)
         elif reader.op == "Transpose":
@@ -225,8 +227,8 @@ def _channel_axes(scope: Scope, name: str, axes: tuple[int, ...], steps: int) ->
             ):
                 moved = tuple(axes[int(one)] for one in order)
                 channel_axes |= _channel_axes(scope, result, moved, steps - 1)
-        if wanted is not None:
-            channel_axes.add(axes[wanted])
+        if expected is not None:
+            channel_axes.add(axes[expected])
     return channel_axes
 
 

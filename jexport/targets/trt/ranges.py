@@ -130,13 +130,13 @@ def _first_reader(scope: Scope, name: str) -> Node | None:
 
 
 def _reaches(
-    scope: Scope, name: str, wanted: tuple[str, ...], *, to_half: bool = False
+    scope: Scope, name: str, op_types: tuple[str, ...], *, to_half: bool = False
 ) -> Node | None:
     """The first node of the wanted operators that a value comes to, moved or summed."""
     seen, waiting = {name}, [name]
     while waiting:
         for node, index in scope.readers.get(waiting.pop(0), ()):
-            if node.op in wanted and (not to_half or _casts_to_half(node)):
+            if node.op in op_types and (not to_half or _casts_to_half(node)):
                 return node
             if node.op not in THROUGH or (node.op in ("Gather", "Slice", "Expand") and index):
                 continue

@@ -191,8 +191,8 @@ def check_profiles(
             if isinstance(size, int):
                 yield from _fixed(axis, size, max_tokens)
             elif ranges is not None:
-                wanted = max_tokens if axis == "sequence" else None
-                yield from _covered(axis, size, ranges.get(size, ranges.get(axis, ())), wanted)
+                expected = max_tokens if axis == "sequence" else None
+                yield from _covered(axis, size, ranges.get(size, ranges.get(axis, ())), expected)
 
 
 def _fixed(axis: str, size: int, max_tokens: int | None) -> Iterator[Diagnostic]:
@@ -215,7 +215,7 @@ def _fixed(axis: str, size: int, max_tokens: int | None) -> Iterator[Diagnostic]
 
 
 def _covered(
-    axis: str, name: str, ranges: Sequence[tuple[int, int]], wanted: int | None
+    axis: str, name: str, ranges: Sequence[tuple[int, int]], expected: int | None
 ) -> Iterator[Diagnostic]:
     if not ranges:
         yield error(
@@ -228,13 +228,13 @@ def _covered(
         return
     ordered = sorted(ranges)
     highest = max(high for _, high in ordered)
-    if wanted is not None and highest < wanted:
+    if expected is not None and highest < expected:
         yield error(
             "profile",
             None,
-            f"no profile covers texts of {highest + 1} to {wanted} tokens",
+            f"no profile covers texts of {highest + 1} to {expected} tokens",
             f"the profiles end at {highest}",
-            f"raise a profile's highest to {wanted}, or lower max_tokens",
+            f"raise a profile's highest to {expected}, or lower max_tokens",
         )
     reached = ordered[0][0] - 1 if axis == "batch" else 0
     for low, high in ordered:

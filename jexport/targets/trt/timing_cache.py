@@ -46,7 +46,7 @@ def place(folder: Path, machine: Machine, options: Mapping[str, Any]) -> Place:
     The driver's CUDA belongs to the name: kernels are chosen by what was timed under it.
     """
     plain = json.dumps(dict(options), sort_keys=True)
-    made_for = {
+    context = {
         "gpu": machine.gpu.name,
         "capability": machine.gpu.capability,
         "cuda": machine.gpu.driver_cuda,
@@ -57,9 +57,9 @@ def place(folder: Path, machine: Machine, options: Mapping[str, Any]) -> Place:
     slug = re.sub(r"[^a-z0-9]+", "-", machine.gpu.name.lower()).strip("-")
     name = (
         f"{slug}-cc{machine.gpu.capability}-cuda{machine.gpu.driver_cuda}-"
-        f"trt{machine.tensorrt}-{made_for['options']}.timings"
+        f"trt{machine.tensorrt}-{context['options']}.timings"
     )
-    return Place(path=folder / name, made_for=made_for)
+    return Place(path=folder / name, made_for=context)
 
 
 def read(where: Place) -> Timings:

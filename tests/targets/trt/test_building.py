@@ -286,14 +286,14 @@ def test_weights_that_do_not_fill_the_engine(bench: Any, tiny: Any, other: Any) 
 def test_the_judge_sees_the_plan_and_may_refuse(bench: Any, tiny: Any) -> None:
     stripped = build(bench, tiny, weight_stripped=True).plan
     seen: list[bytes] = []
-    plan = building.refit(stripped, tiny.path, judge=seen.append)
+    plan = building.refit(stripped, tiny.path, check=seen.append)
     assert seen == [plan]
 
     def refuses(plan: bytes) -> None:
         raise ValueError("other vectors")
 
     with pytest.raises(ValueError, match="other vectors"):
-        building.refit(stripped, tiny.path, judge=refuses)
+        building.refit(stripped, tiny.path, check=refuses)
 
 
 def test_a_full_plan_cannot_be_refitted(bench: Any, tiny: Any) -> None:
