@@ -40,8 +40,8 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
         )
     engine = ENGINES[name]
     target = content["target"]
-    support = engine.ways.get(target)
-    if support is None:
+    form = engine.ways.get(target)
+    if form is None:
         able = [other for other, one in ENGINES.items() if target in one.ways]
         raise ServingError(
             f"{engine.title} does not load artifacts of the target '{target}'",
@@ -55,13 +55,13 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
             fix=f"serve it with {' or '.join(FOR_CUDA)}, or build it without compile.cuda",
         )
     pooling = content["embedding"]["pooling"]
-    if support.poolings and pooling not in support.poolings:
+    if form.poolings and pooling not in form.poolings:
         raise ServingError(
             f"{engine.title} cannot pool as this artifact needs",
-            evidence=f"the artifact pools '{pooling}', {engine.title}: {', '.join(support.poolings)}",
+            evidence=f"the artifact pools '{pooling}', {engine.title}: {', '.join(form.poolings)}",
             fix="use another engine: `jexport serve-with jexport ARTIFACT` is one that does",
         )
-    return support
+    return form
 
 
 def versions(name: str, content: Mapping[str, Any]) -> Mapping[str, str]:

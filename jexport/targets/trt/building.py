@@ -231,7 +231,7 @@ def refit(
     Always give the stripped plan itself, never what an earlier refit gave: every switch is then a
     full refit of an engine without weights, and no weight of another task can stay behind. The
     result is not refittable. version_compatible: whether the plan was built so; it then carries
-    code that runs on the host, which no other plan may. judge: called with the plan before it is
+    code that runs on the host, which no other plan may. check: called with the plan before it is
     returned; it raises when the vectors are not the task's. Raises EngineError.
     """
     import tensorrt as trt
