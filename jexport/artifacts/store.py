@@ -139,14 +139,14 @@ def place(staged: Path, slot: Slot, *, replace: bool = False) -> Artifact:
             manifest.verify(slot.path)
             shutil.rmtree(staged, ignore_errors=True)
         sync(slot.parent)
-        _point(slot, scratch=staged.parent)
+        _point(slot, work_dir=staged.parent)
     return Artifact(path=slot.path, manifest=manifest.read(slot.path))
 
 
-def point_latest(slot: Slot, *, scratch: Path, replace: bool = False) -> None:
+def point_latest(slot: Slot, *, work_dir: Path, replace: bool = False) -> None:
     """Make `latest` beside the version name this version, unless it does already.
 
-    scratch: a folder of the same file system that is removed in any case; the link is made there,
+    work_dir: a folder of the same file system that is removed in any case; the link is made there,
     so that a run killed in between leaves nothing among the versions. replace: as in `check_name`.
     """
     link = slot.parent / LATEST
@@ -156,10 +156,10 @@ def point_latest(slot: Slot, *, scratch: Path, replace: bool = False) -> None:
     checkpoint = identity.of_manifest(manifest.read(slot.path).content)
     with exclusive(slot.out / WORK, NAMES):
         check_name(slot, checkpoint, replace=replace)
-        _point(slot, scratch=scratch)
+        _point(slot, work_dir=work_dir)
 
 
-def _point(slot: Slot, *, scratch: Path) -> None:
+def _point(slot: Slot, *, work_dir: Path) -> None:
     link = slot.parent / LATEST
     if link.is_symlink() and os.readlink(link) == slot.version:
         return
@@ -169,19 +169,19 @@ def _point(slot: Slot, *, scratch: Path) -> None:
             evidence=f"it was left as it is; the artifact is in {slot.path}",
             fix="remove it and build again, or copy artifacts with links kept (cp -a)",
         )
-    fresh = scratch / f"{LATEST}-{secrets.token_hex(4)}"
+    fresh = work_dir / f"{LATEST}-{secrets.token_hex(4)}"
     fresh.symlink_to(slot.version)
     os.replace(fresh, link)
     sync(slot.parent)
 
 
-def keep_measured(artifact: Artifact, measured: Mapping[str, Any], *, scratch: Path) -> None:
+def keep_measured(artifact: Artifact, measured: Mapping[str, Any], *, work_dir: Path) -> None:
     """Put what this run measured beside the artifact: `<version>.run.json`.
 
     Seconds, memory and speeds are never twice the same, so they are no part of what is verified
-    and published. scratch: as in point_latest.
+    and published. work_dir: as in point_latest.
     """
-    fresh = scratch / RUN
+    fresh = work_dir / RUN
     manifest.write_json(fresh, {"artifact": artifact.manifest.content["sha256"], **measured})
     sync(fresh)
     os.replace(fresh, artifact.path.parent / f"{artifact.path.name}.{RUN}")

@@ -67,7 +67,7 @@ def build(  # the front door: one keyword for each thing that a user may ask for
         store.check_name(plan.slot, identity.of_loaded(plan.model), replace=replace)
         existing = _existing(plan.slot)
         if existing is not None:
-            store.point_latest(plan.slot, scratch=run.folder, replace=replace)
+            store.point_latest(plan.slot, work_dir=run.folder, replace=replace)
             listen(Event(kind="note", stage="package", text="already built of the same inputs"))
             return existing
         session = BuildSession(

@@ -84,7 +84,7 @@ def compile_portable(
         store.check_name(slot, identity.of_manifest(portable.content), replace=replace)
         existing = store.find(slot)
         if existing is not None:
-            store.point_latest(slot, scratch=run.folder, replace=replace)
+            store.point_latest(slot, work_dir=run.folder, replace=replace)
             listen(Event(kind="note", stage="package", text="already compiled for this machine"))
             return existing
         session = _Session(portable=portable, slot=slot, run=run, lease=lease)
@@ -93,7 +93,7 @@ def compile_portable(
         report, speeds = session.validate(compiled, allow_slower=allow_slower)
         artifact = store.place(session.package(compiled, report), slot, replace=replace)
         measured = run.measured() | {"speed": int8_checks.speed_rows(speeds)}
-        store.keep_measured(artifact, measured, scratch=run.folder)
+        store.keep_measured(artifact, measured, work_dir=run.folder)
         return artifact
 
 
@@ -118,7 +118,7 @@ class _Session:
                 lambda folder: compile_stage.run(
                     _graph(portable), portable.target, portable.recipe.compile, out_dir=folder
                 ),
-                work_dir=lambda: self.run.room("compile"),
+                work_dir=lambda: self.run.work_dir("compile"),
                 notify=note,
             )
 
@@ -127,7 +127,7 @@ class _Session:
     ) -> tuple[ParityReport, dict[str, float]]:
         """The engine's vectors beside the stored ones; texts a second by precision for int8."""
         portable, run = self.portable, self.run
-        target, report_dir = portable.target, run.room(self.report_dir.name)
+        target, report_dir = portable.target, run.work_dir(self.report_dir.name)
         candidate = Candidate(
             tokenizer=portable.tokenizer,
             open=lambda: target.runner(compiled, target.devices[0], 0),
@@ -156,7 +156,7 @@ class _Session:
         """The artifact's folder, not yet in its place."""
         portable = self.portable
         with self.run.stage("package"):
-            engine_dir = self.run.room("engine")
+            engine_dir = self.run.work_dir("engine")
             for name in compiled.files:
                 self.lease.copy_or_move(compiled.folder / name, engine_dir / name)
             spec = package.PortableSpec(
@@ -170,7 +170,7 @@ class _Session:
                 dataclasses.replace(compiled, folder=engine_dir),
                 report,
                 spec,
-                out_dir=self.run.room("package"),
+                out_dir=self.run.work_dir("package"),
             )
 
 

@@ -79,7 +79,7 @@ class BuildSession:
         """
         with self.run.stage(stage) as note:
             result = self.lease.get_or_build(
-                key(), build, work_dir=lambda: self.run.room(stage), notify=note
+                key(), build, work_dir=lambda: self.run.work_dir(stage), notify=note
             )
             for line in summary(result):
                 note(line)
@@ -159,10 +159,10 @@ class BuildSession:
                     inputs,
                     reference=partial(self._reference, inputs, note),
                     out_dir=folder,
-                    float_dir=lambda: self.run.room("beside"),
+                    float_dir=lambda: self.run.work_dir("beside"),
                     progress=lambda done, total: self.run.progress("validate", done, total),
                 ),
-                work_dir=lambda: self.run.room("validate"),
+                work_dir=lambda: self.run.work_dir("validate"),
                 notify=note,
             )
             for line in accepted.notes:
@@ -187,13 +187,13 @@ class BuildSession:
                 compiled,
                 accepted.report,
                 self._package_spec(accepted, self._extra_files(accepted, model)),
-                out_dir=self.run.room("package"),
+                out_dir=self.run.work_dir("package"),
                 transfer=self.lease.copy_or_move,
             )
             artifact = store.place(folder, plan.slot, replace=self.replace)
             self.trial_log.delete()
         measured = {**self.run.measured(), **accepted.measured}
-        store.keep_measured(artifact, measured, scratch=self.run.folder)
+        store.keep_measured(artifact, measured, work_dir=self.run.folder)
         return artifact
 
     @cached_property
@@ -250,7 +250,7 @@ class BuildSession:
                 out_dir=folder,
                 progress=lambda done, total: self.run.progress("validate", done, total),
             ),
-            work_dir=lambda: self.run.room("reference"),
+            work_dir=lambda: self.run.work_dir("reference"),
             notify=lambda text: note(f"reference vectors: {text}"),
         )
         note(f"judged by {files.library}")
@@ -286,7 +286,7 @@ class BuildSession:
                 accepted.folder / validate.REPORT,
                 more,
                 plan.slot,
-                self.run.room("reports"),
+                self.run.work_dir("reports"),
             )
         return files
 

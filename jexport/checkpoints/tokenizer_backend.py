@@ -236,7 +236,7 @@ def _written(home: Path, tokenizer: Any, backend: Tokenizer) -> tuple[Path, ...]
     if tokenizer.pad_token is not None:
         settings["pad_token"] = str(tokenizer.pad_token)
     special = optional_json(home / CONVERTED[1])
-    folder = _scratch(os.getpid()) / sha256_of([content, settings, special])[:32]
+    folder = _work_dir(os.getpid()) / sha256_of([content, settings, special])[:32]
     if not folder.is_dir():
         making = Path(tempfile.mkdtemp(dir=folder.parent))
         (making / FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -249,7 +249,7 @@ def _written(home: Path, tokenizer: Any, backend: Tokenizer) -> tuple[Path, ...]
 
 
 @functools.cache
-def _scratch(process: int) -> Path:
+def _work_dir(process: int) -> Path:
     """A folder for converted tokenizers, gone when this process ends; not when a fork of it does.
 
     process: the id of this process, so that a fork makes its own.

@@ -65,7 +65,7 @@ def _facts(content: Any) -> list[tuple[str, str]]:
         ("version", content["version"]),
         ("task", content["task"]),
         ("target", f"{content['target']} {content['precision']}"),
-        *_made_for(content),
+        *_runs_on(content),
         ("checkpoint", origin.strip()),
         ("licence", content["licence"] or "not stated"),
         ("prompt", repr(embedding["prompt"])),
@@ -99,10 +99,10 @@ def _prompts(embedding: Any) -> list[tuple[str, str]]:
     ]
 
 
-def _made_for(content: Any) -> list[tuple[str, str]]:
+def _runs_on(content: Any) -> list[tuple[str, str]]:
     from jexport.serving import servers
 
-    if not servers.made_for_cuda(content):
+    if not servers.is_for_cuda(content):
         return []
     steps = content["engine"]["facts"]["cuda"]["steps"]
     changed = ", ".join(name for name, count in steps.items() if count)

@@ -165,7 +165,7 @@ class _Progress:
         self._live = sys.stderr.isatty()
         self._begin = time.monotonic()
         self._shown = 0.0
-        self._said = ""
+        self._text = ""
 
     def __call__(self, event: Event) -> None:
         if event.kind == "done":
@@ -178,10 +178,10 @@ class _Progress:
             self._write(f"  {event.stage:<9}...", end="")
         elif self._live and event.kind == "progress" and event.total:
             now = time.monotonic()
-            news = event.text != self._said
+            news = event.text != self._text
             if now - self._shown < 0.1 and event.done < event.total and not news:
                 return
-            self._shown, self._said = now, event.text
+            self._shown, self._text = now, event.text
             far = bar(event.done, event.total)
             line = f"  {event.stage:<9}{far}  {now - self._begin:,.0f} s  {event.text}".rstrip()
             # A line that wraps is not overwritten by the next one.

@@ -42,7 +42,7 @@ class Board:
 
     def __init__(self, jobs: Sequence[Job], *, quiet: bool, json_lines: bool) -> None:
         self._quiet, self._json = quiet, json_lines
-        self._said = dict.fromkeys(jobs, WAITING)
+        self._status = dict.fromkeys(jobs, WAITING)
         self._begin: dict[Job, float] = {}
         self._took: dict[Job, float] = {}
         self._failed: set[Job] = set()
@@ -59,7 +59,7 @@ class Board:
         if self._table is None:
             return
         for job in self._running():  # of a build that was interrupted
-            self._said[job] = f"stopped at: {self._said[job]}"
+            self._status[job] = f"stopped at: {self._status[job]}"
         self._table.close()
 
     def __call__(self, job: Job, event: Event) -> None:
@@ -70,7 +70,7 @@ class Board:
             click.echo(json.dumps(line, ensure_ascii=False), err=True)
         news = self._words(job, event)
         if self._table is not None:
-            self._said[job] = self._now(event) or news or self._said[job]
+            self._status[job] = self._now(event) or news or self._status[job]
             if event.kind != "progress" or time.monotonic() - self._last > REDRAW_S:
                 self._last = time.monotonic()
                 self._table.refresh()
@@ -105,7 +105,7 @@ class Board:
 
     def _lines(self, columns: int, rows: int) -> list[str]:
         """A line a job; where there are more than rows, those that matter now and a count."""
-        shown = list(self._said)
+        shown = list(self._status)
         hidden: list[Job] = []
         height = max(rows - BELOW, min(rows - 1, 1)) if rows else len(shown)
         if not height:
@@ -140,7 +140,7 @@ class Board:
         if took is None and job in self._begin:
             took = time.monotonic() - self._begin[job]
         seconds = f"{took:,.0f} s" if took is not None and clock else ""
-        return f"{_short(job.key, width):<{width}}{seconds:>{clock}}  {self._said[job]}"
+        return f"{_short(job.key, width):<{width}}{seconds:>{clock}}  {self._status[job]}"
 
 
 def _short(key: str, width: int) -> str:
@@ -151,7 +151,7 @@ def _short(key: str, width: int) -> str:
     return f"{key[:head]}{GAP}{key[len(key) - (width - len(GAP) - head) :]}"
 
 
-def show_plan(found: Sequence[PlannedJob], *, as_json: bool) -> None:
+def show_plan(planned: Sequence[PlannedJob], *, as_json: bool) -> None:
     """What is built, what is cached, and what the rest needs, on stdout."""
     if as_json:
         rows = [
@@ -162,16 +162,18 @@ def show_plan(found: Sequence[PlannedJob], *, as_json: bool) -> None:
                 "cached": list(one.cached),
                 "need": asdict(one.need) if one.need else None,
             }
-            for one in found
+            for one in planned
         ]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    width = max((len(one.job.key) for one in found), default=0)
-    for one in found:
+    width = max((len(one.job.key) for one in planned), default=0)
+    for one in planned:
         click.echo(f"{one.job.key:<{width}}  {_state(one)}")
-    missing = [one for one in found if one.built is None]
+    missing = [one for one in planned if one.built is None]
     needs = [one.need for one in missing if one.need is not None]
-    click.echo(f"\n{len(found)} jobs, {len(found) - len(missing)} built, {len(missing)} to build")
+    click.echo(
+        f"\n{len(planned)} jobs, {len(planned) - len(missing)} built, {len(missing)} to build"
+    )
     if needs:
         click.echo(
             f"about {_minutes(sum(one.seconds for one in needs))} one after another, "

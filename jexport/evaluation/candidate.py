@@ -1,6 +1,6 @@
 """An artifact before it is one: its engine behind the very Embedder that users open.
 
-What the Embedder returns is judged; what its engine gave meanwhile is kept beside it, for the
+What the Embedder returns is validated; what its engine gave meanwhile is kept beside it, for the
 comparison of token vectors and of other outputs. Knows no reference.
 """
 
@@ -33,7 +33,7 @@ ONE_BATCH = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What is judged.
+    """What is validated.
 
     Attributes:
         tokenizer: the artifact's.

@@ -1,4 +1,4 @@
-"""The judge's ids and vectors beside those of an artifact's runtime, as numbers and words.
+"""The reference library's ids and vectors beside an artifact's, as numbers and words.
 
 Every text's token ids are compared; those that were embedded have their vectors compared as well,
 group by group. It holds nothing against a bound. Knows no framework and no engine.
@@ -42,7 +42,7 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Both sides: what the judge gave, and the artifact's token ids of the same texts.
+    """Both sides: what the reference library gave, and the artifact's token ids of the same texts.
 
     Those ids are what the runtime gives its engine.
     """
@@ -183,7 +183,7 @@ class Comparison:
         return chosen, runtime.embed(*self._texts(chosen), ENCODE, max_batch_tokens=ONE_BATCH)
 
     def _compared(self, embedded: Embedded, name: str) -> dict[str, Any]:
-        """One output of the candidate beside the judge's vectors, group by group."""
+        """One output of the candidate beside the reference vectors, group by group."""
         given, vectors = self.reference, _vectors(embedded, name)
         expected = _cut(given.vectors, vectors) if name != HIDDEN else given.vectors
         if vectors.shape[1] != expected.shape[1]:
@@ -262,7 +262,7 @@ def _vectors(embedded: Embedded, name: str) -> NDArray[np.float32]:
 
 
 def _cut(reference: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The judge's vectors as a graph's own output shortens them (export.dimension).
+    """The reference vectors as a graph's own output shortens them (export.dimension).
 
     They are normalised again where the library normalises.
     """

@@ -64,7 +64,7 @@ def of_ids(
 
     Args:
         text: without its prompt.
-        library: token ids of the judge.
+        library: token ids of the reference library.
         artifact: token ids of the artifact.
         tokenize: the artifact's tokenizer, given prompt and text.
         prompt: what the artifact puts before each text.
@@ -130,7 +130,7 @@ def of_vectors(
     """The likely key behind other vectors of the same token ids.
 
     Args:
-        library: float32 [texts, dimension], the judge's vectors.
+        library: float32 [texts, dimension], the reference library's vectors.
         library_tokens: its token vectors, float32 [tokens, hidden] a text; () where it has none.
         artifact_tokens: the artifact's; () where it gives none.
         pooling: how the artifact pools.

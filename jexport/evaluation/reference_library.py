@@ -1,4 +1,4 @@
-"""The judge: sentence-transformers itself, text to vector, in float32 on the CPU.
+"""The reference library: sentence-transformers itself, text to vector, in float32 on the CPU.
 
 It opens the checkpoint's folder with its own tokenizer, prompts, modules, truncation and
 normalisation; jexport's reading of the checkpoint is held against it and has no part in it. What

@@ -1,4 +1,4 @@
-"""The judge's model for jina-embeddings-v3: transformers' own class, PEFT, unmerged adapters.
+"""The reference model for jina-embeddings-v3: transformers' own class, PEFT, unmerged adapters.
 
 modules.json of these checkpoints names the authors' code, so the parts are put together here: the
 native class with the task's adapter active beside the base weights, AutoTokenizer's ids, and

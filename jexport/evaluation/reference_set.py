@@ -1,7 +1,7 @@
-"""What the judge gives for the validation texts, and the file in which the stage cache keeps it.
+"""What the reference library gives for the validation texts, and the file in which the stage cache keeps it.
 
 One set serves every target and precision of a task: the texts are chosen, and tokenised, by the
-library that judges. Knows no artifact.
+library itself. Knows no artifact.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ReferenceSet:
 
     Attributes:
         samples: every text with its language; EDGE for edge texts.
-        uses: the library's method by which each was tokenised and embedded, see judge.USES.
+        uses: the library's method by which each was tokenised and embedded, see reference_library.USES.
         ids: its token ids, prompt and special tokens included.
         vectors: float32 [embedded texts, dimension], as the library returns them.
         tokens: float32 [tokens, hidden] of each embedded text, () where the model has none.
@@ -80,7 +80,7 @@ def run(
     out_dir: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ReferenceFiles:
-    """Let the judge embed texts of every language and length, and edge texts; write out_dir/FILE.
+    """Let the library embed texts of every language and length, and edge texts; write out_dir/FILE.
 
     Raises:
         ParityError: there is no text to compare.

@@ -105,7 +105,7 @@ def build_all(
 def plan(chosen: Recipe, jobs: Sequence[Job], resources: Resources) -> tuple[PlannedJob, ...]:
     """What each job would find done, and about what the rest needs. Nothing is written."""
     count = estimate.weights(chosen.load.model)
-    found = []
+    planned = []
     for job in jobs:
         request = BuildRequest.of(chosen, task=job.task, target=job.target, precision=job.precision)
         seen = pipeline.foresee(
@@ -115,8 +115,8 @@ def plan(chosen: Recipe, jobs: Sequence[Job], resources: Resources) -> tuple[Pla
         if count is not None and seen.built is None:
             graph = targets.load(job.target).needs_onnx
             need = estimate.of(count, job.precision, graph=graph, finished=seen.cached)
-        found.append(PlannedJob(job=job, built=seen.built, cached=seen.cached, need=need))
-    return tuple(found)
+        planned.append(PlannedJob(job=job, built=seen.built, cached=seen.cached, need=need))
+    return tuple(planned)
 
 
 def _build_here(chosen: Recipe, job: Job, resources: Resources, listen: JobListener) -> JobResult:

@@ -59,13 +59,13 @@ def jobs(
                 ),
                 fix="ask for one of these",
             )
-    wanted = precisions or recipe.precisions
+    chosen_precisions = precisions or recipe.precisions
     return tuple(
         Job(task=task, target=name, precision=precision, gpu=gpu)
         for task in tasks
         for name, engine in engines.items()
         for precision in engine.precisions
-        if not wanted or precision in wanted
+        if not chosen_precisions or precision in chosen_precisions
         for gpu in (gpus if engine.compiling.portable and gpus else ("",))
     )
 

@@ -29,7 +29,7 @@ from jexport.workspace import locks
 from jexport.workspace.run import NO_SPACE, Event, Listener, Run, silent
 
 STAGE = "pull"
-ROOM = ".pull"
+WORK = ".pull"
 CHUNK_BYTES = 1 << 22
 STALE_S = 7 * 24 * 3600.0
 """What a pull that was stopped left goes after a week."""
@@ -92,7 +92,7 @@ def run(
                 note(f"{len(release.layers)} files, {release.size_bytes / 2**20:,.1f} MiB")
             else:
                 # A pull may have been killed before it.
-                point_latest(slot, scratch=work_dir, replace=replace)
+                point_latest(slot, work_dir=work_dir, replace=replace)
                 note("there already")
             shutil.rmtree(work_dir, ignore_errors=True)
             return artifact
@@ -297,7 +297,7 @@ def writable(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def own_work_dir(out: Path, digest: str) -> Iterator[Path]:
     """A release's folder below .pull/, locked: two pulls of one release take turns."""
-    above = out / ROOM
+    above = out / WORK
     path = above / digest.replace(":", "-")
     lock = locks.acquire(path.with_name(f"{path.name}.lock"))
     assert lock is not None

@@ -192,8 +192,8 @@ def shrink(place: Path, limit: int) -> list[Entry]:
 def clean(place: Path) -> None:
     """Remove what pulls that were stopped left to be taken up again."""
     with contextlib.suppress(OSError):
-        pull.sweep(place / pull.ROOM, stale_s=0)
-    for folder in (place / pull.ROOM, place):
+        pull.sweep(place / pull.WORK, stale_s=0)
+    for folder in (place / pull.WORK, place):
         with contextlib.suppress(OSError):
             folder.rmdir()  # only when nothing is in it
 

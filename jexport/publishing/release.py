@@ -114,10 +114,10 @@ def beside(folder: Path) -> Path:
     return whole.with_name(whole.name + BESIDE)
 
 
-def of(artifact: Artifact, scratch: Path) -> tuple[Release, dict[str, Path]]:
+def of(artifact: Artifact, work_dir: Path) -> tuple[Release, dict[str, Path]]:
     """The release of an artifact, and where each of its blobs is (by digest).
 
-    Every file is read and checked first. scratch: a folder for what is a blob and no file yet.
+    Every file is read and checked first. work_dir: a folder for what is a blob and no file yet.
     Raises ArtifactError for a changed artifact.
     """
     content = manifest.verify(artifact.path).content
@@ -142,7 +142,7 @@ def of(artifact: Artifact, scratch: Path) -> tuple[Release, dict[str, Path]]:
         sources[layer.blob.digest] = root / layer.path
     settings = _text(_config(content, layers))
     release = _written(content, layers, settings)
-    config_path = scratch / "config.json"
+    config_path = work_dir / "config.json"
     config_path.write_bytes(settings)
     sources[release.config.digest] = config_path
     return release, sources

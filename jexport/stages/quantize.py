@@ -1,7 +1,7 @@
 """quantize: OnnxModel (fp32) -> OnnxModel (int8, Q/DQ in standard ONNX) and quantization.json.
 
 Statistics from calibration texts, SmoothQuant, weights rounded by GPTQ, then a search over layers
-that is judged by embeddings of held-out texts. The scheme is the target's; every scheme comes from
+that is validated on embeddings of held-out texts. The scheme is the target's; every scheme comes from
 the same statistics. Knows no engine but through the Target that runs its graphs.
 """
 

@@ -106,7 +106,7 @@ class Run:
         """Seconds and memory of the stages so far, JSON-ready."""
         return {"stages": [dataclasses.asdict(record) for record in self.records]}
 
-    def room(self, name: str) -> Path:
+    def work_dir(self, name: str) -> Path:
         """A new folder for one stage to write in."""
         folder = self.folder / name
         folder.mkdir()

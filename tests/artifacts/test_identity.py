@@ -178,8 +178,8 @@ def test_pointing_back_is_moving_too(
     )
     with open_run(out) as run:
         with pytest.raises(OutputPathError):
-            store.point_latest(slot, scratch=run.folder)
-        store.point_latest(slot, scratch=run.folder, replace=True)
+            store.point_latest(slot, work_dir=run.folder)
+        store.point_latest(slot, work_dir=run.folder, replace=True)
     assert (first.parent / store.LATEST).resolve() == first.resolve()
 
 

@@ -73,7 +73,7 @@ def test_pointing_at_the_same_version_touches_nothing(tmp_path: Path, artifact: 
     placed(slot, artifact)
     before = os.lstat(slot.parent / "latest"), os.stat(slot.parent)
     with open_run(tmp_path) as run:
-        store.point_latest(slot, scratch=run.folder)
+        store.point_latest(slot, work_dir=run.folder)
     after = os.lstat(slot.parent / "latest"), os.stat(slot.parent)
     assert [(s.st_ino, s.st_mtime_ns) for s in before] == [(s.st_ino, s.st_mtime_ns) for s in after]
 

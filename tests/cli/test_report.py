@@ -271,7 +271,7 @@ def test_compare_says_what_follows(
 
     changed(quantized, as_int8)
     place = store.Artifact(path=quantized, manifest=manifest.read(quantized))
-    store.keep_measured(place, {"speed": speed}, scratch=quantized.parent)
+    store.keep_measured(place, {"speed": speed}, work_dir=quantized.parent)
     out = cli("compare", artifact, quantized).out
     assert "B takes 200.0 % of the bytes of A" in out
     # the float artifact measured nothing itself: both rates are of the int8 one's build

@@ -24,7 +24,7 @@ def left_in(out: Path) -> list[str]:
 
 def test_work_folder_is_gone_after_a_run(tmp_path: Path) -> None:
     with open_run(tmp_path) as current:
-        (current.room("export") / "model.onnx").write_text("half")
+        (current.work_dir("export") / "model.onnx").write_text("half")
         assert current.folder.is_relative_to(tmp_path / run.WORK)
     assert left_in(tmp_path) == []
 
@@ -36,7 +36,7 @@ def test_work_folder_is_gone_after_any_exception(
     out = tmp_path / "new"
     with pytest.raises(error):  # noqa: PT012, SIM117
         with open_run(out) as current, current.stage("export"):
-            (current.room("export") / "model.onnx").write_text("half")
+            (current.work_dir("export") / "model.onnx").write_text("half")
             raise error
     assert not out.exists()  # the run made it, and left nothing in it
 
@@ -64,7 +64,7 @@ def test_leavings_of_a_killed_run_are_swept(tmp_path: Path) -> None:
 
 def test_a_live_run_is_not_swept(tmp_path: Path) -> None:
     with open_run(tmp_path) as first:
-        (first.room("export") / "model.onnx").write_text("mine")
+        (first.work_dir("export") / "model.onnx").write_text("mine")
         with open_run(tmp_path) as second:
             assert second.folder != first.folder
         assert (first.folder / "export" / "model.onnx").read_text() == "mine"
@@ -116,7 +116,7 @@ def test_runs_that_begin_and_end_at_once_do_not_disturb_each_other(tmp_path: Pat
         try:
             while time.monotonic() < stop:
                 with open_run(tmp_path / "out") as current:
-                    (current.room("a") / "b").touch()
+                    (current.work_dir("a") / "b").touch()
                     assert (current.folder / "a" / "b").exists()
         except BaseException as error:
             trouble.append(error)

@@ -9,7 +9,7 @@ from jexport.artifacts.report.findings import MIB
 from jexport.artifacts.report.reading import Facts, cosine, mapping, number, percent, share, value
 
 
-class Said(NamedTuple):
+class Fact(NamedTuple):
     """A value for JSON and as it is shown."""
 
     value: Any
@@ -20,8 +20,8 @@ class Row(NamedTuple):
     """One name and what either artifact says of it."""
 
     name: str
-    a: Said
-    b: Said
+    a: Fact
+    b: Fact
 
     @property
     def differs(self) -> bool:
@@ -29,7 +29,7 @@ class Row(NamedTuple):
         return self.a.shown != self.b.shown
 
 
-ABSENT = Said(None, "-")
+ABSENT = Fact(None, "-")
 
 
 class Sides(NamedTuple):
@@ -91,52 +91,52 @@ def _rates(a: Sides, b: Sides) -> tuple[float, float] | None:
     return None
 
 
-def _facts(one: Sides) -> dict[str, Said]:
+def _facts(one: Sides) -> dict[str, Fact]:
     """What is shown of one artifact, by name."""
     content, compared = one.manifest, mapping(one.parity, "texts")
     embedding, parity, checkpoint = content["embedding"], content["parity"], content["checkpoint"]
     size = sum(entry["size_bytes"] for entry in content["files"])
     digest = compared.get("sha256")
-    facts: dict[str, Said] = {
-        name: Said(content[name], content[name])
+    facts: dict[str, Fact] = {
+        name: Fact(content[name], content[name])
         for name in ("name", "task", "target", "precision", "version")
     }
     named = [checkpoint["name"], checkpoint["revision"]]
     prompt = embedding["prompt"]
     facts |= {
-        "checkpoint": Said(named, " ".join(named).strip()),
-        "size": Said(size, f"{size / MIB:,.1f} MiB"),
+        "checkpoint": Fact(named, " ".join(named).strip()),
+        "size": Fact(size, f"{size / MIB:,.1f} MiB"),
         "speed": _speed(content),
-        "dimension": Said(embedding["dimension"], str(embedding["dimension"])),
-        "Matryoshka sizes": Said(
+        "dimension": Fact(embedding["dimension"], str(embedding["dimension"])),
+        "Matryoshka sizes": Fact(
             embedding["matryoshka"],
             ", ".join(map(str, embedding["matryoshka"])) or "full size only",
         ),
-        "length limit": Said(embedding["max_tokens"], f"{embedding['max_tokens']} tokens"),
-        "prompt": Said(prompt, repr(prompt) if prompt else "none"),
-        "pooling": Said(embedding["pooling"], embedding["pooling"]),
-        "normalised": Said(embedding["normalize"], "yes" if embedding["normalize"] else "no"),
-        "embedding space": Said(embedding["space"], embedding["space"][:16]),
-        "parity texts": Said(
+        "length limit": Fact(embedding["max_tokens"], f"{embedding['max_tokens']} tokens"),
+        "prompt": Fact(prompt, repr(prompt) if prompt else "none"),
+        "pooling": Fact(embedding["pooling"], embedding["pooling"]),
+        "normalised": Fact(embedding["normalize"], "yes" if embedding["normalize"] else "no"),
+        "embedding space": Fact(embedding["space"], embedding["space"][:16]),
+        "parity texts": Fact(
             [parity["texts"], digest], f"{parity['texts']} texts, {(digest or '-')[:16]}"
         ),
     }
     for measure in findings.MEASURES:
         if measure.key in parity:
             measured = parity[measure.key]
-            facts[measure.brief] = Said(measured, measure.shown(measured))
+            facts[measure.brief] = Fact(measured, measure.shown(measured))
     return facts | _quantized(one.quantization)
 
 
-def _speed(content: Facts) -> Said:
+def _speed(content: Facts) -> Fact:
     """Texts a second of its own precision."""
     for row in content.get("speed", ()):
         if row["precision"] == content["precision"]:
-            return Said(row["texts_per_second"], f"{row['texts_per_second']:,.4g} texts/s")
+            return Fact(row["texts_per_second"], f"{row['texts_per_second']:,.4g} texts/s")
     return ABSENT
 
 
-def _quantized(quantization: Facts) -> dict[str, Said]:
+def _quantized(quantization: Facts) -> dict[str, Fact]:
     """What only an int8 artifact has."""
     precisions = findings.layer_precisions(quantization)
     if not precisions:
@@ -147,9 +147,9 @@ def _quantized(quantization: Facts) -> dict[str, Said]:
     top, digest = value(chosen, "top10_overlap"), texts.get("sha256")
     named = f"{texts.get('name', '-')}, {str(digest or '-')[:16]}"
     return {
-        "scheme": Said(scheme, str(scheme or "-")),
-        "matrices": Said(counts, ", ".join(f"{many} {findings.label(name)}" for name, many in counts.items())),
-        "held-out cosine": Said(mean, cosine(mean)),
-        "held-out top-10": Said(top, share(top)),
-        "calibrated with": Said([texts.get("name"), digest], named),
+        "scheme": Fact(scheme, str(scheme or "-")),
+        "matrices": Fact(counts, ", ".join(f"{many} {findings.label(name)}" for name, many in counts.items())),
+        "held-out cosine": Fact(mean, cosine(mean)),
+        "held-out top-10": Fact(top, share(top)),
+        "calibrated with": Fact([texts.get("name"), digest], named),
     }

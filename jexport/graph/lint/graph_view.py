@@ -1,7 +1,7 @@
 """A graph as rules see it: scopes with their nodes, constants and stated values.
 
 A scope is a graph, a branch or body inside a node, or a model-local function. Knows no file format
-and judges nothing; `error` and `warning` make the diagnostics of the rules.
+and decides nothing; `error` and `warning` make the diagnostics of the rules.
 """
 
 from __future__ import annotations

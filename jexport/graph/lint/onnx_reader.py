@@ -1,7 +1,7 @@
 """An ONNX file -> its scopes, with the weights left on disk.
 
 Nothing of protobuf's structure leaves this module, and whatever stands in the file is taken as it
-is: rules judge, this reads.
+is: rules decide, this reads.
 """
 
 from __future__ import annotations

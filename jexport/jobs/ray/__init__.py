@@ -24,7 +24,7 @@ from jexport.recipe import Recipe
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Run, open_run
 
-Told: TypeAlias = Callable[[Job, Event], None]
+JobListener: TypeAlias = Callable[[Job, Event], None]
 Memory: TypeAlias = Callable[[Job], int]
 
 STAGE = "cluster"
@@ -76,8 +76,8 @@ class _Work:
     memory: Memory
     retries: int
     patience_s: float
-    tell: Told
-    scratch: Path | None
+    tell: JobListener
+    node_dir: Path | None
     replace: bool
     code: str = field(default_factory=cache_keys.code_digest)
     sent: upload.Checkpoint | None = None
@@ -123,16 +123,16 @@ def run(
     memory: Memory = no_estimate,
     retries: int = 2,
     patience_s: float = 60.0,
-    scratch: Path | None = None,
+    node_dir: Path | None = None,
     replace: bool = False,
-    listen: Told = nobody,
+    listen: JobListener = nobody,
 ) -> dict[Job, Result]:
     """Run `build` once a job on the cluster at `address`; artifacts are placed below `out`.
 
     checkpoint: a folder that jobs read: nodes that have the same files at the same path read those,
     to the others it is sent, once a node. memory: bytes that a job takes. retries: how often a job
     is started again whose node or process was lost. patience_s: how long a job waits for a node
-    that could run it. scratch: where nodes work, their own temporary folder unless given.
+    that could run it. node_dir: where nodes work, their own temporary folder unless given.
     replace: a name may go from another checkpoint to the one of these jobs.
     Raises ClusterError when the cluster cannot be reached or has no node for a job, before any job
     is started; KeyboardInterrupt after every job was cancelled. What a job raises is in its Result.
@@ -147,7 +147,7 @@ def run(
             retries=retries,
             patience_s=patience_s,
             tell=listen,
-            scratch=scratch,
+            node_dir=node_dir,
             replace=replace,
         )
         known = placement.nodes()
@@ -228,7 +228,7 @@ def _start(work: _Work, job: Job, *, attempts: int) -> None:
         job=job,
         code=work.code,
         held=receiver.versions(work.out, job),
-        scratch=work.scratch,
+        node_dir=work.node_dir,
         sent=work.sent,
     )
     work.running.append(_Running(job=job, stream=task.remote(work.build, order), attempts=attempts))
@@ -351,7 +351,7 @@ def build_all(
     *,
     out: Path,
     address: str,
-    listen: Told,
+    listen: JobListener,
     replace: bool = False,
 ) -> tuple[JobResult, ...]:
     """What `many.build_all` does, on a cluster: every job of a recipe, artifacts below `out`.

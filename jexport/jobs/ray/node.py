@@ -64,7 +64,7 @@ class JobRequest:
     job: Job
     code: str
     held: tuple[str, ...]
-    scratch: Path | None
+    node_dir: Path | None
     sent: upload.Checkpoint | None
 
 
@@ -167,11 +167,11 @@ def work(build: Build, order: JobRequest) -> Iterator[Message]:
     out, beside = Path(), list[SidecarFile]()
     try:
         _check_code(order.code)
-        scratch = _scratch(order.scratch)
-        with open_run(scratch) as work_dir:
+        node_dir = _owned_folder(order.node_dir)
+        with open_run(node_dir) as work_dir:
             out = work_dir.folder / "artifacts"
             try:
-                result = yield from _built(build, order, out, scratch)
+                result = yield from _built(build, order, out, node_dir)
             finally:
                 beside += _beside(out)
             yield from _sent(result.path, order.held, beside)
@@ -189,7 +189,7 @@ def _beside(out: Path) -> Iterator[SidecarFile]:
 
 
 def _built(
-    build: Build, order: JobRequest, out: Path, scratch: Path
+    build: Build, order: JobRequest, out: Path, node_dir: Path
 ) -> Generator[Message, None, Artifact]:
     """Run the function in a thread, and pass on its events; its artifact is the value.
 
@@ -203,8 +203,8 @@ def _built(
         try:
             kept = None
             if order.sent is not None:
-                kept = upload.there(order.sent, scratch / "checkpoints")
-            place = Place(out=out, kept=scratch, checkpoint=kept)
+                kept = upload.there(order.sent, node_dir / "checkpoints")
+            place = Place(out=out, kept=node_dir, checkpoint=kept)
             outcome.append(build(order.job, place, _throttled(heard, stop)))
         except BaseException as error:
             outcome.append(error)
@@ -323,7 +323,7 @@ def _check_code(code: str) -> None:
         )
 
 
-def _scratch(given: Path | None) -> Path:
+def _owned_folder(given: Path | None) -> Path:
     """The folder to work in: nobody else's, since what is in it is run."""
     folder = given or Path(tempfile.gettempdir()) / f"jexport-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from jexport.jobs.matrix import Job
 
 Node: TypeAlias = Mapping[str, Any]
 
-FOUND = "accelerator_type:"
+DETECTED = "accelerator_type:"
 """What Ray's own resource of a kind of GPU is called with the kind behind it."""
 
 MARK = 0.001
@@ -35,7 +35,7 @@ def options(job: Job, memory_bytes: int, known: Sequence[Node]) -> dict[str, Any
         chosen["memory"] = memory_bytes
     fitting = [one for one in known if one["Resources"].get("CPU", 0) >= 1]
     if job.gpu:
-        mark = FOUND + job.gpu
+        mark = DETECTED + job.gpu
         suitable = [one for one in fitting if mark in one["Resources"]]
         if suitable:
             chosen.update(num_gpus=1, resources={mark: MARK})
@@ -65,7 +65,7 @@ def _kinds(known: Sequence[Node]) -> str:
     """What the nodes say of GPUs, for an error."""
     plain = ("CPU", "GPU", "memory", "object_store_memory")
     kinds = {
-        name.removeprefix(FOUND)
+        name.removeprefix(DETECTED)
         for one in known
         for name in one["Resources"]
         if name not in plain and not name.startswith("node:")

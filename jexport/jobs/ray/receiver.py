@@ -23,20 +23,22 @@ from jexport.types import Artifact
 
 
 class Receiver:
-    """One artifact on its way. room: a folder of the store's file system, for what is not whole.
+    """One artifact on its way.
+
+    work_dir: a folder of the store's file system, for what is not whole.
 
     Raises ArtifactError, and OutputPathError as `store.check_name` does.
     """
 
     def __init__(
-        self, made: node.ArtifactHeader, room: Path, out: Path, *, replace: bool = False
+        self, header: node.ArtifactHeader, work_dir: Path, out: Path, *, replace: bool = False
     ) -> None:
         self._replace = replace
-        self._folder = room / secrets.token_hex(8)
+        self._folder = work_dir / secrets.token_hex(8)
         self._folder.mkdir()
-        if hashlib.sha256(made.manifest).hexdigest() != made.sha256:
+        if hashlib.sha256(header.manifest).hexdigest() != header.sha256:
             raise refused("its manifest is not the one that was announced")
-        (self._folder / manifest.NAME).write_bytes(made.manifest)
+        (self._folder / manifest.NAME).write_bytes(header.manifest)
         content = manifest.read(self._folder).content
         self._listed = {entry["path"]: entry["size_bytes"] for entry in content["files"]}
         # A manifest that names a file outside of its folder is refused by `manifest.read`.
@@ -58,7 +60,7 @@ class Receiver:
         existing = store.find(self._slot)
         if existing is None:
             raise refused(f"{self._slot.path} was here when the job began, and is no more")
-        store.point_latest(self._slot, scratch=self._folder, replace=self._replace)
+        store.point_latest(self._slot, work_dir=self._folder, replace=self._replace)
         self.drop()
         return existing
 
@@ -100,8 +102,10 @@ class Receiver:
 
 def versions(out: Path, job: Job) -> tuple[str, ...]:
     """The versions of a job's artifact that are in a store, of whichever model."""
-    rooms = out.glob(f"*/{glob.escape(job.task)}/{job.target}-{job.precision}/*/{manifest.NAME}")
-    return tuple(sorted(path.parent.name for path in rooms if not path.parent.is_symlink()))
+    manifests = out.glob(
+        f"*/{glob.escape(job.task)}/{job.target}-{job.precision}/*/{manifest.NAME}"
+    )
+    return tuple(sorted(path.parent.name for path in manifests if not path.parent.is_symlink()))
 
 
 def keep_beside(sent: node.SidecarFile, job: Job, work_dir: Path, out: Path) -> None:

@@ -32,8 +32,8 @@ PLACE = re.compile(r"[a-z0-9]+://[^\s@]+\Z|[^\s:@]+\Z")
 class Step:
     """One command of one job, on one machine.
 
-    name: unique in the matrix. words: the command. made: where the artifact is afterwards, below
-    the working folder. needs: the name of the step whose `made` the command reads, '' for none.
+    name: unique in the matrix. words: the command. artifact: where it is afterwards, below the
+    working folder. needs: the name of the step whose `artifact` the command reads, '' for none.
     gpu: the kind of GPU that the machine must have, '' for none.
     """
 
@@ -41,7 +41,7 @@ class Step:
     phase: str
     job: Job
     words: tuple[str, ...]
-    made: str
+    artifact: str
     needs: str = ""
 
     @property
@@ -131,8 +131,8 @@ def steps(jobs: Sequence[Job], origin: Origin) -> tuple[Step, ...]:
                 name=job.key,
                 phase="compile",
                 job=job,
-                words=("jexport", "compile", portable.made, "--out", out, "--quiet"),
-                made=_latest(out, origin, job),
+                words=("jexport", "compile", portable.artifact, "--out", out, "--quiet"),
+                artifact=_latest(out, origin, job),
                 needs=portable.name,
             )
     return tuple(by_name.values())
@@ -158,7 +158,7 @@ def _build(job: Job, origin: Origin, *, out: str, until: str = "") -> Step:
             out,
             "--quiet",
         ),
-        made=_latest(out, origin, job),
+        artifact=_latest(out, origin, job),
     )
 
 

@@ -36,7 +36,7 @@ def write(steps: Sequence[Step], wishes: Wishes) -> str:
             "gpu": step.gpu,
             "runs_on": _runner(step),
             "command": shlex.join(step.words),
-            "made": step.made,
+            "made": step.artifact,
             "carry": step.name in needed,
             "needs": step.needs,
             "publish": wishes.publish,

@@ -17,7 +17,7 @@ def write(steps: Sequence[Step], wishes: Wishes) -> str:
             "phase": step.phase,
             **dataclasses.asdict(step.job),
             "command": list(step.words),
-            "made": step.made,
+            "made": step.artifact,
             "needs": step.needs,
             "publish": wishes.publish,
             "publish_flags": wishes.publish_flags,

@@ -94,7 +94,7 @@ class Client:
                 request.headers["Authorization"] = authorization
             return request
 
-        with self.told():
+        with self.wrapped_errors():
             return self._session.request(
                 method,
                 url,
@@ -106,7 +106,7 @@ class Client:
             )
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[None]:
+    def wrapped_errors(self) -> Iterator[None]:
         """What requests says, as TransientError or RegistryError."""
         from requests import exceptions as wrong
 
@@ -155,7 +155,7 @@ class Client:
                 fix="use a registry that does not",
             )
         asked = {key: challenge[key] for key in ("service", "scope") if key in challenge}
-        with self.told():
+        with self.wrapped_errors():
             answer = self._session.get(
                 challenge["realm"],
                 params=asked,
@@ -170,7 +170,7 @@ class Client:
 
     def json(self, answer: Any) -> Mapping[str, Any]:
         """The JSON object of an answer."""
-        with self.told():
+        with self.wrapped_errors():
             content = answer.json()
         if not isinstance(content, dict):
             raise RegistryError(

@@ -41,7 +41,7 @@ def _address(place: str) -> str:
 @contextlib.contextmanager
 def _open(address: str, access: Access, writing: bool) -> Iterator[Store]:
     root = Path(address.removeprefix("folder://"))
-    with _told(address):
+    with _wrapped_errors(address):
         if writing:
             _sweep(root / UPLOADS)
             if (
@@ -59,11 +59,11 @@ def _open(address: str, access: Access, writing: bool) -> Iterator[Store]:
 
 def _objects_in(root: Path, address: str) -> _objects.Objects:
     def write(key: str, content: bytes) -> None:
-        with _told(address), _placed(root, key) as staged:
+        with _wrapped_errors(address), _placed(root, key) as staged:
             staged.write_bytes(content)
 
     def upload(key: str, path: Path, blob: Blob, sent: Callable[[int], None]) -> None:
-        with _told(address), _placed(root, key) as staged:
+        with _wrapped_errors(address), _placed(root, key) as staged:
             digest = _copy(path, staged, sent)
             if digest != blob.hex:
                 raise RegistryError(
@@ -74,11 +74,11 @@ def _objects_in(root: Path, address: str) -> _objects.Objects:
 
     def holds(key: str, blob: Blob) -> bool:
         path = root / key
-        with _told(address):
+        with _wrapped_errors(address):
             return path.is_file() and _digest(path) == blob.hex
 
     def read(key: str, limit: int) -> bytes | None:
-        with _told(address):
+        with _wrapped_errors(address):
             try:
                 with open(root / key, "rb") as stream:
                     return stream.read(limit)
@@ -86,13 +86,13 @@ def _objects_in(root: Path, address: str) -> _objects.Objects:
                 return None
 
     def stream(key: str, size_bytes: int, start: int) -> Iterator[bytes]:
-        with _told(address), open(root / key, "rb") as source:
+        with _wrapped_errors(address), open(root / key, "rb") as source:
             source.seek(start)
             while chunk := source.read(CHUNK_BYTES):
                 yield chunk
 
     def listed(prefix: str) -> list[str]:
-        with _told(address):
+        with _wrapped_errors(address):
             folder = root / prefix
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
@@ -140,7 +140,7 @@ def _sweep(uploads: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
+def _wrapped_errors(address: str) -> Iterator[None]:
     """What the disk says, as a RegistryError; a full one stays what it is."""
     try:
         yield

@@ -52,7 +52,7 @@ class _Repository:
 
     def __init__(self, name: str, *, api: Any, files: Any, public: bool) -> None:
         self.name, self.api, self.files, self._public = name, api, files, public
-        self._made = False
+        self._created = False
 
     def store(self) -> Store:
         """Its functions."""
@@ -70,13 +70,13 @@ class _Repository:
 
     def public(self) -> bool:
         """What the Hub says; of a repository to be made, what was asked for."""
-        repository = self._found()
+        repository = self._repository()
         return self._public if repository is None else not repository.private
 
-    def _found(self) -> Any:
+    def _repository(self) -> Any:
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        with self.told():
+        with self.wrapped_errors():
             try:
                 return self.api.repo_info(self.name, repo_type="model")
             except RepositoryNotFoundError:
@@ -91,7 +91,7 @@ class _Repository:
         """Which places hold their blob, in one request."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        with self.told():
+        with self.wrapped_errors():
             try:
                 infos = self.api.get_paths_info(self.name, list(expected), repo_type="model")
             except RepositoryNotFoundError:
@@ -102,12 +102,12 @@ class _Repository:
         """Send what the Hub keeps as a large file; what it has already it does not take twice."""
         from huggingface_hub import CommitOperationAdd
 
-        with self.told():
-            if not self._made:
+        with self.wrapped_errors():
+            if not self._created:
                 self.api.create_repo(
                     self.name, repo_type="model", private=not self._public, exist_ok=True
                 )
-                self._made = True
+                self._created = True
             addition = CommitOperationAdd(places(release, blob)[0], path)
             self.api.preupload_lfs_files(self.name, [addition], repo_type="model")
         sent(blob.size_bytes)
@@ -132,7 +132,7 @@ class _Repository:
         self._commit([added], f"{tag}: {release.digest[:19]}")
 
     def _commit(self, added: list[Any], message: str) -> None:
-        with self.told():
+        with self.wrapped_errors():
             self.api.create_commit(self.name, added, commit_message=message, repo_type="model")
 
     def document(self, digest: str) -> bytes:
@@ -142,7 +142,7 @@ class _Repository:
         return content
 
     def _small(self, place: str) -> bytes | None:
-        with self.told():
+        with self.wrapped_errors():
             try:
                 with self.files.open(f"{self.name}/{place}", "rb") as stream:
                     content: bytes = stream.read(LARGEST_DOCUMENT_BYTES)
@@ -153,7 +153,7 @@ class _Repository:
     def read(self, release: Release, blob: Blob, start: int) -> Iterator[bytes]:
         place = f"{self.name}/{places(release, blob)[0]}"
         with (
-            self.told(tries=BACKED_OFF),
+            self.wrapped_errors(tries=BACKED_OFF),
             self.files.open(place, "rb", block_size=CHUNK_BYTES) as stream,
         ):
             stream.seek(start)
@@ -170,7 +170,7 @@ class _Repository:
         """Raises RegistryError for a repository that is not there, or not for us."""
         from huggingface_hub.errors import EntryNotFoundError
 
-        with self.told(tries=BACKED_OFF):
+        with self.wrapped_errors(tries=BACKED_OFF):
             try:
                 tree = self.api.list_repo_tree(self.name, OURS, recursive=True, repo_type="model")
                 held = [each.path for each in tree if hasattr(each, "blob_id")]
@@ -184,7 +184,7 @@ class _Repository:
         )
 
     @contextlib.contextmanager
-    def told(self, *, tries: int = 1) -> Iterator[None]:
+    def wrapped_errors(self, *, tries: int = 1) -> Iterator[None]:
         """What huggingface_hub says, as TransientError or RegistryError, without credentials.
 
         tries: how many it makes itself (its http_backoff waits 23 s over six), so that a Hub that

@@ -123,7 +123,7 @@ class _Repository:
             headers={"Accept": DOCUMENT},
             stream=True,
         )
-        with contextlib.closing(answer), self.client.told():
+        with contextlib.closing(answer), self.client.wrapped_errors():
             if answer.status_code == 404:
                 return None
             content = b""
@@ -142,7 +142,7 @@ class _Repository:
             headers["Range"] = f"bytes={start}-"
         place = f"{self.root}/blobs/{blob.digest}"
         answer = self.client.ask("GET", place, good=(200, 206, 404), headers=headers, stream=True)
-        with contextlib.closing(answer), self.client.told():
+        with contextlib.closing(answer), self.client.wrapped_errors():
             if answer.status_code == 404:
                 raise RegistryError(
                     f"{self.address} lacks a file of this release",

@@ -77,7 +77,7 @@ def _open(address: str, access: Access, writing: bool) -> Iterator[Store]:
 
 def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
     def write(key: str, content: bytes) -> None:
-        with _told(address):
+        with _wrapped_errors(address):
             system.pipe_file(f"{root}/{key}", content)
 
     def upload(key: str, path: Path, blob: Blob, sent: Callable[[int], None]) -> None:
@@ -87,7 +87,7 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
             def relative_update(self, inc: int = 1) -> None:
                 sent(inc)
 
-        with _told(address):
+        with _wrapped_errors(address):
             system.put_file(
                 str(path), f"{root}/{key}", callback=Sent(), chunksize=PART_BYTES, max_concurrency=2
             )
@@ -95,7 +95,7 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
             raise TransientError(f"{address}/{key} did not arrive whole")
 
     def size_of(key: str) -> int | None:
-        with _told(address):
+        with _wrapped_errors(address):
             try:
                 return int(system.info(f"{root}/{key}")["size"])
             except FileNotFoundError:
@@ -105,7 +105,7 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
         return size_of(key) == blob.size_bytes
 
     def read(key: str, limit: int) -> bytes | None:
-        with _told(address):
+        with _wrapped_errors(address):
             try:
                 content: bytes = system.cat_file(f"{root}/{key}")
             except FileNotFoundError:
@@ -123,13 +123,13 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
                 fix="publish that artifact again with --repair",
             )
         for begin in range(start, size_bytes, CHUNK_BYTES):
-            with _told(address):
+            with _wrapped_errors(address):
                 yield system.cat_file(
                     f"{root}/{key}", start=begin, end=min(begin + CHUNK_BYTES, size_bytes)
                 )
 
     def listed(prefix: str) -> list[str]:
-        with _told(address):
+        with _wrapped_errors(address):
             try:
                 keys = system.ls(f"{root}/{prefix}", detail=False, refresh=True)
             except FileNotFoundError:
@@ -142,7 +142,7 @@ def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
 
 
 @contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
+def _wrapped_errors(address: str) -> Iterator[None]:
     """Errors of s3fs, botocore and aiohttp, as TransientError or RegistryError, without secrets."""
     try:
         yield

@@ -22,7 +22,7 @@ JINA_TYPES = ("jina_embeddings_v3", "nomic_bert")
 """What config.json of a merged jina-embeddings-v3 says that it is."""
 
 
-def made_for_cuda(content: Mapping[str, Any]) -> bool:
+def is_for_cuda(content: Mapping[str, Any]) -> bool:
     """Whether an onnx artifact with this manifest runs on CUDA and nowhere else."""
     return content["target"] == "onnx" and "cuda" in content["engine"]["facts"]
 
@@ -48,7 +48,7 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
             evidence=f"it loads: {', '.join(engine.ways)}; '{target}' is for: {', '.join(able)}",
             fix=f"build one that it loads: --target {next(iter(engine.ways))}",
         )
-    if made_for_cuda(content) and name not in FOR_CUDA:
+    if is_for_cuda(content) and name not in FOR_CUDA:
         raise ServingError(
             f"the line of {engine.title} opens an artifact on the CPU, and this one is for CUDA",
             evidence=f"graph steps: {', '.join(content['engine']['facts']['cuda']['steps'])}",

@@ -25,16 +25,16 @@ class Log:
     def __init__(self) -> None:
         """Begin to listen."""
         self.logger = _listener()
-        self._said: deque[str] = deque(maxlen=KEPT)
+        self._lines: deque[str] = deque(maxlen=KEPT)
         _alive.add(self)
 
     def hear(self, text: str) -> None:
         """Keep an error."""
-        self._said.append(text)
+        self._lines.append(text)
 
     def text(self) -> str:
         """The last errors, a line each, each once."""
-        return "\n".join(dict.fromkeys(self._said))
+        return "\n".join(dict.fromkeys(self._lines))
 
 
 def _listener() -> Any:

@@ -66,7 +66,7 @@ class Plan:
         self._engine: Any = engine
         self._profiles = tuple(profiles_)
         self._log = log
-        self._graphs_wanted = graphs
+        self._use_graphs = graphs
         self._lock = threading.Lock()
         self._contexts: list[Any] = []
         self._captured: OrderedDict[Shape, _Captured] = OrderedDict()
@@ -220,7 +220,7 @@ class Plan:
 
     def _graph(self, number: int, shape: Shape) -> _Captured | None:
         """The graph of a small shape that comes again; None while it is new, or too large."""
-        if not self._graphs_wanted or shape[0] * shape[1] > GRAPH_TOKENS:
+        if not self._use_graphs or shape[0] * shape[1] > GRAPH_TOKENS:
             return None
         if shape in self._captured:
             self._captured.move_to_end(shape)

@@ -29,7 +29,7 @@ class Place:
     """Where the timings of one machine and one set of builder options are kept."""
 
     path: Path
-    made_for: Mapping[str, str]
+    context: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def place(folder: Path, machine: Machine, options: Mapping[str, Any]) -> Place:
         f"{slug}-cc{machine.gpu.capability}-cuda{machine.gpu.driver_cuda}-"
         f"trt{machine.tensorrt}-{context['options']}.timings"
     )
-    return Place(path=folder / name, made_for=context)
+    return Place(path=folder / name, context=context)
 
 
 def read(where: Place) -> Timings:
@@ -78,7 +78,7 @@ def read(where: Place) -> Timings:
         stored = None
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         return Timings(content=b"", note=f"timing cache not used: {where.path.name} is not one")
-    if stored.get("made_for") != dict(where.made_for):
+    if stored.get("made_for") != dict(where.context):
         return Timings(
             content=b"", note=f"timing cache not used: {where.path.name} is of another machine"
         )
@@ -94,7 +94,7 @@ def write(where: Place, content: bytes) -> str:
     """
     header = {
         "format": FORMAT,
-        "made_for": dict(where.made_for),
+        "made_for": dict(where.context),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     try:

@@ -35,7 +35,7 @@ def name(monkeypatch: pytest.MonkeyPatch) -> None:
 def order(tmp_path: Path) -> Callable[..., node.JobRequest]:
     def make(**changes: Any) -> node.JobRequest:
         kept = {"job": JOB, "code": cache_keys.code_digest(), "held": (), "sent": None}
-        return node.JobRequest(**{**kept, "scratch": tmp_path / "scratch", **changes})
+        return node.JobRequest(**{**kept, "node_dir": tmp_path / "scratch", **changes})
 
     return make
 
@@ -130,9 +130,9 @@ def test_a_scratch_folder_of_somebody_else_is_refused(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "link").symlink_to(tmp_path)
-    [_, last] = node.work(lambda *words: pytest.fail("started"), order(scratch=tmp_path / "link"))
+    [_, last] = node.work(lambda *words: pytest.fail("started"), order(node_dir=tmp_path / "link"))
     assert (last.kind, last.what[:14]) == ("OutputPathError", "cannot work in")  # type: ignore[union-attr]
-    own = node._scratch(None)
+    own = node._owned_folder(None)
     assert own.parent == tmp_path
     assert own.stat().st_uid == os.getuid()
     assert own.stat().st_mode & 0o077 == 0

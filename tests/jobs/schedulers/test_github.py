@@ -84,7 +84,7 @@ def test_a_matrix_has_256_jobs_at_most() -> None:
             name=str(n),
             phase="build",
             words=("x",),
-            made="",
+            artifact="",
             job=Job(task=str(n), target="onnx", precision="fp32"),
         )
         for n in range(257)

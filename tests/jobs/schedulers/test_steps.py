@@ -42,7 +42,7 @@ def test_one_command_a_job() -> None:
         "--quiet",
     )
     assert (step.name, step.phase, step.needs, step.gpu) == (step.job.key, "build", "", "")
-    assert step.made == f"artifacts/{RECIPE.name}/separation/onnx-fp16/latest"
+    assert step.artifact == f"artifacts/{RECIPE.name}/separation/onnx-fp16/latest"
 
 
 def test_an_engine_is_prepared_once_and_completed_on_each_kind_of_gpu() -> None:
@@ -51,9 +51,9 @@ def test_an_engine_is_prepared_once_and_completed_on_each_kind_of_gpu() -> None:
     assert portable.words[-5:] == ("--until", "compile", "--out", "portable", "--quiet")
     assert (portable.phase, portable.gpu) == ("build", "")
     for step, kind in ((first, "L4"), (second, "T4")):
-        assert step.words[:3] == ("jexport", "compile", portable.made)
+        assert step.words[:3] == ("jexport", "compile", portable.artifact)
         assert (step.phase, step.gpu, step.needs) == ("compile", kind, portable.name)
-    assert first.made != second.made
+    assert first.artifact != second.artifact
     assert [step.phase for step in schedulers.steps([job()], ORIGIN)] == ["build"]
 
 

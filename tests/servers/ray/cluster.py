@@ -152,7 +152,7 @@ def placed(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
         out=room / "placed",
         address=whole.address,
         memory=lambda one: 2**28,
-        scratch=room / "scratch",
+        node_dir=room / "scratch",
         listen=listen,
     )
     kinds = {
@@ -166,7 +166,7 @@ def placed(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
         Copies(template),
         out=room / "placed",
         address=whole.address,
-        scratch=room / "scratch",
+        node_dir=room / "scratch",
     )
     left = [str(path) for path in (room / "scratch").rglob("*") if path.is_file()]
     return {
@@ -183,7 +183,7 @@ def refused(whole: Cluster, room: Path) -> dict[str, Any]:
     """Errors of every sort: of the job, of a bug, of a process that dies, of the cluster."""
     jobs = [job("refused"), job("bug"), job("killed")]
     results = cluster.run(
-        jobs, raises, out=room / "out", address=whole.address, retries=1, scratch=room / "scratch1"
+        jobs, raises, out=room / "out", address=whole.address, retries=1, node_dir=room / "scratch1"
     )
     never: dict[str, str] = {}
     for name, words in {
@@ -248,7 +248,7 @@ def interrupted(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
             Copies(template, gate=room / "never", beats=beats),
             out=room / "cancelled",
             address=whole.address,
-            scratch=scratch,
+            node_dir=scratch,
             listen=listen,
         )
         ended = "by itself"
@@ -295,7 +295,7 @@ def lost(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
         Copies(template, gate=gate),
         out=room / "lost",
         address=whole.address,
-        scratch=room / "scratch3",
+        node_dir=room / "scratch3",
         listen=listen,
     )
     killers[0].join()
@@ -324,7 +324,7 @@ def gone(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
         out=room / "gone",
         address=whole.address,
         patience_s=2,
-        scratch=room / "scratch4",
+        node_dir=room / "scratch4",
         listen=listen,
     )
     killers[0].join()

@@ -51,7 +51,7 @@ def test_another_machine_or_option_has_another_one(what: str, tmp_path: Path) ->
         machine = dataclasses.replace(HERE, gpu=dataclasses.replace(gpu, **{key: "9.9"}))
     first = timing_cache.place(tmp_path, HERE, {"refit": False})
     second = timing_cache.place(tmp_path, machine, options)
-    assert second.made_for != first.made_for
+    assert second.context != first.context
     # a file of the first, found under the second's name, is left out
     timing_cache.write(first, b"timings")
     first.path.rename(second.path)
