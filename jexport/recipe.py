@@ -89,9 +89,15 @@ DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
 class LoadSpec:
     """[load]: which checkpoint, and what to believe where its own files are silent.
 
-    model: folder or hub id. revision, code_revision: 40-hex commits on a hub; '' takes the newest
-    and records it (not allowed with remote code). max_tokens: 0 takes the checkpoint's limit.
-    licence: '' takes the checkpoint's. prompts: by task, instead of the checkpoint's.
+    Args:
+        model: a folder, or an id on the Hugging Face Hub.
+        revision: commit on the hub, 40 hex digits; '' takes the newest and records it (not allowed
+            with remote code).
+        trust_remote_code: whether code of the checkpoint may run.
+        code_revision: commit of a repository that the code comes from, as `revision`.
+        max_tokens: longest text, special tokens included; 0 takes the checkpoint's limit.
+        licence: SPDX id; '' takes the checkpoint's.
+        prompts: prompt by task, instead of the checkpoint's.
     """
 
     model: str = ""
@@ -105,10 +111,14 @@ class LoadSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSpec:
-    """[export]: outputs: 'last_hidden_state', 'sentence_embedding' or both.
+    """[export]: the graph that is written.
 
-    dimension: Matryoshka size of `sentence_embedding`, 0 for the full size. keep_fp32: name parts
-    of modules that stay float32 in an fp16 graph (such as 'layers.3.mlp.fc2').
+    Args:
+        opset: of standard ONNX, one of OPSETS.
+        outputs: 'last_hidden_state' (a vector a token), 'sentence_embedding' (one a text) or both.
+        dimension: Matryoshka size of `sentence_embedding`, 0 for the full size.
+        keep_fp32: parts of names of modules that stay float32 in an fp16 graph (such as
+            'layers.3.mlp.fc2').
     """
 
     opset: int = 20
@@ -119,17 +129,25 @@ class ExportSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSpec:
-    """[quantize]: calibration: a set in calibration_data/, a folder, or a .jsonl or .txt file.
+    """[quantize]: how int8 is calibrated, and what it must reach.
 
-    samples, max_tokens: how many texts, each cut to so many tokens. smoothing: SmoothQuant's
-    strength, 0 to 1; clip: share of the range kept of the second MLP matrix's input. effort: 'fast'
-    or 'full' (other strengths and clips, and the whole curve). cosine_mean, cosine_p1,
-    top10_overlap: what the held-out texts must reach (with each group of them at the gates of
-    [validate]). max_share: share of the linear layers' multiply-adds that may be at higher
-    precision for it.
-    pair_top10_overlap: how much of the nearest passages of float queries int8 queries must find.
-    allow_slower: keep an int8 artifact that is not faster than the best float one. symmetric: goals
-    that hold instead for engines that take the symmetric scheme only (trt), which loses more.
+    Args:
+        calibration: a set in calibration_data/, a folder, or a .jsonl or .txt file.
+        samples: how many of its texts.
+        max_tokens: each is cut to so many tokens.
+        smoothing: SmoothQuant's strength, 0 to 1.
+        clip: share of the range that is kept of the second MLP matrix's input, above 0, up to 1.
+        effort: 'fast', or 'full' (other strengths and clips, and the whole curve).
+        cosine_mean: mean cosine that held-out texts must reach (each group of them reaches the
+            gates of [validate], too).
+        cosine_p1: cosine that 99 % of them must reach.
+        top10_overlap: share of each text's ten nearest neighbours that must stay, 0 to 1.
+        max_share: share of the linear layers' multiply-adds that may be at higher precision for it.
+        pair_top10_overlap: share of the ten nearest passages of float queries that int8 queries
+            must find.
+        allow_slower: keep an int8 artifact that is not faster than the best float one.
+        symmetric: goals that hold instead for engines that take the symmetric scheme only (trt),
+            which loses more; keys: GOALS.
     """
 
     calibration: str = "everyday"
@@ -147,14 +165,27 @@ class QuantizeSpec:
     symmetric: Mapping[str, float] = field(default_factory=dict)
 
     def goal(self, name: str, scheme: str) -> float:
-        """A goal under a scheme."""
+        """A goal under a scheme.
+
+        Args:
+            name: one of GOALS.
+            scheme: of the activations, one of quantization.quant_params.SCHEMES.
+
+        Returns:
+            What `symmetric` says of it under the symmetric scheme, else the key of that name.
+        """
         own: float = getattr(self, name)
         return self.symmetric.get(name, own) if scheme == "symmetric" else own
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSpec:
-    """One entry of compile.profiles: batch and tokens as [smallest, usual, largest]."""
+    """One entry of compile.profiles: the shapes that TensorRT optimizes an engine for.
+
+    Args:
+        batch: texts of a batch: smallest, usual, largest.
+        tokens: length of its longest text: smallest, usual, largest.
+    """
 
     batch: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -162,19 +193,24 @@ class ProfileSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CompileSpec:
-    """[compile]: fuse: replace standard operators by the engine's own, faster ones.
+    """[compile]: the engine; from `profiles` on for TensorRT only.
 
-    skip_layer_norm: fuse residual sums into their LayerNormalization as well. onnxruntime's CPU
-    kernel for it is slower than the two operators, so it is off; its CUDA kernel may not be.
-    cuda: graph steps for CUDA alone (CUDA_STEPS, or 'all'), for the target onnx; none for a graph
-    that runs anywhere. With any the artifact is built, validated and run on CUDA only.
-
-    For TensorRT. profiles: none for those that fit the model's length limit. timing_cache: a folder
-    that keeps kernel timings between builds, '' for none. hardware_compatible: see
-    HARDWARE_COMPATIBLE. version_compatible: run with later TensorRT versions of the same major.
-    workspace_gib: most scratch memory a kernel may use, 0 for all there is. weight_stripped: keep
-    the engine without its weights as well. refit_from: an artifact that has such an engine, of
-    another task, to be given this one's weights instead of building.
+    Args:
+        fuse: replace standard operators by the engine's own, faster ones.
+        skip_layer_norm: fuse residual sums into their LayerNormalization as well. onnxruntime's CPU
+            kernel for it is slower than the two operators, so it is off; its CUDA kernel may not
+            be.
+        cuda: graph steps for CUDA alone (CUDA_STEPS, or 'all'), for the target onnx; none for a
+            graph that runs anywhere. With any the artifact is built, validated and run on CUDA
+            only.
+        profiles: none for those that fit the model's length limit.
+        timing_cache: a folder that keeps kernel timings between builds, '' for none.
+        hardware_compatible: GPUs that the engine must run on, one of HARDWARE_COMPATIBLE.
+        version_compatible: run with later TensorRT versions of the same major.
+        workspace_gib: most scratch memory a kernel may use, in GiB; 0 for all there is.
+        weight_stripped: keep the engine without its weights as well.
+        refit_from: folder of an artifact that has such an engine, of another task, to be given this
+            one's weights instead of building.
     """
 
     fuse: bool = True
@@ -191,10 +227,13 @@ class CompileSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateSpec:
-    """[validate]: texts: a set in calibration_data/. gates: by precision, see gates.GATES.
+    """[validate]: the texts that an artifact is compared on, and what it must reach.
 
-    budget_tokens: how many tokens one pass over the texts may cost (every language stays in).
-    max_tokens: longest text compared. attention on long texts costs its square.
+    Args:
+        texts: a set in calibration_data/.
+        budget_tokens: how many tokens one pass over the texts may cost (every language stays in).
+        max_tokens: longest text compared; attention costs its square.
+        gates: bounds by precision and gate, see gates.GATES.
     """
 
     texts: str = "parity"
@@ -207,7 +246,20 @@ class ValidateSpec:
 class Recipe:
     """All that a build needs to know besides the task, target and precision asked for.
 
-    tasks, targets, precisions: those this recipe ships; empty allows every one that there is.
+    Args:
+        name: of the model, and of its folder of artifacts.
+        version: of the artifacts; a digest of what went in is put behind it.
+        tasks: those that it ships; empty allows every one that there is.
+        targets: those that it ships; empty allows every one.
+        precisions: those that it ships; empty allows every one of the target.
+        load: the checkpoint.
+        export: the graph.
+        quantize: int8.
+        compile: the engine.
+        validate: the comparison.
+
+    Raises:
+        RecipeError: it holds a password or a token.
     """
 
     name: str
@@ -233,37 +285,81 @@ class Recipe:
                 )
 
     def replace_load(self, **changes: Any) -> Recipe:
-        """The same recipe with other [load] values."""
+        """The same recipe with other [load] values.
+
+        Args:
+            changes: keys of [load] and their values.
+
+        Returns:
+            A new recipe; this one stays as it is.
+        """
         return dataclasses.replace(self, load=dataclasses.replace(self.load, **changes))
 
     def replace_quantize(self, **changes: Any) -> Recipe:
-        """The same recipe with other [quantize] values."""
+        """The same recipe with other [quantize] values.
+
+        Args:
+            changes: keys of [quantize] and their values.
+
+        Returns:
+            A new recipe; this one stays as it is.
+        """
         return dataclasses.replace(self, quantize=dataclasses.replace(self.quantize, **changes))
 
     def replace_compile(self, **changes: Any) -> Recipe:
-        """The same recipe with other [compile] values."""
+        """The same recipe with other [compile] values.
+
+        Args:
+            changes: keys of [compile] and their values.
+
+        Returns:
+            A new recipe; this one stays as it is.
+        """
         return dataclasses.replace(self, compile=dataclasses.replace(self.compile, **changes))
 
     def resolved(self) -> dict[str, Any]:
-        """Every key with its value, defaults included, as JSON-ready dicts and lists."""
+        """Every key with its value, defaults included.
+
+        Returns:
+            JSON-ready tables by name.
+        """
         tables: dict[str, Any] = plain(self)
         return tables
 
 
 def recipe_folder() -> Path:
-    """Where the shipped recipes are: beside the package in a checkout, inside it when installed."""
+    """Where the shipped recipes are: beside the package in a checkout, inside it when installed.
+
+    Returns:
+        A folder of .toml files.
+    """
     package = Path(__file__).resolve().parent
     inside = package / "recipes"
     return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def names() -> list[str]:
-    """Names of the shipped recipes."""
+    """Names of the shipped recipes.
+
+    Returns:
+        Sorted; `read` takes each.
+    """
     return sorted(path.stem for path in recipe_folder().glob("*.toml"))
 
 
 def read(name_or_file: str) -> Recipe:
-    """Read a shipped recipe by name, or a .toml file by path. Raises RecipeError."""
+    """Read a recipe.
+
+    Args:
+        name_or_file: name of a shipped recipe, or the path of a .toml file.
+
+    Returns:
+        The recipe, its values checked.
+
+    Raises:
+        RecipeError: there is none of that name, it is not TOML, a key is unknown, or a value cannot
+            be used.
+    """
     path = Path(name_or_file)
     if name_or_file in names():
         path = recipe_folder() / f"{name_or_file}.toml"
@@ -284,9 +380,13 @@ def read(name_or_file: str) -> Recipe:
 
 
 def for_model(model: str) -> Recipe:
-    """The defaults for a checkpoint that has no recipe; its name is the folder's or the hub id's.
+    """The defaults for a checkpoint that has no recipe.
 
-    A character that a recipe's name may not have becomes '-'.
+    Args:
+        model: a folder, or an id on the hub.
+
+    Returns:
+        A recipe named after it; a character that a recipe's name may not have becomes '-'.
     """
     folder = os.path.expanduser(model)
     local = os.path.isdir(folder)
@@ -296,7 +396,18 @@ def for_model(model: str) -> Recipe:
 
 
 def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
-    """Build a Recipe from a parsed TOML table. Raises RecipeError naming the key and the file."""
+    """Build a Recipe from a parsed TOML table.
+
+    Args:
+        table: by key.
+        origin: the file's name, for messages.
+
+    Returns:
+        The recipe; a recipe that sets one gate keeps the default gates of the other precisions.
+
+    Raises:
+        RecipeError: a key is unknown or a value cannot be used; names both.
+    """
     recipe: Recipe = read_table(Recipe, table, origin=origin)
     # A recipe that sets one gate keeps the default gates of the other precisions.
     gates = MappingProxyType({**DEFAULT_GATES, **recipe.validate.gates})
@@ -305,7 +416,18 @@ def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
 
 
 def checked(recipe: Recipe, *, origin: str) -> Recipe:
-    """The same recipe, once its values are known to make sense. Raises RecipeError."""
+    """The same recipe, once its values are known to make sense.
+
+    Args:
+        recipe: any.
+        origin: the file's name, for messages.
+
+    Returns:
+        `recipe` itself.
+
+    Raises:
+        RecipeError: a value cannot be used; names its key and what is allowed.
+    """
     load, export, validate = recipe.load, recipe.export, recipe.validate
     quantize, compiling = recipe.quantize, recipe.compile
     rules: list[tuple[str, object, bool, str]] = [

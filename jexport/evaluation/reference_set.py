@@ -1,4 +1,4 @@
-"""What the reference library gives for the validation texts, and the file in which the stage cache keeps it.
+"""What the reference library gives for the validation texts, and its file in the stage cache.
 
 One set serves every target and precision of a task: the texts are chosen, and tokenised, by the
 library itself. Knows no artifact.
@@ -46,7 +46,8 @@ class ReferenceSet:
 
     Attributes:
         samples: every text with its language; EDGE for edge texts.
-        uses: the library's method by which each was tokenised and embedded, see reference_library.USES.
+        uses: the library's method by which each was tokenised and embedded, see
+            reference_library.USES.
         ids: its token ids, prompt and special tokens included.
         vectors: float32 [embedded texts, dimension], as the library returns them.
         tokens: float32 [tokens, hidden] of each embedded text, () where the model has none.

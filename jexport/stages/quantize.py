@@ -1,8 +1,8 @@
 """quantize: OnnxModel (fp32) -> OnnxModel (int8, Q/DQ in standard ONNX) and quantization.json.
 
 Statistics from calibration texts, SmoothQuant, weights rounded by GPTQ, then a search over layers
-that is validated on embeddings of held-out texts. The scheme is the target's; every scheme comes from
-the same statistics. Knows no engine but through the Target that runs its graphs.
+that is validated on embeddings of held-out texts. The scheme is the target's; every scheme comes
+from the same statistics. Knows no engine but through the Target that runs its graphs.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _judged(
     out_dir: Path,
     progress: Callable[[int, int], None],
 ) -> ParityReport:
-    """Measure, write the report, then check the gates. content: the report, with gates and precision."""
+    """Measure, write the report, check the gates. content: the report, with gates and precision."""
     gates, precision = content["gates"], content["precision"]
     try:
         comparison = compared()
