@@ -202,5 +202,6 @@ def tools() -> dict[str, str]:
 def code_digest() -> str:
     """SHA-256 over jexport's own sources: another jexport is another input."""
     root = Path(__file__).parents[1]
-    files = [manifest.file_digest(path, root=root) for path in root.rglob("*.py")]
+    sources = [path for path in root.rglob("*") if path.suffix in (".py", ".j2")]
+    files = [manifest.file_digest(path, root=root) for path in sources]
     return manifest.sha256_of(manifest.listed(files))

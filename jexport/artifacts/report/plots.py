@@ -7,10 +7,10 @@ shows, for who cannot see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from jexport.artifacts.report import axes
+from jexport.artifacts.report import axes, findings
 from jexport.artifacts.report.axes import LETTER
 from jexport.artifacts.report.markup import Markup, escape
 from jexport.artifacts.report.reading import (
@@ -32,10 +32,13 @@ MARK = 4.0
 """From the middle of a technique's mark to its corners."""
 
 
-def svg(height: float, title: str, desc: str, parts: Iterable[str], *, width: int = WIDTH) -> str:
+def svg(
+    height: float, title: str, desc: str, parts: Iterable[str], *, width: int = WIDTH
+) -> Markup:
     """A figure of that many units, with its name and what it shows in words."""
     heading = f"<title>{escape(title)}</title><desc>{escape(desc)}</desc>"
-    return f'<svg viewBox="0 0 {width} {height:g}" role="img">{heading}{"".join(parts)}</svg>'
+    size = f"0 0 {width} {height:g}"
+    return Markup(f'<svg viewBox="{size}" role="img">{heading}{"".join(parts)}</svg>')
 
 
 def _label(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
@@ -52,7 +55,7 @@ def _dot(key: str, x: float, y: float, label: str = "", *, radius: float = 3.5) 
     return f'<circle class="{key}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{tip}</circle>'
 
 
-def dots(title: str, groups: Sequence[tuple[str, Facts]], gates: Facts) -> str:
+def dots(title: str, groups: Sequence[tuple[str, Facts]], gates: Facts) -> Markup:
     """Per group a line with the mean and the 1st percentile, and both as numbers at its end."""
     keys = ("cosine_mean", "cosine_p1")
     names = [fitting(name, 12) for name, _ in groups]
@@ -101,7 +104,7 @@ class Curve(NamedTuple):
     marks: Sequence[Facts] = ()
 
 
-def curve(title: str, drawn: Curve) -> tuple[str, bool]:
+def curve(title: str, drawn: Curve) -> tuple[Markup, bool]:
     """Lines over the share from 0 to 1, one per key, and whether the axis stretches towards 1.
 
     '' when no row has such a value.
@@ -119,7 +122,7 @@ def curve(title: str, drawn: Curve) -> tuple[str, bool]:
     ]
     values = [v for series in points.values() for _, v in series] + [v for *_, v in marks]
     if not values:
-        return "", False
+        return Markup(), False
     bounds = {key: g for key in drawn.keys if (g := number(value(drawn.gates, key))) is not None}
     left, right, top, bottom = 8 * LETTER, WIDTH - 14, 18, 220
     axis = axes.towards_one([*values, *bounds.values()], bottom, top)
@@ -218,7 +221,7 @@ def _free(
     return None
 
 
-def bars(title: str, bars_: Sequence[tuple[str, float, str]]) -> str:
+def bars(title: str, bars_: Sequence[tuple[str, float, str]]) -> Markup:
     """One bar per row, from 0; its value in words behind it."""
     names = [fitting(name, 14) for name, _, _ in bars_]
     left = max(map(columns, names)) * LETTER + 8
@@ -236,22 +239,22 @@ def bars(title: str, bars_: Sequence[tuple[str, float, str]]) -> str:
     return svg(24 * len(bars_), title, description, parts)
 
 
-def shares(title: str, shares_: Mapping[str, tuple[str, float]]) -> str:
-    """One bar cut into shares; found: the CSS class and share by name."""
-    total = sum(share for _, share in shares_.values()) or 1
+def shares(title: str, parts_: Sequence[tuple[str, str, int, float]]) -> Markup:
+    """One bar cut into shares; parts_: as `sections.work`."""
+    total = sum(share for *_, share in parts_) or 1
     left, parts = 0.0, []
-    for kind, share in shares_.values():
+    for _, kind, _, share in parts_:
         width = share / total * WIDTH
         parts.append(f'<rect class="{kind}" x="{left:.2f}" y="0" width="{width:.2f}" height="20"/>')
         left += width
-    description = ", ".join(f"{name} {percent(share)}" for name, (_, share) in shares_.items())
+    description = ", ".join(f"{findings.label(name)} {percent(part)}" for name, *_, part in parts_)
     return svg(20, title, description, parts)
 
 
-def key(kind: str) -> str:
+def key(kind: str) -> Markup:
     """A small square of a class's colour, for a legend."""
     square = f'<rect class="{kind}" width="12" height="12"/>'
-    return f'<svg class="key" viewBox="0 0 12 12" aria-hidden="true">{square}</svg>'
+    return Markup(f'<svg class="key" viewBox="0 0 12 12" aria-hidden="true">{square}</svg>')
 
 
 def before_after(before: object, after: object, scale: tuple[float, float]) -> Markup:

@@ -1,12 +1,12 @@
-"""The parts of report.html, one function each; '' where there is nothing to say. Knows no style."""
+"""The lines of report.html's tables and figures, as page.html.j2 shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jexport.artifacts.report import findings, markup, plots
-from jexport.artifacts.report.findings import Held
+from jexport.artifacts.report.findings import Held, Precision
 from jexport.artifacts.report.markup import Markup, escape
 from jexport.artifacts.report.reading import (
     MISSING,
@@ -26,35 +26,25 @@ from jexport.artifacts.report.reading import (
 FIRST_MATRICES = 20
 """Rows of the matrix table that are open at first."""
 
-KEY = "Filled: mean; hollow: 1st percentile (p1); dashed: its gate."
-
 QUALITY = ("cosine, mean", "1st percentile", "lowest", "top-10 overlap")
 
+BARS: Mapping[str, str] = {
+    "Size in MiB": "Size of the graph and its weights in MiB; less is better.",
+    "Texts per second": "Texts per second, side by side on the machine that built it; more is better.",
+}
+"""The captions of the bars."""
 
-def _quality(metrics: Facts) -> tuple[str, str, str, str]:
+
+def _quality(metrics: Facts) -> tuple[str, ...]:
     """The cells below QUALITY."""
-    return (
-        *(cosine(metrics.get(key)) for key in ("cosine_mean", "cosine_p1", "cosine_min")),
-        share(value(metrics, "top10_overlap")),
-    )  # type: ignore[return-value]
+    cosines = (cosine(metrics.get(key)) for key in ("cosine_mean", "cosine_p1", "cosine_min"))
+    return (*cosines, share(value(metrics, "top10_overlap")))
 
 
-def headline(quantization: Facts, parity: Facts) -> str:
+def headline(quantization: Facts, parity: Facts) -> list[tuple[str, ...]]:
     """Each measure against its gate, on the held-out texts and of the artifact."""
-    lines = [
-        (one.words, *map(_judged, sides)) for one, *sides in findings.headline(quantization, parity)
-    ]
-    if not lines:
-        return ""
-    failures = "".join(
-        f'<li class="bad">{escape(failure)}</li>' for failure in listed(parity, "failures")
-    )
-    heads = ("measure", "held-out texts, while quantizing", "artifact, on the parity texts")
-    note = (
-        "Held-out texts: against the same graph in fp32. Parity texts: against the checkpoint. "
-        "A cosine of 1 is the same vector, an overlap of 1 the same ten neighbours."
-    )
-    return markup.table(note, heads, lines) + (f"<ul>{failures}</ul>" if failures else "")
+    measured = findings.headline(quantization, parity)
+    return [(one.words, *map(_judged, sides)) for one, *sides in measured]
 
 
 def _judged(held: Held) -> str:
@@ -69,131 +59,89 @@ def _judged(held: Held) -> str:
     return cell if held.good else Markup(f'<span class="bad">{escape(cell)}</span>')
 
 
-def work(quantization: Facts) -> str:
-    """The share of the multiply-adds by the layers' precision."""
-    by_precision = findings.layer_precisions(quantization)
-    if not by_precision:
-        return ""
+def work(quantization: Facts) -> list[tuple[str, str, int, float]]:
+    """The layers' precisions: name, CSS class, layers, and share of the multiply-adds."""
     names = list(findings.LAYER_PRECISIONS)
-    kinds = {name: f"t{names.index(name) if name in names else 9}" for name, *_ in by_precision}
-    items = []
-    for name, layers, part in by_precision:
-        meant = f": {findings.LAYER_PRECISIONS[name]}" if name in names else ""
-        items.append(
-            f"<li>{plots.key(kinds[name])} <b>{escape(findings.label(name))}</b>{meant}. {layers} "
-            f"{'layer' if layers == 1 else 'layers'}, {percent(part)} of the multiply-adds</li>"
-        )
-    drawn = plots.shares(
-        "Share of the multiply-adds by precision", {findings.label(n): (kinds[n], part) for n, _, part in by_precision}
-    )
-    return f'<figure>{drawn}</figure><ul class="legend">{"".join(items)}</ul>'
+    return [
+        (name, f"t{names.index(name) if name in names else 9}", layers, part)
+        for name, layers, part in findings.layer_precisions(quantization)
+    ]
 
 
-def trade(quantization: Facts, parity: Facts, manifest: Facts) -> str:
+def precisions(known: Sequence[Precision]) -> list[tuple[str, ...]]:
     """Size, speed and quality by precision."""
-    precisions = findings.precisions(quantization, parity, manifest)
-    if not precisions:
-        return ""
+    return [(p.name, p.size_in_words, p.speed_in_words, cosine(p.cosine_mean)) for p in known]
+
+
+def bars(known: Sequence[Precision]) -> Iterator[tuple[str, list[tuple[str, float, str]]]]:
+    """Sizes and speeds that are known: what it is, and its bars."""
     mib = findings.MIB
-    sizes = [(p.name, p.size / mib, f"{p.size / mib:,.1f}") for p in precisions if p.size is not None]
-    speeds = [(p.name, p.speed, f"{p.speed:,.4g}") for p in precisions if p.speed is not None]
-    drawn = ""
-    if sizes:
-        caption = "Size of the graph and its weights in MiB; less is better."
-        drawn += markup.figure(caption, plots.bars("Size in MiB by precision", sizes))
-    if speeds:
-        caption = "Texts per second, side by side on the machine that built it; more is better."
-        drawn += markup.figure(caption, plots.bars("Texts per second by precision", speeds))
-    heads = ("precision", "size", "speed", "cosine, mean")
-    lines = [(p.name, p.size_in_words, p.speed_in_words, cosine(p.cosine_mean)) for p in precisions]
-    return markup.table("", heads, lines) + markup.figures(drawn)
+    sizes = [(p.name, p.size / mib, f"{p.size / mib:,.1f}") for p in known if p.size is not None]
+    speeds = [(p.name, p.speed, f"{p.speed:,.4g}") for p in known if p.speed is not None]
+    yield from ((what, drawn) for what, drawn in zip(BARS, (sizes, speeds), strict=True) if drawn)
 
 
-def held_out_groups(quantization: Facts) -> str:
-    """Quality by language, length and dimension on the held-out texts."""
-    return _groups(mapping(quantization, "held_out_quality"), mapping(quantization, "gates"))
-
-
-def parity_groups(quantization: Facts, parity: Facts) -> str:
-    """The same of the artifact, on the parity texts."""
+def parity_gates(quantization: Facts, parity: Facts) -> Facts:
+    """The gates of the parity texts; those of the held-out texts where they name no cosine."""
     gates = mapping(parity, "gates")
-    if not {"cosine_mean", "cosine_p1"} & set(gates):
-        gates = mapping(quantization, "gates")
-    return _groups(mapping(parity, "metrics"), gates)
+    return gates if {"cosine_mean", "cosine_p1"} & set(gates) else mapping(quantization, "gates")
 
 
-def _groups(metrics: Facts, gates: Facts) -> str:
-    figures = ""
+Group = tuple[str, str, list[tuple[str, Facts]], list[tuple[str, ...]]]
+
+
+def groups(metrics: Facts) -> Iterator[Group]:
+    """By language, length and dimension: its words, order, groups and the table's lines."""
     for key, words, worst_first in (
         ("by_language", "language", True),
         ("by_length", "length in tokens", False),
         ("by_dimension", "Matryoshka dimension", False),
     ):
-        groups = findings.groups(metrics, key, worst_first=worst_first)
-        if len(groups) < (2 if key == "by_dimension" else 1):
+        members = findings.groups(metrics, key, worst_first=worst_first)
+        if len(members) < (2 if key == "by_dimension" else 1):
             continue  # one dimension is the headline again
-        lines = [(name, *_quality(group), count(group.get("texts"))) for name, group in groups]
-        table = markup.table("", (words, *QUALITY, "texts"), lines)
-        order = ", worst first" if worst_first and len(groups) > 1 else ""
-        drawn = plots.dots(f"Cosine by {words}", groups, gates)
-        content = drawn + markup.folded("as a table", table)
-        figures += markup.figure(f"Cosine by {words}{order}. {KEY}", content)
-    return markup.figures(figures)
+        lines = [(name, *_quality(group), count(group.get("texts"))) for name, group in members]
+        yield words, ", worst first" if worst_first and len(members) > 1 else "", members, lines
 
 
-def pair(quantization: Facts) -> str:
-    """Whether quantized queries and passages find each other, and float ones."""
-    other, mixes = findings.pairs(quantization)
-    if not mixes:
-        return ""
+def pair(mixes: Sequence[tuple[str, Facts]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and lines of how quantized queries and passages find each other, and float ones."""
     both = any(number(mix.get("ndcg10")) is not None for _, mix in mixes)
+    heads = ("searched with, and in", "top-10 overlap", "nDCG@10")
     lines = [
-        (words, share(value(mix, "top10_overlap")), *([share(mix.get("ndcg10"))] if both else []))
+        (words, share(value(mix, "top10_overlap")), share(mix.get("ndcg10")))[: 3 if both else 2]
         for words, mix in mixes
     ]
-    heads = ("searched with, and in", "top-10 overlap", *(["nDCG@10"] if both else []))
-    note = f"With {other}. Against fp32 queries in fp32 passages; 1 is the same ranking."
-    return markup.table(note, heads, lines)
+    return heads[: 3 if both else 2], lines
 
 
-def curve(quantization: Facts) -> str:
-    """Quality against the share at higher precision, the techniques beside it, and both as tables."""
-    points = [r for r in rows(quantization, "curve") if number(r.get("share")) is not None]
-    techniques = rows(quantization, "techniques")
-    if not points and not techniques:
-        return "<p>Not measured in this build.</p>" if rows(quantization, "tried") else ""
-    gates, kept = mapping(quantization, "gates"), number(findings.kept(quantization).get("share"))
-    figures = ""
-    for words, keys, legend in (
-        ("Cosine", ("cosine_mean", "cosine_p1"), KEY),
-        ("Shared top-10 neighbours", ("top10_overlap",), "Dashed: its gate."),
-    ):
-        title = f"{words} against the share at higher precision"
-        drawn, stretched = plots.curve(title, plots.Curve(points, keys, gates, kept, techniques))
-        if drawn:
-            mean = " (mean)" if len(keys) > 1 else ""
-            diamonds = f" Diamonds{mean}: the techniques below, by number." if techniques else ""
-            scale = " The scale stretches towards 1." if stretched else ""
-            figures += markup.figure(f"{words}. {legend}{diamonds}{scale}", drawn)
-    note = (
-        "Across: the share of the multiply-adds at higher precision than int8, from none to all. "
-        "The line down marks what is kept."
+def points(quantization: Facts) -> list[Facts]:
+    """The points of the curve whose share is known."""
+    return [one for one in rows(quantization, "curve") if number(one.get("share")) is not None]
+
+
+def curve(words: str, keys: Sequence[str], quantization: Facts) -> tuple[Markup, bool]:
+    """A figure of quality against the share at higher precision; as `plots.curve`."""
+    drawn = plots.Curve(
+        rows=points(quantization),
+        keys=keys,
+        gates=mapping(quantization, "gates"),
+        kept=number(findings.kept(quantization).get("share")),
+        marks=rows(quantization, "techniques"),
     )
-    return f"<p>{note}</p>{markup.figures(figures)}{_techniques(techniques)}"
+    return plots.curve(f"{words} against the share at higher precision", drawn)
 
 
-def _techniques(techniques: Sequence[Facts]) -> str:
-    lines = [
+def techniques(measured: Sequence[Facts]) -> list[tuple[str, ...]]:
+    """Where each technique stands, by number."""
+    return [
         (f"{which}. {one.get('what', MISSING)}", percent(one.get("share")), *_quality(one))
-        for which, one in enumerate(techniques, 1)
+        for which, one in enumerate(measured, 1)
     ]
-    heads = ("technique", "share", *QUALITY)
-    note = "Where each technique stands, on the held-out texts."
-    return markup.table(note, heads, lines) if lines else ""
 
 
-def tried(quantization: Facts) -> str:
-    """Every trial of the search, in its order."""
+def tried(quantization: Facts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and lines of every trial of the search, in its order."""
     kept, lines = findings.kept(quantization), []
     floats = any(listed(one, "floats") for one in rows(quantization, "tried"))
     for one in rows(quantization, "tried"):
@@ -208,37 +156,21 @@ def tried(quantization: Facts) -> str:
                 "yes" if one.get("passed") is True else "no",
             )
         )
-    heads = ("what", "layers at higher precision", *(["in float"] if floats else []), "share", *QUALITY, "passed")
-    note = "On the held-out texts, in the order tried; share: of the multiply-adds."
-    return markup.table(note, heads, lines) if lines else ""
+    more = ("in float",) if floats else ()
+    return ("what", "layers at higher precision", *more, "share", *QUALITY, "passed"), lines
 
 
-def matrices(quantization: Facts) -> str:
-    """Each layer: its precision, and its error before and after."""
+def matrices(quantization: Facts) -> list[tuple[str, ...]]:
+    """Each layer, its precision, and its error before and after; the largest left first."""
     worst = findings.worst_matrices(quantization)
-    if not worst:
-        return ""
     errors = [
         e for m in worst for k in ("error", "error_naive") if (e := number(m.get(k))) and e > 0
     ]
     scale = (min(errors), max(errors)) if errors else (1.0, 1.0)
-    lines = [_matrix(matrix, scale) for matrix in worst]
-    heads = ("layer", "precision", "error before", "after", "before ○ after ●, log scale",
-             "share", "shape", "smoothing", "clip")
-    note = (
-        "Share of the layer's output energy that rounding loses; before: round to nearest without "
-        "smoothing. Where one outlier holds most of the energy, smoothing may raise it and still "
-        "help. Largest error left first."
-    )
-    note += _split_channels(quantization)
-    shown = markup.table(note, heads, lines[:FIRST_MATRICES])
-    rest = lines[FIRST_MATRICES:]
-    if rest:
-        shown += markup.folded(f"the other {len(rest)}", markup.table("", heads, rest))
-    return shown
+    return [_matrix(matrix, scale) for matrix in worst]
 
 
-def _split_channels(quantization: Facts) -> str:
+def split_channels(quantization: Facts) -> str:
     """What to say of split outlier channels; '' where none is."""
     places = rows(quantization, "copied")
     extra = sum(
@@ -267,7 +199,7 @@ def _matrix(matrix: Facts, scale: tuple[float, float]) -> tuple[str, ...]:
     )
 
 
-def texts(quantization: Facts, parity: Facts) -> str:
+def texts(quantization: Facts, parity: Facts) -> list[tuple[str, ...]]:
     """Which texts were used for what, with their digests."""
     lines: list[tuple[str, ...]] = []
     for key, used in (("calibration", "calibration"), ("held_out", "held out, to choose by")):
@@ -280,16 +212,9 @@ def texts(quantization: Facts, parity: Facts) -> str:
         texts_compared = count(mapping(parity, "metrics").get("texts"))
         name = str(compared.get("set", MISSING))
         lines.append(("parity", name, texts_compared, MISSING, _digest(compared)))
-    heads = ("used for", "name", "texts", "tokens", "SHA-256")
-    return markup.table("", heads, lines) if lines else ""
+    return lines
 
 
 def _digest(texts_: Facts) -> Markup:
     digest: Any = texts_.get("sha256") or MISSING
     return Markup(f"<code>{escape(digest)}</code>")
-
-
-def command(quantization: Facts) -> str:
-    """How to build it again."""
-    shell = quantization.get("command")
-    return f'<pre tabindex="0">{escape(shell)}</pre>' if shell else ""

@@ -275,6 +275,11 @@ def test_nothing_is_trusted(more: Any, parity: Any, manifest: Any) -> None:
     collisions(root)
 
 
+def test_a_text_is_no_template(quantization: Any, parity: Any, manifest: Any) -> None:
+    manifest["name"] = "{{ 7 * 7 }}{% raw %}"
+    assert "{{ 7 * 7 }}{% raw %}" in words(parsed(render(quantization, parity, manifest)))
+
+
 def test_it_needs_nothing_from_elsewhere(quantization: Any, parity: Any, manifest: Any) -> None:
     page = render(quantization, parity, manifest)
     assert not re.search(r"https?:|//|url\(|@import|@font-face|<script", page)
