@@ -24,6 +24,7 @@ HEAVY = (
     "onnxruntime",
     "sentence_transformers",
     "scipy",
+    "jinja2",
 )
 COMMANDS = (
     "build",

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -26,7 +26,7 @@ from jexport.building.plan import BuildRequest
 from jexport.cache import entries
 from jexport.cache.stages import Cache
 from jexport.jobs.matrix import Job
-from jexport.jobs.result import JobResult, error_from_dict, error_to_dict
+from jexport.jobs.result import JobListener, JobResult, error_from_dict, error_to_dict
 from jexport.recipe import Recipe
 from jexport.types import Artifact
 from jexport.workspace.memory import available_bytes
@@ -47,10 +47,6 @@ class PlannedJob:
     built: Path | None
     cached: tuple[str, ...]
     need: estimate.Estimate | None
-
-
-JobListener = Callable[[Job, Event], None]
-"""Also called with kinds 'begin' and 'end' of an Event, stage '': text says how it ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +135,8 @@ def _build_here(chosen: Recipe, job: Job, resources: Resources, listen: JobListe
         )
     except Exception as error:  # one job's bug must not stop the others; it is shown at the end
         failure = error
-    return _ended(job, artifact, failure, begin, listen)
-
-
-def _ended(
-    job: Job, artifact: Artifact | None, error: Exception | None, begin: float, listen: JobListener
-) -> JobResult:
-    """The result of a job that ends now, its listener told."""
     seconds = time.monotonic() - begin
-    result = JobResult(job=job, artifact=artifact, error=error, seconds=seconds)
-    listen(job, Event(kind="end", stage="", text=result.summary, seconds=seconds))
-    return result
+    return JobResult(job=job, artifact=artifact, error=failure, seconds=seconds).announce(listen)
 
 
 @dataclass(eq=False)
@@ -230,7 +217,8 @@ def _receive(worker: _Worker, listen: JobListener) -> JobResult | None:
     else:
         error = error_from_dict(value)
     worker.job, worker.need_bytes = None, 0
-    return _ended(job, artifact, error, worker.begin, listen)
+    seconds = time.monotonic() - worker.begin
+    return JobResult(job=job, artifact=artifact, error=error, seconds=seconds).announce(listen)
 
 
 @contextlib.contextmanager

@@ -1,26 +1,35 @@
-"""What became of a job, and errors as they go from one process to another."""
+"""What became of a job, wherever it ran, and errors as they go from one process to another."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from jexport import errors
 from jexport.errors import JexportError
 from jexport.jobs.matrix import Job
 from jexport.types import Artifact
+from jexport.workspace.run import Event
+
+JobListener: TypeAlias = Callable[[Job, Event], None]
+"""Also called with kinds 'begin' and 'end' of an Event, stage '': text says how it ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """An artifact or an error, and the seconds that the job took."""
+    """An artifact or an error, and the seconds that the job took.
+
+    error: a JexportError as it was raised, or a bug with its traceback. attempts: how often the job
+    was started.
+    """
 
     job: Job
     artifact: Artifact | None
     error: Exception | None
     seconds: float
+    attempts: int = 1
 
     @property
     def summary(self) -> str:
@@ -29,6 +38,11 @@ class JobResult:
             return str(self.artifact.path)
         lines = str(self.error).splitlines() or [type(self.error).__name__]
         return f"failed: {lines[0]}"
+
+    def announce(self, listen: JobListener) -> JobResult:
+        """Tell the listener that the job ended; itself."""
+        listen(self.job, Event(kind="end", stage="", text=self.summary, seconds=self.seconds))
+        return self
 
 
 def error_to_dict(error: Exception) -> dict[str, Any]:
@@ -47,9 +61,9 @@ def error_to_dict(error: Exception) -> dict[str, Any]:
 def error_from_dict(value: Mapping[str, Any]) -> Exception:
     """The error that `error_to_dict` was given; a RuntimeError for one that is not jexport's."""
     kind = getattr(errors, value.get("kind", ""), None)
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, JexportError)):
         return RuntimeError(value["what"])
-    error: Exception = kind(value["what"], evidence=value["evidence"], fix=value["fix"])
+    error = kind(value["what"], evidence=value["evidence"], fix=value["fix"])
     for note in value["notes"]:
         error.add_note(note)
     return error

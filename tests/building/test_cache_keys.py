@@ -38,7 +38,10 @@ def test_code_digest_depends_on_the_sources_and_on_nothing_else(
     renamed = cache_keys.code_digest()
     (installed / "task.py").rename(installed / "tasks.py")
     (installed / "tasks.py").write_text((installed / "tasks.py").read_text() + "\n")
-    assert len({without_caches, renamed, cache_keys.code_digest()}) == 3
+    changed = cache_keys.code_digest()
+    [template, *_] = sorted(installed.rglob("*.j2"))
+    template.write_text(template.read_text() + "\n")
+    assert len({without_caches, renamed, changed, cache_keys.code_digest()}) == 4
 
 
 def test_tools_are_those_installed() -> None:

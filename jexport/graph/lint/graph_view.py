@@ -34,8 +34,6 @@ NUMPY = {
     "INT64": "<i8",
     "BOOL": "?",
 }
-FIELDS = {"FP32": "float_data", "DOUBLE": "double_data", "INT64": "int64_data"}
-"""Where a tensor without raw_data keeps its numbers; int32_data for all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,7 @@ class Constant:
             return None
         try:
             values = self._stored()
-        except (OSError, ValueError, OverflowError):
+        except (OSError, ValueError, OverflowError, TypeError):
             return None
         return values if len(values) == self.elements else None
 
@@ -83,12 +81,9 @@ class Constant:
             if path.is_symlink() or not path.is_file():  # a pipe would never end
                 raise ValueError("not a file")
             return np.fromfile(path, kind, self.elements, offset=int(self.place.offset or 0))
-        if self.tensor.HasField("raw_data"):
-            return np.frombuffer(self.tensor.raw_data, kind)
-        stored = getattr(self.tensor, FIELDS.get(self.dtype, "int32_data"))
-        if self.dtype == "FP16":  # its bits, as integers
-            return np.array(stored, np.int64).astype(np.uint16).view(kind)
-        return np.array(stored).astype(kind)
+        from onnx import numpy_helper
+
+        return np.asarray(numpy_helper.to_array(self.tensor)).reshape(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

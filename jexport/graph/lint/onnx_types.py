@@ -7,74 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-TYPES: Mapping[int, str] = {
-    1: "FP32",
-    2: "UINT8",
-    3: "INT8",
-    4: "UINT16",
-    5: "INT16",
-    6: "INT32",
-    7: "INT64",
-    8: "STRING",
-    9: "BOOL",
-    10: "FP16",
-    11: "DOUBLE",
-    12: "UINT32",
-    13: "UINT64",
-    14: "COMPLEX64",
-    15: "COMPLEX128",
-    16: "BF16",
-    17: "FP8",
-    18: "FLOAT8E4M3FNUZ",
-    19: "FLOAT8E5M2",
-    20: "FLOAT8E5M2FNUZ",
-    21: "UINT4",
-    22: "INT4",
-    23: "FP4",
-    24: "FLOAT8E8M0",
-}
+_TABLE = """
+1 FP32 32 float        2 UINT8 8 uint8            3 INT8 8 int8              4 UINT16 16 uint16
+5 INT16 16 int16       6 INT32 32 int32           7 INT64 64 int64           8 STRING 0 string
+9 BOOL 8 bool          10 FP16 16 float16         11 DOUBLE 64 double        12 UINT32 32 uint32
+13 UINT64 64 uint64    14 COMPLEX64 64 -          15 COMPLEX128 128 -        16 BF16 16 bfloat16
+17 FP8 8 float8e4m3fn  18 FLOAT8E4M3FNUZ 8 -      19 FLOAT8E5M2 8 -          20 FLOAT8E5M2FNUZ 8 -
+21 UINT4 4 -           22 INT4 4 -                23 FP4 4 -                 24 FLOAT8E8M0 8 -
+"""
+"""Number, name, bits (0: no fixed width), and what operator schemas write (-: not looked up)."""
 
+_NUMBERS, _NAMES, _BITS, _WORDS = (_TABLE.split()[column::4] for column in range(4))
+
+TYPES: Mapping[int, str] = {int(at): name for at, name in zip(_NUMBERS, _NAMES, strict=True)}
 BITS: Mapping[str, int] = {
-    "FP32": 32,
-    "UINT8": 8,
-    "INT8": 8,
-    "UINT16": 16,
-    "INT16": 16,
-    "INT32": 32,
-    "INT64": 64,
-    "BOOL": 8,
-    "FP16": 16,
-    "DOUBLE": 64,
-    "UINT32": 32,
-    "UINT64": 64,
-    "COMPLEX64": 64,
-    "COMPLEX128": 128,
-    "BF16": 16,
-    "FP8": 8,
-    "FLOAT8E4M3FNUZ": 8,
-    "FLOAT8E5M2": 8,
-    "FLOAT8E5M2FNUZ": 8,
-    "UINT4": 4,
-    "INT4": 4,
-    "FP4": 4,
-    "FLOAT8E8M0": 8,
+    name: int(bits) for name, bits in zip(_NAMES, _BITS, strict=True) if int(bits)
 }
-
 IN_SCHEMAS: Mapping[str, str] = {
-    "tensor(float)": "FP32",
-    "tensor(uint8)": "UINT8",
-    "tensor(int8)": "INT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(string)": "STRING",
-    "tensor(bool)": "BOOL",
-    "tensor(float16)": "FP16",
-    "tensor(double)": "DOUBLE",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(bfloat16)": "BF16",
-    "tensor(float8e4m3fn)": "FP8",
+    f"tensor({word})": name for word, name in zip(_WORDS, _NAMES, strict=True) if word != "-"
 }
 """As operator schemas write them."""

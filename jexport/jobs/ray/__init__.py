@@ -19,12 +19,11 @@ from jexport.errors import ArtifactError, ClusterError, JexportError
 from jexport.jobs.local import needs
 from jexport.jobs.matrix import Job
 from jexport.jobs.ray import connection, node, placement, receiver, upload
-from jexport.jobs.result import JobResult
+from jexport.jobs.result import JobListener, JobResult
 from jexport.recipe import Recipe
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Run, open_run
 
-JobListener: TypeAlias = Callable[[Job, Event], None]
 Memory: TypeAlias = Callable[[Job], int]
 
 STAGE = "cluster"
@@ -35,21 +34,6 @@ BACKLOG = 8
 """Pieces that a node may be ahead of us: 32 MiB of the object store a job."""
 
 GRACE_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of one job: an artifact in the store here, or why there is none.
-
-    error: a JexportError as it was raised on the node, or, for a bug, Ray's error with the node's
-    traceback. attempts: how often it was handed to the cluster.
-    """
-
-    job: Job
-    artifact: Artifact | None
-    error: Exception | None
-    node: str
-    attempts: int
 
 
 @dataclass(kw_only=True)
@@ -82,8 +66,9 @@ class _Work:
     code: str = field(default_factory=cache_keys.code_digest)
     sent: upload.Checkpoint | None = None
     places: dict[Job, dict[str, Any]] = field(default_factory=dict)
-    results: dict[Job, Result] = field(default_factory=dict)
+    results: dict[Job, JobResult] = field(default_factory=dict)
     running: list[_Running] = field(default_factory=list)
+    begun: dict[Job, float] = field(default_factory=dict)
 
     def note(self, job: Job, text: str) -> None:
         """Something that the cluster, and no stage, has to tell."""
@@ -94,14 +79,14 @@ class _Work:
         self.running.remove(one)
         if one.arriving is not None:
             one.arriving.drop()
-        is_error = isinstance(outcome, Exception)
-        self.results[one.job] = Result(
+        begin = self.begun.get(one.job)
+        self.results[one.job] = JobResult(
             job=one.job,
-            artifact=None if is_error else outcome,  # type: ignore[arg-type]
-            error=outcome if is_error else None,  # type: ignore[arg-type]
-            node=one.node,
+            artifact=None if isinstance(outcome, Exception) else outcome,
+            error=outcome if isinstance(outcome, Exception) else None,
+            seconds=time.monotonic() - begin if begin is not None else 0.0,
             attempts=one.attempts,
-        )
+        ).announce(self.tell)
 
 
 def no_estimate(job: Job) -> int:
@@ -126,7 +111,7 @@ def run(
     node_dir: Path | None = None,
     replace: bool = False,
     listen: JobListener = nobody,
-) -> dict[Job, Result]:
+) -> dict[Job, JobResult]:
     """Run `build` once a job on the cluster at `address`; artifacts are placed below `out`.
 
     checkpoint: a folder that jobs read: nodes that have the same files at the same path read those,
@@ -135,7 +120,8 @@ def run(
     that could run it. node_dir: where nodes work, their own temporary folder unless given.
     replace: a name may go from another checkpoint to the one of these jobs.
     Raises ClusterError when the cluster cannot be reached or has no node for a job, before any job
-    is started; KeyboardInterrupt after every job was cancelled. What a job raises is in its Result.
+    is started; KeyboardInterrupt after every job was cancelled. What a job
+    raises is in its JobResult.
     """
     with connection.connected(address), open_run(out) as work_dir:
         work = _Work(
@@ -270,6 +256,9 @@ def _handle_message(work: _Work, one: _Running, heard: node.Message) -> Artifact
     match heard:
         case node.Started():
             one.node = heard.node
+            if one.job not in work.begun:  # else again, on another node
+                work.begun[one.job] = time.monotonic()
+                work.tell(one.job, Event(kind="begin", stage=""))
             work.note(one.job, f"on {heard.node}")
         case node.EventMessage():
             work.tell(one.job, heard.event)
@@ -354,19 +343,11 @@ def build_all(
     listen: JobListener,
     replace: bool = False,
 ) -> tuple[JobResult, ...]:
-    """What `many.build_all` does, on a cluster: every job of a recipe, artifacts below `out`.
+    """What `local.build_all` does, on a cluster: every job of a recipe, artifacts below `out`.
 
     A checkpoint in a folder is sent to the nodes; one on a hub is fetched by each. Raises
     ClusterError before any job has begun.
     """
-    begun: dict[Job, float] = {}
-
-    def heard(job: Job, event: Event) -> None:
-        if job not in begun:
-            begun[job] = time.monotonic()
-            listen(job, Event(kind="begin", stage=""))
-        listen(job, event)
-
     folder = Path(chosen.load.model).expanduser()
     memory = needs(chosen, jobs)
     results = run(
@@ -377,17 +358,9 @@ def build_all(
         checkpoint=folder if folder.is_dir() else None,
         memory=lambda job: memory.get(job, 0),
         replace=replace,
-        listen=heard,
+        listen=listen,
     )
-    outcomes = []
-    for job, result in results.items():
-        seconds = time.monotonic() - begun.get(job, time.monotonic())
-        text = "built" if result.error is None else _first_line(result.error)
-        listen(job, Event(kind="end", stage="", text=text, seconds=seconds))
-        outcomes.append(
-            JobResult(job=job, artifact=result.artifact, error=result.error, seconds=seconds)
-        )
-    return tuple(outcomes)
+    return tuple(results.values())
 
 
 def pipeline_build(recipe: Mapping[str, Any]) -> node.Build:

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jexport import errors
 from jexport.artifacts import manifest
 from jexport.building import cache_keys
 from jexport.errors import ClusterError, JexportError, OutputPathError
 from jexport.jobs.matrix import Job
 from jexport.jobs.ray import upload
+from jexport.jobs.result import error_from_dict, error_to_dict
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Listener, open_run
 
@@ -84,17 +84,13 @@ class EventMessage:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A JexportError, in its parts: kind is the name of its class.
+    """A JexportError, as `error_to_dict` gives it: a class need not travel.
 
     out: the folder for artifacts on the node, which is gone: its files come as SidecarFile.
     """
 
     out: str
-    kind: str
-    what: str
-    evidence: str
-    fix: str
-    notes: tuple[str, ...]
+    error: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +174,7 @@ def work(build: Build, order: JobRequest) -> Iterator[Message]:
     except JexportError as error:
         for one in beside:  # noqa: UP028 (Ray sends values into the stream; a list takes none)
             yield one
-        yield refusal(error, out)
+        yield Refused(out=str(out), error=error_to_dict(error))
 
 
 def _beside(out: Path) -> Iterator[SidecarFile]:
@@ -267,20 +263,7 @@ def _sent(
     yield EndOfArtifact()
 
 
-def refusal(error: JexportError, out: Path) -> Refused:
-    """An error in parts that need no class to travel."""
-    notes = tuple(getattr(error, "__notes__", ()))
-    return Refused(
-        out=str(out),
-        kind=type(error).__name__,
-        what=error.what,
-        evidence=error.evidence,
-        fix=error.fix,
-        notes=notes,
-    )
-
-
-def rebuilt(refused: Refused, out: Path) -> JexportError:
+def rebuilt(refused: Refused, out: Path) -> Exception:
     """The error as it was raised on the node, exit code and notes included.
 
     Files that it names below the node's folder for artifacts are named below `out`.
@@ -289,14 +272,12 @@ def rebuilt(refused: Refused, out: Path) -> JexportError:
     def here(text: str) -> str:
         return text.replace(f"{refused.out}{os.sep}", f"{out}{os.sep}")
 
-    error_type = getattr(errors, refused.kind, None)
-    kind: type[JexportError] = ClusterError
-    if isinstance(error_type, type) and issubclass(error_type, JexportError):
-        kind = error_type
-    error = kind(here(refused.what), evidence=here(refused.evidence), fix=here(refused.fix))
-    for note in refused.notes:
-        error.add_note(here(note))
-    return error
+    return error_from_dict(
+        {
+            key: here(part) if isinstance(part, str) else [here(note) for note in part]
+            for key, part in refused.error.items()
+        }
+    )
 
 
 def explained(error: Any) -> Exception:

@@ -43,7 +43,7 @@ def test_artifacts_came_back_whole_and_events_in_order(told: Any) -> None:
         assert (result["error"], result["attempts"]) == ("", 1)
         found = manifest.verify(Path(result["artifact"])).content
         assert found["sha256"] == result["digest"]
-        assert placed["heard"][key] == ["cluster note", "compile note"]
+        assert placed["heard"][key] == [" begin", "cluster note", "compile note", " end"]
     assert placed["latest"] in ("1.0.0-cpu", "1.0.0-L4", "1.0.0-T4")
     assert placed["left"] == [], "a node keeps nothing of a job"
 

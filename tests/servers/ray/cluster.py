@@ -38,6 +38,7 @@ from jexport.errors import ClusterError, JexportError, ParityError
 from jexport.jobs import ray as cluster
 from jexport.jobs.matrix import Job
 from jexport.jobs.ray import connection, node, upload
+from jexport.jobs.result import JobResult
 from jexport.toy import checkpoint as toy
 from jexport.types import Artifact
 from jexport.workspace.run import Event, Listener
@@ -118,7 +119,7 @@ def nodes() -> Iterator[Cluster]:
         shutil.rmtree(room.parent, ignore_errors=True)
 
 
-def told(results: dict[Job, cluster.Result]) -> dict[str, Any]:
+def told(results: dict[Job, JobResult]) -> dict[str, Any]:
     """Results as JSON has them; artifacts verified."""
     return {
         one.key: {
