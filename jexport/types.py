@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +31,9 @@ class Batching:
     are rounded up to it, or where they are long to a power of two times it, so that shapes repeat.
     in_flight: batches that may run or wait at once; tokenising and copying overlap with running.
     pooled: whether the engine's own `sentence_embedding` is asked for, where the graph has one.
-    fixed_rows: whether the number of rows repeats too (runtime/batches.py), for an engine that
-    keeps code for every shape; the rows that are missing are filled and dropped.
+    fixed_rows: when the number of rows repeats too (runtime/batches.py), for an engine that keeps
+    code for every shape; the rows that are missing are filled and dropped. "many": in calls of two
+    full batches and more.
     single_multiple: what length_multiple is for one text alone, whose shapes are then compiled when
     the engine is opened; 0 for the same, and none.
     """
@@ -41,7 +42,7 @@ class Batching:
     length_multiple: int = 1
     in_flight: int = 1
     pooled: bool = False
-    fixed_rows: bool = False
+    fixed_rows: Literal["never", "many", "always"] = "never"
     single_multiple: int = 0
 
 

@@ -50,9 +50,11 @@ def plan(
         tokens = round_up(lengths[0], batching.single_multiple, max_tokens)
         return [Batch(rows=[0], shape=(1, tokens))]
     rounded = [max(1, length) for length in lengths]
-    if batching.length_multiple > 1 or batching.fixed_rows:
+    many = sum(rounded) >= 2 * max_batch_tokens
+    fixed = batching.fixed_rows == "always" or (many and batching.fixed_rows == "many")
+    if batching.length_multiple > 1 or fixed:
         rounded = [round_up(length, batching.length_multiple, max_tokens) for length in lengths]
-    if batching.fixed_rows:
+    if fixed:
         multiple = batching.length_multiple
         return _plan_fixed_rows(rounded, max_batch_tokens, multiple, max_tokens)
     return [

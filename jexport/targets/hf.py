@@ -23,7 +23,7 @@ from jexport.checkpoints import (
 from jexport.errors import UnsupportedCheckpointError
 from jexport.recipe import CompileSpec
 from jexport.targets import Requirements, RuntimeSupport, Target
-from jexport.types import CompiledModel, MergedModel, Runner, Signature, TensorSpec
+from jexport.types import Batching, CompiledModel, MergedModel, Runner, Signature, TensorSpec
 
 CONFIG = "config.json"
 USE = (
@@ -101,6 +101,15 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         yield run
 
 
+def batching(compiled: CompiledModel, device: str) -> Batching:
+    """On a CPU shapes that repeat, where there are many texts.
+
+    oneDNN keeps code for up to 1,024 shapes, and what it frees leaves holes: 100,000 short texts
+    took the process from 482 to 563 MiB, and to 462 with shapes that repeat.
+    """
+    return Batching() if device == "cuda" else Batching(fixed_rows="many")
+
+
 TARGET = Target(
     name="hf",
     summary="transformers and sentence-transformers: the merged checkpoint, no remote code",
@@ -116,5 +125,5 @@ TARGET = Target(
     build=build,
     runner=runner,
     needs_onnx=False,
-    runtime=RuntimeSupport(steady_threads=1),  # see checkpoints/eager.py
+    runtime=RuntimeSupport(steady_threads=1, batching=batching),  # see checkpoints/eager.py
 )

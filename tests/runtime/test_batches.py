@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,18 +11,22 @@ from hypothesis import strategies as st
 from jexport.runtime.batches import plan, plan_batches, round_up
 from jexport.types import Batching
 
-FEW_SHAPES = Batching(tokens=2048, fixed_rows=True, single_multiple=16)
+FEW_SHAPES = Batching(tokens=2048, fixed_rows="always", single_multiple=16)
 
 
 @given(
     lengths=st.lists(st.integers(0, 500), max_size=80),
     limit=st.integers(1, 3000),
     multiple=st.sampled_from([1, 2, 8, 64]),
-    fixed_rows=st.booleans(),
+    fixed_rows=st.sampled_from(["never", "many", "always"]),
     single_multiple=st.sampled_from([0, 16]),
 )
 def test_each_row_is_in_one_batch_that_holds_it(
-    lengths: list[int], limit: int, multiple: int, fixed_rows: bool, single_multiple: int
+    lengths: list[int],
+    limit: int,
+    multiple: int,
+    fixed_rows: Literal["never", "many", "always"],
+    single_multiple: int,
 ) -> None:
     batching = Batching(
         length_multiple=multiple, fixed_rows=fixed_rows, single_multiple=single_multiple
@@ -118,3 +124,15 @@ def test_one_text_alone_has_a_ladder_of_its_own() -> None:
         (1, 32),
         (1, 512),
     ]
+
+
+def test_many_texts_have_few_shapes_and_few_texts_their_own() -> None:
+    """hf: rows repeat from two full batches on; below that nothing is filled up."""
+    rng = np.random.default_rng(0)
+    batching = Batching(fixed_rows="many")
+    many = [int(length) for length in rng.integers(5, 30, 4096)]
+    shapes = [batch.shape for batch in plan(many, batching, 1024, 512)]
+    assert len(set(shapes)) <= 32
+    assert sum(rows * tokens for rows, tokens in shapes) <= 1.05 * sum(many)
+    few = many[:16]
+    assert plan(few, batching, 1024, 512) == plan(few, Batching(), 1024, 512)

@@ -300,7 +300,7 @@ def batching(compiled: CompiledModel, device: str) -> Batching:
 
     OpenVINO keeps 4 to 7 MiB of code for every shape of MiniLM in int8 that it has seen.
     """
-    return Batching(tokens=2048, fixed_rows=True, single_multiple=SINGLE_MULTIPLE)
+    return Batching(tokens=2048, fixed_rows="always", single_multiple=SINGLE_MULTIPLE)
 
 
 def version() -> str:
