@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
+from jexport.cli import flags
 from jexport.cli.sign import policy, policy_options
 
 MIB = 1 << 20
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=flags.PATH)
 @policy_options
-@click.option("--quiet", is_flag=True, help="Only the exit code.")
+@flags.quiet("Only the exit code.")
 def verify(artifact: Path, quiet: bool, **who: Any) -> None:
     """Check every file of an artifact against its manifest, and whose signature it has."""
     from jexport.artifacts import manifest
@@ -32,8 +33,8 @@ def verify(artifact: Path, quiet: bool, **who: Any) -> None:
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="The whole manifest as JSON.")
+@click.argument("artifact", type=flags.PATH)
+@flags.as_json("The whole manifest as JSON.")
 def inspect(artifact: Path, as_json: bool) -> None:
     """Show what an artifact says about itself (its files are not checked; see verify)."""
     from jexport.artifacts import manifest, store
@@ -111,10 +112,8 @@ def _runs_on(content: Any) -> list[tuple[str, str]]:
 
 @click.command("list")
 @click.argument("where", metavar="[DEST]", default="artifacts")
-@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
-@click.option(
-    "--plain-http", is_flag=True, help="An OCI registry without TLS that is not on this machine."
-)
+@flags.as_json("As a JSON list.")
+@flags.plain_http
 def list_(where: str, as_json: bool, plain_http: bool) -> None:
     """List the artifacts below a folder (default: artifacts), or what is published in DEST.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, flags
 
 if TYPE_CHECKING:
     from jexport.jobs.local import Resources
@@ -27,7 +27,7 @@ ALL = "all"
 @click.option(
     "--name", metavar="NAME", help="What artifacts are called. Default: as the recipe or the model."
 )
-@click.option("--replace", is_flag=True, help=console.REPLACE)
+@flags.replace
 @click.option(
     "--task",
     "tasks",
@@ -75,9 +75,8 @@ ALL = "all"
     metavar="GIB",
     help="Memory for all of them. Default: 80 % of what is free.",
 )
-@click.option(
+@flags.path(
     "--out",
-    type=click.Path(path_type=Path),
     default=Path("artifacts"),
     metavar="DIR",
     help="Where artifacts go. Default: artifacts",
@@ -105,28 +104,24 @@ ALL = "all"
     type=click.Choice(["compile"]),
     help="trt: stop before the engine; `jexport compile` finishes on a GPU machine.",
 )
-@click.option(
+@flags.path(
     "--profile-from",
-    type=click.Path(path_type=Path),
     metavar="FILE",
     help="trt: choose profiles by the lengths of your texts (.jsonl or .txt).",
 )
-@click.option(
+@flags.path(
     "--timing-cache",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="trt: keep TensorRT's timings there; later builds are faster.",
 )
-@click.option(
+@flags.path(
     "--cache",
     "cache_folder",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where finished stages are kept. Default: OUT/.cache",
 )
 @click.option("--no-cache", is_flag=True, help="Do every stage, and keep none.")
-@click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
-@click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
+@flags.progress
 def build(**options: Any) -> None:
     """Build one artifact: load, merge, export, compile, validate, package.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jexport.cli import Nearest, console
+from jexport.cli import Nearest, console, flags
 from jexport.errors import CacheError
 
 if TYPE_CHECKING:
@@ -30,32 +30,25 @@ def cache() -> None:
     """
 
 
-def _which(command: Any) -> Any:
-    """The options that say which cache is meant; `_chosen` takes what they gave."""
-    for option in reversed(
-        (
-            click.option(
-                "--out",
-                type=click.Path(path_type=Path),
-                metavar="DIR",
-                help="Where artifacts are; the cache is DIR/.cache. Default: artifacts",
-            ),
-            click.option(
-                "--cache",
-                "folder",
-                type=click.Path(path_type=Path),
-                metavar="DIR",
-                help="The cache itself, where it is elsewhere.",
-            ),
-            click.option(
-                "--pulled",
-                is_flag=True,
-                help="The pulled releases in the user's cache folder instead.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+_which = flags.together(
+    flags.path(
+        "--out",
+        metavar="DIR",
+        help="Where artifacts are; the cache is DIR/.cache. Default: artifacts",
+    ),
+    flags.path(
+        "--cache",
+        "folder",
+        metavar="DIR",
+        help="The cache itself, where it is elsewhere.",
+    ),
+    click.option(
+        "--pulled",
+        is_flag=True,
+        help="The pulled releases in the user's cache folder instead.",
+    ),
+)
+"""The options that say which cache is meant; `_chosen` takes what they gave."""
 
 
 def _chosen(out: Path | None, folder: Path | None, is_pulled: bool) -> tuple[Any, Path]:
@@ -73,7 +66,7 @@ def _chosen(out: Path | None, folder: Path | None, is_pulled: bool) -> tuple[Any
 
 @cache.command("ls")
 @_which
-@click.option("--json", "as_json", is_flag=True, help="As a JSON list.")
+@flags.as_json("As a JSON list.")
 def list_(out: Path | None, folder: Path | None, pulled: bool, as_json: bool) -> None:
     """List what is kept, the least recently used first."""
     keeper, root = _chosen(out, folder, pulled)

@@ -6,44 +6,39 @@ from pathlib import Path
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, flags
 
 
 @click.command("compile")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
+@click.argument("artifact", type=flags.PATH)
+@flags.path(
     "--out",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where artifacts go. Default: beside the portable one.",
 )
-@click.option(
+@flags.path(
     "--timing-cache",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Keep TensorRT's timings there; later builds are faster.",
 )
 @click.option(
     "--weight-stripped", is_flag=True, help="Keep an engine without weights too, for --refit-from."
 )
-@click.option(
+@flags.path(
     "--refit-from",
-    type=click.Path(path_type=Path),
     metavar="ARTIFACT",
     help="Give that task's engine these weights instead of building one.",
 )
-@click.option(
+@flags.path(
     "--cache",
     "cache_folder",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where the built engine is kept. Default: OUT/.cache",
 )
 @click.option("--no-cache", is_flag=True, help="Build the engine in any case, and keep none.")
 @click.option("--allow-slower", is_flag=True, help="int8: keep it even when fp16 is as fast here.")
-@click.option("--replace", is_flag=True, help=console.REPLACE)
-@click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
-@click.option("--json", "json_lines", is_flag=True, help="Progress as JSON lines on stderr.")
+@flags.replace
+@flags.progress
 def compile_(
     artifact: Path,
     out: Path | None,

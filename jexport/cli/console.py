@@ -24,7 +24,6 @@ from jexport.errors import JexportError
 from jexport.workspace.run import Event, Listener, silent
 
 BAR = 24
-REPLACE = "The name's checkpoint is another one now, and that is meant: `latest` moves to it."
 _json_lines = False
 _interrupted = False
 

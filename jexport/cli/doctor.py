@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from jexport.cli import flags
 from jexport.errors import JexportError
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@flags.as_json("As JSON.")
 def doctor(as_json: bool) -> None:
     """Say what is installed, what can be built and run here, and the remedy for what cannot."""
     from jexport import targets

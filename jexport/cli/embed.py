@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, flags
 
 CHUNK_BYTES = 1 << 20
 
@@ -23,7 +23,7 @@ def _device(context: click.Context, option: click.Parameter, text: str) -> str:
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=flags.PATH)
 @click.option(
     "--input",
     "source",
@@ -31,10 +31,9 @@ def _device(context: click.Context, option: click.Parameter, text: str) -> str:
     metavar="FILE|-",
     help="A .txt (one text a line) or .jsonl file; - for stdin.",
 )
-@click.option(
+@flags.path(
     "--output",
     required=True,
-    type=click.Path(path_type=Path),
     metavar="FILE",
     help="A .npy (float32, rows in input order) or .jsonl file.",
 )
@@ -71,7 +70,7 @@ def _device(context: click.Context, option: click.Parameter, text: str) -> str:
     help="auto (a GPU where the engine sees one), cpu, cuda, cuda:1 ...",
 )
 @click.option("--threads", type=click.IntRange(min=0), default=0, metavar="N", help="0: all cores.")
-@click.option("--quiet", is_flag=True, help="Only the output's path, on stdout.")
+@flags.quiet("Only the output's path, on stdout.")
 def embed(
     artifact: Path,
     source: str,

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import click
 
+from jexport.cli import flags
+
 GRAPH = "model.onnx"
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=flags.PATH)
 @click.option("--target", required=True, help="The engine it is meant for.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="The longest text it will be given.")
-@click.option("--json", "as_json", is_flag=True, help="The diagnostics as JSON.")
+@flags.as_json("The diagnostics as JSON.")
 def lint(model: Path, target: str, max_tokens: int | None, as_json: bool) -> None:
     """Name what an engine would refuse in an ONNX graph (a .onnx file, or a folder with one)."""
     from jexport import targets

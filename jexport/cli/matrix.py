@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, flags
 from jexport.jobs import schedulers
 
 
@@ -79,11 +79,7 @@ def _listed(
     help="Only what builds, or only what completes on GPUs.",
 )
 @click.option("--publish", default="", metavar="DEST", help="Publish each artifact there.")
-@click.option(
-    "--accept-licence",
-    is_flag=True,
-    help="Publish a non-commercial model where everybody can read it.",
-)
+@flags.accept_licence
 @click.option("--image", default="", metavar="IMAGE", help="kubernetes: an image with jexport.")
 @click.option(
     "--claim",

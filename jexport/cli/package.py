@@ -8,21 +8,18 @@ from typing import Any
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, flags
 from jexport.serving import layouts
 
 
 @click.command()
-@click.argument(
-    "artifacts", nargs=-1, required=True, metavar="ARTIFACT...", type=click.Path(path_type=Path)
-)
+@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT...", type=flags.PATH)
 @click.option(
     "--layout", required=True, type=click.Choice(layouts.names()), help="What the server reads."
 )
-@click.option(
+@flags.path(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where the layout goes; versions are added to what is there.",
 )
@@ -41,7 +38,7 @@ from jexport.serving import layouts
 @click.option(
     "--replace", is_flag=True, help="The next version of a model may be of another checkpoint."
 )
-@click.option("--quiet", is_flag=True, help="Only the paths, on stdout.")
+@flags.quiet("Only the paths, on stdout.")
 def package(
     artifacts: tuple[Path, ...],
     layout: str,

@@ -8,15 +8,12 @@ from typing import Any
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, flags
 from jexport.cli.sign import policy, policy_options, signer, signer_options
-
-THREADS = click.IntRange(min=1, max=64)
-PLAIN = "An OCI registry without TLS that is not on this machine."
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=flags.PATH)
 @click.argument("dest")
 @click.option(
     "--tag",
@@ -25,21 +22,16 @@ PLAIN = "An OCI registry without TLS that is not on this machine."
     metavar="T",
     help="A name for it from now on, such as latest; may be repeated.",
 )
-@click.option(
-    "--accept-licence",
-    is_flag=True,
-    help="Publish a non-commercial model where everybody can read it.",
-)
+@flags.accept_licence
 @click.option("--sign", is_flag=True, help="Sign it first; with one of the next four.")
 @signer_options
 @click.option("--public", is_flag=True, help="Everybody can read DEST (hf:// says so itself).")
 @click.option("--repair", is_flag=True, help="Send also what seems to be there.")
-@click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
-@click.option("--plain-http", is_flag=True, help=PLAIN)
+@flags.transfers
 @click.option(
     "--replace", is_flag=True, help="A tag may move to it from an artifact of another checkpoint."
 )
-@click.option("--quiet", is_flag=True, help="Only the ref, on stdout.")
+@flags.quiet("Only the ref, on stdout.")
 def publish(
     artifact: Path,
     dest: str,
@@ -87,12 +79,11 @@ def publish(
 
 @click.command()
 @click.argument("ref")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=flags.PATH)
 @policy_options
-@click.option("--threads", type=THREADS, default=4, metavar="N", help="Transfers at a time.")
-@click.option("--plain-http", is_flag=True, help=PLAIN)
-@click.option("--replace", is_flag=True, help=console.REPLACE)
-@click.option("--quiet", is_flag=True, help="Only the artifact's path, on stdout.")
+@flags.transfers
+@flags.replace
+@flags.quiet(flags.ARTIFACT_ONLY)
 def pull(
     ref: str,
     folder: Path,

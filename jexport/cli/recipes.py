@@ -6,7 +6,7 @@ import json
 
 import click
 
-from jexport.cli import Nearest
+from jexport.cli import Nearest, flags
 
 
 @click.group("recipe", cls=Nearest)
@@ -16,7 +16,7 @@ def recipe_group() -> None:
 
 @recipe_group.command("show")
 @click.argument("name", metavar="NAME|FILE", required=False)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@flags.as_json("As JSON.")
 def show(name: str | None, as_json: bool) -> None:
     """Show a recipe with every default resolved; without a name, list the shipped ones."""
     from jexport import recipe

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jexport.cli import flags
 from jexport.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ QUANTIZATION, PARITY, PAGE = "quantization.json", "parity.json", "report.html"
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=flags.PATH)
 @click.option("--open", "open_page", is_flag=True, help="Open report.html in a browser.")
-@click.option("--json", "as_json", is_flag=True, help="quantization.json and parity.json as JSON.")
+@flags.as_json("quantization.json and parity.json as JSON.")
 def report(artifact: Path, open_page: bool, as_json: bool) -> None:
     """Show what quantization cost an int8 artifact, and where its report.html is."""
     from jexport.artifacts import manifest, store
@@ -56,9 +57,9 @@ def report(artifact: Path, open_page: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.argument("a", type=flags.PATH)
+@click.argument("b", type=flags.PATH)
+@flags.as_json("As JSON.")
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Show two artifacts side by side; * marks what differs (files are not checked; see verify)."""
     from jexport.artifacts.report import compare as compared

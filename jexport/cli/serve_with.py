@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from jexport.cli import console
+from jexport.cli import console, flags
 from jexport.serving.servers.lines import HOST, PORT, Served
 
 
 @click.command("serve-with")
 @click.argument("engine", metavar="ENGINE")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=flags.PATH)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -28,7 +28,7 @@ from jexport.serving.servers.lines import HOST, PORT, Served
     metavar="PACKAGE==VERSION",
     help="A package where it will run, to be checked.",
 )
-@click.option("--quiet", is_flag=True, help="Only the line, on stdout.")
+@flags.quiet("Only the line, on stdout.")
 def serve_with(
     engine: str, artifact: Path, port: int, host: str, installed: tuple[str, ...], quiet: bool
 ) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from jexport.cli import flags
+
 if TYPE_CHECKING:
     from jexport.publishing.signing import Policy, Signer
 
@@ -15,29 +17,24 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 PASSWORD = "JEXPORT_KEY_PASSWORD"
 
 
-def signer_options(command: Any) -> Any:
-    """The options that say who signs; `signer` takes what they gave."""
-    for option in reversed(
-        (
-            click.option(
-                "--key", type=FILE, metavar="FILE", help=f"Private key (PEM; ${PASSWORD} opens it)."
-            ),
-            click.option("--certificate", type=FILE, metavar="FILE", help="Its certificate (PEM)."),
-            click.option(
-                "--certificate-chain",
-                "chain",
-                type=FILE,
-                multiple=True,
-                metavar="FILE",
-                help="Certificates between that one and the root; may be repeated.",
-            ),
-            click.option(
-                "--sigstore", is_flag=True, help="No key: an identity, through Sigstore (network)."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+signer_options = flags.together(
+    click.option(
+        "--key", type=FILE, metavar="FILE", help=f"Private key (PEM; ${PASSWORD} opens it)."
+    ),
+    click.option("--certificate", type=FILE, metavar="FILE", help="Its certificate (PEM)."),
+    click.option(
+        "--certificate-chain",
+        "chain",
+        type=FILE,
+        multiple=True,
+        metavar="FILE",
+        help="Certificates between that one and the root; may be repeated.",
+    ),
+    click.option(
+        "--sigstore", is_flag=True, help="No key: an identity, through Sigstore (network)."
+    ),
+)
+"""The options that say who signs; `signer` takes what they gave."""
 
 
 def signer(
@@ -54,28 +51,21 @@ def signer(
     return Signer(key=key, password=password, certificate=certificate, chain=chain)
 
 
-def policy_options(command: Any) -> Any:
-    """The options that say whose signature is asked for; `policy` takes what they gave."""
-    for option in reversed(
-        (
-            click.option(
-                "--key", type=FILE, metavar="PUB", help="Its signature, too: by this public key."
-            ),
-            click.option(
-                "--identity", metavar="ID", help="Its signature, too: by this e-mail, URI or name."
-            ),
-            click.option("--issuer", metavar="URL", help="Who must have vouched for the identity."),
-            click.option(
-                "--certificate-chain",
-                "chain",
-                type=FILE,
-                metavar="FILE",
-                help="The root certificate the identity's must lead to; without it Sigstore's.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+policy_options = flags.together(
+    click.option("--key", type=FILE, metavar="PUB", help="Its signature, too: by this public key."),
+    click.option(
+        "--identity", metavar="ID", help="Its signature, too: by this e-mail, URI or name."
+    ),
+    click.option("--issuer", metavar="URL", help="Who must have vouched for the identity."),
+    click.option(
+        "--certificate-chain",
+        "chain",
+        type=FILE,
+        metavar="FILE",
+        help="The root certificate the identity's must lead to; without it Sigstore's.",
+    ),
+)
+"""The options that say whose signature is asked for; `policy` takes what they gave."""
 
 
 def policy(
@@ -92,7 +82,7 @@ def policy(
 
 
 @click.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=flags.PATH)
 @signer_options
 def sign(artifact: Path, **who: Any) -> None:
     """Sign an artifact and its provenance; they lie beside it, in VERSION.attest."""

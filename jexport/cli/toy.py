@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from jexport.cli import flags
+
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=flags.PATH)
 @click.option(
     "--layout",
     type=click.Choice(["original", "native"]),

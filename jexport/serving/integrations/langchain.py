@@ -6,8 +6,7 @@ Knows LangChain's interface and nothing of engines; the work is `pair.Pair`'s.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from jexport.serving.integrations.pair import Options, Pair
 from jexport.targets import check_installed
@@ -41,45 +40,27 @@ class JexportEmbeddings(Embeddings):
         self,
         queries: str | Path,
         documents: str | Path | None = None,
-        *,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
-        truncate: bool = True,
-        batch_tokens: int | None = None,
-        device: str = "auto",
-        threads: int = 0,
-        verify: bool = True,
+        **options: Unpack[Options],
     ) -> None:
-        """Open both artifacts. queries, documents: folders; documents None for the same artifact.
+        """Open both artifacts.
 
-        dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length
-        1, None as the checkpoint does.
-        truncate: cut texts over the length limit, else TextTooLongError. batch_tokens: tokens of
-        one forward pass, padding included; None for what suits the engine. device: 'auto', 'cpu'
-        or 'cuda'. threads: 0 for all cores. verify: check every file's SHA-256 first.
-        Raises PairError (swapped, or not of one model), DimensionError, and what
-        `jexport.open_artifact` raises.
+        Args:
+            queries: folder of the artifact that embeds queries.
+            documents: of the one that embeds documents; None for the same artifact.
+            options: dimensions, normalize, truncate, batch_tokens, device, threads, verify, as
+                `pair.Options` describes them.
+
+        Raises:
+            PairError: they are swapped, or not of one model.
+            DimensionError: not a size that the model was trained for. Also what
+                `jexport.open_artifact` raises.
         """
-        options = Options(
-            dimensions=dimensions,
-            normalize=normalize,
-            truncate=truncate,
-            batch_tokens=batch_tokens,
-            device=device,
-            threads=threads,
-            verify=verify,
-        )
         self._pair = Pair(queries, documents, options=options)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from jexport.serving.integrations.pair import Options, Pair
 from jexport.targets import check_installed
@@ -90,16 +89,8 @@ class JexportEmbedding(BaseEmbedding):
     def model_post_init(self, context: Any) -> None:
         """Open the engines once the fields are known to be right."""
         super().model_post_init(context)
-        options = Options(
-            dimensions=self.dimensions,
-            normalize=self.normalize,
-            truncate=self.truncate,
-            batch_tokens=self.batch_tokens,
-            device=self.device,
-            threads=self.threads,
-            verify=self.verify,
-        )
-        self._pair = Pair(self.queries, self.documents, options=options)
+        options = {name: getattr(self, name) for name in Options.__annotations__}
+        self._pair = Pair(self.queries, self.documents, options=cast(Options, options))
         self.model_name = self._pair.name
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,12 +107,7 @@ class JexportEmbedding(BaseEmbedding):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @classmethod

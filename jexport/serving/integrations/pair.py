@@ -11,13 +11,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict, cast
 
 from jexport.artifacts import manifest
 from jexport.errors import PairError
 from jexport.runtime import prompts
-from jexport.runtime.embedder import Embedder
+from jexport.runtime.embedder import Embedder, EncodeOptions
 from jexport.runtime.open import open_artifact
 from jexport.tasks import COUNTERPART, QUERIES
 
@@ -27,24 +26,48 @@ Content = Mapping[str, Any]
 Vectors = list[list[float]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(TypedDict, total=False):
     """How both artifacts are opened, and how they embed.
 
-    dimensions: size of the vectors (Matryoshka), None for the full one. normalize: to length
-    1, None as the checkpoint does.
-    truncate: cut texts over the length limit instead of refusing them. batch_tokens: tokens of one
-    forward pass, padding included; None for what suits the engine. device, threads, verify: as
-    `jexport.open_artifact` takes them.
+    Args:
+        dimensions: size of the vectors (Matryoshka), None (default) for the full one.
+        normalize: to length 1; None (default): as the checkpoint does.
+        truncate: cut texts over the length limit (default), else TextTooLongError.
+        batch_tokens: tokens of one forward pass, padding included; None (default) for what suits
+            the engine.
+        device: 'auto' (default), 'cpu' or 'cuda'.
+        threads: 0 (default) for all cores.
+        verify: check every file's SHA-256 first (default).
     """
 
-    dimensions: int | None = None
-    normalize: bool | None = None
-    truncate: bool = True
-    batch_tokens: int | None = None
-    device: str = "auto"
-    threads: int = 0
-    verify: bool = True
+    dimensions: int | None
+    normalize: bool | None
+    truncate: bool
+    batch_tokens: int | None
+    device: str
+    threads: int
+    verify: bool
+
+
+OPEN_OPTIONS = ("device", "threads", "verify")
+
+
+def _split(options: Options) -> tuple[dict[str, Any], EncodeOptions]:
+    """What `open_artifact` takes of them, and what `Embedder.encode` does, in their words.
+
+    Raises:
+        TypeError: a name that no option has.
+    """
+    unknown = sorted(options.keys() - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"got an unexpected keyword argument '{unknown[0]}'")
+    opening = {name: value for name, value in options.items() if name in OPEN_OPTIONS}
+    encoding = {
+        "max_batch_tokens" if name == "batch_tokens" else name: value
+        for name, value in options.items()
+        if name not in OPEN_OPTIONS
+    }
+    return opening, cast(EncodeOptions, encoding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +97,7 @@ class Pair:
         DimensionError or UnsupportedGraphError for options that one of them does not have.
         """
         self._folders = (str(queries), str(queries if documents is None else documents))
-        self._options = options
+        self._opening, self._encoding = _split(options)
         self._spaces: tuple[str, str] | None = None
         self.name = ""
         self.dimension = 0
@@ -89,7 +112,7 @@ class Pair:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made from: everything but the engines and the locks."""
-        names = ("_folders", "_options", "_spaces", "name", "dimension")
+        names = ("_folders", "_opening", "_encoding", "_spaces", "name", "dimension")
         return {key: vars(self)[key] for key in names}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -100,12 +123,7 @@ class Pair:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
@@ -129,7 +147,7 @@ class Pair:
 
     def _embed(self, engine: _Opened, texts: Sequence[str], side: tuple[str, ...]) -> Vectors:
         with engine.lock:
-            return _encode(engine.model, texts, self._options, side)
+            return _encode(engine.model, texts, self._encoding, side)
 
     def _engines(self) -> tuple[_Opened, _Opened]:
         """Both engines, opened now if they are not: one and the same where one artifact does."""
@@ -150,15 +168,8 @@ class Pair:
         with contextlib.ExitStack() as stack:
             engines = []
             for folder in folders[:1] if alone else folders:
-                model = stack.enter_context(
-                    open_artifact(
-                        folder,
-                        device=self._options.device,
-                        threads=self._options.threads,
-                        verify=self._options.verify,
-                    )
-                )
-                _encode(model, [], self._options)  # refuses options the artifact does not have
+                model = stack.enter_context(open_artifact(folder, **self._opening))
+                _encode(model, [], self._encoding)  # refuses options the artifact does not have
                 engines.append(_Opened(model=model, lock=threading.Lock()))
             self._release = stack.pop_all()
         parts = [
@@ -166,7 +177,7 @@ class Pair:
             for c in contents[: len(engines)]
         ]
         self.name = f"{contents[0]['name']} ({', '.join(parts)})"
-        self.dimension = self._options.dimensions or contents[0]["embedding"]["dimension"]
+        self.dimension = self._encoding.get("dimensions") or contents[0]["embedding"]["dimension"]
         return engines[0], engines[-1]
 
     def _check_same_spaces(self, contents: Sequence[Content]) -> None:
@@ -182,18 +193,13 @@ class Pair:
 
 
 def _encode(
-    model: Embedder, texts: Sequence[str], options: Options, side: tuple[str, ...] = ()
+    model: Embedder, texts: Sequence[str], options: EncodeOptions, side: tuple[str, ...] = ()
 ) -> Vectors:
     """Embed with the prompt of one side of retrieval, where the checkpoint has prompts for both."""
     sided = side and prompts.has_sides(model.embedding)
-    vectors: Vectors = model.encode(
-        list(texts),
-        prompt_name=prompts.name_for(model.embedding, side) if sided else None,
-        dimensions=options.dimensions,
-        normalize=options.normalize,
-        truncate=options.truncate,
-        max_batch_tokens=options.batch_tokens,
-    ).tolist()
+    name = prompts.name_for(model.embedding, side) if sided else None
+    given: EncodeOptions = {**options, "prompt_name": name}
+    vectors: Vectors = model.encode(list(texts), **given).tolist()
     return vectors
 
 

@@ -89,7 +89,14 @@ def test_every_option_reaches_the_pair(symmetric: Path) -> None:
         "verify": False,
     }
     with JexportEmbeddings(symmetric, **given) as embeddings:  # type: ignore[arg-type]
-        assert vars(embeddings._pair._options) == given
+        taken = {**embeddings._pair._opening, **embeddings._pair._encoding}
+    assert taken.pop("max_batch_tokens") == given.pop("batch_tokens")
+    assert taken == given
+
+
+def test_a_misspelt_option_is_refused(symmetric: Path) -> None:
+    with pytest.raises(TypeError, match="'dimension'"):
+        JexportEmbeddings(symmetric, dimension=16)  # type: ignore[call-arg]
 
 
 def test_a_vector_store_finds_what_it_was_given(pair: tuple[Path, Path]) -> None:
