@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from jexport.errors import RecipeError, nearest
 from jexport.gates import GATES
@@ -415,6 +415,15 @@ def from_table(table: Mapping[str, Any], *, origin: str) -> Recipe:
     return checked(dataclasses.replace(recipe, validate=validate), origin=origin)
 
 
+class _Rule(NamedTuple):
+    """What a value of a recipe has to be. key: as the recipe has it. allowed: in words."""
+
+    key: str
+    value: object
+    good: bool
+    allowed: str
+
+
 def checked(recipe: Recipe, *, origin: str) -> Recipe:
     """The same recipe, once its values are known to make sense.
 
@@ -428,88 +437,13 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
     Raises:
         RecipeError: a value cannot be used; names its key and what is allowed.
     """
-    load, export, validate = recipe.load, recipe.export, recipe.validate
-    quantize, compiling = recipe.quantize, recipe.compile
-    rules: list[tuple[str, object, bool, str]] = [
-        ("name", recipe.name, _may_name_folder(recipe.name), NAME_RULE),
-        ("version", recipe.version, _may_name_folder(recipe.version), NAME_RULE),
-        (
-            "precisions",
-            recipe.precisions,
-            set(recipe.precisions) <= set(PRECISIONS),
-            f"some of {', '.join(PRECISIONS)}",
-        ),
-        ("load.revision", load.revision, _is_commit(load.revision), COMMIT_RULE),
-        ("load.code_revision", load.code_revision, _is_commit(load.code_revision), COMMIT_RULE),
-        ("load.max_tokens", load.max_tokens, load.max_tokens >= 0, "0 (the model's own) or more"),
-        (
-            "load.prompts",
-            tuple(load.prompts),
-            not recipe.tasks or set(load.prompts) <= {*recipe.tasks, NONE},
-            f"prompts of this recipe's tasks: {', '.join(recipe.tasks)}",
-        ),
-        ("export.opset", export.opset, export.opset in OPSETS, f"{OPSETS[0]} to {OPSETS[-1]}"),
-        (
-            "export.outputs",
-            export.outputs,
-            set() < set(export.outputs) <= set(OUTPUTS) and _once(export.outputs),
-            f"one or both of {', '.join(OUTPUTS)}",
-        ),
-        ("export.dimension", export.dimension, export.dimension >= 0, "0 (full size) or more"),
-        ("quantize.effort", quantize.effort, quantize.effort in EFFORTS, " or ".join(EFFORTS)),
-        ("quantize.samples", quantize.samples, quantize.samples >= 1, "1 or more"),
-        ("quantize.max_tokens", quantize.max_tokens, quantize.max_tokens >= 3, "3 or more"),
-        ("quantize.smoothing", quantize.smoothing, 0 <= quantize.smoothing <= 1, "0 to 1"),
-        ("quantize.clip", quantize.clip, 0 < quantize.clip <= 1, "above 0, up to 1"),
-        ("quantize.max_share", quantize.max_share, 0 <= quantize.max_share <= 1, "0 to 1"),
-        (
-            "compile.cuda",
-            compiling.cuda,
-            set(compiling.cuda) <= {*CUDA_STEPS, "all"} and _once(compiling.cuda),
-            f"'all', or some of {', '.join(CUDA_STEPS)}",
-        ),
-        (
-            "compile.cuda",
-            compiling.cuda,
-            compiling.fuse or not compiling.cuda,
-            "none with compile.fuse = false: they go on from there",
-        ),
-        (
-            "compile.hardware_compatible",
-            compiling.hardware_compatible,
-            compiling.hardware_compatible in HARDWARE_COMPATIBLE,
-            " or ".join(repr(name) for name in HARDWARE_COMPATIBLE),
-        ),
-        (
-            "compile.workspace_gib",
-            compiling.workspace_gib,
-            math.isfinite(compiling.workspace_gib) and compiling.workspace_gib >= 0,
-            "0 (all there is) or more",
-        ),
-        (
-            "quantize.symmetric",
-            tuple(quantize.symmetric),
-            set(quantize.symmetric) <= set(GOALS),
-            f"some of {', '.join(GOALS)}",
-        ),
-        ("validate.budget_tokens", validate.budget_tokens, validate.budget_tokens > 0, "1 or more"),
-        ("validate.max_tokens", validate.max_tokens, validate.max_tokens >= 3, "3 or more"),
-    ]
-    for number, profile in enumerate(compiling.profiles):
-        for key, sizes in (("batch", profile.batch), ("tokens", profile.tokens)):
-            rules.append(
-                (
-                    f"compile.profiles[{number}].{key}",
-                    sizes,
-                    len(sizes) == 3,
-                    "three numbers: smallest, usual, largest",
-                )
-            )
-    for precision, gates in _known_gates(validate.gates, origin).items():
-        for key, bound in gates.items():
-            rules.append(
-                (f"validate.gates.{precision}.{key}", bound, math.isfinite(bound), "a number")
-            )
+    rules = (
+        *_model_rules(recipe),
+        *_export_rules(recipe.export),
+        *_quantize_rules(recipe.quantize),
+        *_compile_rules(recipe.compile),
+        *_validate_rules(recipe.validate, origin),
+    )
     for key, value, good, allowed in rules:
         if not good:
             raise RecipeError(
@@ -518,6 +452,84 @@ def checked(recipe: Recipe, *, origin: str) -> Recipe:
                 fix=f"allowed: {allowed}",
             )
     return recipe
+
+
+def _model_rules(recipe: Recipe) -> Iterator[_Rule]:
+    """Of what stands above the tables, and of [load]."""
+    precisions, load = recipe.precisions, recipe.load
+    yield _Rule("name", recipe.name, _may_name_folder(recipe.name), NAME_RULE)
+    yield _Rule("version", recipe.version, _may_name_folder(recipe.version), NAME_RULE)
+    known = set(precisions) <= set(PRECISIONS)
+    yield _Rule("precisions", precisions, known, f"some of {', '.join(PRECISIONS)}")
+    yield _Rule("load.revision", load.revision, _is_commit(load.revision), COMMIT_RULE)
+    is_commit = _is_commit(load.code_revision)
+    yield _Rule("load.code_revision", load.code_revision, is_commit, COMMIT_RULE)
+    limit = load.max_tokens
+    yield _Rule("load.max_tokens", limit, limit >= 0, "0 (the model's own) or more")
+    yield _Rule(
+        "load.prompts",
+        tuple(load.prompts),
+        not recipe.tasks or set(load.prompts) <= {*recipe.tasks, NONE},
+        f"prompts of this recipe's tasks: {', '.join(recipe.tasks)}",
+    )
+
+
+def _export_rules(spec: ExportSpec) -> Iterator[_Rule]:
+    opsets = f"{OPSETS[0]} to {OPSETS[-1]}"
+    yield _Rule("export.opset", spec.opset, spec.opset in OPSETS, opsets)
+    known = set() < set(spec.outputs) <= set(OUTPUTS) and _once(spec.outputs)
+    yield _Rule("export.outputs", spec.outputs, known, f"one or both of {', '.join(OUTPUTS)}")
+    size = spec.dimension
+    yield _Rule("export.dimension", size, size >= 0, "0 (full size) or more")
+
+
+def _quantize_rules(spec: QuantizeSpec) -> Iterator[_Rule]:
+    yield _Rule("quantize.effort", spec.effort, spec.effort in EFFORTS, " or ".join(EFFORTS))
+    yield _Rule("quantize.samples", spec.samples, spec.samples >= 1, "1 or more")
+    yield _Rule("quantize.max_tokens", spec.max_tokens, spec.max_tokens >= 3, "3 or more")
+    yield _Rule("quantize.smoothing", spec.smoothing, 0 <= spec.smoothing <= 1, "0 to 1")
+    yield _Rule("quantize.clip", spec.clip, 0 < spec.clip <= 1, "above 0, up to 1")
+    yield _Rule("quantize.max_share", spec.max_share, 0 <= spec.max_share <= 1, "0 to 1")
+    goals = tuple(spec.symmetric)
+    known = set(goals) <= set(GOALS)
+    yield _Rule("quantize.symmetric", goals, known, f"some of {', '.join(GOALS)}")
+
+
+def _compile_rules(spec: CompileSpec) -> Iterator[_Rule]:
+    known = set(spec.cuda) <= {*CUDA_STEPS, "all"} and _once(spec.cuda)
+    yield _Rule("compile.cuda", spec.cuda, known, f"'all', or some of {', '.join(CUDA_STEPS)}")
+    yield _Rule(
+        "compile.cuda",
+        spec.cuda,
+        spec.fuse or not spec.cuda,
+        "none with compile.fuse = false: they go on from there",
+    )
+    yield _Rule(
+        "compile.hardware_compatible",
+        spec.hardware_compatible,
+        spec.hardware_compatible in HARDWARE_COMPATIBLE,
+        " or ".join(repr(name) for name in HARDWARE_COMPATIBLE),
+    )
+    gib = spec.workspace_gib
+    is_amount = math.isfinite(gib) and gib >= 0
+    yield _Rule("compile.workspace_gib", gib, is_amount, "0 (all there is) or more")
+    for number, profile in enumerate(spec.profiles):
+        for key, sizes in (("batch", profile.batch), ("tokens", profile.tokens)):
+            yield _Rule(
+                f"compile.profiles[{number}].{key}",
+                sizes,
+                len(sizes) == 3,
+                "three numbers: smallest, usual, largest",
+            )
+
+
+def _validate_rules(spec: ValidateSpec, origin: str) -> Iterator[_Rule]:
+    yield _Rule("validate.budget_tokens", spec.budget_tokens, spec.budget_tokens > 0, "1 or more")
+    yield _Rule("validate.max_tokens", spec.max_tokens, spec.max_tokens >= 3, "3 or more")
+    for precision, gates in _known_gates(spec.gates, origin).items():
+        for key, bound in gates.items():
+            name = f"validate.gates.{precision}.{key}"
+            yield _Rule(name, bound, math.isfinite(bound), "a number")
 
 
 def _known_gates(

@@ -153,23 +153,8 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     weights, adapter, weight_files = LAYOUTS[layout].read(opened.base, config, task)
     if opened.peft is not None:
         adapter = peft_adapter.matrices(opened.peft, weights)
-    width, rows, positions = _sizes(opened)
-    tokenizing = tokenizer_backend.take(
-        opened.home,
-        _tokenizer(opened),
-        rows=rows,
-        do_lower_case=opened.transformer.do_lower_case,
-        as_stored=not opened.transformer.tokenizer,
-    )
-    encoder = embedding.Encoder(
-        config=config,
-        width=width,
-        positions=positions,
-        table=0 if layout in JINA else sentence_transformer.positions(opened.base, config),
-        tokenizing=tokenizing,
-        transformer=opened.transformer,
-        jina=layout in JINA,
-    )
+    encoder = _encoder(opened)
+    tokenizing = encoder.tokenizing
     how, stated = embedding.read(folder, encoder, spec, task)
     licence = transformer_files.licence(folder)
     files = {*weight_files, *tokenizing.read, *_around(opened, licence), *stated}
@@ -194,6 +179,28 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
             files=tuple(_digest(path, opened) for path in sorted(files)),
             code=code,
         ),
+    )
+
+
+def _encoder(opened: _Opened) -> embedding.Encoder:
+    """The tokenizer and the sizes of the model that it feeds."""
+    width, rows, positions = _sizes(opened)
+    tokenizing = tokenizer_backend.take(
+        opened.home,
+        _tokenizer(opened),
+        rows=rows,
+        do_lower_case=opened.transformer.do_lower_case,
+        as_stored=not opened.transformer.tokenizer,
+    )
+    is_jina = opened.layout in JINA
+    return embedding.Encoder(
+        config=opened.config,
+        width=width,
+        positions=positions,
+        table=0 if is_jina else sentence_transformer.positions(opened.base, opened.config),
+        tokenizing=tokenizing,
+        transformer=opened.transformer,
+        jina=is_jina,
     )
 
 

@@ -120,22 +120,7 @@ def take(
             fix="save the tokenizer with transformers (tokenizer.save_pretrained) and add it",
         )
     stored = _stored(path)
-    with quiet_transformers():
-        tokenizer = opening()
-    backend = getattr(tokenizer, "_tokenizer", None)
-    if backend is None or not getattr(tokenizer, "is_fast", False):
-        raise TokenizerError(
-            "the checkpoint's tokenizer has no backend of the tokenizers library",
-            evidence=f"{home}: transformers opens it as {type(tokenizer).__name__}",
-            fix="save it with a class that has one (tokenizer.save_pretrained), and add its "
-            "tokenizer.json",
-        )
-    if getattr(tokenizer, "split_special_tokens", False):
-        raise UnsupportedCheckpointError(
-            f"{SETTINGS}: 'split_special_tokens' is not supported",
-            evidence="split_special_tokens = true",
-            fix="remove the key, if special tokens in a text are to stay whole",
-        )
+    tokenizer, backend = _with_backend(opening, home)
     if do_lower_case:
         lower_first(backend)
     _check_segments(tokenizer, home)
@@ -153,6 +138,27 @@ def take(
         chat_template=getattr(tokenizer, "chat_template", None) is not None,
         pads_left=tokenizer.padding_side == "left",
     )
+
+
+def _with_backend(opening: Callable[[], Any], home: Path) -> tuple[Any, Tokenizer]:
+    """The tokenizer of transformers, opened, and its backend. Raises as `take`."""
+    with quiet_transformers():
+        tokenizer = opening()
+    backend = getattr(tokenizer, "_tokenizer", None)
+    if backend is None or not getattr(tokenizer, "is_fast", False):
+        raise TokenizerError(
+            "the checkpoint's tokenizer has no backend of the tokenizers library",
+            evidence=f"{home}: transformers opens it as {type(tokenizer).__name__}",
+            fix="save it with a class that has one (tokenizer.save_pretrained), and add its "
+            "tokenizer.json",
+        )
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise UnsupportedCheckpointError(
+            f"{SETTINGS}: 'split_special_tokens' is not supported",
+            evidence="split_special_tokens = true",
+            fix="remove the key, if special tokens in a text are to stay whole",
+        )
+    return tokenizer, backend
 
 
 def lower_first(backend: Tokenizer) -> None:

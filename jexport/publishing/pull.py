@@ -58,15 +58,7 @@ def run(
         signing.check_policy(policy)
     with registries.opened(ref, access) as store, writable(out):
         release = resolved(store, ref)
-        facts = release.facts
-        slot = Slot(
-            out=out,
-            model=facts["name"],
-            task=facts["task"],
-            target=facts["target"],
-            precision=facts["precision"],
-            version=facts["version"],
-        )
+        slot = _slot(out, release)
         with (
             own_work_dir(out, release.digest) as work_dir,
             _dropped_if_refused(work_dir),
@@ -96,6 +88,19 @@ def run(
                 note("there already")
             shutil.rmtree(work_dir, ignore_errors=True)
             return artifact
+
+
+def _slot(out: Path, release: Release) -> Slot:
+    """Where a build would put the release's artifact."""
+    facts = release.facts
+    return Slot(
+        out=out,
+        model=facts["name"],
+        task=facts["task"],
+        target=facts["target"],
+        precision=facts["precision"],
+        version=facts["version"],
+    )
 
 
 def resolved(store: Store, ref: Ref) -> Release:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,74 +72,99 @@ def _open(address: str, access: Access, writing: bool) -> Iterator[Store]:
         skip_instance_cache=True,
     )
     system.retries = 1
-    objects = _objects_in(system, address.removeprefix("s3://"), address)
-    yield _objects.store(objects, address, public=access.public, writing=writing)
+    bucket = _Bucket(system, address.removeprefix("s3://"), address)
+    yield _objects.store(bucket.objects(), address, public=access.public, writing=writing)
 
 
-def _objects_in(system: Any, root: str, address: str) -> _objects.Objects:
-    def write(key: str, content: bytes) -> None:
-        with _wrapped_errors(address):
-            system.pipe_file(f"{root}/{key}", content)
+@dataclass(frozen=True)
+class _Bucket:
+    """Objects below one address. system: of s3fs. root: bucket and prefix, as it takes them."""
 
-    def upload(key: str, path: Path, blob: Blob, sent: Callable[[int], None]) -> None:
+    system: Any
+    root: str
+    address: str
+
+    def objects(self) -> _objects.Objects:
+        """Its functions, as a store is made of."""
+        return _objects.Objects(
+            holds=self.holds,
+            write=self.write,
+            upload=self.upload,
+            read=self.read,
+            stream=self.stream,
+            names=self.names,
+        )
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put a small object."""
+        with _wrapped_errors(self.address):
+            self.system.pipe_file(f"{self.root}/{key}", content)
+
+    def upload(self, key: str, path: Path, blob: Blob, sent: Callable[[int], None]) -> None:
+        """Put a file, in parts. sent: told bytes that arrived since it was last called."""
         from fsspec.callbacks import Callback
 
         class Sent(Callback):  # type: ignore[misc, unused-ignore]
             def relative_update(self, inc: int = 1) -> None:
                 sent(inc)
 
-        with _wrapped_errors(address):
-            system.put_file(
-                str(path), f"{root}/{key}", callback=Sent(), chunksize=PART_BYTES, max_concurrency=2
+        with _wrapped_errors(self.address):
+            self.system.put_file(
+                str(path),
+                f"{self.root}/{key}",
+                callback=Sent(),
+                chunksize=PART_BYTES,
+                max_concurrency=2,
             )
-        if not holds(key, blob):
-            raise TransientError(f"{address}/{key} did not arrive whole")
+        if not self.holds(key, blob):
+            raise TransientError(f"{self.address}/{key} did not arrive whole")
 
-    def size_of(key: str) -> int | None:
-        with _wrapped_errors(address):
+    def size_of(self, key: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        with _wrapped_errors(self.address):
             try:
-                return int(system.info(f"{root}/{key}")["size"])
+                return int(self.system.info(f"{self.root}/{key}")["size"])
             except FileNotFoundError:
                 return None
 
-    def holds(key: str, blob: Blob) -> bool:
-        return size_of(key) == blob.size_bytes
+    def holds(self, key: str, blob: Blob) -> bool:
+        """Whether an object is there whole."""
+        return self.size_of(key) == blob.size_bytes
 
-    def read(key: str, limit: int) -> bytes | None:
-        with _wrapped_errors(address):
+    def read(self, key: str, limit: int) -> bytes | None:
+        """The first `limit` bytes of an object, None where there is none."""
+        with _wrapped_errors(self.address):
             try:
-                content: bytes = system.cat_file(f"{root}/{key}")
+                content: bytes = self.system.cat_file(f"{self.root}/{key}")
             except FileNotFoundError:
                 return None
             return content[:limit]
 
-    def stream(key: str, size_bytes: int, start: int) -> Iterator[bytes]:
-        size = size_of(key)
+    def stream(self, key: str, size_bytes: int, start: int) -> Iterator[bytes]:
+        """The bytes of an object from `start` on."""
+        size = self.size_of(key)
         if size != size_bytes:  # a range beyond the end is an error that says nothing
             raise RegistryError(
-                f"{address} does not hold what was published",
+                f"{self.address} does not hold what was published",
                 evidence=f"{key} has {size} bytes, not {size_bytes}"
                 if size is not None
                 else f"{key} is gone",
                 fix="publish that artifact again with --repair",
             )
         for begin in range(start, size_bytes, CHUNK_BYTES):
-            with _wrapped_errors(address):
-                yield system.cat_file(
-                    f"{root}/{key}", start=begin, end=min(begin + CHUNK_BYTES, size_bytes)
+            with _wrapped_errors(self.address):
+                yield self.system.cat_file(
+                    f"{self.root}/{key}", start=begin, end=min(begin + CHUNK_BYTES, size_bytes)
                 )
 
-    def listed(prefix: str) -> list[str]:
-        with _wrapped_errors(address):
+    def names(self, prefix: str) -> list[str]:
+        """Names of the objects below a prefix."""
+        with _wrapped_errors(self.address):
             try:
-                keys = system.ls(f"{root}/{prefix}", detail=False, refresh=True)
+                keys = self.system.ls(f"{self.root}/{prefix}", detail=False, refresh=True)
             except FileNotFoundError:
                 return []
             return sorted(name.rsplit("/", 1)[-1] for name in keys)
-
-    return _objects.Objects(
-        holds=holds, write=write, upload=upload, read=read, stream=stream, names=listed
-    )
 
 
 @contextlib.contextmanager
