@@ -24,7 +24,11 @@ class JexportError(Exception):
         super().__init__(self.what)
 
     def add_note(self, note: str) -> None:
-        """One more line below; secrets are taken out of it as out of the rest."""
+        """One more line below; secrets are taken out of it as out of the rest.
+
+        Args:
+            note: the line.
+        """
         super().add_note(hidden(note))
 
     def __str__(self) -> str:
@@ -270,7 +274,15 @@ class DeviceMemoryError(JexportError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint like `did you mean 'retrieval.query'?`, or the whole list when nothing is near."""
+    """A hint for a name that is not known.
+
+    Args:
+        name: as it was given.
+        known: names that there are.
+
+    Returns:
+        Such as `did you mean 'retrieval.query'?`, or the whole list when nothing is near.
+    """
     choices = list(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:

@@ -17,7 +17,13 @@ from jexport.errors import ParityError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Which value a gate reads, in which places of the metrics, and which side of it is good."""
+    """What a gate reads.
+
+    Args:
+        metric: name of the value.
+        places: groups of the metrics that have it.
+        at_least: whether large values are good, else small ones.
+    """
 
     metric: str
     places: tuple[str, ...]
@@ -47,14 +53,20 @@ GATES: Mapping[str, Gate] = MappingProxyType(
 
 
 def gate(metrics: Mapping[str, Any], gates: Mapping[str, float]) -> tuple[str, ...]:
-    """The failures in words, one per gate and group; empty when every gate passed.
+    """Hold metrics against bounds.
 
-    metrics: what `compare` returned; with "batch" from `invariance` when a batch gate is set and
-    "norms" from `norms` when norm_error is.
-    gates: bound by gate key (see GATES); a value equal to its bound passes, a NaN
-    or an infinity never does.
-    Raises ParityError when `gates` is empty, has an unknown key or a bound that is not finite, and
-    when the value that a gate reads is not there.
+    Args:
+        metrics: what `parity.compare` returned; with "batch" from `invariance` when a batch gate is
+            set and "norms" from `norms` when norm_error is.
+        gates: bound by gate key (see GATES); a value equal to its bound passes, a NaN or an
+            infinity never does.
+
+    Returns:
+        The failures in words, one per gate and group; empty when every gate passed.
+
+    Raises:
+        ParityError: `gates` is empty, has an unknown key or a bound that is not finite, or the
+            value that a gate reads is not there.
     """
     if not gates:
         raise ParityError(

@@ -14,11 +14,13 @@ from jexport.errors import JexportError, nearest
 
 
 def names(package: str) -> list[str]:
-    """The members of a package, sorted; none is imported.
+    """The members of a package, none of them imported.
 
-    A member is a module or a package in that folder; what begins with '_' is none.
+    Args:
+        package: its dotted name; it is imported already, for it is the one that asks.
 
-    package: the package's dotted name; it is imported already, for it is the one that asks.
+    Returns:
+        Names of the modules and packages in its folder, sorted; what begins with '_' is none.
     """
     folder = Path(str(sys.modules[package].__file__)).parent
     members = {path.stem for path in folder.glob("*.py")}
@@ -27,9 +29,20 @@ def names(package: str) -> list[str]:
 
 
 def load(package: str, name: str, *, record: str, kind: str, error: type[JexportError]) -> Any:
-    """Import one member and return its record, the module's attribute of that name.
+    """Import one member.
 
-    kind: what a member is called. Raises `error`, naming the nearest, for a name that is no file.
+    Args:
+        package: its dotted name.
+        name: of the member.
+        record: name of the module's attribute that holds the record.
+        kind: what a member is called, for the message.
+        error: raised for a name that is no file; names the nearest.
+
+    Returns:
+        The record.
+
+    Raises:
+        JexportError: of the class `error`.
     """
     known = names(package)
     if name not in known:

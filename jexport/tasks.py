@@ -39,12 +39,28 @@ PROMPT_ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def named_prompts(task: str, prompt: str) -> dict[str, str]:
-    """A task's prompt under its own name and those that sentence-transformers looks for."""
+    """A task's prompt under its own name and those that sentence-transformers looks for.
+
+    Args:
+        task: of the checkpoint.
+        prompt: put before each text.
+
+    Returns:
+        The same prompt by each name.
+    """
     return dict.fromkeys((task, *PROMPT_ALIASES.get(task, ())), prompt)
 
 
 def check_task(task: str, known: Sequence[str]) -> None:
-    """Raise UnknownTaskError, naming the nearest task, unless `task` is in `known`."""
+    """Refuse a task that the checkpoint does not have.
+
+    Args:
+        task: asked for.
+        known: those that it has.
+
+    Raises:
+        UnknownTaskError: `task` is not in `known`; names the nearest.
+    """
     if task not in known:
         raise UnknownTaskError(
             f"unknown task '{task}'",

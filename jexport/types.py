@@ -27,15 +27,18 @@ is not copied from the device. May be called from several threads at once."""
 class Batching:
     """How an opened engine wants its batches.
 
-    tokens: padded tokens of one forward pass when many texts are embedded. length_multiple: lengths
-    are rounded up to it, or where they are long to a power of two times it, so that shapes repeat.
-    in_flight: batches that may run or wait at once; tokenising and copying overlap with running.
-    pooled: whether the engine's own `sentence_embedding` is asked for, where the graph has one.
-    fixed_rows: when the number of rows repeats too (runtime/batches.py), for an engine that keeps
-    code for every shape; the rows that are missing are filled and dropped. "many": in calls of two
-    full batches and more.
-    single_multiple: what length_multiple is for one text alone, whose shapes are then compiled when
-    the engine is opened; 0 for the same, and none.
+    Args:
+        tokens: padded tokens of one forward pass when many texts are embedded.
+        length_multiple: lengths are rounded up to it, or where they are long to a power of two
+            times it, so that shapes repeat.
+        in_flight: batches that may run or wait at once; tokenising and copying overlap with
+            running.
+        pooled: whether the engine's own `sentence_embedding` is asked for, where the graph has one.
+        fixed_rows: when the number of rows repeats too (runtime/batches.py), for an engine that
+            keeps code for every shape; the rows that are missing are filled and dropped. 'many': in
+            calls of two full batches and more.
+        single_multiple: what length_multiple is for one text alone, whose shapes are then compiled
+            when the engine is opened; 0 for the same, and none.
     """
 
     tokens: int = 1024
@@ -52,7 +55,13 @@ WeightReader: TypeAlias = Callable[[], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of a tensor; a str in the shape is a dynamic axis."""
+    """What a graph says of a tensor.
+
+    Args:
+        name: of the input or output.
+        dtype: numpy's name of the type.
+        shape: sizes; a str is a dynamic axis.
+    """
 
     name: str
     dtype: str
@@ -61,13 +70,25 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a graph takes and gives."""
+    """What a graph takes and gives.
+
+    Args:
+        inputs: in the graph's order.
+        outputs: in the graph's order.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def output(self, name: str) -> TensorSpec | None:
-        """The output of that name, or None."""
+        """One output.
+
+        Args:
+            name: of the output.
+
+        Returns:
+            Its spec, or None where the graph has none of that name.
+        """
         return next((spec for spec in self.outputs if spec.name == name), None)
 
 
@@ -75,14 +96,19 @@ class Signature:
 class Embedding:
     """How a text becomes an embedding: everything but the weights.
 
-    prompt: put before each text. pooling: 'mean', 'cls', 'max', 'mean_sqrt_len' or 'last'.
-    normalize: whether the model's own vectors have length 1. dimension: full size of a vector.
-    matryoshka: smaller sizes it was trained for (vectors are cut, then normalised again).
-    max_tokens: length limit, special tokens included.
-    prompts: every prompt by its name; default_prompt_name: the name of `prompt`, '' for none.
-    similarity: how two vectors are compared: 'cosine', 'dot', 'euclidean' or 'manhattan'.
-    truncate_dim: the size that vectors are cut to after normalisation, 0 for the full size.
-    include_prompt: False leaves the prompt's tokens out of the pooling.
+    Args:
+        task: that the weights are for, 'none' for a model without tasks.
+        prompt: put before each text.
+        pooling: 'mean', 'cls', 'max', 'mean_sqrt_len' or 'last'.
+        normalize: whether the model's own vectors have length 1.
+        dimension: full size of a vector.
+        matryoshka: smaller sizes it was trained for (vectors are cut, then normalised again).
+        max_tokens: length limit, special tokens included.
+        prompts: every prompt by its name.
+        default_prompt_name: the name of `prompt`, '' for none.
+        similarity: how two vectors are compared: 'cosine', 'dot', 'euclidean' or 'manhattan'.
+        truncate_dim: the size that vectors are cut to after normalisation, 0 for the full size.
+        include_prompt: False leaves the prompt's tokens out of the pooling.
     """
 
     task: str
@@ -101,7 +127,13 @@ class Embedding:
 
 @dataclass(frozen=True, kw_only=True)
 class FileDigest:
-    """A file by its path (relative, with forward slashes), size and SHA-256."""
+    """A file and what is in it.
+
+    Args:
+        path: relative, with forward slashes.
+        size_bytes: of its content.
+        sha256: of its content, 64 hex digits.
+    """
 
     path: str
     size_bytes: int
@@ -112,8 +144,14 @@ class FileDigest:
 class Source:
     """Where a model came from: what a manifest says of its origin.
 
-    name: hub id or folder name. revision: the 40-hex commit on a hub, '' for a folder.
-    files: every file that was read. code: every .py file that was run (remote code), else empty.
+    Args:
+        name: hub id or folder name.
+        layout: name of the checkpoint layout that read it.
+        revision: the 40-hex commit on a hub, '' for a folder.
+        code_revision: commit of the repository that its code came from, '' for none.
+        licence: SPDX id as the checkpoint or the recipe states it, '' for none.
+        files: every file that was read.
+        code: every .py file that was run (remote code), else empty.
     """
 
     name: str
@@ -129,7 +167,10 @@ class Source:
 class LowRank:
     """A LoRA delta `up @ down * scaling` of one weight [rows, columns].
 
-    up: [rows, rank], down: [rank, columns], float32, read when called.
+    Args:
+        up: reads float32 [rows, rank].
+        down: reads float32 [rank, columns].
+        scaling: alpha / rank, or alpha / sqrt(rank) for rsLoRA.
     """
 
     up: WeightReader
@@ -141,12 +182,17 @@ class LowRank:
 class LoadedModel:
     """A checkpoint opened for one task; weights stay on disk until `assemble` reads them.
 
-    assemble(weights) returns a fresh float32 torch module in eval mode with exactly those weights.
-    adapter: per weight name, the delta that the task adds; empty when there is none (left).
-    tokenize_reference(texts) returns the checkpoint's own token ids, prompt included, a list each.
-    reference() opens the checkpoint's own forward pass, the adapter applied but never merged.
-    config: the checkpoint's config.json. tokenizer_files: copied as they are into the artifact.
-    folder: where the checkpoint lies.
+    Args:
+        folder: where the checkpoint lies.
+        config: its config.json.
+        weights: a reader by weight name.
+        adapter: per weight name, the delta that the task adds; empty when there is none (left).
+        assemble: weights -> a fresh float32 torch module in eval mode with exactly those.
+        tokenize_reference: texts -> the checkpoint's own token ids, prompt included, a list each.
+        reference: opens the checkpoint's own forward pass, the adapter applied but never merged.
+        tokenizer_files: copied as they are into the artifact.
+        embedding: how its texts become embeddings.
+        source: where it came from.
     """
 
     folder: Path
@@ -165,8 +211,9 @@ class LoadedModel:
 class MergedModel:
     """A checkpoint with nothing left to merge, for a target that takes weights and no graph.
 
-    model: its `adapter` is empty; weights are still read, and merged, one by one when called.
-    precision: what they are to be written in.
+    Args:
+        model: its `adapter` is empty; weights are still read, and merged, one by one when called.
+        precision: what they are to be written in.
     """
 
     model: LoadedModel
@@ -175,10 +222,18 @@ class MergedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxModel:
-    """An ONNX graph on disk: `path` and, beside it, one external-data file.
+    """An ONNX graph on disk: a file and, beside it, one external-data file.
 
-    max_tokens: the longest text that it will be given, special tokens included. pooling, normalize:
-    how its token vectors become a text's, as in Embedding; '' where a target may not pool.
+    Args:
+        path: of the graph.
+        signature: what it takes and gives.
+        precision: of its arithmetic.
+        opset: of standard ONNX.
+        sha256: digest over graph and weights.
+        max_tokens: the longest text that it will be given, special tokens included.
+        pooling: how its token vectors become a text's, as in Embedding; '' where a target may not
+            pool.
+        normalize: whether they are brought to length 1 then.
     """
 
     path: Path
@@ -193,10 +248,15 @@ class OnnxModel:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledModel:
-    """What a target made: a folder with the files that its engine opens.
+    """What a target wrote: a folder with the files that its engine opens.
 
-    files: names inside `folder`; the first is the one that the engine is given.
-    facts: what the target wants the manifest to say (operator counts, fusions, fingerprint).
+    Args:
+        target: name of the target.
+        precision: of the artifact.
+        folder: that holds the files.
+        files: names inside `folder`; the first is the one that the engine is given.
+        signature: what the engine takes and gives.
+        facts: what the target wants the manifest to say (operator counts, fusions), JSON-ready.
     """
 
     target: str
@@ -209,7 +269,12 @@ class CompiledModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One text with its language (ISO 639-1)."""
+    """One text.
+
+    Args:
+        text: as it is embedded, without a prompt.
+        language: ISO 639-1.
+    """
 
     text: str
     language: str
@@ -217,7 +282,13 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSet:
-    """Texts of one task from a folder in `calibration_data/`, with the digest of its files."""
+    """Texts of one task from a folder in `calibration_data/`.
+
+    Args:
+        name: of the set.
+        samples: in the order of its files.
+        sha256: digest of its files.
+    """
 
     name: str
     samples: tuple[Sample, ...]
@@ -228,7 +299,10 @@ class CalibrationSet:
 class ReferenceFiles:
     """What the reference library gives for the validation texts, in a folder.
 
-    texts: how many were embedded. library: its name and version.
+    Args:
+        folder: that holds them.
+        texts: how many were embedded.
+        library: its name and version.
     """
 
     folder: Path
@@ -238,9 +312,13 @@ class ReferenceFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """How far a candidate is from its reference, and which gates it failed (none: it passed).
+    """How far a candidate is from its reference, and which gates it failed.
 
-    metrics: overall, by language, by length bucket and by dimension, as `parity.compare` made them.
+    Args:
+        passed: whether it failed none.
+        failures: in words, one per gate and group.
+        metrics: overall, by language, by length bucket and by dimension, as `parity.compare`
+            returns them.
     """
 
     passed: bool
@@ -252,9 +330,13 @@ class ParityReport:
 class Acceptance:
     """A compiled model that passed: its report, and what was measured of it beside float models.
 
-    folder: holds parity.json, and the reference's vectors by their own name. sizes: bytes of graph
-    and weights by precision, for int8. measured: what another run measures otherwise (speeds), or
-    with another artifact beside (ranking). notes: all of it in words, a line each.
+    Args:
+        folder: holds parity.json, and the reference's vectors by their own name.
+        report: of the comparison.
+        sizes: bytes of graph and weights by precision, for int8.
+        measured: what another run measures otherwise (speeds), or with another artifact beside
+            (ranking).
+        notes: all of it in words, a line each.
     """
 
     folder: Path
@@ -266,7 +348,14 @@ class Acceptance:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """One stage of one run: wall seconds and peak resident memory of the process."""
+    """One stage of one run.
+
+    Args:
+        stage: its name.
+        seconds: wall time.
+        peak_memory_mib: peak resident memory of the process, in MiB.
+        note: what it did, in words.
+    """
 
     stage: str
     seconds: float
@@ -276,14 +365,23 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """manifest.json, read and checked: `content` follows `manifest.schema.json`."""
+    """manifest.json, read and checked.
+
+    Args:
+        content: follows `manifest.schema.json`.
+    """
 
     content: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A packaged artifact: its folder and its manifest."""
+    """A packaged artifact.
+
+    Args:
+        path: its folder.
+        manifest: of that folder.
+    """
 
     path: Path
     manifest: Manifest

@@ -46,7 +46,15 @@ JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def file_digest(path: Path, *, root: Path) -> FileDigest:
-    """Size and SHA-256 of a file, named relative to `root`."""
+    """Size and SHA-256 of a file.
+
+    Args:
+        path: of the file.
+        root: folder that its name is relative to.
+
+    Returns:
+        The digest; the file is read in pieces.
+    """
     sha = hashlib.sha256()
     size = 0
     with open(path, "rb") as stream:
@@ -59,21 +67,40 @@ def file_digest(path: Path, *, root: Path) -> FileDigest:
 
 
 def sha256_of(value: object) -> str:
-    """SHA-256 of a JSON-ready value in canonical form (sorted keys, no spaces)."""
+    """SHA-256 of a value in canonical form (sorted keys, no spaces).
+
+    Args:
+        value: JSON-ready.
+
+    Returns:
+        64 hex digits.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def listed(files: Iterable[FileDigest]) -> list[dict[str, Any]]:
-    """File digests as the manifest lists them, ordered by path."""
+    """File digests as the manifest lists them.
+
+    Args:
+        files: in any order.
+
+    Returns:
+        JSON-ready, ordered by path.
+    """
     return [dataclasses.asdict(f) for f in sorted(files, key=lambda f: f.path)]
 
 
 def embedding_space(weights: str, embedding: Embedding) -> str:
     """Id of the space that vectors live in: two indexes may be mixed only when it is equal.
 
-    weights: a digest of the weights that were run (checkpoint files and adapter). The precision is
-    left out: within its gate an fp16 artifact searches an fp32 index.
+    Args:
+        weights: a digest of the weights that were run (checkpoint files and adapter). The precision
+            is left out: within its gate an fp16 artifact searches an fp32 index.
+        embedding: prompts, pooling, normalisation and size count as well.
+
+    Returns:
+        64 hex digits.
     """
     others = {
         name: text for name, text in embedding.prompts.items() if text not in ("", embedding.prompt)
@@ -95,7 +122,12 @@ def embedding_space(weights: str, embedding: Embedding) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON as people read it: two spaces, UTF-8, a final newline."""
+    """Write JSON as people read it: two spaces, UTF-8, a final newline.
+
+    Args:
+        path: of the file.
+        content: JSON-ready; NaN and infinities are none.
+    """
     path.write_text(_as_written(content), encoding="utf-8")
 
 
@@ -106,9 +138,16 @@ def _as_written(content: Mapping[str, Any]) -> str:
 def read(folder: Path) -> Manifest:
     """Read a folder's manifest.json and check it against the schema and against itself.
 
-    Raises ArtifactError when it is missing, not JSON, of another format, not as the schema says or
-    not byte for byte as `write_json` writes it: its own digest is over what it says, and the same
-    can be said in other bytes.
+    Args:
+        folder: of the artifact.
+
+    Returns:
+        The manifest; the files that it lists are not read (see `verify`).
+
+    Raises:
+        ArtifactError: it is missing, not JSON, of another format, not as the schema says or not
+            byte for byte as `write_json` writes it: its own digest is over what it says, and the
+            same can be said in other bytes.
     """
     path = folder / NAME
     if not path.is_file():
@@ -160,10 +199,16 @@ def _meant(folder: Path) -> str:
 
 
 def schema_problem(content: Mapping[str, Any]) -> str:
-    """The first thing in a manifest that is not as manifest.schema.json says, '' when all is.
+    """The first thing in a manifest that is not as manifest.schema.json says.
 
     Serving has no JSON schema library: this reads the words that the schema uses, and a test
     compares it with one that knows them all.
+
+    Args:
+        content: of a manifest.
+
+    Returns:
+        In words, '' when all is as it says.
     """
     version = content.get("format")
     path = next((path for known, path in SCHEMAS.items() if version == known), SCHEMA)
@@ -229,11 +274,18 @@ def _refuse_constant(name: str) -> None:
 
 
 def verify(folder: Path) -> Manifest:
-    """Check every file of an artifact against its manifest; returns the manifest.
+    """Check every file of an artifact against its manifest.
 
-    Raises ArtifactError naming each changed, missing or extra file. Symbolic links and anything
-    that is not a plain file are refused: an engine would follow them out of the folder. A hard link
-    is a plain file, and its content is checked like any other.
+    Args:
+        folder: of the artifact, or a link to it.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ArtifactError: names each changed, missing or extra file. Symbolic links and anything that
+            is not a plain file are refused: an engine would follow them out of the folder. A hard
+            link is a plain file, and its content is checked like any other.
     """
     if folder.is_dir():
         folder = folder.resolve()  # one version is checked, whatever `latest` does meanwhile
@@ -279,7 +331,14 @@ def _changed(folder: Path, entry: Mapping[str, Any]) -> str:
 
 
 def seal(content: Mapping[str, Any]) -> str:
-    """The manifest's digest over everything it says but the digest itself."""
+    """The manifest's digest over everything it says but the digest itself.
+
+    Args:
+        content: of a manifest.
+
+    Returns:
+        64 hex digits.
+    """
     return sha256_of({key: value for key, value in content.items() if key != "sha256"})
 
 

@@ -83,7 +83,12 @@ def build(  # the front door: one keyword for each thing that a user may ask for
 
 @dataclass(frozen=True, kw_only=True)
 class Foreseen:
-    """What a build would find done: its artifact (not verified), else stages in the cache."""
+    """What a build would find done.
+
+    Args:
+        built: its artifact (not verified), None where there is none.
+        cached: stages whose results are in the cache, in their order.
+    """
 
     built: Path | None
     cached: tuple[str, ...]
@@ -97,6 +102,9 @@ def foresee(request: BuildRequest, *, out: Path, cache: Cache, replace: bool = F
         out: the folder of all artifacts.
         cache: where results of stages are looked for.
         replace: the recipe's name may go from another checkpoint to this one.
+
+    Returns:
+        The artifact, or the stages that are in the cache.
 
     Raises:
         JexportError: what `build` would raise before its first stage after load.

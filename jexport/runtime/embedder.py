@@ -165,23 +165,40 @@ class Embedder:
         on_batch: Callable[[int], None] | None = None,
         first_index: int = 0,
     ) -> Floats:
-        """Embed texts: float32 [n, d] in the order given, or [d] for a single str.
+        """Embed texts.
 
-        dimensions: keep the first d of the vector, 1 to the full size; only the full size when the
-        model was not trained for smaller ones. None: the size that the checkpoint states, else the
-        full one. normalize: None does what the checkpoint does, True brings every vector to length
-        1 after the cut, False leaves the pooled vector at its own length. Where the checkpoint
-        normalises, a cut vector is normalised again, unless the checkpoint has a truncate_dim:
-        sentence-transformers cuts after normalising, and so is it done here then. prompt: True
-        puts the artifact's default prompt before each text, False nothing, a str that instead.
-        prompt_name: takes that prompt of the artifact (`embedding.prompts`). truncate: cut
-        texts over the length limit (and count them in `truncated`), else refuse them.
-        max_batch_tokens: padded tokens of one forward pass (a longer text is run alone), None for
-        what suits the engine. on_batch: called after each forward pass with how many texts it held.
-        first_index: the number of the first text in error messages, for a part of something longer.
+        Args:
+            texts: a list, or a single str.
+            dimensions: keep the first d of the vector, 1 to the full size; only the full size when
+                the model was not trained for smaller ones. None: the size that the checkpoint
+                states, else the full one.
+            normalize: None does what the checkpoint does, True brings every vector to length 1
+                after the cut, False leaves the pooled vector at its own length. Where the
+                checkpoint normalises, a cut vector is normalised again, unless the checkpoint has a
+                truncate_dim: sentence-transformers cuts after normalising, and so is it done here
+                then.
+            prompt: True puts the artifact's default prompt before each text, False nothing, a str
+                that instead.
+            prompt_name: takes that prompt of the artifact (`embedding.prompts`).
+            truncate: cut texts over the length limit (and count them in `truncated`), else refuse
+                them.
+            max_batch_tokens: padded tokens of one forward pass (a longer text is run alone), None
+                for what suits the engine.
+            on_batch: called after each forward pass with how many texts it held.
+            first_index: the number of the first text in error messages, for a part of something
+                longer.
 
-        Raises TextInputError, TextTooLongError (both name the text), DimensionError, PromptError,
-        UnsupportedGraphError (normalize=False on a graph that normalises), NotFiniteError.
+        Returns:
+            float32 [n, d] in the order given, or [d] for a single str.
+
+        Raises:
+            TextInputError: a text is none; names it.
+            TextTooLongError: a text is over the limit and truncate is False; names it.
+            DimensionError: the model has no such size.
+            PromptError: the artifact has no prompt of that name, or both were given.
+            UnsupportedGraphError: normalize=False on a graph that normalises.
+            NotFiniteError: the engine gave NaN or an infinity.
+            RuntimeError: it is closed.
         """
         shape = self._shape(dimensions, normalize)
         output = self._output(normalize=shape.normalize)
@@ -239,8 +256,16 @@ class Embedder:
         As sentence-transformers' encode_query: without `prompt` or `prompt_name`, the prompt named
         'query', and none where there is no such prompt, whatever the default prompt is.
 
+        Args:
+            texts: a list, or a single str.
+            options: as in `encode`.
+
+        Returns:
+            float32 [n, d] in the order given, or [d] for a single str.
+
         Raises:
             UnknownTaskError: the artifact is of a task that embeds documents only.
+            JexportError: what `encode` raises.
         """
         return self.encode(texts, **self._sided(options, prompts.QUERY_NAMES))
 
@@ -252,8 +277,16 @@ class Embedder:
         As sentence-transformers' encode_document: without `prompt` or `prompt_name`, the prompt
         named 'document', and none where there is no such prompt, whatever the default prompt is.
 
+        Args:
+            texts: a list, or a single str.
+            options: as in `encode`.
+
+        Returns:
+            float32 [n, d] in the order given, or [d] for a single str.
+
         Raises:
             UnknownTaskError: the artifact is of a task that embeds queries only.
+            JexportError: what `encode` raises.
         """
         return self.encode(texts, **self._sided(options, prompts.DOCUMENT_NAMES))
 
@@ -273,20 +306,33 @@ class Embedder:
         prompt: bool | str = True,
         prompt_name: str | None = None,
     ) -> Floats:
-        """Embed the chunks of one long text, each in the context of all: float32 [len(chunks), d].
+        """Embed the chunks of one long text, each in the context of all.
 
         The chunks are joined as they are, the prompt is put before, and one forward pass gives the
         token vectors; a chunk's embedding is the mean over the tokens that begin in it (white space
-        before a word aside). A token across a border belongs to the chunk where it begins. Options
-        as in `encode`.
+        before a word aside). A token across a border belongs to the chunk where it begins.
+
         Source: Late Chunking, arXiv 2409.04701. One difference: its section 4.1 adds the prompt and
         the first special token to the first chunk and the last one to the last. Here they belong to
         no chunk, so that a chunk's vector does not depend on being first or last, and a short first
         chunk is not mostly prompt.
 
-        Raises TextInputError (a chunk without a token, or not a str), TextTooLongError,
-        DimensionError, UnsupportedGraphError (no token vectors, or another pooling than the mean),
-        NotFiniteError.
+        Args:
+            chunks: of one text, in order.
+            dimensions: as in `encode`.
+            normalize: as in `encode`.
+            prompt: as in `encode`.
+            prompt_name: as in `encode`.
+
+        Returns:
+            float32 [len(chunks), d].
+
+        Raises:
+            TextInputError: a chunk without a token, or not a str.
+            TextTooLongError: the joined text is over the limit.
+            DimensionError: the model has no such size.
+            UnsupportedGraphError: no token vectors, or another pooling than the mean.
+            NotFiniteError: the engine gave NaN or an infinity.
         """
         shape = self._shape(dimensions, normalize)
         self._check_late_chunking(chunks)

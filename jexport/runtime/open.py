@@ -229,7 +229,14 @@ def _target(name: str, folder: Path) -> targets.Target:
 
 
 def embedding_of(content: Any) -> Embedding:
-    """The Embedding that a manifest's content describes."""
+    """The Embedding that a manifest's content describes.
+
+    Args:
+        content: of the manifest, of any format that is read.
+
+    Returns:
+        How its texts become embeddings.
+    """
     stated = content["embedding"]
     return Embedding(
         task=stated["task"],
@@ -263,7 +270,15 @@ def _of_one_prompt(stated: Any) -> dict[str, Any]:
 
 
 def compiled_model(folder: Path, content: Any) -> CompiledModel:
-    """The CompiledModel that a manifest's content describes."""
+    """The CompiledModel that a manifest's content describes.
+
+    Args:
+        folder: of the artifact.
+        content: of its manifest.
+
+    Returns:
+        What the target's runner opens.
+    """
     engine = content["engine"]
 
     def specs(key: str) -> tuple[TensorSpec, ...]:

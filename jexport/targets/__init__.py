@@ -74,11 +74,24 @@ def always_ready() -> None:
 
 
 def accept_all(spec: CompileSpec, max_tokens: int) -> None:
-    """Say nothing: no setting is refused."""
+    """Say nothing: no setting is refused.
+
+    Args:
+        spec: any.
+        max_tokens: of the model.
+    """
 
 
 def default_batching(compiled: CompiledModel, device: str) -> Batching:
-    """Batches that suit a CPU: 1,024 tokens a pass, one batch after another."""
+    """Batches that suit a CPU.
+
+    Args:
+        compiled: any.
+        device: any.
+
+    Returns:
+        1,024 tokens a pass, one batch after another.
+    """
     return Batching()
 
 
@@ -220,6 +233,9 @@ def up_to(target: Target, stage: str) -> Target:
         target: the whole one.
         stage: '' (all of it) or 'compile'.
 
+    Returns:
+        `target` itself, or its portable form.
+
     Raises:
         UnknownTargetError: there is nothing to stop before.
     """
@@ -235,7 +251,15 @@ def up_to(target: Target, stage: str) -> Target:
 
 
 def with_settings(target: Target, spec: CompileSpec) -> Target:
-    """The target as settings of [compile] make it: another device to run and be validated on."""
+    """The target as settings of [compile] make it: another device to run and be validated on.
+
+    Args:
+        target: as `load` gives it.
+        spec: the recipe's settings.
+
+    Returns:
+        `target` itself where they change nothing.
+    """
     variant = target.compiling.variant
     return variant(spec) if variant is not None else target
 

@@ -30,12 +30,21 @@ LARGEST_BYTES = 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class Signer:
-    """Who signs. key: a private key of the curve P-256, P-384 or P-521, as PEM.
+    """Who signs.
 
-    certificate: of that key's public half; chain: the certificates between it and the root.
-    password: of an encrypted key (not with a certificate: the library reads plain ones only then).
     With neither key nor certificate Sigstore is asked, which needs a network: with identity_token,
     else with the machine's own identity (as in CI), else in a browser.
+
+    Args:
+        key: a private key of the curve P-256, P-384 or P-521, as PEM.
+        password: of an encrypted key (not with a certificate: the library reads plain ones only
+            then).
+        certificate: of that key's public half.
+        chain: the certificates between it and the root.
+        identity_token: an OpenID token for Sigstore.
+
+    Raises:
+        SignatureError: a certificate without its key, or with an encrypted one.
     """
 
     key: Path | None = None
@@ -57,12 +66,19 @@ class Signer:
 class Policy:
     """Whose signature is asked for: that of a key, or that of an identity.
 
-    key: a public key as PEM. identity: the e-mail address, URI or DNS name in the certificate that
-    signed (its common name where there is none). chain: the root certificate, as PEM, that it must
-    lead to; without it Sigstore's own roots are meant, and `issuer` is needed: the OpenID provider
-    that vouched for the identity. With a chain `issuer` may be empty. A certificate that has
-    expired since still counts: it is judged at the first moment of its life, because nothing here
-    says when the signature was made.
+    A certificate that has expired since still counts: it is checked at the first moment of its
+    life, because nothing here says when the signature was made.
+
+    Args:
+        key: a public key as PEM.
+        identity: the e-mail address, URI or DNS name in the certificate that signed (its common
+            name where there is none).
+        issuer: the OpenID provider that vouched for the identity; may be empty with a chain.
+        chain: the root certificate, as PEM, that it must lead to; without it Sigstore's own roots
+            are meant, and `issuer` is needed.
+
+    Raises:
+        SignatureError: neither a key alone, nor an identity with an issuer or a chain.
     """
 
     key: str | Path | None = None
@@ -86,16 +102,35 @@ class Policy:
 
 
 def attest_folder(folder: Path) -> Path:
-    """Where an artifact's signature and provenance lie; links such as `latest` are followed."""
+    """Where an artifact's signature and provenance lie.
+
+    Args:
+        folder: of the artifact; links such as `latest` are followed.
+
+    Returns:
+        The folder beside it, whether it is there or not.
+    """
     real = folder.resolve()
     return real.with_name(real.name + SUFFIX)
 
 
 def sign(folder: Path, signer: Signer) -> Path:
-    """Sign an artifact and its provenance; returns the folder that they lie in.
+    """Sign an artifact and its provenance.
 
-    The artifact is verified first. What was signed before is replaced, the signature last. Raises
-    ArtifactError, SignatureError, DependencyError, OutputPathError.
+    The artifact is verified first. What was signed before is replaced, the signature last.
+
+    Args:
+        folder: of the artifact.
+        signer: a key, a certificate, or Sigstore's identity.
+
+    Returns:
+        The folder that signature and provenance lie in.
+
+    Raises:
+        ArtifactError: a file was changed.
+        SignatureError: the key or the identity cannot sign.
+        DependencyError: a library of the extra `sign` is missing.
+        OutputPathError: the folder cannot be written.
     """
     check_installed("signing an artifact")
     from jexport.publishing.signing import envelope, keyless, openssf, provenance
@@ -115,12 +150,23 @@ def sign(folder: Path, signer: Signer) -> Path:
 def verify(
     folder: Path, policy: Policy, *, attest: Path | None = None, called: str = ""
 ) -> Manifest:
-    """Check an artifact's files, its signature and its provenance; returns the manifest.
+    """Check an artifact's files, its signature and its provenance.
 
-    attest: where those two lie, if not beside the folder. called: what errors name, if not the
-    folder. Imports no engine, and nothing of the artifact is run or parsed but its manifest. Raises
-    ArtifactError for changed files, SignatureError for a signature that is missing, broken, of
-    somebody else or of something else, and DependencyError.
+    Imports no engine, and nothing of the artifact is run or parsed but its manifest.
+
+    Args:
+        folder: of the artifact.
+        policy: whose signature is asked for.
+        attest: where signature and provenance lie, if not beside the folder.
+        called: what errors name, if not the folder.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ArtifactError: a file was changed.
+        SignatureError: the signature is missing, broken, of somebody else or of something else.
+        DependencyError: a library of the extra `sign` is missing.
     """
     check_installed("checking a signature")
     from jexport.publishing.signing import envelope, keyless, openssf, provenance
@@ -139,9 +185,14 @@ def verify(
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise DependencyError or SignatureError where nothing could be checked by this policy.
+    """Refuse a policy by which nothing could be checked, for whoever has much to do before.
 
-    For whoever has much to do before there is something to check.
+    Args:
+        policy: whose signature will be asked for.
+
+    Raises:
+        DependencyError: a library of the extra `sign` is missing.
+        SignatureError: the policy's key or certificate cannot be read.
     """
     check_installed("checking a signature")
     from jexport.publishing.signing import openssf
@@ -150,7 +201,14 @@ def check_policy(policy: Policy) -> None:
 
 
 def check_installed(purpose: str) -> None:
-    """Raise DependencyError unless every library of the extra `sign` is there."""
+    """Refuse an environment without every library of the extra `sign`.
+
+    Args:
+        purpose: what needs them, for the message.
+
+    Raises:
+        DependencyError: one is missing.
+    """
     absent = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if absent:
         raise DependencyError(
@@ -167,7 +225,15 @@ def _digests(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def unsigned(called: str, evidence: str) -> SignatureError:
-    """The error for something that lacks its signature or its provenance."""
+    """The error for something that lacks its signature or its provenance.
+
+    Args:
+        called: what lacks it.
+        evidence: what shows that.
+
+    Returns:
+        The error, to be raised.
+    """
     return SignatureError(
         f"{called} is not signed",
         evidence=evidence,
