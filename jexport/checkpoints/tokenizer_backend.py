@@ -112,7 +112,7 @@ def take(
     path = home / FILE
     if path.is_file():  # first: a broken file is named better here than by transformers
         tokenizer_files(home, rows=rows)
-    vocabularies = {found for name in VOCABULARIES for found in home.glob(name) if found.is_file()}
+    vocabularies = {path for name in VOCABULARIES for path in home.glob(name) if path.is_file()}
     if not vocabularies:
         raise TokenizerError(
             "the checkpoint has no tokenizer",

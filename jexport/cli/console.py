@@ -44,11 +44,11 @@ def listener(*, quiet: bool, json_lines: bool) -> Listener:
     if quiet:
         tell = silent
 
-    def heed_and_tell(event: Event) -> None:
-        heed_ctrl_c()
+    def check_and_tell(event: Event) -> None:
+        check_ctrl_c()
         tell(event)
 
-    return heed_and_tell
+    return check_and_tell
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def remembered_ctrl_c() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def heed_ctrl_c() -> None:
+def check_ctrl_c() -> None:
     """Raise KeyboardInterrupt when Ctrl-C was pressed and somebody kept it to themselves."""
     if _interrupted:
         raise KeyboardInterrupt

@@ -155,7 +155,7 @@ class _Bar:
         return self._done / max(self.seconds, 1e-9)
 
     def add(self, texts: int) -> None:
-        console.heed_ctrl_c()
+        console.check_ctrl_c()
         self._done += texts
         now = time.monotonic()
         if self._live and now - self._shown >= 0.1:

@@ -64,7 +64,7 @@ class Board:
 
     def __call__(self, job: Job, event: Event) -> None:
         """Show what happened to a job."""
-        console.heed_ctrl_c()
+        console.check_ctrl_c()
         if self._json and not self._quiet:
             line = {"time": round(time.time(), 3), "job": job.key, **asdict(event)}
             click.echo(json.dumps(line, ensure_ascii=False), err=True)

@@ -18,7 +18,7 @@ from jexport.errors import ArtifactError
 if TYPE_CHECKING:
     from jexport.artifacts.report.compare import Sides
 
-NARROW, WIDE = 60, 100
+NARROW, WIDEST = 60, 100
 """Columns that are taken to be there, and that are taken where nobody knows."""
 
 QUANTIZATION, PARITY, PAGE = "quantization.json", "parity.json", "report.html"
@@ -92,8 +92,8 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
         for name, left, right in zip_longest(names, first, second, fillvalue=""):
             click.echo(f"{name:<{named + 2}}  {left:<{width}}  {right}".rstrip())
     click.echo()
-    for verdict in compared.verdicts(ours, theirs):
-        click.echo(textwrap.fill(verdict, _columns(), subsequent_indent="  "))
+    for line in compared.verdicts(ours, theirs):
+        click.echo(textwrap.fill(line, _columns(), subsequent_indent="  "))
 
 
 def _sides(artifact: Path) -> Sides:
@@ -107,7 +107,7 @@ def _sides(artifact: Path) -> Sides:
 
 def _columns() -> int:
     """As wide as the terminal, where there is one or COLUMNS is set."""
-    return max(shutil.get_terminal_size((WIDE, 24)).columns, NARROW)
+    return max(shutil.get_terminal_size((WIDEST, 24)).columns, NARROW)
 
 
 def _wrapped(words: str, width: int) -> list[str]:

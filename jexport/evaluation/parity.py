@@ -279,8 +279,8 @@ def _normalised(vectors: np.ndarray, what: str, names: Sequence[str]) -> Floats:
             evidence=f"its values are {vectors.dtype}",
             fix="compare the embeddings themselves, in float32",
         )
-    wide = vectors.astype(np.float64)
-    broken = np.flatnonzero(~np.isfinite(wide).all(axis=1))
+    doubles = vectors.astype(np.float64)
+    broken = np.flatnonzero(~np.isfinite(doubles).all(axis=1))
     if len(broken):
         raise ParityError(
             f"{what} has a NaN or an infinity",
@@ -288,7 +288,7 @@ def _normalised(vectors: np.ndarray, what: str, names: Sequence[str]) -> Floats:
             fix="find the operator that overflows: build in fp32, or keep it in float32",
         )
     # scaled by the largest value first: a square would overflow beyond 1e154
-    scales = np.abs(wide).max(axis=1, keepdims=True)
+    scales = np.abs(doubles).max(axis=1, keepdims=True)
     empty = np.flatnonzero(scales[:, 0] == 0)
     if len(empty):
         raise ParityError(
@@ -296,9 +296,9 @@ def _normalised(vectors: np.ndarray, what: str, names: Sequence[str]) -> Floats:
             evidence=_which(empty, names),
             fix="find the text without tokens, or the output that was never written",
         )
-    wide /= scales
-    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide
+    doubles /= scales
+    doubles /= np.linalg.norm(doubles, axis=1, keepdims=True)
+    return doubles
 
 
 def _check_embeddings(

@@ -23,7 +23,7 @@ LARGEST_HEAD = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class AttentionMatch:
     """One attention of a fused graph.
 
     Attributes:
@@ -45,17 +45,17 @@ class Site:
         return {"num_heads": self.heads, "scale": self.scale}
 
 
-def sites(work: edit.Edit) -> list[Site]:
+def matches(work: edit.Edit) -> list[AttentionMatch]:
     """Every attention of a graph whose only mask is the padding, in the graph's order."""
     attentions = []
     for node in work.graph:
-        site = _site(node)
-        if site is not None:
-            attentions.append(site)
+        match = _match(node)
+        if match is not None:
+            attentions.append(match)
     return attentions
 
 
-def _site(node: ir.Node) -> Site | None:
+def _match(node: ir.Node) -> AttentionMatch | None:
     inner = node
     if node.op_type == "If" and not node.domain:
         branch = node.attributes["then_branch"].as_graph()
@@ -75,7 +75,7 @@ def _site(node: ir.Node) -> Site | None:
     if not isinstance(hidden, int) or hidden % (8 * heads) or hidden // heads > LARGEST_HEAD:
         return None
     scale = inner.attributes["scale"].as_float()
-    return Site(node=node, query=query, key=key, value=value, heads=heads, scale=scale)
+    return AttentionMatch(node=node, query=query, key=key, value=value, heads=heads, scale=scale)
 
 
 def _is_padding(mask: ir.Value | None) -> bool:
@@ -135,21 +135,21 @@ def starts(work: edit.Edit) -> ir.Value:
 
 def efficient(work: edit.Edit) -> int:
     """One MultiHeadAttention with lengths in the place of each attention; returns how many."""
-    attentions = sites(work)
+    attentions = matches(work)
     if not attentions:
         return 0
     given = starts(work)
-    for site in attentions:
+    for match in attentions:
         node = work.insert(
-            site.node,
+            match.node,
             "MultiHeadAttention",
-            [site.query, site.key, site.value, None, given],
-            site.attributes,
-            name=f"{site.node.name}/lengths",
-            like=site.node.outputs[0],
+            [match.query, match.key, match.value, None, given],
+            match.attributes,
+            name=f"{match.node.name}/lengths",
+            like=match.node.outputs[0],
             domain=MS,
         )
-        work.take_over(site.node, node)
+        work.take_over(match.node, node)
     return len(attentions)
 
 

@@ -104,15 +104,15 @@ def _halve(work: edit.Edit, node: ir.Node) -> None:
     if last:
         output.name = f"{name}/fp16"
     back = ir.node("Cast", [output], {"to": int(FLOAT)}, name=work.unused(f"{node.name}/fp32"))
-    wide = back.outputs[0]
-    wide.name = name if last else str(back.name)
-    wide.type, wide.shape = ir.TensorType(FLOAT), output.shape
+    cast = back.outputs[0]
+    cast.name = name if last else str(back.name)
+    cast.type, cast.shape = ir.TensorType(FLOAT), output.shape
     work.graph.insert_after(node, back)
     for user, position in users:
         if user.op_type == "Cast" and user.attributes["to"].as_int() == int(HALF):
             work.replace(user.outputs[0], output)
         else:
-            user.replace_input_with(position, wide)
+            user.replace_input_with(position, cast)
     for place, value in enumerate(list(work.graph.outputs)):
         if value is output:
-            work.graph.outputs[place] = wide
+            work.graph.outputs[place] = cast

@@ -86,7 +86,7 @@ def pack(work: edit.Edit) -> int:
     Returns:
         How many attentions run on packed tokens; 0 where nothing was changed.
     """
-    attentions = cuda_attention.sites(work)
+    attentions = cuda_attention.matches(work)
     if not attentions:
         return 0
     sources = {
@@ -97,8 +97,8 @@ def pack(work: edit.Edit) -> int:
         return 0
     nodes = list(work.graph)
     packing = _remove_padding(work, source)
-    sites = {id(site.node): site for site in attentions}
-    return sum(_visit(packing, node, sites.get(id(node))) for node in nodes) + _outputs(packing)
+    matches = {id(match.node): match for match in attentions}
+    return sum(_visit(packing, node, matches.get(id(node))) for node in nodes) + _outputs(packing)
 
 
 def _projected(value: ir.Value | None) -> ir.Value | None:
@@ -141,9 +141,9 @@ def _remove_padding(work: edit.Edit, source: ir.Value) -> _Packing:
     return packing
 
 
-def _visit(packing: _Packing, node: ir.Node, site: cuda_attention.Site | None) -> int:
+def _visit(packing: _Packing, node: ir.Node, match: cuda_attention.AttentionMatch | None) -> int:
     """Carry packing on through one node, or end it there; returns 1 for a packed attention."""
-    if site is not None and _attention(packing, site):
+    if match is not None and _attention(packing, match):
         return 1
     if not any(packing.packed(value) for _, _, value in _reads(node)):
         return 0
@@ -170,17 +170,17 @@ def _reads(node: ir.Node) -> Iterator[tuple[ir.Node, int, ir.Value | None]]:
                 yield from _reads(inner)
 
 
-def _attention(packing: _Packing, site: cuda_attention.Site) -> bool:
+def _attention(packing: _Packing, match: cuda_attention.AttentionMatch) -> bool:
     """PackedMultiHeadAttention in the place of an attention, where its inputs are packed."""
-    inputs = [packing.packed(value) for value in (site.query, site.key, site.value)]
+    inputs = [packing.packed(value) for value in (match.query, match.key, match.value)]
     if None in inputs:
         return False
-    old = site.node
+    old = match.node
     node = packing.node(
         "PackedMultiHeadAttention",
         [*inputs, None, packing.offset, packing.cumulative],
         f"{old.name}/packed",
-        site.attributes,
+        match.attributes,
         domain=MS,
     )
     node.outputs[0].type = old.outputs[0].type

@@ -112,17 +112,17 @@ def _kind(node: ir.Node, half: set[int], keep: Keep) -> str:
         return "full"
     if node.op_type in QUANTIZERS:
         return "half" if _fits(node.inputs[1]) else "full"
-    flowing = [v for v in floats if not v.is_initializer()]
-    all_half = bool(flowing) and all(id(v) in half for v in flowing)
+    activations = [v for v in floats if not v.is_initializer()]
+    all_half = bool(activations) and all(id(v) in half for v in activations)
     if node.op_type in HALF_OPS:
         return "half"
     if node.op_type == "Gather" and floats[0].is_initializer():
         return "half"
     if node.op_type in MOVES and all_half:
         return "half"
-    with_constant = len(flowing) == 1 and len(floats) == 2 and all_half
-    if node.op_type == "Add" and with_constant and flowing[0].producer() is not None:
-        producer: Any = flowing[0].producer()
+    with_constant = len(activations) == 1 and len(floats) == 2 and all_half
+    if node.op_type == "Add" and with_constant and activations[0].producer() is not None:
+        producer: Any = activations[0].producer()
         return "half" if producer.op_type == "MatMul" else "full"
     if node.op_type == "Mul" and with_constant:
         factor = next(v for v in floats if v.is_initializer())

@@ -244,8 +244,8 @@ def _match_attention(work: edit.Edit, softmax: ir.Node) -> _Attention | None:
     if _perm(back) != [0, 2, 1, 3] or not joined or not same:
         return None
     # float16 when both products are: a product that is kept in float32 stays there.
-    wide = ir.DataType.FLOAT in (scores.outputs[0].dtype, mixed.outputs[0].dtype)
-    dtype = ir.DataType.FLOAT if wide else ir.DataType.FLOAT16
+    is_float32 = ir.DataType.FLOAT in (scores.outputs[0].dtype, mixed.outputs[0].dtype)
+    dtype = ir.DataType.FLOAT if is_float32 else ir.DataType.FLOAT16
     inputs = [work.cast(scores, heads.source, dtype) for heads in (query, key, value)]
     return _Attention(
         query=inputs[0],

@@ -60,7 +60,7 @@ def unfuse_weights(work: edit.Edit) -> int:
         if right is None or _restored(node.inputs[0]) is not None:
             continue
         like, name = right.outputs[0], str(right.name)
-        wide = work.insert(
+        cast = work.insert(
             node,
             "Cast",
             [right.inputs[0]],
@@ -69,7 +69,7 @@ def unfuse_weights(work: edit.Edit) -> int:
             like=like,
         )
         scaled = work.insert(
-            node, "Mul", [wide.outputs[0], right.inputs[1]], name=f"{name}/scaled", like=like
+            node, "Mul", [cast.outputs[0], right.inputs[1]], name=f"{name}/scaled", like=like
         )
         node.replace_input_with(1, scaled.outputs[0])
         count += 1

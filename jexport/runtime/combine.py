@@ -22,8 +22,8 @@ from jexport.runtime.batches import Batch
 from jexport.runtime.pool import Floats, Ints
 
 
-class Wanted(NamedTuple):
-    """What is wanted of a pass; only calls that want the same are joined.
+class OutputRequest(NamedTuple):
+    """What is asked of a pass; only calls that want the same are joined.
 
     output: of the graph. skip: tokens at the start of each row that the pooling leaves out.
     """
@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
 
 Ids: TypeAlias = Sequence[Ints]
 Planner: TypeAlias = Callable[[Sequence[int], int], list[Batch]]
-Forward: TypeAlias = Callable[[Ids, tuple[int, int], Wanted], Floats]
+Forward: TypeAlias = Callable[[Ids, tuple[int, int], OutputRequest], Floats]
 
 LINGER_SECONDS = 0.010
 """The longest wait for callers that were together in the pass before: a quarter of that pass, and
@@ -51,7 +51,7 @@ class Call:
 
     ids: Ids
     shape: tuple[int, int]
-    wanted: Wanted
+    request: OutputRequest
     limit: int
     leads: bool = False
     taken: bool = False
@@ -86,12 +86,12 @@ class Combiner:
         self._leaders = 0
         self._together, self._seconds = 1, 0.0  # of the last pass: its calls, its time
 
-    def run(self, ids: Ids, shape: tuple[int, int], wanted: Wanted, limit: int) -> Floats:
+    def run(self, ids: Ids, shape: tuple[int, int], request: OutputRequest, limit: int) -> Floats:
         """One vector a row: float32 [len(ids), dim]. Raises what this batch's forward pass does.
 
         An error of a joined pass is nobody's: each of its batches is then run alone.
         """
-        call = Call(ids=ids, shape=shape, wanted=wanted, limit=limit)
+        call = Call(ids=ids, shape=shape, request=request, limit=limit)
         with self._lock:
             self._waiting.append(call)
             self._arrived.notify_all()
@@ -161,14 +161,14 @@ class Combiner:
         """
         with self._lock:
             if self._together > 1:
-                patience = min(self._seconds / 4, LINGER_SECONDS)
-                self._arrived.wait_for(lambda: len(self._waiting) >= self._together, patience)
+                longest = min(self._seconds / 4, LINGER_SECONDS)
+                self._arrived.wait_for(lambda: len(self._waiting) >= self._together, longest)
             if own.taken:
                 return []
             group, tokens = [own], own.tokens()
             for call in self._waiting:
                 fits = tokens + call.tokens() <= own.limit
-                alike = (call.wanted, call.limit) == (own.wanted, own.limit)
+                alike = (call.request, call.limit) == (own.request, own.limit)
                 if call is not own and fits and alike:
                     group.append(call)
                     tokens += call.tokens()
@@ -196,7 +196,7 @@ class Combiner:
                 return
         for call in group:
             try:
-                call.vectors = self._forward(call.ids, call.shape, call.wanted)
+                call.vectors = self._forward(call.ids, call.shape, call.request)
             except Exception as error:
                 call.error = error
 
@@ -205,7 +205,7 @@ class Combiner:
         joined: Floats | None = None
         for batch in self._plan([len(one) for one in ids], group[0].limit):
             rows = [ids[row] for row in batch.rows]
-            vectors = self._forward(rows, batch.shape, group[0].wanted)
+            vectors = self._forward(rows, batch.shape, group[0].request)
             if joined is None:
                 joined = np.empty((len(ids), *vectors.shape[1:]), dtype=np.float32)
             joined[batch.rows] = vectors

@@ -26,7 +26,7 @@ from jexport.errors import (
 )
 from jexport.runtime import prompts, windows
 from jexport.runtime.batches import Batch, plan, round_up
-from jexport.runtime.combine import Ids, Wanted
+from jexport.runtime.combine import Ids, OutputRequest
 from jexport.runtime.engine import Engine, Opened, only
 from jexport.runtime.inference import TextBatch, run_batches
 from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool, without_prompt
@@ -205,7 +205,7 @@ class Embedder:
         many = [texts] if isinstance(texts, str) else list(texts)
         check_texts(many, first_index=first_index)
         prefix = prompts.text(self.embedding, prompt, prompt_name)
-        wanted = Wanted(output, self._tokens_to_skip(prefix))
+        request = OutputRequest(output, self._tokens_to_skip(prefix))
 
         def tokenise(start: int, stop: int) -> Ids:
             part = [prefix + text for text in many[start:stop]]
@@ -214,7 +214,7 @@ class Embedder:
         vectors = np.empty((len(many), shape.columns), dtype=np.float32)
         most = self._batching.tokens if max_batch_tokens is None else max_batch_tokens
         # Closed at once whatever is raised here: a traceback would keep it, and its streams, going.
-        with contextlib.closing(self._batches(len(many), tokenise, wanted, most)) as batches:
+        with contextlib.closing(self._batches(len(many), tokenise, request, most)) as batches:
             for rows, pooled in batches:
                 _check_finite(pooled, "text", [first_index + row for row in rows])
                 vectors[rows] = shape.of(pooled)
@@ -223,14 +223,18 @@ class Embedder:
         return vectors[0] if isinstance(texts, str) else vectors
 
     def _batches(
-        self, texts: int, tokenise: Callable[[int, int], Ids], wanted: Wanted, max_batch_tokens: int
+        self,
+        texts: int,
+        tokenise: Callable[[int, int], Ids],
+        request: OutputRequest,
+        max_batch_tokens: int,
     ) -> Generator[tuple[list[int], Floats], None, None]:
         """Numbers of texts that ran together, and their pooled vectors, float32 [rows, dim].
 
         Args:
             texts: how many there are.
             tokenise: token ids of the texts from a first number to before a last.
-            wanted: of each forward pass.
+            request: of each forward pass.
             max_batch_tokens: padded tokens of one.
         """
         engine = self._live_engine()
@@ -239,7 +243,7 @@ class Embedder:
             return plan(lengths, self._batching, max_batch_tokens, self._tokenizer.max_tokens)
 
         def forward(stream: Runner | None, batch: TextBatch[Ints]) -> Floats:
-            return engine.run(stream, batch.ids, batch.shape, wanted, max_batch_tokens)
+            return engine.run(stream, batch.ids, batch.shape, request, max_batch_tokens)
 
         ahead = self._batching.in_flight > 1
         with contextlib.ExitStack() as stack:
@@ -453,13 +457,15 @@ class Embedder:
         self._lock = threading.Lock()
         self._engine.forked(again=self._reopen is not None)
 
-    def _pooled(self, runner: Runner, ids: Ids, shape: tuple[int, int], wanted: Wanted) -> Floats:
+    def _pooled(
+        self, runner: Runner, ids: Ids, shape: tuple[int, int], request: OutputRequest
+    ) -> Floats:
         """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim]."""
         feeds = self._tokenizer.pad(ids, shape=shape)
-        vectors = self._run(runner, feeds, wanted.output)
-        if wanted.output == TOKEN_VECTORS:
+        vectors = self._run(runner, feeds, request.output)
+        if request.output == TOKEN_VECTORS:
             rows = slice(len(ids))  # those after it only fill the shape
-            mask = without_prompt(feeds["attention_mask"][rows], wanted.skip)
+            mask = without_prompt(feeds["attention_mask"][rows], request.skip)
             vectors = pool(vectors[rows], mask, self.embedding.pooling)
         return vectors[: len(ids)]
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from jexport.errors import DeviceMemoryError
 from jexport.runtime.batches import plan
-from jexport.runtime.combine import Combiner, Ids, Wanted
+from jexport.runtime.combine import Combiner, Ids, OutputRequest
 from jexport.runtime.pool import Floats
 from jexport.types import Batching, Runner
 
-Pass: TypeAlias = Callable[[Runner, Ids, tuple[int, int], Wanted], Floats]
+Pass: TypeAlias = Callable[[Runner, Ids, tuple[int, int], OutputRequest], Floats]
 """One forward pass with a runner: the vectors of these rows, padded to that shape."""
 
 Shape: TypeAlias = tuple[int, int]
@@ -72,7 +72,7 @@ class Engine:
 
     def _new_combiner(self) -> Combiner:
         return Combiner(
-            lambda ids, shape, wanted: self._pass(None, ids, shape, wanted),
+            lambda ids, shape, request: self._pass(None, ids, shape, request),
             lambda lengths, limit: plan(lengths, self._batching, limit, self._max_tokens),
             slots=max(1, self._batching.in_flight),
         )
@@ -122,7 +122,7 @@ class Engine:
         return (None,) * max(1, min(batches, self._batching.in_flight))
 
     def run(
-        self, stream: Runner | None, ids: Ids, shape: Shape, wanted: Wanted, limit: int
+        self, stream: Runner | None, ids: Ids, shape: Shape, request: OutputRequest, limit: int
     ) -> Floats:
         """One vector a row, from one of the `streams`: float32 [len(ids), dim].
 
@@ -130,8 +130,8 @@ class Engine:
         Raises RuntimeError (closed), DeviceMemoryError.
         """
         if stream is None:
-            return self._combiner.run(ids, shape, wanted, limit)
-        return self._pass(stream, ids, shape, wanted)
+            return self._combiner.run(ids, shape, request, limit)
+        return self._pass(stream, ids, shape, request)
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[Runner]:
@@ -147,14 +147,16 @@ class Engine:
                 self._passes -= 1
                 self._state.notify_all()
 
-    def _pass(self, stream: Runner | None, ids: Ids, shape: Shape, wanted: Wanted) -> Floats:
+    def _pass(
+        self, stream: Runner | None, ids: Ids, shape: Shape, request: OutputRequest
+    ) -> Floats:
         """One forward pass, or two of half the rows where memory did not suffice for one."""
         with self.in_use() as runner:
             chosen = stream or runner
             whole = not self._half_tokens or shape[0] * shape[1] <= self._half_tokens
             if whole or len(ids) == 1:
                 try:
-                    return self._run(chosen, ids, shape, wanted)
+                    return self._run(chosen, ids, shape, request)
                 except DeviceMemoryError as error:
                     if len(ids) == 1:
                         raise _still_full(shape, error) from error
@@ -163,7 +165,7 @@ class Engine:
             half = (max(middle, (shape[0] + 1) // 2), shape[1])
             try:
                 parts = [
-                    self._run(chosen, part, half, wanted) for part in (ids[:middle], ids[middle:])
+                    self._run(chosen, part, half, request) for part in (ids[:middle], ids[middle:])
                 ]
             except DeviceMemoryError as error:
                 raise _still_full(half, error) from error

@@ -78,7 +78,7 @@ def tensor_shapes(size: Size, rows: int) -> dict[str, Shape]:
 
 def _adapted(size: Size, rows: int) -> dict[str, tuple[int, int]]:
     """Every matrix with LoRA factors, as [rows, columns]: all linear maps and both embeddings."""
-    hidden, wide = size.hidden, size.intermediate
+    hidden, inner = size.hidden, size.intermediate
     matrices = {
         "roberta.embeddings.word_embeddings": (rows, hidden),
         "roberta.embeddings.token_type_embeddings": (1, hidden),
@@ -87,8 +87,8 @@ def _adapted(size: Size, rows: int) -> dict[str, tuple[int, int]]:
         layer = f"roberta.encoder.layers.{n}"
         matrices[f"{layer}.mixer.Wqkv"] = (3 * hidden, hidden)
         matrices[f"{layer}.mixer.out_proj"] = (hidden, hidden)
-        matrices[f"{layer}.mlp.fc1"] = (wide, hidden)
-        matrices[f"{layer}.mlp.fc2"] = (hidden, wide)
+        matrices[f"{layer}.mlp.fc1"] = (inner, hidden)
+        matrices[f"{layer}.mlp.fc2"] = (hidden, inner)
     return matrices | {"roberta.pooler.dense": (hidden, hidden)}
 
 

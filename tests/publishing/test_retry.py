@@ -1,4 +1,4 @@
-"""patience: so many attempts, pauses that grow, and the count anew where something was reached."""
+"""retry: so many attempts, pauses that grow, and the count anew where something was reached."""
 
 from __future__ import annotations
 

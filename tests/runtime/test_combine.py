@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from jexport.runtime.batches import plan
-from jexport.runtime.combine import Combiner, Ids, Wanted
+from jexport.runtime.combine import Combiner, Ids, OutputRequest
 from jexport.runtime.pool import Floats
 from jexport.types import Batching
 
-PLAIN = Wanted("last_hidden_state")
+PLAIN = OutputRequest("last_hidden_state")
 
 
 class Slow:
@@ -26,7 +26,7 @@ class Slow:
         self.at_once = self.most_at_once = 0
         self.fails: Callable[[Ids], BaseException | None] = lambda ids: None
 
-    def __call__(self, ids: Ids, shape: tuple[int, int], wanted: Wanted) -> Floats:
+    def __call__(self, ids: Ids, shape: tuple[int, int], request: OutputRequest) -> Floats:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self.shapes.append(shape)
@@ -90,8 +90,8 @@ def test_what_does_not_fit_or_differs_is_not_joined() -> None:
     combiner = make(slow)
 
     def work(number: int) -> None:
-        wanted = Wanted("last_hidden_state", skip=number % 2)
-        combiner.run(row(number, 10), (1, 10), wanted, 20)
+        request = OutputRequest("last_hidden_state", skip=number % 2)
+        combiner.run(row(number, 10), (1, 10), request, 20)
 
     in_threads(8, work)
     assert all(rows * tokens <= 20 for rows, tokens in slow.shapes)
@@ -145,7 +145,7 @@ def test_an_interrupted_leader_leaves_the_others_their_vectors() -> None:
 def test_joined_passes_run_in_one_thread_that_ends_with_it() -> None:
     names = set[str]()
 
-    def forward(ids: Ids, shape: tuple[int, int], wanted: Wanted) -> Floats:
+    def forward(ids: Ids, shape: tuple[int, int], request: OutputRequest) -> Floats:
         if len(ids) > 1:
             names.add(threading.current_thread().name)
         time.sleep(0.005)

@@ -59,7 +59,7 @@ class _Work:
     checkpoint: Path | None
     memory: Memory
     retries: int
-    patience_s: float
+    placement_timeout_s: float
     tell: JobListener
     node_dir: Path | None
     replace: bool
@@ -107,7 +107,7 @@ def run(
     checkpoint: Path | None = None,
     memory: Memory = no_estimate,
     retries: int = 2,
-    patience_s: float = 60.0,
+    placement_timeout_s: float = 60.0,
     node_dir: Path | None = None,
     replace: bool = False,
     listen: JobListener = nobody,
@@ -116,8 +116,9 @@ def run(
 
     checkpoint: a folder that jobs read: nodes that have the same files at the same path read those,
     to the others it is sent, once a node. memory: bytes that a job takes. retries: how often a job
-    is started again whose node or process was lost. patience_s: how long a job waits for a node
-    that could run it. node_dir: where nodes work, their own temporary folder unless given.
+    to the others it is sent, once a node. memory: bytes that a job takes. retries: how often a job
+    is started again whose node or process was lost. placement_timeout_s: how long a job waits for a
+    node that could run it. node_dir: where nodes work, their own temporary folder unless given.
     replace: a name may go from another checkpoint to the one of these jobs.
     Raises ClusterError when the cluster cannot be reached or has no node for a job, before any job
     is started; KeyboardInterrupt after every job was cancelled. What a job
@@ -131,7 +132,7 @@ def run(
             checkpoint=checkpoint,
             memory=memory,
             retries=retries,
-            patience_s=patience_s,
+            placement_timeout_s=placement_timeout_s,
             tell=listen,
             node_dir=node_dir,
             replace=replace,
@@ -325,7 +326,7 @@ def _check_waiting(work: _Work) -> None:
             one.infeasible_since = 0.0
         except ClusterError as error:
             one.infeasible_since = one.infeasible_since or now
-            if now - one.infeasible_since >= work.patience_s:
+            if now - one.infeasible_since >= work.placement_timeout_s:
                 _cancel(one.stream, force=True)
                 work.end(one, error)
 

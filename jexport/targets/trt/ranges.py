@@ -100,12 +100,12 @@ def _check_half(
 def _check_float(
     name: str, values: np.ndarray, node: Node | None, scope: Scope
 ) -> Iterator[Diagnostic]:
-    wide = values[~(np.abs(values) <= LARGEST)]
-    if not len(wide):
+    beyond = values[~(np.abs(values) <= LARGEST)]
+    if not len(beyond):
         return
-    low = bool((wide < 0).any())
+    low = bool((beyond < 0).any())
     at = node or _first_reader(scope, name)
-    evidence = f"'{name}' has {wide[0]:g}; float16 ends at {LARGEST:g}"
+    evidence = f"'{name}' has {beyond[0]:g}; float16 ends at {LARGEST:g}"
     cast = _reaches(scope, name, ("Cast",), to_half=True)
     if cast is not None:
         yield error(
@@ -115,7 +115,7 @@ def _check_float(
             f"{evidence}; it reaches {cast.label}, which casts to float16",
             FIX if low else "keep that module in float32 (export.keep_fp32)",
         )
-    elif (wide <= LOW).any():
+    elif (beyond <= LOW).any():
         yield warning(
             "mask-overflow",
             at,

@@ -324,7 +324,7 @@ def gone(whole: Cluster, room: Path, template: Path) -> dict[str, Any]:
         Copies(template, gate=room / "gate2"),
         out=room / "gone",
         address=whole.address,
-        patience_s=2,
+        placement_timeout_s=2,
         node_dir=room / "scratch4",
         listen=listen,
     )
