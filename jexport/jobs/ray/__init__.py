@@ -116,7 +116,6 @@ def run(
 
     checkpoint: a folder that jobs read: nodes that have the same files at the same path read those,
     to the others it is sent, once a node. memory: bytes that a job takes. retries: how often a job
-    to the others it is sent, once a node. memory: bytes that a job takes. retries: how often a job
     is started again whose node or process was lost. placement_timeout_s: how long a job waits for a
     node that could run it. node_dir: where nodes work, their own temporary folder unless given.
     replace: a name may go from another checkpoint to the one of these jobs.
