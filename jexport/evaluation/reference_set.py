@@ -22,7 +22,7 @@ from jexport.evaluation.edge_texts import EDGE
 from jexport.recipe import LoadSpec, ValidateSpec
 from jexport.types import CalibrationSet, LoadedModel, ReferenceFiles, Sample
 
-FILE = "judge.safetensors"
+FILE = "reference.safetensors"
 COMPARED_USES = (reference_library.QUERY, reference_library.DOCUMENT)
 """Methods of library and runtime that are compared beside `encode`, where their prompts differ."""
 

@@ -167,14 +167,14 @@ def split_projection(work: edit.Edit) -> int:
         sizes = edit.array(split.inputs[1]) if len(split.inputs) == 2 else None
         if split.op_type != "Split" or split.domain or sizes is None or not _splits_last(split):
             continue
-        product, bias = _behind(split)
-        weight = edit.weight(product.inputs[1]) if product is not None else None
-        if product is None or weight is None or product.inputs[1] is None:
+        matmul, bias = _behind(split)
+        weight = edit.weight(matmul.inputs[1]) if matmul is not None else None
+        if matmul is None or weight is None or matmul.inputs[1] is None:
             continue
         begins = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         for number, output in enumerate(list(split.outputs)):
             part = slice(int(begins[number]), int(begins[number + 1]))
-            node = _part(work, split, product, bias, part)
+            node = _part(work, split, matmul, bias, part)
             work.replace(output, node)
         count += 1
     return count
@@ -196,18 +196,18 @@ def _behind(split: ir.Node) -> tuple[ir.Node | None, ir.Value | None]:
     if node.op_type != "Add":
         return None, None
     for source in node.inputs:
-        product = source.producer() if source is not None else None
+        matmul = source.producer() if source is not None else None
         match = edit.bias_add(source) if source is not None else None
-        if product is not None and product.op_type == "MatMul" and match and match[0] is node:
-            return product, match[1]
+        if matmul is not None and matmul.op_type == "MatMul" and match and match[0] is node:
+            return matmul, match[1]
     return None, None
 
 
 def _part(
-    work: edit.Edit, split: ir.Node, product: ir.Node, bias: ir.Value | None, part: slice
+    work: edit.Edit, split: ir.Node, matmul: ir.Node, bias: ir.Value | None, part: slice
 ) -> ir.Value:
     """The columns `part` of a product, with their bias."""
-    source, weight = product.inputs
+    source, weight = matmul.inputs
     assert weight is not None
     tensor = weight.const_value
     assert tensor is not None
@@ -219,7 +219,7 @@ def _part(
         lambda: tensor.numpy()[:, part],
     )
     node = work.insert(
-        split, "MatMul", [source, columns], name=f"{product.name}/{name}", like=product.outputs[0]
+        split, "MatMul", [source, columns], name=f"{matmul.name}/{name}", like=matmul.outputs[0]
     ).outputs[0]
     node.shape = ir.Shape([*(node.shape or [None])[:-1], part.stop - part.start])
     if bias is None:
@@ -227,5 +227,5 @@ def _part(
     assert bias.const_value is not None
     row = work.constant(f"{bias.name}.{name}", bias.const_value.numpy()[part].copy())
     return work.insert(
-        split, "Add", [node, row], name=f"{product.name}/{name}/bias", like=node
+        split, "Add", [node, row], name=f"{matmul.name}/{name}/bias", like=node
     ).outputs[0]

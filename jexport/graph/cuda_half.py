@@ -65,10 +65,10 @@ def _is_residual(node: ir.Node) -> bool:
         return False
     if one.shape != other.shape or one.shape is None or len(one.shape) != 3:
         return False
-    return any(_is_widened(value) and _of_product(value) for value in (one, other))
+    return any(_is_widened(value) and _of_matmul(value) for value in (one, other))
 
 
-def _of_product(value: ir.Value | None) -> bool:
+def _of_matmul(value: ir.Value | None) -> bool:
     added = edit.producer(value, "Add")
     if added is None:
         return edit.producer(value, "MatMul") is not None

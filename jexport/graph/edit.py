@@ -181,12 +181,12 @@ def sizes(tensor: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor.shape)
 
 
-def bias_add(product: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+def bias_add(matmul: ir.Value) -> tuple[ir.Node, ir.Value] | None:
     """The Add of a one-dimensional initializer that is a MatMul's only user, and its bias."""
-    user = only_user(product)
+    user = only_user(matmul)
     if user is None or user.op_type != "Add":
         return None
-    other = user.inputs[1] if user.inputs[0] is product else user.inputs[0]
+    other = user.inputs[1] if user.inputs[0] is matmul else user.inputs[0]
     if other is None or not other.is_initializer() or other.const_value is None:
         return None
     return (user, other) if len(other.const_value.shape) == 1 else None

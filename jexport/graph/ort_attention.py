@@ -116,11 +116,11 @@ def _projection(match: _Attention) -> _Projection | None:
     if tuple(split.outputs) != (match.query, match.key, match.value):
         return None
     added = edit.producer(split.inputs[0], "Add")
-    product = added.inputs[0].producer() if added is not None and added.inputs[0] else None
-    if product is None or product.op_type != "MatMul" or product.inputs[0] is None:
+    matmul = added.inputs[0].producer() if added is not None and added.inputs[0] else None
+    if matmul is None or matmul.op_type != "MatMul" or matmul.inputs[0] is None:
         return None
-    match_bias = edit.bias_add(product.outputs[0])
-    weight = product.inputs[1]
+    match_bias = edit.bias_add(matmul.outputs[0])
+    weight = matmul.inputs[1]
     if match_bias is None or weight is None or not weight.is_initializer():
         return None
     hidden = match.heads * match.head_size
@@ -128,7 +128,7 @@ def _projection(match: _Attention) -> _Projection | None:
         return None
     if added is None or edit.only_user(added.outputs[0]) is not split:
         return None
-    return _Projection(source=product.inputs[0], weight=weight, bias=match_bias[1])
+    return _Projection(source=matmul.inputs[0], weight=weight, bias=match_bias[1])
 
 
 def _pack(

@@ -69,8 +69,8 @@ def fuse_skip_layer_norm(work: edit.Edit) -> int:
         match = _skip_inputs(total)
         if match is None:
             continue
-        product, bias, skip = match
-        inputs = [work.cast(norm, product, source.dtype), skip, gain, offset]
+        matmul, bias, skip = match
+        inputs = [work.cast(norm, matmul, source.dtype), skip, gain, offset]
         if bias is not None:
             inputs.append(_constant_as(work, bias, source.dtype))
         node = work.insert(
@@ -97,9 +97,9 @@ def _skip_inputs(total: ir.Node) -> tuple[ir.Value, ir.Value | None, ir.Value] |
             continue
         if not _used_only_by(value, total):
             continue
-        product = edit.producer(value, "MatMul")
-        if product is not None:
-            return product.outputs[0], None, skip
+        matmul = edit.producer(value, "MatMul")
+        if matmul is not None:
+            return matmul.outputs[0], None, skip
         added = edit.producer(value, "Add")
         match = edit.bias_add(added.inputs[0]) if added is not None and added.inputs[0] else None
         if match is None or added is None or match[0] is not added or added.inputs[0] is None:

@@ -91,8 +91,8 @@ class _Appender:
         As a matrix product no second tensor as large as the token vectors is written.
         """
         row = self.node("Unsqueeze", [weights, self.axis(1)], name="row")
-        product = self.node("MatMul", [row, hidden], name="sum")
-        return self.node("Squeeze", [product, self.axis(1)], name="vectors")
+        matmul = self.node("MatMul", [row, hidden], name="sum")
+        return self.node("Squeeze", [matmul, self.axis(1)], name="vectors")
 
     def _one_token(self, weights: ir.Value, count: ir.Value, pooling: str) -> ir.Value:
         """1 at the first or last token of each text, else 0: float32 [batch, sequence].

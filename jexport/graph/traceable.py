@@ -79,7 +79,7 @@ def plain_sdpa(  # the parameters of torch's scaled_dot_product_attention
 
 
 @contextlib.contextmanager
-def plain_products() -> Iterator[None]:
+def plain_matmuls() -> Iterator[None]:
     """Let torch.nn.functional.scaled_dot_product_attention be `plain_sdpa` meanwhile."""
     before = functional.scaled_dot_product_attention
     functional.scaled_dot_product_attention = plain_sdpa
@@ -181,7 +181,7 @@ class Encoder(torch.nn.Module):
         if self.leading_positions:
             # LeadingRows reads only how many there are, FirstRow nothing at all.
             extra = {"position_ids": input_ids, "token_type_ids": input_ids}
-        with plain_products():
+        with plain_matmuls():
             out = self.model(input_ids=input_ids, attention_mask=given, **extra)
         hidden: torch.Tensor = (
             out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]

@@ -1,4 +1,4 @@
-"""The room that opens an artifact and embeds text with it: tokenise, batch, run, pool.
+"""Opens an artifact and embeds text with it: tokenise, batch, run, pool.
 
     tokenise.py   text -> token ids -> padded batch; knows the length limit and the pad token
     pool.py       token vectors -> one vector, cut and normalised; plain numpy

@@ -31,6 +31,8 @@ WORDS = {
     "made": "result, artifact",
     "patience": "timeout",
     "patiently": "retry",
+    "product": "matmul, LinearLayer",
+    "products": "matmuls, linear layers",
     "room": "work_dir",
     "rooms": "packages",
     "said": "config",
@@ -43,7 +45,10 @@ WORDS = {
     "wide": "fallback",
 }
 
-STAY: dict[tuple[str, str], str] = {}
+STAY = {
+    ("graph/traceable.py", "scaled_dot_product_attention"): "a name of torch",
+    ("jobs/schedulers/__init__.py", "PRODUCT"): "NVIDIA's label, nvidia.com/gpu.product",
+}
 """Names that stay, and why."""
 
 

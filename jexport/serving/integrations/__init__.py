@@ -1,4 +1,4 @@
-"""The room of frameworks that embed through jexport: one file per framework, named after it.
+"""Frameworks that embed through jexport: one file per framework, named after it.
 
     pair.py          Pair: queries and documents with artifacts that belong together
     langchain.py     JexportEmbeddings, LangChain's interface (extra `langchain`)

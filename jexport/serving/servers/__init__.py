@@ -1,7 +1,7 @@
 """Servers: who else loads an artifact, from which versions on, and the one line that starts it.
 
 `jexport serve-with` prints the line, `make test-servers` runs it, and docs/servers.md shows it.
-This room knows what an artifact says about itself; it imports and starts nothing.
+This package knows what an artifact says about itself; it imports and starts nothing.
 """
 
 from __future__ import annotations

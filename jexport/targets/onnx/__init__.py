@@ -2,7 +2,7 @@
 
 The standard graph comes from `export`; here it gets flash attention, rotary and bias-gelu nodes
 (graph/ort_fusion.py), pools (graph/pooled_output.py), is checked and can be run
-(_onnx_session.py). Knows no other engine.
+(session.py). Knows no other engine.
 """
 
 from __future__ import annotations

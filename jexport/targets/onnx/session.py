@@ -2,7 +2,7 @@
 
 On the CPU a batch is `InferenceSession.run`. On a GPU it is bound: ids are copied there, and of all
 that the graph gives only what was asked for comes back. With `cuda_graphs` batches of few tokens
-are replayed as CUDA graphs (_onnx_capture.py). The same code runs bound on the CPU, for the tests.
+are replayed as CUDA graphs (capture.py). The same code runs bound on the CPU, for the tests.
 """
 
 from __future__ import annotations

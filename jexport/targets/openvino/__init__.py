@@ -1,9 +1,9 @@
 """openvino: OpenVINO IR for CPUs; also what sentence-transformers, GenAI and Model Server load.
 
 The standard graph becomes openvino_model.xml and .bin, its products in the forms that the engine's
-kernels like (_openvino_products.py); fusing is the engine's own work when it opens them. Q/DQ of
+kernels like (matmul_forms.py); fusing is the engine's own work when it opens them. Q/DQ of
 the scheme 'uint8' runs on its int8 kernels. Beside the graph stands the tokenizer as a graph
-(_openvino_tokenizer.py). Knows no other engine.
+(tokenizer.py). Knows no other engine.
 """
 
 from __future__ import annotations
@@ -120,15 +120,15 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """Write out_dir/openvino_model.xml and .bin. `spec` has nothing for OpenVINO."""
     import openvino
 
-    from jexport.targets.openvino import attention, products
-    from jexport.targets.openvino import names as _openvino_names
+    from jexport.targets.openvino import attention, matmul_forms
+    from jexport.targets.openvino import names as graph_names
 
     graph = _read(model)
     given = {name for port in graph.inputs for name in port.names}
     assert given == {spec.name for spec in model.signature.inputs}, given
     whole = attention.whole_vectors(graph) if model.precision in ROUNDED else 0
-    forms = products.settle(graph)
-    _openvino_names.settle(graph)
+    forms = matmul_forms.settle(graph)
+    graph_names.settle(graph)
     openvino.save_model(graph, str(out_dir / GRAPH), compress_to_fp16=False)
     return CompiledModel(
         target="openvino",

@@ -28,11 +28,11 @@ def whole_vectors(graph: Any) -> int:
         parts = _parts(softmax)
         if parts is None:
             continue
-        scores, added, mask_port, product = parts
+        scores, added, mask_port, matmul = parts
         if not missing:
             missing.append(_missing(graph))
         _pad(scores.input(1), _axis(scores, keys=True), 0.0, missing[0], cache)
-        _pad(product.input(1), _axis(product, keys=False), 0.0, missing[0], cache)
+        _pad(matmul.input(1), _axis(matmul, keys=False), 0.0, missing[0], cache)
         _pad(added.input(mask_port), 3, MASKED, missing[0], cache)
         count += 1
     if count:
@@ -59,9 +59,9 @@ def _parts(softmax: Any) -> tuple[Any, Any, int, Any] | None:
     return None
 
 
-def _axis(product: Any, *, keys: bool) -> int:
+def _axis(matmul: Any, *, keys: bool) -> int:
     """The axis of a product's second input along which the keys lie."""
-    turned = bool(product.get_attributes()["transpose_b"])
+    turned = bool(matmul.get_attributes()["transpose_b"])
     return 2 if turned == keys else 3
 
 

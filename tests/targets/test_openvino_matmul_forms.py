@@ -10,7 +10,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from jexport.targets.openvino import products
+from jexport.targets.openvino import matmul_forms
 
 RNG = np.random.default_rng(7)
 WIDTH, HEADS = 24, 3
@@ -44,7 +44,7 @@ def kinds(graph: Any) -> list[str]:
 def settled(graph: Any, expected: dict[str, int]) -> Any:
     """The graph after it, having given the same numbers."""
     before = answers(graph)
-    assert products.settle(graph) == UNTOUCHED | expected
+    assert matmul_forms.settle(graph) == UNTOUCHED | expected
     after = answers(graph)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

@@ -114,21 +114,21 @@ def _sliced(values: Any, width: int, ops: Any) -> Cut | None:
     return lambda begin, end: ops.constant(np.ascontiguousarray(values[..., begin:end]))
 
 
-def _rows(product: Any) -> bool:
+def _rows(matmul: Any) -> bool:
     """Q K with the keys as columns [b, h, d, n] -> Q K^T with the keys as rows [b, h, n, d]."""
     from openvino import opset13 as ops
 
-    turn = product.input_value(1).get_node()
-    if any(product.get_attributes().values()) or not _is(turn, "Transpose"):
+    turn = matmul.input_value(1).get_node()
+    if any(matmul.get_attributes().values()) or not _is(turn, "Transpose"):
         return False
     order = turn.input_value(1)
     if not _constant(order) or list(order.get_node().get_data()) != [0, 2, 3, 1]:
         return False
     keys = ops.transpose(turn.input_value(0), ops.constant([0, 2, 1, 3], dtype="int64"))
     keys.set_friendly_name(turn.get_friendly_name())
-    matmul = ops.matmul(product.input_value(0), keys, False, True)
-    matmul.set_friendly_name(product.get_friendly_name())
-    product.output(0).replace(matmul.output(0))
+    fresh = ops.matmul(matmul.input_value(0), keys, False, True)
+    fresh.set_friendly_name(matmul.get_friendly_name())
+    matmul.output(0).replace(fresh.output(0))
     return True
 
 
@@ -150,9 +150,9 @@ def _into_norm(divide: Any) -> bool:
     if not _is(value.get_node(), "MVN"):
         return False
     factor, bias, gain = constants
-    product = ops.multiply(value, ops.constant(gain * factor))
-    total = ops.add(product, ops.constant(bias * factor))
-    product.set_friendly_name(f"{divide.get_friendly_name()}/gain")
+    scaled = ops.multiply(value, ops.constant(gain * factor))
+    total = ops.add(scaled, ops.constant(bias * factor))
+    scaled.set_friendly_name(f"{divide.get_friendly_name()}/gain")
     total.set_friendly_name(divide.get_friendly_name())
     divide.output(0).replace(total.output(0))
     return True
@@ -163,16 +163,16 @@ def _join(total: Any) -> bool:
     from openvino import opset13 as ops
 
     for port in (0, 1):
-        residual, product = total.input_value(port).get_node(), total.input_value(1 - port)
-        if not _is(residual, "Add") or not _is(product.get_node(), "Add"):
+        residual, matmul = total.input_value(port).get_node(), total.input_value(1 - port)
+        if not _is(residual, "Add") or not _is(matmul.get_node(), "Add"):
             continue
-        scaled, summed = _with_constant(residual), _with_constant(product.get_node())
-        if scaled is None or summed is None or len(product.get_target_inputs()) != 1:
+        scaled, summed = _with_constant(residual), _with_constant(matmul.get_node())
+        if scaled is None or summed is None or len(matmul.get_target_inputs()) != 1:
             continue
         if not _is(scaled[0].get_node(), "Multiply") or not _is(summed[0].get_node(), "MatMul"):
             continue
         both = ops.add(summed[0], ops.constant(summed[1] + scaled[1]))
-        both.set_friendly_name(product.get_node().get_friendly_name())
+        both.set_friendly_name(matmul.get_node().get_friendly_name())
         # In bfloat16 the sum melts into the product by g only where that is its first input.
         whole = ops.add(scaled[0], both)
         whole.set_friendly_name(total.get_friendly_name())
