@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from jexport.artifacts.manifest import sha256_of, write_json
 from jexport.checkpoints import keys
 from jexport.checkpoints.transformer_files import (
     TOKENIZER_FILES,
+    check_rows,
     optional_json,
     quiet_transformers,
     tokenizer_files,
@@ -195,19 +196,6 @@ def _stored(path: Path) -> dict[str, Any] | None:
 def _parts(backend: Tokenizer) -> dict[str, Any]:
     content = json.loads(backend.to_str())
     return {name: content.get(name) for name in PARTS}
-
-
-def check_rows(parts: Mapping[str, Any], rows: int) -> None:
-    """Raise TokenizerError where an id has no row in the embedding table."""
-    vocabulary = parts["model"]["vocab"]
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
-    top = int(max([*ids, *(token["id"] for token in parts["added_tokens"])]))
-    if top >= rows:
-        raise TokenizerError(
-            "the tokenizer does not fit the embedding table",
-            evidence=f"its largest id is {top}; the table has {rows} rows (ids 0 to {rows - 1})",
-            fix="give the tokenizer.json that belongs to these weights",
-        )
 
 
 def _check_segments(tokenizer: Any, home: Path) -> None:

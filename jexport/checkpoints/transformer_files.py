@@ -100,6 +100,22 @@ def width_and_rows(config: Mapping[str, Any]) -> tuple[int, int]:
     return count(config, hidden), count(config, rows)
 
 
+def check_rows(parts: Mapping[str, Any], rows: int) -> None:
+    """Raise TokenizerError where an id has no row in the embedding table.
+
+    parts: `model` and `added_tokens` (none when it lacks) as in tokenizer.json.
+    """
+    vocabulary = parts["model"]["vocab"]
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
+    top = int(max([*ids, *(token["id"] for token in parts.get("added_tokens") or ())]))
+    if top >= rows:
+        raise TokenizerError(
+            "the tokenizer does not fit the embedding table",
+            evidence=f"its largest id is {top}; the table has {rows} rows (ids 0 to {rows - 1})",
+            fix="give the tokenizer.json that belongs to these weights",
+        )
+
+
 def tokenizer_files(folder: Path, *, rows: int) -> tuple[Path, ...]:
     """The tokenizer's files, tokenizer.json first, checked against the embedding table's rows.
 
@@ -108,21 +124,13 @@ def tokenizer_files(folder: Path, *, rows: int) -> tuple[Path, ...]:
     path = folder / "tokenizer.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = content["model"]["vocab"]
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
-        top = int(max([*ids, *(token["id"] for token in content.get("added_tokens") or ())]))
+        check_rows(content, rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenizerError(
             "the checkpoint's tokenizer.json cannot be read",
             evidence=f"{folder}: {error!r}",
             fix="save the tokenizer with transformers (tokenizer.save_pretrained) and add it",
         ) from error
-    if top >= rows:
-        raise TokenizerError(
-            "the tokenizer does not fit the embedding table",
-            evidence=f"its largest id is {top}; the table has {rows} rows (ids 0 to {rows - 1})",
-            fix="give the tokenizer.json that belongs to these weights",
-        )
     return tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
 
 
