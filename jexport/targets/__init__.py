@@ -19,11 +19,12 @@ from jexport.errors import (
     PrecisionError,
     RecipeError,
     UnknownTargetError,
+    UnsupportedGraphError,
     nearest,
 )
 from jexport.graph.diagnostics import Diagnostic
 from jexport.recipe import CompileSpec
-from jexport.types import Batching, CompiledModel, Runner
+from jexport.types import Batching, CompiledModel, OnnxModel, Runner
 
 REFERENCE_RUNTIME = "onnx"
 """The target that runs graphs where an engine cannot: it needs no device."""
@@ -306,6 +307,25 @@ def profiles_for(
             fix="leave --profile-from away",
         )
     return target.compiling.profiles_for(spec, lengths, max_tokens)
+
+
+def check_opset(model: OnnxModel, newest: int, engine: str) -> None:
+    """Refuse a graph of a newer opset than an engine takes.
+
+    Args:
+        model: the graph.
+        newest: opset that the engine takes.
+        engine: its name, for the message.
+
+    Raises:
+        UnsupportedGraphError: the graph's opset is newer.
+    """
+    if model.opset > newest:
+        raise UnsupportedGraphError(
+            f"{engine} does not take opset {model.opset}",
+            evidence=f"supported up to {newest}",
+            fix=f"set export.opset to {newest} or less",
+        )
 
 
 def check_installed(modules: tuple[str, ...], *, extra: str, purpose: str) -> None:

@@ -16,7 +16,14 @@ from typing import Any
 from jexport.errors import UnsupportedGraphError
 from jexport.graph.diagnostics import merge_by_kind, raise_for_errors
 from jexport.recipe import CompileSpec
-from jexport.targets import CompileSupport, Int8Support, Requirements, RuntimeSupport, Target
+from jexport.targets import (
+    CompileSupport,
+    Int8Support,
+    Requirements,
+    RuntimeSupport,
+    Target,
+    check_opset,
+)
 from jexport.targets.onnx import cuda, devices, session
 from jexport.types import CompiledModel, OnnxModel, Runner, Signature, TensorSpec
 
@@ -34,12 +41,7 @@ def check(model: OnnxModel) -> None:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    if model.opset > MAX_OPSET:
-        raise UnsupportedGraphError(
-            f"onnxruntime does not take opset {model.opset}",
-            evidence=f"supported up to {MAX_OPSET}",
-            fix=f"set export.opset to {MAX_OPSET} or less",
-        )
+    check_opset(model, MAX_OPSET, "onnxruntime")
     _check_weights(model.path)  # first: the checker opens what a graph names
     try:
         onnx.checker.check_model(str(model.path))

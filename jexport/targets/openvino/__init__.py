@@ -31,6 +31,7 @@ from jexport.targets import (
     RuntimeSupport,
     Target,
     check_installed,
+    check_opset,
 )
 from jexport.types import Batching, CompiledModel, OnnxModel, Runner, Tensors
 
@@ -90,12 +91,7 @@ def fingerprint() -> dict[str, Any]:
 
 def check(model: OnnxModel) -> None:
     """Refuse a graph that OpenVINO's own reader does not take, naming the operator."""
-    if model.opset > MAX_OPSET:
-        raise UnsupportedGraphError(
-            f"OpenVINO does not take opset {model.opset}",
-            evidence=f"supported up to {MAX_OPSET}",
-            fix=f"set export.opset to {MAX_OPSET} or less",
-        )
+    check_opset(model, MAX_OPSET, "OpenVINO")
     _read(model)
 
 

@@ -16,10 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from jexport import targets
 from jexport.artifacts import manifest
-from jexport.errors import DeviceError, EngineError, UnsupportedGraphError
+from jexport.errors import DeviceError, EngineError
 from jexport.graph.diagnostics import Diagnostic, raise_for_errors
 from jexport.recipe import CompileSpec
-from jexport.targets import CompileSupport, Int8Support, Requirements, RuntimeSupport, Target
+from jexport.targets import (
+    CompileSupport,
+    Int8Support,
+    Requirements,
+    RuntimeSupport,
+    Target,
+    check_opset,
+)
 from jexport.types import CompiledModel, OnnxModel, Runner, Tensors
 
 if TYPE_CHECKING:
@@ -65,12 +72,7 @@ def accept(spec: CompileSpec, max_tokens: int) -> None:
 
 def check(model: OnnxModel) -> None:
     """Refuse what TensorRT cannot take, naming the operator; needs no GPU."""
-    if model.opset > MAX_OPSET:
-        raise UnsupportedGraphError(
-            f"TensorRT does not take opset {model.opset}",
-            evidence=f"supported up to {MAX_OPSET}",
-            fix=f"set export.opset to {MAX_OPSET} or less",
-        )
+    check_opset(model, MAX_OPSET, "TensorRT")
     raise_for_errors(lint_graph(model.path, model.max_tokens))
 
 
