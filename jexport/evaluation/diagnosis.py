@@ -69,6 +69,9 @@ def of_ids(
         tokenize: the artifact's tokenizer, given prompt and text.
         prompt: what the artifact puts before each text.
         limits: the length limits of both, in tokens; 0 for none.
+
+    Returns:
+        The key and its file, in words.
     """
     if (
         len(library) != len(artifact)
@@ -101,7 +104,16 @@ def of_ids(
 
 
 def shown(library: Sequence[int], artifact: Sequence[int], text: str) -> str:
-    """The text, and the ids of both sides where they part."""
+    """Where two lists of ids part.
+
+    Args:
+        library: token ids of the reference library.
+        artifact: token ids of the artifact.
+        text: that they are of.
+
+    Returns:
+        The text, and the ids of both sides from that place on.
+    """
     place = _shared(library, artifact)[0]
     word = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     return (
@@ -134,6 +146,9 @@ def of_vectors(
         library_tokens: its token vectors, float32 [tokens, hidden] a text; () where it has none.
         artifact_tokens: the artifact's; () where it gives none.
         pooling: how the artifact pools.
+
+    Returns:
+        The key and its file, in words.
     """
     if not library_tokens or not artifact_tokens:
         return "the same token ids give other vectors: pooling (1_Pooling/config.json), weights"
@@ -155,7 +170,15 @@ def of_vectors(
 
 
 def of_lengths(library: np.ndarray, artifact: np.ndarray) -> str:
-    """What the lengths of both sides' vectors say."""
+    """What the lengths of both sides' vectors say.
+
+    Args:
+        library: float32 [texts, dimension], the reference library's vectors.
+        artifact: the artifact's, of the same shape.
+
+    Returns:
+        The likely key and its file, in words.
+    """
     sizes = [np.linalg.norm(side.astype(np.float64), axis=1) for side in (library, artifact)]
     ranges = [f"{one.min():.4g} to {one.max():.4g}" for one in sizes]
     key = "normalisation"

@@ -27,9 +27,11 @@ Vectors = NDArray[np.float32]
 class FloatComparison:
     """The quantized model compared with float ones of its target, on this machine.
 
-    speeds: texts a second by precision, empty where that says nothing. sizes: bytes of graph and
-    weights by precision. float_vectors, quantized_vectors: of the held-out texts, float32
-    [texts, dimension].
+    Args:
+        speeds: texts a second by precision, empty where that says nothing.
+        sizes: bytes of graph and weights by precision.
+        float_vectors: of the held-out texts, float32 [texts, dimension].
+        quantized_vectors: of the same texts.
     """
 
     speeds: Mapping[str, float]
@@ -40,7 +42,13 @@ class FloatComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class CounterpartVectors:
-    """The held-out texts of a retrieval pair's other half, in float, and in int8 once built."""
+    """The held-out texts of a retrieval pair's other half.
+
+    Args:
+        task: the other half.
+        float_vectors: float32 [texts, dimension].
+        quantized_vectors: of the same texts in int8, None before that is built.
+    """
 
     task: str
     float_vectors: Vectors
@@ -48,7 +56,14 @@ class CounterpartVectors:
 
 
 def speed_rows(speeds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Speeds as manifest and report have them."""
+    """Speeds as manifest and report have them.
+
+    Args:
+        speeds: texts a second by precision.
+
+    Returns:
+        A row a precision, JSON-ready.
+    """
     return [{"precision": name, "texts_per_second": rate} for name, rate in speeds.items()]
 
 
@@ -59,6 +74,9 @@ def check_speed(speeds: Mapping[str, float], precision: str, *, allow_slower: bo
         speeds: texts a second by precision.
         precision: of the quantized model.
         allow_slower: int8 need not be faster.
+
+    Returns:
+        Such as '1.52 times the speed of fp32'.
 
     Raises:
         QuantizationError: int8 is not faster and has to be.
@@ -126,7 +144,18 @@ def _count(similarities: NDArray[np.float64]) -> int:
 
 
 def check_ranking(pair: Mapping[str, Any], goal: float) -> str:
-    """The lowest overlap in words. Raises QuantizationError when one is below the goal."""
+    """Hold a retrieval pair's overlaps against the goal.
+
+    Args:
+        pair: as `pair_ranking` returns it.
+        goal: least top-10 overlap, 0 to 1.
+
+    Returns:
+        The lowest overlap in words.
+
+    Raises:
+        QuantizationError: one is below the goal.
+    """
     overlaps = {
         name: group["top10_overlap"] for name, group in pair.items() if isinstance(group, Mapping)
     }

@@ -148,10 +148,15 @@ def _largest_loss(
 def invariance(alone: np.ndarray, batched: np.ndarray) -> dict[str, float]:
     """How far each text alone is from the same text in a padded batch.
 
-    alone, batched: float32 [texts, dimension], the same texts in the same order.
-    Returns {"texts", "cosine_min", "largest_difference"} of the vectors normalised to length 1.
-    Raises ParityError when there is no text, for other shapes, a NaN, an infinity or a vector of
-    length zero.
+    Args:
+        alone: float32 [texts, dimension].
+        batched: the same texts in the same order, of the same shape.
+
+    Returns:
+        {"texts", "cosine_min", "largest_difference"} of the vectors normalised to length 1.
+
+    Raises:
+        ParityError: no text, other shapes, a NaN, an infinity or a vector of length zero.
     """
     sides = ("the texts alone", "the texts in a batch")
     texts = _check_embeddings(alone, batched, sides=sides, least=1)
@@ -168,8 +173,15 @@ def invariance(alone: np.ndarray, batched: np.ndarray) -> dict[str, float]:
 def norms(reference: np.ndarray, candidate: np.ndarray) -> dict[str, float]:
     """How far the candidate's vector lengths are from the reference's: what cosines do not see.
 
-    reference, candidate: float32 [texts, dimension], not normalised. Returns {"texts",
-    "largest_error"}, the largest |length / reference length - 1|. Raises ParityError as `compare`.
+    Args:
+        reference: float32 [texts, dimension], not normalised.
+        candidate: of the same shape, not normalised.
+
+    Returns:
+        {"texts", "largest_error"}, the largest |length / reference length - 1|.
+
+    Raises:
+        ParityError: as `compare`.
     """
     texts = _check_embeddings(reference, candidate, least=1)
     names = [_name(index, ()) for index in range(texts)]

@@ -23,10 +23,16 @@ the same text in another batch comes back this far away."""
 
 
 def levels(similarities: Floats) -> Integers:
-    """Each value's place among the distinct values, int64 [pairs] from 0, lowest first.
+    """Each value's place among the distinct values, lowest first.
 
     Values that a chain of gaps of at most RANK_TIE connects are one level. Sorted once; a group's
     ranks then need counting only.
+
+    Args:
+        similarities: float64 [pairs].
+
+    Returns:
+        int64 [pairs], from 0.
     """
     order = np.argsort(similarities)
     ranks = np.empty(len(similarities), dtype=np.int64)
@@ -36,10 +42,17 @@ def levels(similarities: Floats) -> Integers:
 
 
 def spearman(reference: Integers, candidate: Integers) -> float:
-    """Spearman's rank correlation of two lists of levels [pairs], ties averaged.
+    """Spearman's rank correlation of two lists of levels, ties averaged.
 
     It is Pearson's correlation of the average ranks (Kendall and Gibbons 1990, Rank Correlation
-    Methods). Undefined when a side ranks nothing: 1 when neither does, 0 when only one.
+    Methods).
+
+    Args:
+        reference: int64 [pairs], from `levels`.
+        candidate: int64 [pairs] of the same pairs.
+
+    Returns:
+        -1 to 1. Undefined when a side ranks nothing: 1 when neither does, 0 when only one.
     """
     ours, theirs = _centred_ranks(reference), _centred_ranks(candidate)
     # Not np.linalg.norm: BLAS adds up one part a thread (from 10,000 values on).
@@ -59,7 +72,15 @@ def _centred_ranks(places: Integers) -> Floats:
 
 
 def choices(similarities: Floats, count: int) -> Floats:
-    """`nearest` of each text among all others, itself excluded: float64 [texts, texts]."""
+    """`nearest` of each text among all others, itself excluded.
+
+    Args:
+        similarities: float64 [texts, texts].
+        count: how many neighbours, fewer than texts.
+
+    Returns:
+        float64 [texts, texts], 0 to 1.
+    """
     others = similarities.copy()
     np.fill_diagonal(others, -np.inf)
     return nearest(others, count)
@@ -68,10 +89,15 @@ def choices(similarities: Floats, count: int) -> Floats:
 def nearest(similarities: Floats, count: int) -> Floats:
     """How much of each column is among each row's `count` largest.
 
-    similarities: float64 [rows, columns], columns >= count. Returns float64 of that shape in 0..1;
-    rows sum to `count`. Columns tied (within NEIGHBOUR_TIE) at the last place share what is left of
-    it equally, so exact duplicates cost nothing, and a candidate whose vectors are all alike gains
-    nothing.
+    Columns tied (within NEIGHBOUR_TIE) at the last place share what is left of it equally, so exact
+    duplicates cost nothing, and a candidate whose vectors are all alike gains nothing.
+
+    Args:
+        similarities: float64 [rows, columns].
+        count: at most as many as there are columns.
+
+    Returns:
+        float64 [rows, columns], 0 to 1; rows sum to `count`.
     """
     last = np.partition(similarities, -count, axis=1)[:, -count, np.newaxis]
     nearer = similarities > last + NEIGHBOUR_TIE
@@ -82,7 +108,16 @@ def nearest(similarities: Floats, count: int) -> Floats:
 
 
 def shared(reference: Floats, candidate: Floats, count: int) -> Floats:
-    """Share of each row's `count` nearest columns that both sides have: float64 [rows], 0 to 1."""
+    """Share of each row's nearest columns that both sides have.
+
+    Args:
+        reference: float64 [rows, columns].
+        candidate: of the same shape.
+        count: how many columns are near, at most as many as there are.
+
+    Returns:
+        float64 [rows], 0 to 1; exactly 1 where both sides are equal.
+    """
     unshared = np.abs(nearest(reference, count) - nearest(candidate, count)).sum(axis=1)
     # the sum of min(a, b) over rows that both sum to `count`; exactly 1 when a equals b
     overlaps: Floats = np.clip(1 - unshared / (2 * count), 0, 1)

@@ -16,7 +16,15 @@ HOPELESS, TRIED = 3.0, 2
 
 
 def feeds(ids: Sequence[Sequence[int]], max_tokens: int) -> dict[str, NDArray[np.int64]]:
-    """One batch of TEXTS x TOKENS (or max_tokens) of real token ids, nothing padded."""
+    """One batch of real token ids, nothing padded.
+
+    Args:
+        ids: token ids of texts, put one behind another and repeated as needed.
+        max_tokens: of the model.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 [TEXTS, TOKENS or max_tokens].
+    """
     length = min(TOKENS, max_tokens)
     stream = np.concatenate([np.asarray(one, np.int64) for one in ids])
     batch = np.resize(stream, (TEXTS, length))
@@ -26,9 +34,15 @@ def feeds(ids: Sequence[Sequence[int]], max_tokens: int) -> dict[str, NDArray[np
 def compare(
     runners: Mapping[str, Runner], batch: Mapping[str, NDArray[np.int64]]
 ) -> dict[str, float]:
-    """Texts a second of each, from its fastest of ROUNDS; in turn, after one round to warm up.
+    """How fast each runner is, in turn, after one round to warm up.
 
-    One that is HOPELESS times slower than the fastest after TRIED rounds is not run again.
+    Args:
+        runners: by name.
+        batch: what each is given.
+
+    Returns:
+        Texts a second by name, from the fastest of ROUNDS. One that is HOPELESS times slower than
+        the fastest after TRIED rounds is not run again.
     """
     best = dict.fromkeys(runners, float("inf"))
     for number in range(ROUNDS + 1):

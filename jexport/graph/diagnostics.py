@@ -16,8 +16,16 @@ SHOWN_DIAGNOSTICS = 10
 class Diagnostic:
     """One kind of trouble: where it is first, what shows it, and the way out.
 
-    severity: 'error' (the engine refuses the graph, or would compute something else) or 'warning'.
-    node: the first node it was found at, '' for the graph itself. count: at how many.
+    Args:
+        rule: name of the rule that it breaks.
+        severity: 'error' (the engine refuses the graph, or would compute something else) or
+            'warning'.
+        node: the first node it was found at, '' for the graph itself.
+        operator: of that node.
+        what: happened.
+        evidence: that shows it.
+        fix: the way out.
+        count: at how many nodes.
     """
 
     rule: str
@@ -41,12 +49,26 @@ class Diagnostic:
 
 
 def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Those for which a graph is refused."""
+    """Those for which a graph is refused.
+
+    Args:
+        diagnostics: of a lint.
+
+    Returns:
+        Those of the severity 'error', in the same order.
+    """
     return [one for one in diagnostics if one.severity == ERROR]
 
 
 def merge_by_kind(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """One of each kind, with its count and first nodes; errors first, then by rule and text."""
+    """One of each kind, with its count and first nodes.
+
+    Args:
+        diagnostics: of a lint, one per node.
+
+    Returns:
+        Errors first, then by rule and text.
+    """
     kinds: dict[tuple[str, ...], list[Diagnostic]] = {}
     for one in diagnostics:
         kinds.setdefault((one.severity, one.rule, one.what, one.operator, one.fix), []).append(one)
@@ -66,7 +88,15 @@ def _merge(same: Sequence[Diagnostic]) -> Diagnostic:
 
 
 def raise_for_errors(diagnostics: Sequence[Diagnostic], *, shown: int = SHOWN_DIAGNOSTICS) -> None:
-    """Raise UnsupportedGraphError when there is an error; it tells `shown` kinds and the count."""
+    """Refuse a graph with an error.
+
+    Args:
+        diagnostics: of a lint.
+        shown: how many kinds the message tells; it has the count of all.
+
+    Raises:
+        UnsupportedGraphError: one of them is an error.
+    """
     bad = errors(diagnostics)
     if not bad:
         return

@@ -23,7 +23,15 @@ class Edit:
         self._names = {str(node.name) for node in graph}
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """A small initializer; the same name twice is the same initializer."""
+        """A small initializer.
+
+        Args:
+            name: of it; the same name twice is the same initializer.
+            array: its numbers.
+
+        Returns:
+            The value, to be an input of nodes.
+        """
         if name in self.graph.initializers:
             return self.graph.initializers[name]
         return self._register(name, ir.tensor(array, name=name))
@@ -31,13 +39,33 @@ class Edit:
     def lazy(
         self, name: str, like: ir.TensorProtocol, shape: Sequence[int], make: Callable[[], Any]
     ) -> ir.Value:
-        """A weight computed by `make` (a numpy array of like's dtype) when it is written."""
+        """A weight that is computed when it is written.
+
+        Args:
+            name: of the initializer, not in use yet.
+            like: lends its dtype.
+            shape: of the weight.
+            make: () -> a numpy array of that shape and dtype.
+
+        Returns:
+            The value, to be an input of nodes.
+        """
         return self.lazy_typed(name, like.dtype, shape, make)
 
     def lazy_typed(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], make: Callable[[], Any]
     ) -> ir.Value:
-        """The same with a dtype of its own."""
+        """The same with a dtype of its own.
+
+        Args:
+            name: of the initializer, not in use yet.
+            dtype: of the weight.
+            shape: of the weight.
+            make: () -> a numpy array of that shape and dtype.
+
+        Returns:
+            The value, to be an input of nodes.
+        """
         tensor = ir.LazyTensor(
             lambda: ir.tensor(np.ascontiguousarray(make()), name=name),
             dtype=dtype,
@@ -70,10 +98,21 @@ class Edit:
         domain: str = "",
         num_outputs: int = 1,
     ) -> ir.Node:
-        """A new node in front of `before`; `like` lends its type and shape to the first output.
+        """A new node.
 
-        The node is called `name`, or `name_2` and so on when that is taken (a module that runs
-        twice); its first output has the node's name.
+        Args:
+            before: the node in front of which it is put.
+            op: name of the operator.
+            inputs: None for one that is left out.
+            attributes: of the operator.
+            name: of the node and its first output; `name_2` and so on when that is taken (a module
+                that runs twice).
+            like: lends its type and shape to the first output.
+            domain: of the operator, '' for standard ONNX.
+            num_outputs: of the node.
+
+        Returns:
+            The node, in the graph.
         """
         unused = self.unused(name)
         node = ir.node(
@@ -86,7 +125,14 @@ class Edit:
         return node
 
     def unused(self, name: str) -> str:
-        """A name for a new node: `name`, or `name_2` and so on when that is taken."""
+        """A name for a new node.
+
+        Args:
+            name: that is wished for.
+
+        Returns:
+            `name`, or `name_2` and so on when that is taken; it is taken from now on.
+        """
         number, unused = 1, name
         while unused in self._names:
             number += 1
@@ -95,14 +141,28 @@ class Edit:
         return unused
 
     def take_over(self, old: ir.Node, new: ir.Node) -> None:
-        """Let `new` stand for `old`, under its name and that of its first output."""
+        """Let one node stand for another, under its name and that of its first output.
+
+        Args:
+            old: stays in the graph, renamed and unused.
+            new: is in the graph already.
+        """
         name, output = str(old.name), str(old.outputs[0].name)
         self.replace(old.outputs[0], new.outputs[0])
         old.name, old.outputs[0].name = f"{name}/replaced", f"{output}/replaced"
         new.name, new.outputs[0].name = name, output
 
     def cast(self, before: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """The value in another float type: itself when it has it, else through one Cast."""
+        """A value in another float type.
+
+        Args:
+            before: the node in front of which a Cast is put.
+            value: to be cast.
+            dtype: float32 or float16.
+
+        Returns:
+            The value itself when it has that type, else the output of its one Cast.
+        """
         if value.dtype == dtype:
             return value
         name = f"{value.name}/{'fp16' if dtype == ir.DataType.FLOAT16 else 'fp32'}"
@@ -114,7 +174,12 @@ class Edit:
         return node.outputs[0]
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Let every user of `old`, graph outputs too, use `new`."""
+        """Let every user of a value, graph outputs too, use another.
+
+        Args:
+            old: is used no more.
+            new: in its place.
+        """
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
     def drop_dead(self) -> int:
@@ -132,7 +197,14 @@ class Edit:
 
 
 def array(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of a small constant; None for anything else."""
+    """The numbers of a small constant.
+
+    Args:
+        value: any.
+
+    Returns:
+        At most 65,536 numbers; None for anything else.
+    """
     if value is None or value.const_value is None:
         return None
     if value.const_value.size > 65_536:
@@ -141,20 +213,41 @@ def array(value: ir.Value | None) -> np.ndarray | None:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """The number of a one-element constant; None for anything else."""
+    """The number of a one-element constant.
+
+    Args:
+        value: any.
+
+    Returns:
+        The number; None for anything else.
+    """
     numbers = array(value)
     return float(numbers.reshape(-1)[0]) if numbers is not None and numbers.size == 1 else None
 
 
 def only_user(value: ir.Value) -> ir.Node | None:
-    """The one node that uses a value; None when there are others or it is a graph output."""
+    """The one node that uses a value.
+
+    Args:
+        value: any.
+
+    Returns:
+        The node; None when there are others or it is a graph output.
+    """
     if value.is_graph_output() or len(value.uses()) != 1:
         return None
     return next(iter(value.consumers()))
 
 
 def uncast(value: ir.Value | None) -> ir.Value | None:
-    """What a value was cast from; the value itself when it was not."""
+    """What a value was cast from.
+
+    Args:
+        value: any.
+
+    Returns:
+        The value before every Cast; `value` itself when it was not cast.
+    """
     node = value.producer() if value is not None else None
     while node is not None and node.op_type == "Cast" and not node.domain:
         value = node.inputs[0]
@@ -163,26 +256,56 @@ def uncast(value: ir.Value | None) -> ir.Value | None:
 
 
 def producer(value: ir.Value | None, op: str) -> ir.Node | None:
-    """The node of standard operator `op` that made a value, casts in between looked through."""
+    """The node that gives a value, casts in between looked through.
+
+    Args:
+        value: any.
+        op: a standard operator.
+
+    Returns:
+        The node; None when it is of another operator.
+    """
     source = uncast(value)
     node = source.producer() if source is not None else None
     return node if node is not None and node.op_type == op and not node.domain else None
 
 
 def weight(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a two-dimensional initializer; None for anything else."""
+    """The tensor of a two-dimensional initializer.
+
+    Args:
+        value: any.
+
+    Returns:
+        The tensor; None for anything else.
+    """
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value if len(value.const_value.shape) == 2 else None
 
 
 def sizes(tensor: Any) -> tuple[int, ...]:
-    """The shape of a tensor that has numbers."""
+    """The shape of a tensor that has numbers.
+
+    Args:
+        tensor: with a `shape`.
+
+    Returns:
+        As ints.
+    """
     return tuple(int(size) for size in tensor.shape)
 
 
 def bias_add(matmul: ir.Value) -> tuple[ir.Node, ir.Value] | None:
-    """The Add of a one-dimensional initializer that is a MatMul's only user, and its bias."""
+    """The bias behind a MatMul.
+
+    Args:
+        matmul: the MatMul's output.
+
+    Returns:
+        The Add of a one-dimensional initializer that is its only user, and that initializer; else
+        None.
+    """
     user = only_user(matmul)
     if user is None or user.op_type != "Add":
         return None
@@ -193,5 +316,14 @@ def bias_add(matmul: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 
 
 def refuse(what: str, evidence: str, fix: str) -> UnsupportedGraphError:
-    """The error for a graph that does not have the shape a step needs."""
+    """The error for a graph that does not have the shape a step needs.
+
+    Args:
+        what: happened.
+        evidence: that shows it.
+        fix: the way out.
+
+    Returns:
+        The error, to be raised.
+    """
     return UnsupportedGraphError(what, evidence=evidence, fix=fix)
