@@ -63,6 +63,12 @@ class ParityError(JexportError):
     exit_code = 6
 
 
+class GatesMissedError(ParityError):
+    """The vectors are those of the checkpoint, and further from them than the gates allow."""
+
+    failures: tuple[str, ...] = ()
+
+
 class CheckpointError(JexportError):
     """A checkpoint file is missing, truncated or not safetensors."""
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jexport.errors import RecipeError, nearest
-from jexport.gates import GATES
+from jexport.gates import GATES, LEAST_EDGE_COSINE
 from jexport.recipe_schema import plain, read_table
 from jexport.redact import hidden
 from jexport.tasks import NONE
@@ -73,10 +73,12 @@ DEFAULT_GATES: Mapping[str, Mapping[str, float]] = MappingProxyType(
         ),
         "int8": MappingProxyType(
             {
+                "cosine_min": 0.95,
+                "edge_cosine_min": LEAST_EDGE_COSINE,
                 "cosine_mean": 0.996,
                 "cosine_p1": 0.99,
                 "top10_overlap": 0.92,
-                "language_loss": 2.0,
+                "group_loss": 0.004,
                 "batch_cosine_min": 0.999999,
             }
         ),

@@ -6,12 +6,13 @@ vectors beside those of the other half of a retrieval pair.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jexport import tasks
+from jexport import targets, tasks
 from jexport.artifacts import manifest, store
 from jexport.building import cache_keys, float_comparison
 from jexport.building.calibration_texts import TokenizedTexts
@@ -20,7 +21,11 @@ from jexport.cache.stages import StageKey
 from jexport.evaluation import int8_checks
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.reference_set import ReferenceSet
+from jexport.gates import GateFailure
+from jexport.recipe import CompileSpec
+from jexport.stages import compile as compile_stage
 from jexport.stages import export, validate
+from jexport.targets import Target
 from jexport.types import Acceptance, Artifact, CompiledModel, OnnxModel
 from jexport.workspace.run import cores
 
@@ -53,21 +58,6 @@ class AcceptanceInputs:
     compiled: CompiledModel
     int8: Int8Inputs | None
 
-    def reference_key(self) -> StageKey:
-        """The key of the reference vectors: the same for every target and precision of a task."""
-        plan = self.plan
-        spec, load = plan.recipe.validate, plan.recipe.resolved()["load"]
-        inputs = {
-            **cache_keys.checkpoint_inputs(plan.model),
-            "folder": cache_keys.folder_inputs(plan.model),
-            "load": {key: load[key] for key in ("prompts", "max_tokens", "trust_remote_code")},
-            "texts": [plan.validation.name, plan.validation.sha256],
-            "spec": [spec.budget_tokens, spec.max_tokens],
-            "processor": cache_keys.processor(),
-        }
-        description = plan.describe("reference vectors")
-        return StageKey(stage="reference", inputs=inputs, description=description)
-
     def key(self) -> StageKey:
         """The key of the acceptance: the engine's very bytes, and the processor it ran on."""
         plan, compiled = self.plan, self.compiled
@@ -84,7 +74,7 @@ class AcceptanceInputs:
             "runs_on": plan.target.fingerprint(),
             "precision": compiled.precision,
             "texts": [plan.validation.name, plan.validation.sha256],
-            "reference": self.reference_key().name,
+            "reference": reference_key(plan).name,
             "spec": recipe["validate"],
             "processor": cache_keys.processor(),
         }
@@ -100,11 +90,66 @@ class AcceptanceInputs:
         return StageKey(stage="validate", inputs=inputs, description=plan.describe())
 
 
+def reference_key(plan: BuildPlan) -> StageKey:
+    """The key of the reference vectors: the same for every target and precision of a task."""
+    spec, load = plan.recipe.validate, plan.recipe.resolved()["load"]
+    inputs = {
+        **cache_keys.checkpoint_inputs(plan.model),
+        "folder": cache_keys.folder_inputs(plan.model),
+        "load": {key: load[key] for key in ("prompts", "max_tokens", "trust_remote_code")},
+        "texts": [plan.validation.name, plan.validation.sha256],
+        "spec": [spec.budget_tokens, spec.max_tokens],
+        "processor": cache_keys.processor(),
+    }
+    return StageKey(
+        stage="reference", inputs=inputs, description=plan.describe("reference vectors")
+    )
+
+
 def _pair_inputs(pair: Pair | str) -> Any:
     if isinstance(pair, str):
         return pair
     artifact = pair.built and pair.built.manifest.content["sha256"]
     return [pair.texts.parts.held_out.sha256, artifact]
+
+
+def refusals(
+    plan: BuildPlan, model: OnnxModel, reference: ReferenceSet, work_dir: Path
+) -> tuple[GateFailure, ...]:
+    """The gates for which a quantized graph would not be accepted, see `validate.refusals`.
+
+    It is compiled and run by the target that runs graphs here, as all trials are: one search serves
+    every engine that takes the graph, and needs none of them.
+
+    Args:
+        plan: the build.
+        model: the graph.
+        reference: the reference library's vectors.
+        work_dir: an empty folder, removed here.
+    """
+    engine = targets.load(targets.REFERENCE_RUNTIME)
+    compiled = compile_stage.run(model, engine, CompileSpec(), out_dir=work_dir)
+    failures = validate.refusals(
+        reference,
+        _candidate(plan, engine, compiled),
+        spec=plan.recipe.validate,
+        precision=plan.precision,
+    )
+    shutil.rmtree(work_dir)
+    return failures
+
+
+def _candidate(plan: BuildPlan, engine: Target, compiled: CompiledModel) -> Candidate:
+    """A compiled model behind the runtime that users open."""
+    model = plan.model
+    shown = export.as_shipped(model, plan.recipe.export) if engine.needs_onnx else model
+    return Candidate(
+        tokenizer=plan.tokenizer,
+        open=lambda: engine.runner(compiled, engine.devices[0], engine.runtime.steady_threads),
+        at_once=cores() if engine.runtime.steady_threads else 1,
+        embedding=shown.embedding,
+        outputs=compiled.signature.outputs,
+    )
 
 
 def run(
@@ -131,20 +176,10 @@ def run(
         QuantizationError: int8 is slower than float, or does not keep the pair's ranking.
     """
     plan, compiled = inputs.plan, inputs.compiled
-    target, model = plan.target, plan.model
-    shown = export.as_shipped(model, plan.recipe.export) if target.needs_onnx else model
     with store.kept_report(out_dir / validate.REPORT, plan.slot):
         report = validate.run(
             reference,
-            Candidate(
-                tokenizer=plan.tokenizer,
-                open=lambda: target.runner(
-                    compiled, target.devices[0], target.runtime.steady_threads
-                ),
-                at_once=cores() if target.runtime.steady_threads else 1,
-                embedding=shown.embedding,
-                outputs=compiled.signature.outputs,
-            ),
+            _candidate(plan, plan.target, compiled),
             spec=plan.recipe.validate,
             precision=compiled.precision,
             out_dir=out_dir,

@@ -65,7 +65,7 @@ def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationDa
     edge_cases = [ids for ids in texts.tokens([""]) if ids]  # users send empty texts too
     calibrated += edge_cases
     held = [
-        (ids, sample.language)
+        (ids, sample)
         for sample, ids in zip(
             parts.held_out.samples,
             texts.tokens([sample.text for sample in parts.held_out.samples]),
@@ -92,7 +92,8 @@ def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationDa
     return CalibrationData(
         calibration=calibrated,
         held_out=held_ids,
-        languages=[language for _, language in held],
+        languages=[sample.language for _, sample in held],
+        texts=[sample.text for _, sample in held],
         pad=texts.tokenizer.pad,
         embedding=texts.model.embedding,
         metadata=metadata,

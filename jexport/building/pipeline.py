@@ -75,9 +75,7 @@ def build(  # the front door: one keyword for each thing that a user may ask for
         )
         merged = session.merge()
         exported = session.export(merged)
-        model = session.quantize(exported)
-        compiled = session.compile(model)
-        accepted = session.accept(compiled, exported)
+        model, compiled, accepted = session.accepted_model(exported)
         return session.package(compiled, accepted, model)
 
 

@@ -258,6 +258,7 @@ class BuildPlan(BuildRequest):
             "gates": recipe["validate"]["gates"].get(self.precision, {}),
             "engine": [int8.scheme, int8.fallback, int8.tables, int8.float_precision],
             "texts": [[one.name, one.sha256] for one in texts],
+            "validate": [self.validation.sha256, recipe["validate"]],
         }
 
     def _compile_inputs(self, model: OnnxModel | MergedModel | None) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from jexport.building.acceptance import AcceptanceInputs
 from jexport.building.build_command import build_command
 from jexport.building.plan import BuildPlan
 from jexport.cache.stages import Cache, Lease, Result, StageKey
+from jexport.errors import GatesMissedError
 from jexport.evaluation import edge_texts, reference_set
 from jexport.quantization.trial_log import TrialLog
 from jexport.stages import compile as compile_stage
@@ -113,17 +114,57 @@ class BuildSession:
             ),
         )
 
-    def quantize(self, exported: Model) -> Model:
-        """The int8 graph; what is given for another precision."""
+    def accepted_model(self, exported: Model) -> tuple[Model, CompiledModel, Acceptance]:
+        """The graph to compile, what the engine opens, and its acceptance.
+
+        An int8 candidate that its engine's gates refuse leads to the next one of the search.
+
+        Raises:
+            JexportError: a stage's; for int8 QuantizationError once no candidate is left.
+        """
+        refused: dict[tuple[str, ...], tuple[str, ...]] = {}
+        while True:
+            model = self.quantize(exported, refused)
+            compiled = self.compile(model)
+            try:
+                return model, compiled, self.accept(compiled, exported)
+            except GatesMissedError as error:
+                if not self.plan.is_int8:
+                    raise
+                assert isinstance(model, OnnxModel)
+                fallback = quantize_stage.chosen_fallback(_report_of(model))
+                if fallback in refused:
+                    raise
+                refused[fallback] = error.failures
+                self._quantize_note(f"{self.plan.target.name} refused it: {error.failures[0]}")
+
+    def quantize(
+        self, exported: Model, refused: Mapping[tuple[str, ...], tuple[str, ...]] | None = None
+    ) -> Model:
+        """The int8 graph; what is given for another precision.
+
+        Args:
+            exported: the float graph.
+            refused: what validate said of candidates before, by their layers at higher precision.
+        """
         plan = self.plan
         if not plan.is_int8:
             return exported
         assert isinstance(exported, OnnxModel), f"{plan.target.name} has int8 and takes no graph"
         graph = exported
+
+        def key() -> StageKey:
+            one = plan.key("quantize", graph)
+            if not refused or one.inputs is None:
+                return one
+            return dataclasses.replace(
+                one, inputs={**one.inputs, "refused": [list(fallback) for fallback in refused]}
+            )
+
         return self.run_stage(
             "quantize",
-            lambda: plan.key("quantize", graph),
-            lambda folder: self._quantize(graph, folder),
+            key,
+            lambda folder: self._quantize(graph, folder, refused or {}),
             summary=lambda quantized: [
                 quantization_report.summary(quantized.path.with_name(quantize_stage.REPORT))
             ],
@@ -157,7 +198,7 @@ class BuildSession:
                 inputs.key(),
                 lambda folder: acceptance.run(
                     inputs,
-                    reference=partial(self._reference, inputs, note),
+                    reference=partial(self._reference, acceptance.reference_key(self.plan), note),
                     out_dir=folder,
                     float_dir=lambda: self.run.work_dir("beside"),
                     progress=lambda done, total: self.run.progress("validate", done, total),
@@ -201,12 +242,18 @@ class BuildSession:
         """Trials of the int8 search that a killed build measured already."""
         return TrialLog(self.plan.trial_log if self.plan.is_int8 else None)
 
-    def _quantize(self, graph: OnnxModel, folder: Path) -> OnnxModel:
+    def _quantize(
+        self,
+        graph: OnnxModel,
+        folder: Path,
+        refused: Mapping[tuple[str, ...], tuple[str, ...]],
+    ) -> OnnxModel:
         """The int8 graph; what is not int8 in float16 where the engine wants that."""
         plan = self.plan
         recipe, int8 = plan.recipe, plan.int8
         int8_folder = folder / "float" if plan.will_be_half else folder
         int8_folder.mkdir(exist_ok=True)
+        reference = self._reference(acceptance.reference_key(plan), self._quantize_note)
         quantized = quantize_stage.run(
             graph,
             calibration_texts.calibration_data(plan.calibration_texts, recipe.quantize),
@@ -217,6 +264,10 @@ class BuildSession:
                 fallback=int8.fallback,
                 gates=recipe.validate.gates.get(plan.precision, {}),
                 tables=int8.tables,
+                refused=refused,
+                refusals=lambda model: acceptance.refusals(
+                    plan, model, reference, self.run.work_dir("candidate")
+                ),
             ),
             runtime=targets.load(targets.REFERENCE_RUNTIME),
             out_dir=int8_folder,
@@ -231,17 +282,18 @@ class BuildSession:
     def _quantize_callbacks(self) -> quantize_stage.Callbacks:
         return quantize_stage.Callbacks(
             progress=lambda done, total, text: self.run.progress("quantize", done, total, text),
-            message=lambda text: self.listen(Event(kind="note", stage="quantize", text=text)),
+            message=self._quantize_note,
             trial_log=self.trial_log,
         )
 
-    def _reference(
-        self, inputs: AcceptanceInputs, note: Callable[[str], None]
-    ) -> reference_set.ReferenceSet:
+    def _quantize_note(self, text: str) -> None:
+        self.listen(Event(kind="note", stage="quantize", text=text))
+
+    def _reference(self, key: StageKey, note: Callable[[str], None]) -> reference_set.ReferenceSet:
         """The reference library's vectors of the validation texts, made once for a task."""
         plan = self.plan
         files = self.lease.get_or_build(
-            inputs.reference_key(),
+            key,
             lambda folder: reference_set.run(
                 plan.model,
                 plan.recipe.load,

@@ -19,16 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jexport.errors import ParityError
-from jexport.evaluation import ranking
+from jexport.evaluation import intervals, ranking
 from jexport.evaluation.ranking import Floats, Integers
+from jexport.gates import GROUP_TEXTS
 from jexport.workspace.threads import one_blas_thread
 
 NEIGHBOURS = 10
 
 LAST_BUCKET_TOKENS = 8192
 
-LEAST_LOSS = 1e-5
-"""Mean cosine lost below which no language is said to lose more than another: rounding."""
+LEAST_LOSS = 1e-3
+"""Mean cosine lost up to which no language is said to lose more than another: it does not matter,
+and where all of them lose little, one may lose twice the mean whatever is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +91,16 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
         {"texts", "overall": M, "by_language": {"th": M}, "languages": {"largest_loss"},
         "by_length": {"5-8": M}, "by_dimension": {"64": M}, "tokens": T or None when neither side
         has tokens}. largest_loss: mean cosine lost by the language that loses most, over that of
-        all.
+        all; of languages with GROUP_TEXTS texts that lose more than LEAST_LOSS, 0 without any.
 
     Raises:
         ParityError: fewer than two texts, sides or labels that differ in shape, a NaN, an infinity
             or a vector of length zero, or a dimension that is not there.
 
     M has, for the group's texts, each side's vectors normalised to length 1:
-    texts; cosine_mean, cosine_p1 (first percentile, linear), cosine_min; largest_difference (of
-    one vector element); spearman (see ranking.py) of the pairwise cosine similarities, each
+    texts; cosine_mean, cosine_p1 (first percentile, linear), cosine_min; loss, 1 - cosine_mean;
+    loss_low, below which it is not with CONFIDENCE (see intervals.py); largest_difference (of one
+    vector element); spearman (see ranking.py) of the pairwise cosine similarities, each
     unordered pair with a text of the group once; top10_overlap, the mean share of the
     min(10, texts - 1) nearest neighbours in the whole set that both sides have (see ranking.py).
     by_dimension cuts vectors to their first values and normalises again (Kusupati et al. 2022,
@@ -139,10 +142,9 @@ def _largest_loss(
     by_language: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]
 ) -> float:
     """Mean cosine lost by the language that loses most, over that lost by all; 0 for no loss."""
-    lost = 1.0 - overall["cosine_mean"]
-    if lost <= LEAST_LOSS:
-        return 0.0
-    return max(1.0 - one["cosine_mean"] for one in by_language.values()) / lost
+    losses = [one["loss"] for one in by_language.values() if one["texts"] >= GROUP_TEXTS]
+    worst = max(losses, default=0.0)
+    return worst / overall["loss"] if worst > LEAST_LOSS and overall["loss"] > 0 else 0.0
 
 
 def invariance(alone: np.ndarray, batched: np.ndarray) -> dict[str, float]:
@@ -232,6 +234,8 @@ def _summary(comparison: _Comparison, members: NDArray[np.bool_]) -> dict[str, f
         "cosine_mean": float(cosines.mean()),
         "cosine_p1": float(np.percentile(cosines, 1)),
         "cosine_min": float(cosines.min()),
+        "loss": float(1 - cosines.mean()),
+        "loss_low": intervals.mean_at_least(1 - cosines),
         "largest_difference": float(comparison.differences[members].max()),
         "spearman": ranking.spearman(
             comparison.reference_levels[pairs], comparison.candidate_levels[pairs]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 
 from jexport.artifacts.manifest import file_digest, sha256_of
 from jexport.evaluation import parity
-from jexport.gates import gate
+from jexport.gates import LEAST_EDGE_COSINE, GateFailure, failures
 from jexport.quantization.layer_quantization import LayerQuantization
-from jexport.quantization.search import METRICS, Measurement
+from jexport.quantization.search import METRICS, NAMED, Measurement
 from jexport.quantization.trial_log import TrialLog
 from jexport.recipe import CompileSpec
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
@@ -35,9 +36,19 @@ if TYPE_CHECKING:
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
 TEXT_GATES = frozenset(
-    {"cosine_min", "cosine_mean", "cosine_p1", "spearman", "top10_overlap", "language_loss"}
+    {
+        "cosine_min",
+        "cosine_mean",
+        "cosine_p1",
+        "group_loss",
+        "spearman",
+        "top10_overlap",
+        "language_loss",
+    }
 )
 """Gates that held-out texts can be held to; the others need token vectors, or texts run alone."""
+
+SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,7 @@ class CalibrationData:
         metadata: what quantization.json says of the texts (names, digests, counts).
         edge_cases: token ids of texts that users send and no set has (the empty one); calibrated
             on, and compared apart.
+        texts: the held-out texts themselves, for messages; () where they are not known.
     """
 
     calibration: Sequence[Sequence[int]]
@@ -62,6 +74,7 @@ class CalibrationData:
     embedding: Embedding
     metadata: Mapping[str, Any]
     edge_cases: Sequence[Sequence[int]] = ()
+    texts: Sequence[str] = ()
 
 
 def embed(
@@ -171,27 +184,36 @@ class Evaluator:
         Returns:
             Metrics over all held-out texts and the gates that groups of them failed.
         """
-        logged = self.trial_log.get(key)
+        logged = _logged(self.trial_log.get(key))
         if logged is not None:
-            return Measurement(metrics=logged["metrics"], failures=tuple(logged["failures"]))
-        comparison = self.compare(quantizations, reference)
-        failures = gate(comparison, self.gates) if self.gates else ()
+            return logged
+        vectors = self._vectors(quantizations)
+        comparison = self._compare(vectors, reference)
+        failed = failures(comparison, self.gates) if self.gates else ()
+        failed = (*failed, *self._edge_case_failures(comparison))
         measurement = Measurement(
             metrics={name: float(comparison["overall"][name]) for name in METRICS},
-            failures=(*failures, *self._edge_case_failures(comparison)),
+            failures=failed,
+            lowest=self._lowest(vectors, reference, failed),
         )
-        self.trial_log.append(
-            key, {"metrics": measurement.metrics, "failures": list(measurement.failures)}
-        )
+        self.trial_log.append(key, asdict(measurement))
         return measurement
 
     def compare(
         self, quantizations: Mapping[str, LayerQuantization], reference: NDArray[np.float32]
     ) -> dict[str, Any]:
         """What parity.compare says of the held-out texts, by language, length and dimension."""
+        return self._compare(self._vectors(quantizations), reference)
+
+    def _vectors(self, quantizations: Mapping[str, LayerQuantization]) -> NDArray[np.float32]:
         folder = self.work_dir / "trial"
         vectors = self._embed(self.write(quantizations, folder, "int8"))
         shutil.rmtree(folder, ignore_errors=True)
+        return vectors
+
+    def _compare(
+        self, vectors: NDArray[np.float32], reference: NDArray[np.float32]
+    ) -> dict[str, Any]:
         width = vectors.shape[1]
         sizes = {size for size in self.data.embedding.matryoshka if size < width} | {width}
         held_out = len(self.data.held_out)
@@ -209,12 +231,39 @@ class Evaluator:
             comparison["odd"] = parity.invariance(reference[held_out:], vectors[held_out:])
         return comparison
 
-    def _edge_case_failures(self, comparison: Mapping[str, Any]) -> list[str]:
-        """Edge cases are groups of their own: each must reach what a group's mean must."""
-        bound = self.gates.get("cosine_mean")
-        if bound is None or "odd" not in comparison or comparison["odd"]["cosine_min"] >= bound:
+    def _edge_case_failures(self, comparison: Mapping[str, Any]) -> list[GateFailure]:
+        """Edge cases are single texts: each must reach what a single text must."""
+        bound = self.gates.get("cosine_min", LEAST_EDGE_COSINE)
+        value = comparison["odd"]["cosine_min"] if "odd" in comparison else 1.0
+        if value >= bound:
             return []
-        return [f"empty text: cosine {comparison['odd']['cosine_min']:.5f} is below {bound}"]
+        words = f"empty text: cosine {value:.5f} is below {bound}"
+        return [GateFailure(goal="empty text: cosine", gap=bound - value, words=words)]
+
+    def _lowest(
+        self,
+        vectors: NDArray[np.float32],
+        reference: NDArray[np.float32],
+        failed: Sequence[GateFailure],
+    ) -> tuple[str, ...]:
+        """The held-out texts of the lowest cosines, in words: of languages that failed, if any."""
+        count = len(self.data.held_out)
+        cosines = (vectors[:count].astype(np.float64) * reference[:count]).sum(axis=1)
+        goals = [one.goal for one in failed]
+        named = {
+            language
+            for language in set(self.data.languages)
+            if any(goal.startswith(f"language '{language}':") for goal in goals)
+        }
+        rows = [
+            row for row in np.argsort(cosines) if self.data.languages[row] in named or not named
+        ]
+        return tuple(self._in_words(int(row), float(cosines[row])) for row in rows[:NAMED])
+
+    def _in_words(self, row: int, cosine: float) -> str:
+        text = self.data.texts[row] if self.data.texts else f"held-out text {row}"
+        about = f"{self.data.languages[row]}, {len(self.data.held_out[row])} tokens"
+        return f"{shorten(text, SHOWN_CHARACTERS, placeholder='...')!r} ({about}) {cosine:.5f}"
 
     @contextlib.contextmanager
     def _opened(self, model: OnnxModel) -> Iterator[Runner]:
@@ -243,3 +292,19 @@ class Evaluator:
             del runner
         give_back_memory()
         return vectors
+
+
+def _logged(entry: Mapping[str, Any] | None) -> Measurement | None:
+    """A measurement from the trial log; None where there is none, or one of another form."""
+    try:
+        return (
+            Measurement(
+                metrics=entry["metrics"],
+                failures=tuple(GateFailure(**one) for one in entry["failures"]),
+                lowest=tuple(entry["lowest"]),
+            )
+            if entry is not None
+            else None
+        )
+    except (KeyError, TypeError):
+        return None

@@ -3,6 +3,8 @@
 All start as plain int8. While the goals are not met, the most sensitive layers fall back to a
 higher precision (Int8Support.fallback), worst first, up to a cap on their share of the
 multiply-adds.
+One that meets the goals is validated as the artifact will be; where that refuses it, the next one
+is tried. The search ends early where a goal does not move.
 Knows no graph and no engine: it is given a function that measures a set of fallback layers.
 """
 
@@ -14,11 +16,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jexport.errors import QuantizationError
+from jexport.gates import GateFailure
 from jexport.quantization.layers import LinearLayer
 
 METRICS = ("cosine_mean", "cosine_p1", "cosine_min", "top10_overlap")
 STEPS = 8
 """Into how many steps of about the same share the way up to the cap is cut."""
+
+STALL_TRIALS = 4
+"""Trials in a row, of more and more layers at higher precision, that must bring a goal nearer."""
+
+STALL_SHARE = 0.1
+"""Of the distance to the goal: what they must bring. STEPS trials that bring so little end far."""
+
+NAMED = 3
+"""Layers, texts and gates that an error names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +39,13 @@ class Measurement:
 
     Args:
         metrics: METRICS over all held-out texts.
-        failures: gates that groups of them failed, in words.
+        failures: gates that they, or groups of them, failed.
+        lowest: the texts of the lowest cosines, in words; of the groups that failed, if any did.
     """
 
     metrics: Mapping[str, float]
-    failures: tuple[str, ...] = ()
+    failures: tuple[GateFailure, ...] = ()
+    lowest: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +57,11 @@ class Trial:
         fallback: names of the layers at higher precision.
         share: of the multiply-adds of all linear layers that they do, 0 to 1.
         metrics: METRICS over all held-out texts.
-        passed: whether the goals are met.
-        failures: gates that groups of texts failed.
+        passed: whether the goals are met, and it was not refused.
+        failures: gates that groups of texts failed, and why it was refused.
         seconds: it took.
+        gaps: how far each goal that it misses is from its bound.
+        lowest: the texts of the lowest cosines, in words.
     """
 
     description: str
@@ -55,6 +71,8 @@ class Trial:
     passed: bool
     failures: tuple[str, ...]
     seconds: float
+    gaps: Mapping[str, float] = field(default_factory=dict)
+    lowest: tuple[str, ...] = ()
 
     def report(self) -> dict[str, Any]:
         """JSON-ready, as quantization.json has it: without seconds, which are never the same."""
@@ -70,6 +88,9 @@ class Trial:
 
 Measure = Callable[[Sequence[str]], Measurement]
 """Of a set of fallback layers, by name."""
+
+Refuse = Callable[[Sequence[str]], Sequence[GateFailure]]
+"""Of a set of fallback layers that met the goals: the gates of [validate] that it fails."""
 
 Progress = Callable[[int, int, str], None]
 """Trials done, trials in all at most, what is tried now and the best so far."""
@@ -92,6 +113,15 @@ class Goals:
         bounds = all(measurement.metrics[name] >= bound for name, bound in self.at_least.items())
         return bounds and not measurement.failures
 
+    def gaps(self, measurement: Measurement) -> dict[str, float]:
+        """How far each goal that is missed is from its bound."""
+        below = {
+            name: bound - measurement.metrics[name]
+            for name, bound in self.at_least.items()
+            if measurement.metrics[name] < bound
+        }
+        return {**below, **{one.goal: one.gap for one in measurement.failures}}
+
     def missing(self, trial: Trial) -> str:
         """Which goals a trial misses, in words."""
         below = [
@@ -99,7 +129,7 @@ class Goals:
             for name, bound in self.at_least.items()
             if trial.metrics[name] < bound
         ]
-        groups = [*trial.failures[:3]]
+        groups = [*trial.failures[:NAMED]]
         if len(trial.failures) > len(groups):
             groups.append(f"and {len(trial.failures) - len(groups)} more")
         return ", ".join([*below, *groups]) or "nothing"
@@ -110,12 +140,15 @@ class SearchOptions:
     """How a search goes, beside its goals.
 
     Args:
-        whole_curve: also measure beyond the cap, to every layer at higher precision.
+        whole_curve: also measure beyond the cap, to every layer at higher precision; then no
+            goal that does not move ends the search.
+        refuse: asked about each trial that meets the goals.
         progress: told before each trial.
         message: told a line for each trial that misses a goal, or meets all.
     """
 
     whole_curve: bool = False
+    refuse: Refuse = lambda fallback: ()
     progress: Progress = lambda done, total, text: None
     message: Callable[[str], None] = lambda text: None
 
@@ -126,27 +159,39 @@ class _Search:
 
     measure: Measure
     goals: Goals
-    progress: Progress
+    options: SearchOptions
     total: int
     trials: list[Trial] = field(default_factory=list)
 
     def attempt(self, description: str, fallback: Sequence[LinearLayer]) -> Trial:
+        names = tuple(layer.name for layer in fallback)
+        for trial in self.trials:
+            if trial.fallback == names:
+                return trial
         best = max((trial.metrics["top10_overlap"] for trial in self.trials), default=None)
         so_far = "" if best is None else f"; best top-10 so far {best:.4f}"
-        self.progress(len(self.trials), self.total, f"trying {description}{so_far}")
+        self.options.progress(len(self.trials), self.total, f"trying {description}{so_far}")
         begin = time.perf_counter()
-        names = tuple(layer.name for layer in fallback)
         measurement = self.measure(names)
+        met = self.goals.met(measurement)
+        refused = tuple(self.options.refuse(names)) if met else ()
+        gaps = {**self.goals.gaps(measurement), **{one.goal: one.gap for one in refused}}
         trial = Trial(
             description=description,
             fallback=names,
             share=sum(layer.share for layer in fallback),
             metrics={name: float(measurement.metrics[name]) for name in METRICS},
-            passed=self.goals.met(measurement),
-            failures=measurement.failures,
+            passed=met and not refused,
+            failures=tuple(one.words for one in (*measurement.failures, *refused)),
             seconds=time.perf_counter() - begin,
+            gaps=gaps,
+            lowest=measurement.lowest,
         )
         self.trials.append(trial)
+        self.options.message(
+            f"{trial.description}: cosine {trial.metrics['cosine_mean']:.5f}, top-10 overlap "
+            f"{trial.metrics['top10_overlap']:.4f}; goals missed: {self.goals.missing(trial)}"
+        )
         return trial
 
 
@@ -168,39 +213,50 @@ def find_fallback_layers(
         options: how the search goes.
 
     Returns:
-        The first trial that meets the goals, and all trials in the order they were made.
+        The first trial that meets the goals and is not refused, and all trials in the order they
+        were made.
 
     Raises:
-        QuantizationError: the cap is reached first: how far it got, what it cost and what would
-            have to give.
+        QuantizationError: the cap is reached first, or a goal does not move: how far it got, what
+            it cost, and the layers and texts that are in the way.
     """
     options = options or SearchOptions()
     order = sorted(layers, key=lambda layer: (-sensitivity[layer.name] / layer.share, layer.name))
     plans = _prefixes(_within_cap(order, goals.max_share), goals.max_share)
     beyond = [p for p in _prefixes(order, 1.0) if p not in plans] if options.whole_curve else []
-    search = _Search(
-        measure=measure,
-        goals=goals,
-        progress=options.progress,
-        total=len(plans) + len(beyond),
-    )
-    chosen: Trial | None = None
-    for fallback in plans:
+    search = _Search(measure=measure, goals=goals, options=options, total=len(plans) + len(beyond))
+    stalled = ""
+    chosen = None
+    for number, fallback in enumerate(plans, 1):
         trial = search.attempt(_describe(fallback, order), fallback)
-        metrics = trial.metrics
-        options.message(
-            f"{trial.description}: cosine {metrics['cosine_mean']:.5f}, top-10 overlap "
-            f"{metrics['top10_overlap']:.4f}; goals missed: {goals.missing(trial)}"
-        )
         if trial.passed:
             chosen = trial
             break
+        goal = "" if options.whole_curve else _stalled_goal(search.trials[:number])
+        if goal and not stalled and number < len(plans):
+            # Nothing is concluded from a trend: the most that is allowed has the last word.
+            widest = search.attempt(_describe(plans[-1], order), plans[-1])
+            stalled = goal
+            if goal in widest.gaps:
+                raise _out_of_reach(search.trials, goals, order, goal)
     if options.whole_curve:
         for fallback in [*plans[len(search.trials) :], *beyond]:
             search.attempt(_describe(fallback, order), fallback)
     if chosen is None:
-        raise _out_of_reach(search.trials, goals)
+        raise _out_of_reach(search.trials, goals, order)
     return chosen, search.trials
+
+
+def _stalled_goal(trials: Sequence[Trial]) -> str:
+    """A goal that the last STALL_TRIALS trials all miss and do not come nearer; '' for none."""
+    first, *later = trials[-STALL_TRIALS:]
+    if len(later) < STALL_TRIALS - 1:
+        return ""
+    for goal, gap in first.gaps.items():
+        gaps = [trial.gaps.get(goal, 0.0) for trial in later]
+        if min(gaps) > (1 - STALL_SHARE) * gap:
+            return goal
+    return ""
 
 
 def _describe(fallback: Sequence[LinearLayer], layers: Sequence[LinearLayer]) -> str:
@@ -231,7 +287,17 @@ def _prefixes(order: Sequence[LinearLayer], cap: float) -> list[list[LinearLayer
     return [list(order[:count]) for count in counts]
 
 
-def _out_of_reach(trials: Sequence[Trial], goals: Goals) -> QuantizationError:
+def _out_of_reach(
+    trials: Sequence[Trial], goals: Goals, order: Sequence[LinearLayer], stalled: str = ""
+) -> QuantizationError:
+    """What was tried, what is missed, and what is in the way.
+
+    Args:
+        trials: all of them.
+        goals: that are missed.
+        order: all layers, the most sensitive first.
+        stalled: the goal that did not move, '' where the cap was reached.
+    """
     within = [trial for trial in trials if trial.share <= goals.max_share + 1e-9]
     best = max(within, key=lambda t: (t.metrics["cosine_mean"], t.metrics["top10_overlap"]))
     beyond = next((trial for trial in trials if trial.passed), None)
@@ -242,11 +308,41 @@ def _out_of_reach(trials: Sequence[Trial], goals: Goals) -> QuantizationError:
         else "give more calibration texts like your own, try --effort full, raise "
         "quantize.max_share, or lower the goals in [quantize]"
     )
+    if stalled:
+        fix = (
+            "more layers at higher precision do not help: give calibration texts like those that "
+            "are named, or allow the loss ([quantize]; [validate.gates.int8] for a group of texts)"
+        )
     seconds = sum(trial.seconds for trial in trials)
-    return QuantizationError(
-        "quantize: int8 does not reach the goals on the held-out texts",
-        evidence=f"best of {len(within)} trials in {seconds:.0f} s: {best.description}, "
+    evidence = [
+        f"best of {len(within)} trials in {seconds:.0f} s: {best.description}, "
         f"{best.share:.0%} of the multiply-adds (quantize.max_share allows "
-        f"{goals.max_share:.0%}): {goals.missing(best)}",
+        f"{goals.max_share:.0%}): {goals.missing(best)}"
+    ]
+    if stalled:
+        gaps = ", ".join(f"{one.share:.0%}: {one.gaps.get(stalled, 0.0):.3g}" for one in trials)
+        evidence.append(
+            f"'{stalled}' does not move; its distance from the bound, by the share of the "
+            f"multiply-adds at higher precision: {gaps}"
+        )
+    evidence += _in_the_way(max(within, key=lambda trial: trial.share), order)
+    return QuantizationError(
+        "quantize: a goal does not move, the search stopped"
+        if stalled
+        else "quantize: int8 does not reach the goals on the held-out texts",
+        evidence="\n".join(evidence),
         fix=f"{fix}; or use --precision int8-weights",
     )
+
+
+def _in_the_way(trial: Trial, order: Sequence[LinearLayer]) -> list[str]:
+    """The texts that lose most, and the most sensitive layers that are int8: a line for each."""
+    lines = [f"texts in the way: {'; '.join(trial.lowest)}"] if trial.lowest else []
+    left = [layer for layer in order if layer.name not in trial.fallback][:NAMED]
+    if left:
+        layers = ", ".join(f"{layer.name} ({layer.share:.1%})" for layer in left)
+        lines.append(
+            f"layers in the way, the most sensitive of those in int8, and the share of the "
+            f"multiply-adds that each would cost: {layers}"
+        )
+    return lines

@@ -7,6 +7,7 @@ from the same statistics. Knows no engine but through the Target that runs its g
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from jexport import recipe
 from jexport.artifacts.manifest import write_json
 from jexport.cache import stages
 from jexport.errors import CalibrationError, PrecisionError, QuantizationError
+from jexport.gates import GateFailure
 from jexport.quantization import observers, quant_params, search
 from jexport.quantization.config import (
     INT8,
@@ -68,6 +70,8 @@ class QuantizationTarget:
         fallback: the precision of layers that plain int8 hurts, one of config.LAYER_PRECISIONS.
         gates: by key, held on the held-out texts.
         tables: whether embedding tables become int8, too.
+        refusals: the gates for which validate would refuse a quantized graph.
+        refused: what validate said already of candidates, by their layers at higher precision.
     """
 
     scheme: str
@@ -75,6 +79,8 @@ class QuantizationTarget:
     fallback: str
     gates: Mapping[str, float]
     tables: bool = True
+    refusals: Callable[[OnnxModel], Sequence[GateFailure]] = lambda model: ()
+    refused: Mapping[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +153,10 @@ def run(
         _sensitivity(job, quantized, goals),
         goals,
         search.SearchOptions(
-            whole_curve=job.full, progress=callbacks.progress, message=callbacks.message
+            whole_curve=job.full,
+            refuse=lambda fallback: job.refusals(quantized, fallback),
+            progress=callbacks.progress,
+            message=callbacks.message,
         ),
     )
     outcome = _Outcome(chosen=chosen, trials=trials, goals=goals, techniques=techniques)
@@ -262,6 +271,20 @@ class _Job:
             self.with_fallback(quantized, fallback),
             self.reference,
         )
+
+    def refusals(
+        self, quantized: Mapping[str, QuantizedLayer], fallback: Sequence[str]
+    ) -> tuple[GateFailure, ...]:
+        """What validate would say of the graph with some layers at the fallback precision."""
+        known = self.target.refused.get(tuple(fallback))
+        if known is not None:
+            return tuple(GateFailure(goal=one, gap=math.inf, words=one) for one in known)
+        folder = self.work_dir / "candidate"
+        quantizations = self.with_fallback(quantized, fallback)
+        model = self.evaluator.write(quantizations, folder, self.target.precision)
+        failures = tuple(one.of("validate") for one in self.target.refusals(model))
+        shutil.rmtree(folder)
+        return failures
 
 
 def _observe(
@@ -438,6 +461,12 @@ def _write(
     for folder in ("trials", "weights"):
         shutil.rmtree(out_dir / folder, ignore_errors=True)
     return result
+
+
+def chosen_fallback(report: Path) -> tuple[str, ...]:
+    """The layers at higher precision of the trial that a quantization.json calls chosen."""
+    chosen = json.loads(report.read_text(encoding="utf-8"))["chosen"]
+    return tuple(chosen["wide"])
 
 
 def _report(

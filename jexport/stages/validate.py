@@ -7,6 +7,7 @@ that users open. Knows no framework and no engine: only runners, texts, ids and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 from jexport.artifacts.manifest import write_json
 from jexport.artifacts.reference import NAME as STORED
 from jexport.artifacts.reference import Stored, write
-from jexport.errors import ParityError, RecipeError
+from jexport.errors import GatesMissedError, ParityError, RecipeError
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.comparison import EMBEDDER, HIDDEN, UNIT_LENGTH, Comparison
 from jexport.evaluation.edge_texts import EDGE
 from jexport.evaluation.reference_library import USES
 from jexport.evaluation.reference_set import ReferenceSet
-from jexport.gates import gate
+from jexport.gates import LEAST_EDGE_COSINE, GateFailure
+from jexport.gates import failures as gate_failures
 from jexport.recipe import ValidateSpec
 from jexport.types import ParityReport, TensorSpec
 from jexport.workspace.run import give_back_memory
@@ -31,9 +33,6 @@ OTHER_LENGTH = {"fp32": 1e-3, "tf32": 1e-2, "fp16": 2e-2, "bf16": 5e-2}
 by precision. int8 has INT8_LENGTH. Where it does, UNIT_LENGTH holds."""
 
 INT8_LENGTH = 0.2
-LEAST_EDGE_COSINE = 0.8
-"""Where the recipe has no gate on the lowest cosine (int8): an edge text is another text below."""
-
 GROUPS = (EDGE, EMBEDDER, *USES)
 """Groups of texts beside the usual ones; they are held to the lowest cosine alone."""
 
@@ -144,7 +143,8 @@ def _judged(
         differences = comparison.differences()
         metrics, likely = comparison.measure(progress)
         content["metrics"] = metrics
-        failures = differences + _failures(metrics, gates, outputs, precision)
+        failed = _failures(metrics, gates, outputs, precision)
+        failures = [*differences, *(one.words for one in failed)]
     except ParityError as error:
         content["failures"] = [error.what, *error.evidence.splitlines()]
         write_json(out_dir / REPORT, content)
@@ -153,11 +153,15 @@ def _judged(
     write_json(out_dir / REPORT, content)
     if failures:
         more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
-        raise ParityError(
+        other_model = bool(differences or likely)
+        error = (ParityError if other_model else GatesMissedError)(
             f"validate: the artifact does not give the checkpoint's vectors ({precision})",
             evidence="\n".join([*(f"likely: {one}" for one in likely), *failures[:SHOWN], *more]),
-            fix=_way_out(precision, differs=bool(differences or likely)),
+            fix=_way_out(precision, differs=other_model),
         )
+        if isinstance(error, GatesMissedError):
+            error.failures = tuple(failures)
+        raise error
     return ParityReport(passed=True, failures=(), metrics=metrics)
 
 
@@ -175,14 +179,40 @@ def _way_out(precision: str, *, differs: bool) -> str:
     )
 
 
+def refusals(
+    reference: ReferenceSet, candidate: Candidate, *, spec: ValidateSpec, precision: str
+) -> tuple[GateFailure, ...]:
+    """The gates for which `run` would refuse a candidate: the same texts, vectors and bounds.
+
+    What no candidate of a search can change, as another token id, is left to `run`.
+
+    Args:
+        reference: the reference library's vectors.
+        candidate: what may become the artifact.
+        spec: [validate] of the recipe.
+        precision: names the gates.
+    """
+    try:
+        comparison = Comparison.of(reference, candidate)
+    except ParityError:
+        return ()
+    try:
+        metrics, _ = comparison.measure(lambda done, total: None)
+        return tuple(_failures(metrics, _gates(spec, precision), candidate.outputs, precision))
+    except ParityError as error:  # a NaN, an output that is missing
+        return (
+            GateFailure(goal=error.what, gap=math.inf, words=f"{error.what}: {error.evidence}"),
+        )
+
+
 def _failures(
     metrics: Mapping[str, Any],
     gates: Mapping[str, float],
     outputs: Sequence[TensorSpec],
     precision: str,
-) -> list[str]:
+) -> list[GateFailure]:
     """The gates that failed, for each output; those over tokens only for last_hidden_state."""
-    all_failures: list[str] = []
+    all_failures: list[GateFailure] = []
     for spec in outputs:
         first = spec is outputs[0]
         place = metrics if first else metrics[spec.name]
@@ -191,27 +221,32 @@ def _failures(
             for key, bound in gates.items()
             if spec.name == HIDDEN or not key.startswith("token_")
         }
-        failures: list[str] = []
+        failures: list[GateFailure] = []
         if output_gates or len(outputs) == 1:  # no gate at all is an error there
-            failures += gate(place, output_gates)
+            failures += gate_failures(place, output_gates)
         failures += _other_failures(place, gates, precision)
-        all_failures += failures if first else [f"{spec.name}, {text}" for text in failures]
+        all_failures += failures if first else [one.of(spec.name) for one in failures]
     return all_failures
 
 
 def _other_failures(
     place: Mapping[str, Any], gates: Mapping[str, float], precision: str
-) -> Iterator[str]:
+) -> Iterator[GateFailure]:
     """Lengths, and the groups that have no gates of their own: edge texts, uses, the Embedder."""
     unit = place["norms"]["unit"]
     bound = UNIT_LENGTH if unit else OTHER_LENGTH.get(precision, INT8_LENGTH)
+    least_use = gates.get("cosine_min", LEAST_EDGE_COSINE)
+    least_edge = gates.get("edge_cosine_min", least_use)
     groups = [("", place["norms"])]
     groups += [(f"{name}: ", place[name]) for name in GROUPS if name in place]
     for name, group in groups:
-        if not group["largest_error"] <= bound:
+        error = group["largest_error"]
+        if not error <= bound:
             what = "not L2-normalised" if unit else "not the checkpoint's lengths"
-            yield f"{name}lengths are off by {group['largest_error']:.3g}: {what}"
+            words = f"{name}lengths are off by {error:.3g}: {what}"
+            yield GateFailure(goal=f"{name}lengths", gap=error - bound, words=words)
         lowest = group.get("cosine_min", 1.0)
-        least = gates.get("cosine_min", LEAST_EDGE_COSINE)
+        least = least_use if name.removesuffix(": ") in USES else least_edge
         if name and not lowest >= least:
-            yield f"{name}cosine_min {lowest} is below {least}"
+            words = f"{name}cosine_min {lowest} is below {least}"
+            yield GateFailure(goal=f"{name}cosine_min", gap=least - lowest, words=words)

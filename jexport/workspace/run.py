@@ -108,7 +108,10 @@ class Run:
 
     def work_dir(self, name: str) -> Path:
         """A new folder for one stage to write in."""
-        folder = self.folder / name
+        folder, turn = self.folder / name, 1
+        while folder.exists():  # a stage that is run again
+            turn += 1
+            folder = self.folder / f"{name}-{turn}"
         folder.mkdir()
         return folder
 
