@@ -196,8 +196,7 @@ def wide() -> None:
 def wide_recipe(toy: Path) -> recipe.Recipe:
     """A seeded checkpoint of that shape, written to `toy`, and goals that it can reach."""
     _write_wide(toy)
-    chosen = recipe.for_model(str(toy)).replace_quantize(samples=64, max_tokens=128)
-    return chosen
+    return recipe.for_model(str(toy)).replace_quantize(samples=64, max_tokens=128)
 
 
 def _write_wide(folder: Path) -> None:

@@ -154,14 +154,14 @@ def _judged(
     if failures:
         more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
         other_model = bool(differences or likely)
-        error = (ParityError if other_model else GatesMissedError)(
+        refusal = (ParityError if other_model else GatesMissedError)(
             f"validate: the artifact does not give the checkpoint's vectors ({precision})",
             evidence="\n".join([*(f"likely: {one}" for one in likely), *failures[:SHOWN], *more]),
             fix=_way_out(precision, differs=other_model),
         )
-        if isinstance(error, GatesMissedError):
-            error.failures = tuple(failures)
-        raise error
+        if isinstance(refusal, GatesMissedError):
+            refusal.failures = tuple(failures)
+        raise refusal
     return ParityReport(passed=True, failures=(), metrics=metrics)
 
 
