@@ -187,7 +187,7 @@ class Evaluator:
         logged = _logged(self.trial_log.get(key))
         if logged is not None:
             return logged
-        vectors = self._vectors(quantizations)
+        vectors = self.vectors(quantizations)
         comparison = self._compare(vectors, reference)
         failed = failures(comparison, self.gates) if self.gates else ()
         failed = (*failed, *self._edge_case_failures(comparison))
@@ -203,9 +203,10 @@ class Evaluator:
         self, quantizations: Mapping[str, LayerQuantization], reference: NDArray[np.float32]
     ) -> dict[str, Any]:
         """What parity.compare says of the held-out texts, by language, length and dimension."""
-        return self._compare(self._vectors(quantizations), reference)
+        return self._compare(self.vectors(quantizations), reference)
 
-    def _vectors(self, quantizations: Mapping[str, LayerQuantization]) -> NDArray[np.float32]:
+    def vectors(self, quantizations: Mapping[str, LayerQuantization]) -> NDArray[np.float32]:
+        """The held-out texts, then the edge cases, by a quantized graph: float32 [texts, dim]."""
         folder = self.work_dir / "trial"
         vectors = self._embed(self.write(quantizations, folder, "int8"))
         shutil.rmtree(folder, ignore_errors=True)
