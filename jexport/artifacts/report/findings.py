@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from jexport.gates import CONFIDENCE, GROUP_TEXTS
 from jexport.artifacts.report.reading import (
     MISSING,
     Facts,
@@ -68,6 +69,8 @@ MEASURES = (
     Measure("Spearman of pairwise similarities", "Spearman", "spearman"),
     Measure("largest difference of a component", "max difference", "largest_difference",
             short, False),
+    Measure(f"loss of the worst language or length, at {CONFIDENCE:.0%} confidence", "worst group",
+            "group_loss", short, False),
     Measure("loss of the worst language over the mean loss", "worst language", "language_loss",
             short, False),
 )
@@ -129,7 +132,9 @@ def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, He
     ours = {**mapping(held_out, "overall"), **kept(quantization)}
     theirs = dict(mapping(metrics, "overall"))
     for side, metrics_ in ((ours, held_out), (theirs, metrics)):
-        side["language_loss"] = mapping(metrics_, "languages").get("largest_loss")
+        side["group_loss"] = worst_loss(metrics_)
+        if side["group_loss"] is None or "language_loss" in mapping(parity, "gates"):
+            side["language_loss"] = mapping(metrics_, "languages").get("largest_loss")
     theirs[TOKENS.key] = mapping(metrics, "tokens").get("cosine_min")
     theirs[BATCH.key] = mapping(metrics, "batch").get("cosine_min")
     lines = []
@@ -144,6 +149,17 @@ def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, He
         if (first.number, first.gate, second.number, second.gate) != (None,) * 4:
             lines.append((one, first, second))
     return lines
+
+
+def worst_loss(metrics: Facts) -> float | None:
+    """The largest loss of a language or length that its texts prove; None in older reports."""
+    groups_ = [*mapping(metrics, "by_language").values(), *mapping(metrics, "by_length").values()]
+    losses = [
+        number(group.get("loss_low"))
+        for group in groups_
+        if isinstance(group, Mapping) and (number(group.get("texts")) or 0) >= GROUP_TEXTS
+    ]
+    return max((loss for loss in losses if loss is not None), default=None)
 
 
 def kept(quantization: Facts) -> Facts:
