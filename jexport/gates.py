@@ -29,6 +29,9 @@ def least_texts(quantile: float) -> int:
 
     Args:
         quantile: 0 to 1, both excluded; 0.5 for the median.
+
+    Returns:
+        The number of texts.
     """
     return math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - quantile))
 
@@ -72,7 +75,14 @@ class GateFailure:
     words: str
 
     def of(self, where: str) -> GateFailure:
-        """The same, with where it was: an output's name, or a stage's."""
+        """The same failure, with where it was.
+
+        Args:
+            where: an output's name, or a stage's.
+
+        Returns:
+            The failure, `where` before its goal and words.
+        """
         return replace(self, goal=f"{where}, {self.goal}", words=f"{where}, {self.words}")
 
 
@@ -115,6 +125,12 @@ def complete(gates: Mapping[str, float]) -> dict[str, float]:
     """The gates, with group_loss from cosine_mean where it is not among them.
 
     What is asked of the mean over all texts is asked of each group, as far as its texts can tell.
+
+    Args:
+        gates: bound by gate key.
+
+    Returns:
+        All that is held.
     """
     held = dict(gates)
     if "cosine_mean" in held and "group_loss" not in held:
@@ -123,18 +139,32 @@ def complete(gates: Mapping[str, float]) -> dict[str, float]:
 
 
 def gate(metrics: Mapping[str, Any], gates: Mapping[str, float]) -> tuple[str, ...]:
-    """What `failures` gives, in words."""
+    """What `failures` gives, in words.
+
+    Args:
+        metrics: as `failures` takes them.
+        gates: as `failures` takes them.
+
+    Returns:
+        The failures, one per gate and group; empty when every gate passed.
+
+    Raises:
+        ParityError: as `failures`.
+    """
     return tuple(one.words for one in failures(metrics, gates))
 
 
 def failures(metrics: Mapping[str, Any], gates: Mapping[str, float]) -> tuple[GateFailure, ...]:
-    """The gates that do not hold, one per gate and group; empty when every gate passed.
+    """Hold metrics against bounds.
 
     Args:
         metrics: what `compare` returned; with "batch" from `invariance` when a batch gate is set
             and "norms" from `norms` when norm_error is.
         gates: bound by gate key (see GATES), completed by `complete`; a value equal to its bound
             passes, a NaN or an infinity never does.
+
+    Returns:
+        The gates that do not hold, one per gate and group; empty when every gate passed.
 
     Raises:
         ParityError: `gates` is empty, has an unknown key or a bound that is not finite, or the

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jexport.errors import ParityError
-from jexport.gates import GATES, gate
+from jexport.gates import GATES, GROUP_TEXTS, complete, failures, gate, least_texts
 
-WHOLE_SET = {"spearman", "top10_overlap"}
+WHOLE_SET = {"spearman", "top10_overlap", "cosine_mean"}
 GROUPS = (
     ("overall", ("overall",)),
     ("language 'th'", ("by_language", "th")),
@@ -19,11 +19,16 @@ GROUPS = (
 )
 
 
+UPPER = {"largest_difference", "norm_error", "language_loss", "group_loss"}
+
+
 def perfect() -> dict[str, Any]:
     def group() -> dict[str, float]:
         return {
-            "texts": 2,
+            "texts": 500,
             "cosine_mean": 1.0,
+            "loss": 0.0,
+            "loss_low": 0.0,
             "cosine_p1": 1.0,
             "cosine_min": 1.0,
             "largest_difference": 0.0,
@@ -75,19 +80,22 @@ def test_gate_keys() -> None:
         "batch_cosine_min",
         "norm_error",
         "language_loss",
+        "group_loss",
+        "edge_cosine_min",
         "token_cosine_min",
     }
     upper = [key for key in GATES if not GATES[key].at_least]
-    assert upper == ["largest_difference", "norm_error", "language_loss"]
+    assert set(upper) == UPPER
 
 
 @pytest.mark.parametrize(("name", "path"), GROUPS)
-@pytest.mark.parametrize("key", ["cosine_min", "cosine_mean", "cosine_p1", *sorted(WHOLE_SET)])
+@pytest.mark.parametrize("key", ["cosine_min", "cosine_p1", *sorted(WHOLE_SET)])
 def test_lower_bound_at_its_border(key: str, name: str, path: tuple[str, ...]) -> None:
     bound = 0.99999
     below = math.nextafter(bound, 0)
-    assert gate(metrics_with(bound, path, key), {key: bound}) == ()
-    failures = gate(metrics_with(below, path, key), {key: bound})
+    gates = {key: bound, "group_loss": 1.0}
+    assert gate(metrics_with(bound, path, key), gates) == ()
+    failures = gate(metrics_with(below, path, key), gates)
     if key in WHOLE_SET and path[0] in ("by_language", "by_length"):
         assert failures == ()
     else:
@@ -113,7 +121,7 @@ def test_batch_and_token_gates(key: str, place: str) -> None:
         f"{place}: cosine_min 0.99 is below 0.999",
     )
     # the gate of the one is not the gate of the other, nor of the embeddings
-    others = set(GATES) - {key, "largest_difference", "norm_error", "language_loss"}
+    others = set(GATES) - {key, *UPPER}
     assert gate(metrics_with(0.99, (place,), "cosine_min"), dict.fromkeys(others, 0.999)) == ()
 
 
@@ -133,7 +141,7 @@ def test_failure_text_names_everything() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("key", sorted(GATES))
+@pytest.mark.parametrize("key", sorted(set(GATES) - {"edge_cosine_min"}))
 def test_a_value_that_is_not_finite_never_passes(key: str, value: float) -> None:
     places = {
         "batch_cosine_min": "batch",
@@ -144,7 +152,8 @@ def test_a_value_that_is_not_finite_never_passes(key: str, value: float) -> None
     path = (places.get(key, "overall"),)
     metric = GATES[key].metric
     bound = -2.0 if GATES[key].at_least else 3.0
-    failures = gate(metrics_with(value, path, metric), {key: bound})
+    gates = {"group_loss": 9.0, key: bound}
+    failures = gate(metrics_with(value, path, metric), gates)
     assert failures == (f"{path[0]}: {metric} is {value} (bound {bound})",)
 
 
@@ -195,3 +204,63 @@ def test_unknown_gate_is_an_error_with_the_nearest_key() -> None:
 @pytest.mark.parametrize("bound", [math.nan, math.inf, -math.inf])
 def test_a_bound_that_is_not_finite_is_an_error(bound: float) -> None:
     assert_refused(perfect(), {"cosine_min": bound}, "cosine_min", str(bound))
+
+
+@pytest.mark.parametrize(("quantile", "count"), [(0.5, 7), (0.01, 459), (0.1, 44)])
+def test_least_texts_is_the_first_count_that_tells(quantile: float, count: int) -> None:
+    """Exactly: the chance that none of them is below the quantile."""
+    assert least_texts(quantile) == count
+    assert (1 - quantile) ** count <= 0.01 < (1 - quantile) ** (count - 1)
+
+
+@pytest.mark.parametrize("place", ["by_language", "by_length"])
+@pytest.mark.parametrize(
+    ("key", "metric", "bad", "bound", "least"),
+    [
+        ("group_loss", "loss_low", 0.5, 0.004, GROUP_TEXTS),
+        ("cosine_p1", "cosine_p1", 0.5, 0.99, 459),
+    ],
+)
+def test_a_group_counts_from_so_many_texts_on(
+    place: str, key: str, metric: str, bad: float, bound: float, least: int
+) -> None:
+    metrics = perfect()
+    metrics[place]["few"] = metrics["overall"] | {"texts": least - 1, metric: bad}
+    assert gate(metrics, {key: bound}) == ()
+    metrics[place]["few"]["texts"] = least
+    [failure] = gate(metrics, {key: bound})
+    assert "few" in failure
+
+
+def test_a_single_text_counts_in_the_lowest_cosine_of_all() -> None:
+    metrics = perfect()
+    metrics["by_length"]["1-2"] = metrics["overall"] | {"texts": 1, "cosine_min": 0.9}
+    metrics["overall"] = metrics["overall"] | {"cosine_min": 0.9}
+    assert gate(metrics, {"cosine_mean": 0.996, "cosine_p1": 0.99, "group_loss": 0.004}) == ()
+    assert "overall: cosine_min 0.9 is below 0.95" in gate(metrics, {"cosine_min": 0.95})
+
+
+def test_a_group_that_does_not_say_how_many_texts_it_has_is_held() -> None:
+    metrics = metrics_with(0.5, ("by_language", "th"), "loss_low")
+    del metrics["by_language"]["th"]["texts"], metrics["by_language"]["en"]["loss_low"]
+    metrics["by_language"]["th"]["texts"] = 9
+    assert_refused(metrics, {"group_loss": 0.004}, "group_loss", "language 'en'")
+
+
+def test_a_groups_loss_is_told_with_its_interval() -> None:
+    metrics = perfect()
+    metrics["by_language"]["th"] |= {"texts": 9, "loss": 0.0061, "loss_low": 0.0052}
+    [failure] = failures(metrics, {"group_loss": 0.004})
+    assert failure.goal == "language 'th': loss_low"
+    assert failure.gap == pytest.approx(0.0012)
+    for word in ("language 'th'", "0.00610", "of 9 texts", "0.00520", "99%", "0.004"):
+        assert word in failure.words
+
+
+def test_a_mean_over_all_is_asked_of_groups_where_nothing_else_is() -> None:
+    assert complete({"cosine_mean": 0.996})["group_loss"] == 0.004
+    assert complete({"cosine_mean": 0.996, "group_loss": 0.01})["group_loss"] == 0.01
+    assert complete({"cosine_min": 0.9}) == {"cosine_min": 0.9}
+    metrics = metrics_with(0.005, ("by_language", "th"), "loss_low")
+    assert len(gate(metrics, {"cosine_mean": 0.996})) == 1
+    assert gate(metrics, {"cosine_mean": 0.99}) == ()

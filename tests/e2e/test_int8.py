@@ -16,13 +16,14 @@ import pytest
 import jexport
 from jexport import recipe
 from jexport.artifacts import manifest, store
-from jexport.errors import ArtifactError, CalibrationError, QuantizationError
+from jexport.errors import ArtifactError, CalibrationError, GatesMissedError, QuantizationError
 from jexport.quantization.evaluator import Evaluator
 from jexport.quantization.trial_log import TrialLog
 from jexport.runtime.embedder import Embedder
 from jexport.runtime.open import embedding_of
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.serving import layouts
+from jexport.stages import validate
 from jexport.types import Artifact
 
 TASK = "retrieval.passage"
@@ -287,3 +288,56 @@ def test_quality_of_the_held_out_texts_is_told_by_group(int8: Path) -> None:
         assert quality["overall"][name] == pytest.approx(report["chosen"][name])
     sizes = manifest.read(int8).content["embedding"]["matryoshka"]
     assert set(quality["by_dimension"]) == set(map(str, sizes))
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Validate's own run refuses the first candidates: those that its engine alone does worse."""
+    real, seen = validate.run, list[int]()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        report = real(*args, **kwargs)
+        seen.append(len(seen))
+        if len(seen) <= times:
+            error = GatesMissedError("validate: refused", evidence="planted", fix="none")
+            error.failures = (f"planted {len(seen)}",)
+            raise error
+        return report
+
+    monkeypatch.setattr(validate, "run", run)
+    return seen
+
+
+def test_what_the_engine_refuses_leads_to_the_next_candidate(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = refusing(monkeypatch, 1)
+    built = build_int8(quick(small, max_share=0.5), tmp_path)
+    report = json.loads((built / "quantization.json").read_text(encoding="utf-8"))
+    assert len(seen) == 2
+    assert [trial["passed"] for trial in report["tried"]] == [False, True]
+    assert report["tried"][0]["failures"] == ["planted 1"]
+    assert report["chosen"]["wide"]
+    manifest.verify(built)
+
+
+def test_the_search_is_judged_by_what_validate_judges(small: Path, tmp_path: Path) -> None:
+    """A gate of [validate] alone, which the held-out texts of the search never meet."""
+    strict = quick(small, max_share=0.0)
+    gates = {**strict.validate.gates, "int8": {**GATES, "edge_cosine_min": 0.9999999}}
+    strict = dataclasses.replace(strict, validate=dataclasses.replace(strict.validate, gates=gates))
+    with pytest.raises(QuantizationError) as caught:
+        build_int8(strict, tmp_path)
+    assert "validate, edge: cosine_min" in str(caught.value)
+    assert "is below 0.9999999" in str(caught.value)
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_minilm_with_nothing_but_its_folder(minilm: Path, tmp_path: Path, target: str) -> None:
+    """No recipe, all defaults: real weights, an English vocabulary, the empty text."""
+    made = recipe.for_model(str(minilm)).replace_quantize(allow_slower=True)
+    built = jexport.build(made, task="none", target=target, precision="int8", out=tmp_path).path
+    metrics = json.loads((built / "parity.json").read_text(encoding="utf-8"))["metrics"]
+    assert metrics["overall"]["cosine_min"] > 0.995
+    groups = [*metrics["by_language"].values(), *metrics["by_length"].values()]
+    assert max(one["loss_low"] for one in groups if one["texts"] >= 7) < 0.003

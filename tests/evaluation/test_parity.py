@@ -645,3 +645,48 @@ def test_compare_alone_cannot_pass_a_gate_of_another_place() -> None:
         with pytest.raises(ParityError) as caught:
             gate(metrics, {key: 0.5})
         assert_parts(caught, key)
+
+
+# --- losses of groups ---------------------------------------------------------------------------
+
+
+def with_losses(losses: dict[str, list[float]]) -> dict[str, Any]:
+    """Texts of languages whose vectors are turned so that 1 - cosine is what is given."""
+    names = [name for name, own in losses.items() for _ in own]
+    wanted = np.array([loss for own in losses.values() for loss in own])
+    reference = vectors(len(names), 16).astype(np.float64)
+    reference /= np.linalg.norm(reference, axis=1, keepdims=True)
+    other = vectors(len(names), 16, seed=5).astype(np.float64)
+    other -= (other * reference).sum(axis=1, keepdims=True) * reference
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+    cosines = (1 - wanted)[:, None]
+    turned = cosines * reference + np.sqrt(1 - cosines**2) * other
+    return compare(
+        Outputs(embeddings=reference.astype(np.float32)),
+        Outputs(embeddings=turned.astype(np.float32)),
+        Labels(languages=tuple(names), lengths=(5,) * len(names), dimensions=(16,)),
+    )
+
+
+LITTLE = [0.0006, 0.0007, 0.0008] * 5
+
+
+def test_one_bad_text_is_no_bad_language_and_a_bad_language_is() -> None:
+    gates = {"cosine_mean": 0.98, "group_loss": 0.004}
+    single = with_losses({"en": LITTLE, "bn": [*LITTLE[:8], 0.2], "sw": [0.01]})
+    assert gate(single, gates) == ()
+    assert gate(single, {"cosine_min": 0.95}) != ()  # it counts there
+    shared = with_losses({"en": LITTLE, "bn": [0.005, 0.0055, 0.006] * 3})
+    [failure] = gate(shared, gates)
+    assert failure.startswith("language 'bn': mean loss")
+
+
+def test_twice_a_small_mean_is_no_loss() -> None:
+    """All lose little, one of them more: the ratio that no improvement can meet."""
+    metrics = with_losses({"en": [0.0003] * 9, "de": [0.0003] * 9, "bn": [0.0009] * 9})
+    assert metrics["languages"]["largest_loss"] == 0
+    assert metrics["by_language"]["bn"]["loss"] > 1.5 * metrics["overall"]["loss"]
+    assert gate(metrics, {"language_loss": 1.2}) == ()
+    lost = with_losses({"en": [0.003] * 9, "de": [0.003] * 9, "bn": [0.009] * 9})
+    assert lost["languages"]["largest_loss"] == pytest.approx(1.8, rel=1e-3)
+    assert gate(lost, {"language_loss": 1.2}) != ()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from jexport.errors import QuantizationError
+from jexport.gates import GateFailure
 from jexport.quantization import search
 from jexport.quantization.layers import LinearLayer
 
@@ -53,6 +54,10 @@ class FakeEvaluator:
 
 def goals(max_share: float) -> search.Goals:
     return search.Goals(at_least=GOAL, max_share=max_share)
+
+
+def failure(goal: str, gap: float) -> GateFailure:
+    return GateFailure(goal=goal, gap=gap, words=f"{goal} is {gap:g} off")
 
 
 TEN = linear_layers([0.1] * 10)
@@ -120,12 +125,12 @@ def test_a_group_that_fails_its_gate_is_worked_on_like_a_goal() -> None:
     good = FakeEvaluator(0)
 
     def measure(fallback: Sequence[str]) -> search.Measurement:
-        failures = () if len(fallback) >= 2 else ("language 'th': cosine_p1 0.98 is below 0.99",)
+        failures = () if len(fallback) >= 2 else (failure("language 'th': cosine_p1", 0.01),)
         return search.Measurement(metrics=good(fallback).metrics, failures=failures)
 
     chosen, trials = search.find_fallback_layers(TEN, measure, RISING, goals(0.5))
     assert chosen.fallback == ("p9", "p8")
-    assert trials[0].failures == ("language 'th': cosine_p1 0.98 is below 0.99",)
+    assert trials[0].failures == ("language 'th': cosine_p1 is 0.01 off",)
     with pytest.raises(QuantizationError, match="language 'th'"):
         search.find_fallback_layers(TEN, measure, RISING, goals(0.1))
 
@@ -215,3 +220,113 @@ def test_a_trial_is_reported_with_all_its_numbers() -> None:
     assert report["wide"] == ["p9"]
     assert report["top10_overlap"] == 0.9
     assert all(report[name] == chosen.metrics[name] for name in search.METRICS)
+
+
+# --- what validate refuses ----------------------------------------------------------------------
+
+
+def test_a_candidate_that_validate_refuses_leads_to_the_next() -> None:
+    evaluator, asked = FakeEvaluator(1), list[tuple[str, ...]]()
+
+    def refuse(fallback: Sequence[str]) -> list[GateFailure]:
+        asked.append(tuple(fallback))
+        return [] if len(fallback) >= 3 else [failure("validate, overall: cosine_min", 0.1)]
+
+    messages: list[str] = []
+    options = search.SearchOptions(refuse=refuse, message=messages.append)
+    chosen, trials = search.find_fallback_layers(TEN, evaluator, RISING, goals(0.8), options)
+    assert chosen.fallback == ("p9", "p8", "p7")
+    assert asked == [("p9",), ("p9", "p8"), ("p9", "p8", "p7")]  # not those that miss the goals
+    assert [trial.passed for trial in trials] == [False, False, False, True]
+    assert trials[1].failures == ("validate, overall: cosine_min is 0.1 off",)
+    assert "validate, overall: cosine_min" in messages[1]
+
+
+def test_all_refused_says_what_validate_said() -> None:
+    options = search.SearchOptions(refuse=lambda fallback: [failure("validate, edge", 0.1)])
+    with pytest.raises(QuantizationError, match=r"validate, edge is 0\.1 off"):
+        search.find_fallback_layers(TEN, FakeEvaluator(0), RISING, goals(0.2), options)
+
+
+# --- a goal that does not move ------------------------------------------------------------------
+
+TWENTY = linear_layers([0.05] * 20)
+WORST = {item.name: float(item.block) for item in TWENTY}
+
+
+def with_gap(gap: Callable[[int], float]) -> Callable[[Sequence[str]], search.Measurement]:
+    """All goals are met but a group's, which is so far off with so many fallback layers."""
+    good = FakeEvaluator(0)
+
+    def measure(fallback: Sequence[str]) -> search.Measurement:
+        off = gap(len(fallback))
+        failures = (failure("language 'bn': loss_low", off),) if off > 0 else ()
+        texts = ("'some text' (bn, 12 tokens) 0.98000",)
+        return search.Measurement(metrics=good(fallback).metrics, failures=failures, lowest=texts)
+
+    return measure
+
+
+def test_a_goal_that_does_not_move_ends_the_search_and_is_named() -> None:
+    asked: list[int] = []
+
+    def gap(count: int) -> float:
+        asked.append(count)
+        return 0.002 - 0.00001 * count
+
+    with pytest.raises(QuantizationError) as caught:
+        search.find_fallback_layers(TWENTY, with_gap(gap), WORST, goals(0.8))
+    # STALL_TRIALS of them, and the widest for certainty; all would be nine
+    assert asked == [0, 2, 4, 6, 16]
+    message = str(caught.value)
+    assert "a goal does not move, the search stopped" in message
+    assert "'language 'bn': loss_low' does not move" in message
+    assert "0%: 0.002" in message
+    assert "80%: 0.00184" in message
+    assert "'some text' (bn, 12 tokens) 0.98000" in message
+    assert "p3 (5.0%), p2 (5.0%), p1 (5.0%)" in message  # the most sensitive that are still int8
+    assert "more layers at higher precision do not help" in message
+    assert caught.value.exit_code == 25
+
+
+def test_a_goal_that_moves_late_is_still_reached() -> None:
+    """Nothing is concluded from the trend alone."""
+    chosen, trials = search.find_fallback_layers(
+        TWENTY, with_gap(lambda count: 0.002 if count < 10 else 0.0), WORST, goals(0.8)
+    )
+    assert len(chosen.fallback) == 10  # the first in order, not the widest that was looked at
+    assert len({trial.fallback for trial in trials}) == len(trials)
+
+
+def test_a_goal_that_moves_is_worked_on_to_the_end() -> None:
+    asked: list[int] = []
+
+    def gap(count: int) -> float:
+        asked.append(count)
+        return 0.02 * 0.9**count
+
+    with pytest.raises(QuantizationError, match="does not reach the goals"):
+        search.find_fallback_layers(TWENTY, with_gap(gap), WORST, goals(0.8))
+    assert asked == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+
+
+def test_a_metric_that_does_not_move_is_named_too() -> None:
+    def measure(fallback: Sequence[str]) -> search.Measurement:
+        metrics = dict.fromkeys(search.METRICS, 0.99) | {"top10_overlap": 0.85}
+        return search.Measurement(metrics=metrics)
+
+    with pytest.raises(QuantizationError, match="'top10_overlap' does not move"):
+        search.find_fallback_layers(TWENTY, measure, WORST, goals(0.8))
+
+
+def test_the_whole_curve_is_drawn_whether_a_goal_moves_or_not() -> None:
+    asked: list[int] = []
+
+    def gap(count: int) -> float:
+        asked.append(count)
+        return 0.002
+
+    options = search.SearchOptions(whole_curve=True)
+    with pytest.raises(QuantizationError, match="does not reach the goals"):
+        search.find_fallback_layers(TWENTY, with_gap(gap), WORST, goals(0.4), options)
+    assert asked[-1] == 20
