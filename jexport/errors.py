@@ -62,11 +62,8 @@ class ParityError(JexportError):
 
     exit_code = 6
 
-
-class GatesMissedError(ParityError):
-    """The vectors are those of the checkpoint, and further from them than the gates allow."""
-
-    failures: tuple[str, ...] = ()
+    missed_gates: tuple[str, ...] = ()
+    """Where nothing but lost accuracy is wrong, which another int8 candidate may not have lost."""
 
 
 class CheckpointError(JexportError):

@@ -21,7 +21,7 @@ from jexport.building.acceptance import AcceptanceInputs
 from jexport.building.build_command import build_command
 from jexport.building.plan import BuildPlan
 from jexport.cache.stages import Cache, Lease, Result, StageKey
-from jexport.errors import GatesMissedError
+from jexport.errors import ParityError
 from jexport.evaluation import edge_texts, reference_set
 from jexport.quantization.trial_log import TrialLog
 from jexport.stages import compile as compile_stage
@@ -128,15 +128,15 @@ class BuildSession:
             compiled = self.compile(model)
             try:
                 return model, compiled, self.accept(compiled, exported)
-            except GatesMissedError as error:
-                if not self.plan.is_int8:
+            except ParityError as error:
+                if not self.plan.is_int8 or not error.missed_gates:
                     raise
                 assert isinstance(model, OnnxModel)
                 fallback = quantize_stage.chosen_fallback(_report_of(model))
                 if fallback in refused:
                     raise
-                refused[fallback] = error.failures
-                self._quantize_note(f"{self.plan.target.name} refused it: {error.failures[0]}")
+                refused[fallback] = error.missed_gates
+                self._quantize_note(f"{self.plan.target.name} refused it: {error.missed_gates[0]}")
 
     def quantize(
         self, exported: Model, refused: Mapping[tuple[str, ...], tuple[str, ...]] | None = None

@@ -15,7 +15,7 @@ from typing import Any
 from jexport.artifacts.manifest import write_json
 from jexport.artifacts.reference import NAME as STORED
 from jexport.artifacts.reference import Stored, write
-from jexport.errors import GatesMissedError, ParityError, RecipeError
+from jexport.errors import ParityError, RecipeError
 from jexport.evaluation.candidate import Candidate
 from jexport.evaluation.comparison import EMBEDDER, HIDDEN, UNIT_LENGTH, Comparison
 from jexport.evaluation.edge_texts import EDGE
@@ -145,8 +145,8 @@ def _judged(
         content["metrics"] = metrics
         failed = _failures(metrics, gates, outputs, precision)
         failures = [*differences, *(one.words for one in failed)]
-    except ParityError as error:
-        content["failures"] = [error.what, *error.evidence.splitlines()]
+    except ParityError as broken:
+        content["failures"] = [broken.what, *broken.evidence.splitlines()]
         write_json(out_dir / REPORT, content)
         raise
     content |= {"passed": not failures, "failures": failures}
@@ -154,14 +154,13 @@ def _judged(
     if failures:
         more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
         other_model = bool(differences or likely)
-        refusal = (ParityError if other_model else GatesMissedError)(
+        error = ParityError(
             f"validate: the artifact does not give the checkpoint's vectors ({precision})",
             evidence="\n".join([*(f"likely: {one}" for one in likely), *failures[:SHOWN], *more]),
             fix=_way_out(precision, differs=other_model),
         )
-        if isinstance(refusal, GatesMissedError):
-            refusal.failures = tuple(failures)
-        raise refusal
+        error.missed_gates = () if other_model else tuple(failures)
+        raise error
     return ParityReport(passed=True, failures=(), metrics=metrics)
 
 

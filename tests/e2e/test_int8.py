@@ -16,7 +16,7 @@ import pytest
 import jexport
 from jexport import recipe
 from jexport.artifacts import manifest, store
-from jexport.errors import ArtifactError, CalibrationError, GatesMissedError, QuantizationError
+from jexport.errors import ArtifactError, CalibrationError, ParityError, QuantizationError
 from jexport.quantization.evaluator import Evaluator
 from jexport.quantization.trial_log import TrialLog
 from jexport.runtime.embedder import Embedder
@@ -298,8 +298,8 @@ def refusing(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
         report = real(*args, **kwargs)
         seen.append(len(seen))
         if len(seen) <= times:
-            error = GatesMissedError("validate: refused", evidence="planted", fix="none")
-            error.failures = (f"planted {len(seen)}",)
+            error = ParityError("validate: refused", evidence="planted", fix="none")
+            error.missed_gates = (f"planted {len(seen)}",)
             raise error
         return report
 
