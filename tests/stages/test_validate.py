@@ -216,6 +216,8 @@ def test_the_report_has_every_group(trial: Trial) -> None:
             "cosine_mean",
             "cosine_p1",
             "cosine_min",
+            "loss",
+            "loss_low",
             "largest_difference",
             "spearman",
             "top10_overlap",
