@@ -39,7 +39,7 @@ TOKEN_VECTORS = "last_hidden_state"
 TEXT_VECTORS = "sentence_embedding"
 """A graph's output after pooling and L2-normalisation: float32 [batch, dim]."""
 
-WARM_SECONDS, WARM_RATIO = 0.5, 1.5
+WARM_SECONDS, WARM_RATIO, FIRST_TOKENS, WARM_TOKENS = 0.5, 1.5, 16, 128
 
 _LIVE: weakref.WeakSet[Embedder] = weakref.WeakSet()
 
@@ -379,25 +379,34 @@ class Embedder:
         return self._tokenizer.prompt_tokens(prefix)
 
     def warm_up(self) -> None:
-        """Run one text of each length that such texts are padded to, while that costs much.
+        """Run what a first call would else pay for: a new length is then as fast as the next.
 
-        For an engine that compiles each shape when it first comes (single_multiple): a call with a
-        new length then takes no longer than the next. Lengths go up until compiling no longer costs
-        half of running, for WARM_SECONDS at most.
+        Every engine allocates its buffers with the first texts: one short text and one of
+        WARM_TOKENS are run. One that compiles each shape when it first comes (single_multiple)
+        runs one text of each length that such texts are padded to, upwards until compiling no
+        longer costs half of running. WARM_SECONDS at most.
         """
         multiple, limit = self._batching.single_multiple, self._tokenizer.max_tokens
-        begin, tokens, output = time.perf_counter(), multiple, self._outputs[0]
+        begin, tokens = time.perf_counter(), multiple or min(WARM_TOKENS, limit)
+        self._tokenizer.token_ids(["a"])
         with self._engine.in_use() as runner:
-            while 0 < tokens <= limit and time.perf_counter() - begin < WARM_SECONDS:
-                feeds = self._tokenizer.pad([[self._tokenizer.pad_id] * tokens])
-                seconds = []
-                for _ in range(2):
-                    start = time.perf_counter()
-                    only(runner, output)(feeds)
-                    seconds.append(time.perf_counter() - start)
-                if tokens > multiple and seconds[0] <= WARM_RATIO * seconds[1]:
+            seconds = self._one_text(runner, min(FIRST_TOKENS, limit))
+            if not multiple:
+                if seconds < WARM_SECONDS:
+                    self._one_text(runner, tokens)
+                return
+            while tokens <= limit and time.perf_counter() - begin < WARM_SECONDS:
+                first, second = self._one_text(runner, tokens), self._one_text(runner, tokens)
+                if tokens > multiple and first <= WARM_RATIO * second:
                     break  # but the very first run does more than its shape needs
                 tokens = round_up(tokens + 1, multiple, limit) if tokens < limit else limit + 1
+
+    def _one_text(self, runner: Runner, tokens: int) -> float:
+        """Run one text of so many tokens; the seconds that it took."""
+        ids = [np.full(tokens, self._tokenizer.pad_id, dtype=np.int32)]
+        begin = time.perf_counter()
+        self._pooled(runner, ids, (1, tokens), Wanted(self._outputs[0]))
+        return time.perf_counter() - begin
 
     def _size(self, dimensions: int | None) -> int:
         """Columns of the vectors to return; DimensionError when the model does not offer them."""
