@@ -403,9 +403,9 @@ class Embedder:
 
     def _one_text(self, runner: Runner, tokens: int) -> float:
         """Run one text of so many tokens; the seconds that it took."""
-        ids = [np.full(tokens, self._tokenizer.pad_id, dtype=np.int32)]
+        ids: list[Ints] = [np.full(tokens, self._tokenizer.pad_id, dtype=np.int32)]
         begin = time.perf_counter()
-        self._pooled(runner, ids, (1, tokens), Wanted(self._outputs[0]))
+        self._pooled(runner, ids, (1, tokens), OutputRequest(self._outputs[0]))
         return time.perf_counter() - begin
 
     def _size(self, dimensions: int | None) -> int:
