@@ -3,7 +3,8 @@
 Three questions. How fast are 16 threads that send a text each beside one thread that sends the same
 texts in calls of 16, and all at once? How much slower is a length's first call than its second?
 How many of the tokens of an `encode` are padding? Compared ways run in turn in one process; their
-ratio is one round's. THREAD_CALLS: calls a thread (500).
+ratio is one round's. THREAD_CALLS: calls a thread (500). The more the texts' lengths differ, the
+more 16 of them are padded, so that one call with all texts is the faster: both kinds are measured.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import jexport
-from benchmarks import memory, table
+from benchmarks import memory, table, texts
 from jexport.datasets import calibration
 from jexport.runtime import Embedder
 from jexport.runtime.batches import plan
 
-THREADS, ROUNDS, MOST_TEXTS = 16, 3, 1500
+THREADS, ROUNDS, OPENINGS, MOST_TEXTS = 16, 3, 3, 1500
 LENGTHS = tuple(int(n) for n in np.unique(np.geomspace(3, 250, 40).astype(int)))[:30]
 
 
@@ -32,17 +33,19 @@ def main() -> None:
     calls = int(os.environ.get("THREAD_CALLS", "500"))
     rows = []
     for folder in os.environ["ARTIFACTS"].split(os.pathsep):
-        rows.append(_row(folder, calls))
-        print(*rows[-1], sep=" | ", flush=True)
+        for row in _rows(folder, calls):
+            rows.append(row)
+            print(*row, sep=" | ", flush=True)
     note = (
-        f"{THREADS} threads x {calls} calls of one text of 3 to 25 words; {ROUNDS} rounds, the ways"
-        " in turn, a ratio is one round's: lowest / **median** / highest. First calls: CPU time of "
-        f"the first call of each of {len(LENGTHS)} lengths after opening, by the median of its next"
-        " five. Padding: of one `encode` of calibration texts as they are. CPU s: of the whole "
-        "process. Shared machine: read ratios."
+        f"{THREADS} threads x {calls} calls of one text; {ROUNDS} rounds, the ways in turn, a "
+        "ratio is one round's: lowest / **median** / highest. First calls: CPU time of the first "
+        f"call of each of {len(LENGTHS)} lengths after opening, by the median of its next five; "
+        f"the median of {OPENINGS} openings. Padding: of one `encode` of calibration texts as they "
+        "are. CPU s: of the whole process. Shared machine: read ratios."
     )
     head = [
         "artifact",
+        "texts",
         "threads / calls of 16",
         "threads / all at once",
         "CPU s: threads, 16, all",
@@ -54,26 +57,36 @@ def main() -> None:
     table.write("Threads, first calls, padding", "make bench-threads", note, head, rows)
 
 
-def _row(folder: str, calls: int) -> list[str]:
-    begin = time.perf_counter()
-    with jexport.open_artifact(folder, device="cpu", verify=False) as model:
-        opening = time.perf_counter() - begin
-        firsts = [_first_by_next(model.encode, length) for length in LENGTHS]
-        ways = _compare(model.encode, list(memory.texts(THREADS * calls)))
-        padding = _padding(model)
-    seconds = {name: [wall for wall, _ in rounds] for name, rounds in ways.items()}
-    cpu = [statistics.median(used for _, used in rounds) for rounds in ways.values()]
-    name = "/".join(Path(folder).parts[-4:-1])
-    return [
-        name,
-        _ratios(seconds["16"], seconds["threads"]),
-        _ratios(seconds["all"], seconds["threads"]),
-        ", ".join(f"{one:.1f}" for one in cpu),
-        f"{opening:.2f}",
-        f"{statistics.median(firsts):.2f}, {max(firsts):.2f}",
-        f"{sum(one > 1.5 for one in firsts)} of {len(firsts)}",
-        f"{padding:.1%}",
-    ]
+def _rows(folder: str, calls: int) -> Iterator[list[str]]:
+    """A row for each kind of texts."""
+    openings, firsts = [], []
+    for _ in range(OPENINGS):
+        begin = time.perf_counter()
+        with jexport.open_artifact(folder, device="cpu", verify=False) as model:
+            openings.append(time.perf_counter() - begin)
+            firsts.append([_first_by_next(model.encode, length) for length in LENGTHS])
+            padding = _padding(model)
+    first = [statistics.median(ratios) for ratios in zip(*firsts, strict=True)]
+    kinds = {
+        "3 to 25 words": list(memory.texts(THREADS * calls)),
+        "docstrings": texts.docstrings(THREADS * calls),
+    }
+    for kind, sentences in kinds.items():
+        with jexport.open_artifact(folder, device="cpu", verify=False) as model:
+            ways = _compare(model.encode, sentences)
+        seconds = {name: [wall for wall, _ in rounds] for name, rounds in ways.items()}
+        cpu = [statistics.median(used for _, used in rounds) for rounds in ways.values()]
+        yield [
+            "/".join(Path(folder).parts[-4:-1]),
+            kind,
+            _ratios(seconds["16"], seconds["threads"]),
+            _ratios(seconds["all"], seconds["threads"]),
+            ", ".join(f"{one:.1f}" for one in cpu),
+            f"{statistics.median(openings):.2f}",
+            f"{statistics.median(first):.2f}, {max(first):.2f}",
+            f"{sum(one > 1.5 for one in first)} of {len(first)}",
+            f"{padding:.1%}",
+        ]
 
 
 def _ratios(other: Sequence[float], threads: Sequence[float]) -> str:
@@ -83,17 +96,17 @@ def _ratios(other: Sequence[float], threads: Sequence[float]) -> str:
 
 
 def _compare(
-    encode: Callable[..., np.ndarray], texts: list[str]
+    encode: Callable[..., np.ndarray], sentences: list[str]
 ) -> dict[str, list[tuple[float, float]]]:
     """Wall and CPU seconds of each way in each round; the ways must give the same vectors."""
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "threads": lambda: _in_threads(encode, texts),
+        "threads": lambda: _in_threads(encode, sentences),
         "16": lambda: np.concatenate(
-            [encode(texts[n : n + THREADS]) for n in range(0, len(texts), THREADS)]
+            [encode(sentences[n : n + THREADS]) for n in range(0, len(sentences), THREADS)]
         ),
-        "all": lambda: encode(texts),
+        "all": lambda: encode(sentences),
     }
-    wanted = encode(texts)  # also the warm-up
+    wanted = encode(sentences)  # also the warm-up
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
@@ -105,13 +118,13 @@ def _compare(
     return seconds
 
 
-def _in_threads(encode: Callable[..., np.ndarray], texts: list[str]) -> np.ndarray:
+def _in_threads(encode: Callable[..., np.ndarray], sentences: list[str]) -> np.ndarray:
     """Each text in a call of its own, from THREADS threads."""
-    found: list[np.ndarray] = [np.empty(0)] * len(texts)
+    found: list[np.ndarray] = [np.empty(0)] * len(sentences)
 
     def work(number: int) -> None:
-        for place in range(number, len(texts), THREADS):
-            found[place] = encode(texts[place])
+        for place in range(number, len(sentences), THREADS):
+            found[place] = encode(sentences[place])
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
     for one in threads:
@@ -133,9 +146,9 @@ def _first_by_next(encode: Callable[..., np.ndarray], length: int) -> float:
 
 def _padding(model: Embedder) -> float:
     """Padded tokens beyond the real ones, by the real ones, of one `encode` of natural texts."""
-    texts = [sample.text for sample in calibration.read("parity", task="none").samples]
+    samples = calibration.read("parity", task="none").samples[:MOST_TEXTS]
     limit, batching = model.embedding.max_tokens, model._batching
-    lengths = [len(ids) for ids in model._tokenizer.model_ids(texts[:MOST_TEXTS])]
+    lengths = [len(ids) for ids in model._tokenizer.model_ids([one.text for one in samples])]
     shapes = [batch.shape for batch in plan(lengths, batching, batching.tokens, limit)]
     return sum(rows * tokens for rows, tokens in shapes) / sum(lengths) - 1
 
