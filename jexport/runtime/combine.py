@@ -178,7 +178,11 @@ class Combiner:
             return group
 
     def _run_in_thread(self, group: Sequence[Call]) -> None:
-        joined = self._threads.submit(self._run, group)
+        try:
+            joined = self._threads.submit(self._run, group)
+        except RuntimeError:  # the main thread has ended: no thread begins any more, but we go on
+            self._run(group)
+            return
         try:
             joined.result()
         finally:

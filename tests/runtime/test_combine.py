@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -169,3 +171,31 @@ def test_joined_passes_run_in_one_thread_that_ends_with_it() -> None:
         if one.name in names:
             one.join(10)
             assert not one.is_alive()
+
+
+def test_threads_may_outlive_the_main_one() -> None:
+    """Python starts no thread any more once the main one has ended."""
+    script = """
+import threading, time
+import numpy as np
+from jexport.runtime.batches import plan
+from jexport.runtime.combine import Combiner, OutputRequest
+from jexport.types import Batching
+
+def forward(ids, shape, request):
+    time.sleep(0.005)
+    return np.ones((len(ids), 1), dtype=np.float32)
+
+combiner = Combiner(forward, lambda lengths, limit: plan(lengths, Batching(), limit, 512), slots=1)
+
+def work():
+    threading.main_thread().join()
+    for _ in range(20):
+        combiner.run([np.ones(4, dtype=np.int32)], (1, 4), OutputRequest("o"), 1024)
+    print("done", flush=True)
+
+for _ in range(6):
+    threading.Thread(target=work).start()
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert run.stdout.split() == ["done"] * 6, run.stderr
