@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from jexport.runtime.batches import Batch
+from jexport.runtime.parallel import submit
 from jexport.runtime.pool import Floats, Ints
 
 
@@ -178,11 +179,7 @@ class Combiner:
             return group
 
     def _run_in_thread(self, group: Sequence[Call]) -> None:
-        try:
-            joined = self._threads.submit(self._run, group)
-        except RuntimeError:  # the main thread has ended: no thread begins any more, but we go on
-            self._run(group)
-            return
+        joined = submit(self._threads, self._run, group)
         try:
             joined.result()
         finally:

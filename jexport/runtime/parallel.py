@@ -10,14 +10,43 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 Stream = TypeVar("Stream")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+P = ParamSpec("P")
+
 AHEAD = 4
 """Items for each stream that are asked for ahead of their turn: a long one holds up no other."""
+
+
+def submit(
+    threads: ThreadPoolExecutor, work: Callable[P, Result], *args: P.args, **kwargs: P.kwargs
+) -> Future[Result]:
+    """Begin `work` in a thread; do it here, at once, where Python starts no thread any more.
+
+    That is so from the end of the main thread on, while a program's other threads still embed.
+
+    Args:
+        threads: where it runs.
+        work: to be done.
+        args: given to it.
+        kwargs: given to it.
+
+    Returns:
+        Its result, or what it raised, to come.
+    """
+    try:
+        return threads.submit(work, *args, **kwargs)
+    except RuntimeError:
+        finished: Future[Result] = Future()
+        try:
+            finished.set_result(work(*args, **kwargs))
+        except BaseException as error:
+            finished.set_exception(error)
+        return finished
 
 
 def in_order(
@@ -49,7 +78,7 @@ def in_order(
     begun: deque[Future[Result]] = deque()
     try:
         for item in items:
-            begun.append(threads.submit(one, item))
+            begun.append(submit(threads, one, item))
             if len(begun) >= AHEAD * len(streams):
                 yield begun.popleft().result()
         while begun:

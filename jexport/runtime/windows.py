@@ -13,6 +13,7 @@ from typing import NamedTuple
 from jexport.runtime.batches import Batch
 from jexport.runtime.combine import Ids
 from jexport.runtime.inference import TextBatch, plan_texts
+from jexport.runtime.parallel import submit
 from jexport.runtime.pool import Ints
 
 WINDOW = 4096
@@ -52,9 +53,9 @@ def tokenised(
         yield from map(one, spans)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="jexport-tokenise") as thread:
-        coming = thread.submit(one, spans[0])
+        coming = submit(thread, one, spans[0])
         for span in spans[1:]:
-            window, coming = coming.result(), thread.submit(one, span)
+            window, coming = coming.result(), submit(thread, one, span)
             yield window
         yield coming.result()
 

@@ -174,17 +174,21 @@ def test_joined_passes_run_in_one_thread_that_ends_with_it() -> None:
 
 
 def test_threads_may_outlive_the_main_one() -> None:
-    """Python starts no thread any more once the main one has ended."""
+    """Python starts no thread any more once the main one has ended; so for batches at once."""
     script = """
 import threading, time
 import numpy as np
 from jexport.runtime.batches import plan
 from jexport.runtime.combine import Combiner, OutputRequest
+from jexport.runtime.parallel import in_order
 from jexport.types import Batching
 
 def forward(ids, shape, request):
     time.sleep(0.005)
     return np.ones((len(ids), 1), dtype=np.float32)
+
+def forward_batch(stream, item):
+    return stream * item
 
 combiner = Combiner(forward, lambda lengths, limit: plan(lengths, Batching(), limit, 512), slots=1)
 
@@ -192,6 +196,7 @@ def work():
     threading.main_thread().join()
     for _ in range(20):
         combiner.run([np.ones(4, dtype=np.int32)], (1, 4), OutputRequest("o"), 1024)
+    assert list(in_order(range(20), [2, 2], forward_batch)) == list(range(0, 40, 2))
     print("done", flush=True)
 
 for _ in range(6):
