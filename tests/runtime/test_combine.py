@@ -203,4 +203,4 @@ for _ in range(6):
     threading.Thread(target=work).start()
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert run.stdout.split() == ["done"] * 6, run.stderr
+    assert run.stdout.count("done") == 6, run.stderr
