@@ -143,7 +143,7 @@ bench-openvino: setup ## Measure OpenVINO artifacts; OPENVINO_ENV: python of sen
 bench-gpu: ## Measure onnx artifacts on a GPU against torch; writes BENCHMARKS.md and .gpu/out
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_WORDS) --page $(GPU_OPTIONS)
 
-bench-memory: setup ## Peak memory at 20,000 and MEMORY_TEXTS (200,000) texts of the folders in ARTIFACTS
+bench-memory: setup ## Peak memory at 20,000 and MEMORY_TEXTS (200,000) texts of the folders in ARTIFACTS; writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.memory
 
 bench-threads: setup ## 16 threads beside batches, first calls, padding of the folders in ARTIFACTS; writes BENCHMARKS.md

@@ -1,7 +1,8 @@
 """`make bench-memory`: peak memory of embedding 20,000 texts and MEMORY_TEXTS (200,000), by target.
 
 Each in a process of its own, through `embed_stream`; texts of 3 to 25 words. ARTIFACTS names the
-folders of artifacts. Fails where the larger peak is over 1.1 times the smaller.
+folders of artifacts. Writes BENCHMARKS.md; fails where the larger peak is over 1.1 times the
+smaller.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jexport
+from benchmarks import table
 from jexport.runtime.stream import embed_stream
 
 FEW, RATIO = 20_000, 1.1
@@ -60,16 +62,19 @@ def _peak_mib(folder: str, count: int) -> int:
 
 
 def main() -> None:
-    """Measure every artifact that ARTIFACTS (separated like PATH) names."""
+    """Measure every artifact that ARTIFACTS (separated like PATH) names, and write the table."""
     many = int(os.environ.get("MEMORY_TEXTS", "200000"))
-    over = False
+    over, rows = False, []
     for folder in os.environ["ARTIFACTS"].split(os.pathsep):
         small, large = _peak_mib(folder, FEW), _peak_mib(folder, many)
         over |= large > RATIO * small
-        print(
-            f"{folder}: {FEW:,} texts {small} MiB, {many:,} texts {large} MiB, "
-            f"{large / small:.2f} times"
-        )
+        name = "/".join(Path(folder).parts[-4:-1])
+        rows.append([name, f"{small:,}", f"{large:,}", f"{large / small:.2f}"])
+        print(*rows[-1], sep=" | ", flush=True)
+    note = "Peak resident memory of a process that embeds texts of 3 to 25 words, in MiB."
+    head = ["artifact", f"{FEW:,} texts", f"{many:,} texts", "ratio"]
+    command = f"MEMORY_TEXTS={many} make bench-memory"
+    table.write(f"Memory at {many:,} texts", command, note, head, rows)
     sys.exit(over)
 
 
