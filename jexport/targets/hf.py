@@ -43,7 +43,14 @@ def fingerprint() -> dict[str, Any]:
 
 
 def check(model: MergedModel) -> None:
-    """Refuse a checkpoint that only its own code can load."""
+    """Refuse a checkpoint that only its own code can load.
+
+    Args:
+        model: merged.
+
+    Raises:
+        UnsupportedCheckpointError: it has no weights under names that transformers knows.
+    """
     if not model.model.weights:
         raise UnsupportedCheckpointError(
             "a checkpoint that only its own code can load cannot be written for transformers",
@@ -53,7 +60,16 @@ def check(model: MergedModel) -> None:
 
 
 def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
-    """Write out_dir/model.safetensors (or shards and their index) and config.json."""
+    """Write model.safetensors (or shards and their index) and config.json.
+
+    Args:
+        model: with nothing left to merge.
+        spec: has nothing for this target.
+        out_dir: an empty folder.
+
+    Returns:
+        The folder as a compiled model, its weights in model.precision.
+    """
     loaded = model.model
     assert not loaded.adapter, "merge comes first"
     dtype = shard_writer.DTYPES[model.precision][1]
@@ -79,7 +95,14 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
 
 
 def signature(width: int) -> Signature:
-    """What a merged checkpoint takes and gives: token vectors, pooled by who opens it."""
+    """What a merged checkpoint takes and gives: token vectors, pooled by who opens it.
+
+    Args:
+        width: of a token vector.
+
+    Returns:
+        int64 ids and mask [batch, sequence] -> float32 [batch, sequence, width].
+    """
     shape = ("batch", "sequence")
     return Signature(
         inputs=tuple(
@@ -92,10 +115,21 @@ def signature(width: int) -> Signature:
 
 @contextlib.contextmanager
 def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
-    """Open the folder with AutoModel. device: 'auto' (CUDA when there), 'cpu' or 'cuda'.
+    """Open the folder with AutoModel.
 
-    threads: 0 leaves torch's number. Raises StateDictError when a weight is missing, unexpected or
-    of another shape, DependencyError when 'cuda' is asked for and torch has none.
+    Args:
+        compiled: what `build` wrote.
+        device: 'auto' (CUDA when there), 'cpu' or 'cuda'.
+        threads: of torch; 0 leaves its own number.
+
+    Yields:
+        A runner that gives last_hidden_state in float32.
+
+    Raises:
+        StateDictError: a weight is missing, unexpected or of another shape.
+        CheckpointError: it opens in another precision than it was written in.
+        DependencyError: 'cuda' is asked for and torch has none, or transformers is too old.
+        ValueError: another device.
     """
     with auto_model.runner(compiled.folder, compiled.precision, device, threads) as run:
         yield run
@@ -106,6 +140,13 @@ def batching(compiled: CompiledModel, device: str) -> Batching:
 
     oneDNN keeps code for up to 1,024 shapes, and what it frees leaves holes: 100,000 short texts
     took the process from 482 to 563 MiB, and to 462 with shapes that repeat.
+
+    Args:
+        compiled: any.
+        device: 'cpu' or 'cuda'.
+
+    Returns:
+        The default on CUDA, else with fixed_rows='many'.
     """
     return Batching() if device == "cuda" else Batching(fixed_rows="many")
 

@@ -50,7 +50,14 @@ def fingerprint() -> dict[str, Any]:
 
 
 def check(model: MergedModel) -> None:
-    """Refuse an architecture, activation or pooling that vLLM and TEI would not take as it is."""
+    """Refuse an architecture, activation or pooling that vLLM and TEI would not take as it is.
+
+    Args:
+        model: merged.
+
+    Raises:
+        UnsupportedCheckpointError: says which of them, and what there is instead.
+    """
     loaded = model.model
     config, pooling = loaded.config, loaded.embedding.pooling
     evidence = ""
@@ -76,7 +83,16 @@ def check(model: MergedModel) -> None:
 
 
 def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
-    """Write out_dir/model.safetensors (or shards and their index) and config.json."""
+    """Write model.safetensors (or shards and their index) and config.json.
+
+    Args:
+        model: with nothing left to merge.
+        spec: has nothing for this target.
+        out_dir: an empty folder.
+
+    Returns:
+        The folder as a compiled model, its weights in model.precision under the servers' names.
+    """
     loaded = model.model
     assert not loaded.adapter, "merge comes first"
     dtype = shard_writer.DTYPES[model.precision][1]
@@ -113,11 +129,24 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
 
 @contextlib.contextmanager
 def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
-    """Open the folder in this process, without vLLM. device: 'auto', 'cpu' or 'cuda'.
+    """Open the folder in this process, without vLLM.
 
     Relabelled jina-embeddings-v3 runs in plain torch, read as vLLM reads it; an encoder of its own
-    architecture in transformers. threads: 0 leaves torch's number. Raises StateDictError,
-    CheckpointError, DependencyError.
+    architecture in transformers.
+
+    Args:
+        compiled: what `build` wrote.
+        device: 'auto' (CUDA when there), 'cpu' or 'cuda'.
+        threads: of torch; 0 leaves its own number.
+
+    Yields:
+        A runner that gives last_hidden_state in float32.
+
+    Raises:
+        StateDictError: a weight is missing, unexpected or of another shape.
+        CheckpointError: a server could not take the config or the tensors.
+        DependencyError: 'cuda' is asked for and torch has none, or transformers is too old.
+        ValueError: another device.
     """
     relabelled = compiled.facts["model_type"] == nomic_bert.MODEL_TYPE
     open_folder = nomic_bert.runner if relabelled else auto_model.runner

@@ -37,7 +37,14 @@ def fingerprint() -> dict[str, Any]:
 
 
 def check(model: OnnxModel) -> None:
-    """Refuse a graph that is not valid standard ONNX, or newer than onnxruntime reads."""
+    """Refuse a graph that is not valid standard ONNX, or newer than onnxruntime reads.
+
+    Args:
+        model: the exported graph.
+
+    Raises:
+        UnsupportedGraphError: says what is wrong: the opset, the weights' file, the graph, a node.
+    """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -74,7 +81,19 @@ def _check_weights(path: Path) -> None:
 
 
 def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
-    """Fuse (unless spec.fuse is false), write out_dir/model.onnx and model.onnx_data."""
+    """Write model.onnx and model.onnx_data: pooled where that is wanted, and fused.
+
+    Args:
+        model: the exported graph, which stays as it is.
+        spec: `fuse` and `skip_layer_norm`, or with `cuda` the steps for a graph for CUDA alone.
+        out_dir: an empty folder.
+
+    Returns:
+        The graph with counts of its operators, and of what was fused, among the facts.
+
+    Raises:
+        UnsupportedGraphError: no step of spec.cuda finds anything.
+    """
     import onnx_ir as ir
 
     from jexport.graph import cuda_ready, ort_fusion, pooled_output, storage, tidy
@@ -119,12 +138,22 @@ def _with_pooled(signature: Signature) -> Signature:
 def runner(
     compiled: CompiledModel, device: str, threads: int
 ) -> contextlib.AbstractContextManager[Runner]:
-    """Open a session. device: 'auto' (CUDA when it starts), 'cpu', 'cuda' or 'cuda:1'.
+    """Open a session.
 
-    threads: 0 for all cores. The runner gives those outputs of the signature that the graph has.
-    Raises DependencyError when 'cuda' is asked for and this onnxruntime has no CUDA provider, or
-    one that cannot start here; UnsupportedGraphError for a graph that it cannot run there;
-    DeviceError for 'cpu' when the artifact is made for CUDA alone.
+    Args:
+        compiled: what `build` wrote.
+        device: 'auto' (CUDA when it starts), 'cpu', 'cuda' or 'cuda:1'.
+        threads: 0 for all cores.
+
+    Returns:
+        A context with a runner of those outputs of the signature that the graph has.
+
+    Raises:
+        DependencyError: 'cuda' is asked for and there is no CUDA provider, or it cannot start here.
+        UnsupportedGraphError: the graph cannot run there.
+        DeviceError: 'cpu' is asked for and the artifact is made for CUDA alone.
+        DeviceMemoryError: the device's memory is full.
+        ValueError: another device.
     """
     return session.opened(compiled, device, threads)
 
@@ -132,7 +161,21 @@ def runner(
 def cuda_graph_runner(
     compiled: CompiledModel, device: str, threads: int
 ) -> contextlib.AbstractContextManager[Runner]:
-    """The same on a GPU, with small batches replayed as CUDA graphs."""
+    """The same on a GPU, with small batches replayed as CUDA graphs.
+
+    Args:
+        compiled: what `build` wrote.
+        device: 'auto', 'cuda' or 'cuda:1'; no CPU stands in for them.
+        threads: 0 for all cores.
+
+    Returns:
+        A context with the runner.
+
+    Raises:
+        UnsupportedGraphError: it cannot be captured, or has nodes without a CUDA kernel.
+        DeviceError: 'cpu' is asked for.
+        DependencyError: there is no CUDA provider, or it cannot start here.
+    """
     return session.opened(compiled, device, threads, cuda_graphs=True)
 
 
@@ -145,7 +188,14 @@ def version() -> str:
 
 
 def variant(spec: CompileSpec) -> Target:
-    """The target as [compile] wants it: with compile.cuda, for CUDA alone."""
+    """The target as [compile] wants it.
+
+    Args:
+        spec: the settings.
+
+    Returns:
+        With `cuda` a target that is built, validated and run on CUDA alone, else TARGET.
+    """
     if not spec.cuda:
         return TARGET
     return dataclasses.replace(

@@ -61,7 +61,15 @@ class Captured:
         return len(self._shapes)
 
     def run(self, outputs: Sequence[str], feed: Tensors) -> list[np.ndarray]:
-        """One pass."""
+        """One pass.
+
+        Args:
+            outputs: names.
+            feed: by name, each [batch, sequence].
+
+        Returns:
+            The outputs in that order, rows as in `feed`.
+        """
         rows, length = feed["input_ids"].shape
         filled = 1 << max(0, rows - 1).bit_length()
         key = (filled, length, tuple(outputs))
@@ -113,7 +121,14 @@ class Captured:
 
 
 def graph_options(number: str) -> Any:
-    """RunOptions of one captured graph, by its number, or SKIP."""
+    """RunOptions of one captured graph.
+
+    Args:
+        number: of the graph, from '1', or SKIP.
+
+    Returns:
+        An onnxruntime.RunOptions.
+    """
     import onnxruntime
 
     options = onnxruntime.RunOptions()

@@ -42,7 +42,12 @@ FULL = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A device as it was asked for. kind: 'auto', 'cpu' or 'cuda'. index: which GPU."""
+    """A device as it was asked for.
+
+    Args:
+        kind: 'auto', 'cpu' or 'cuda'.
+        index: which GPU.
+    """
 
     kind: str
     index: int = 0
@@ -52,7 +57,17 @@ class Device:
 
 
 def parse(text: str) -> Device:
-    """Read 'auto', 'cpu', 'cuda' or 'cuda:1'. Raises ValueError."""
+    """Read a device.
+
+    Args:
+        text: 'auto', 'cpu', 'cuda' or 'cuda:1'.
+
+    Returns:
+        The device; its index is 0 where none is named.
+
+    Raises:
+        ValueError: another text.
+    """
     match = re.fullmatch(r"cuda:(\d{1,3})", text)
     if match:
         return Device(kind="cuda", index=int(match[1]))
@@ -62,14 +77,27 @@ def parse(text: str) -> Device:
 
 
 def without_kernel(compiled: CompiledModel) -> list[str]:
-    """Operators of an artifact that onnxruntime has no CUDA kernel for."""
+    """What would not run on a GPU.
+
+    Args:
+        compiled: the artifact's graph.
+
+    Returns:
+        Its operators that onnxruntime has no CUDA kernel for.
+    """
     return cuda_kernels.without_kernel(list(compiled.facts.get("operators", ())))
 
 
 def capturable(compiled: CompiledModel) -> bool:
-    """Whether its graph can be captured as a CUDA graph: no branch, and no node on the CPU.
+    """Whether the graph can be captured as a CUDA graph: no branch, and no node on the CPU.
 
     RemovePadding waits for the host to learn how many tokens there are.
+
+    Args:
+        compiled: told by its facts; False without `operators`.
+
+    Returns:
+        True where it can.
     """
     operators = compiled.facts.get("operators", {"If": 1})
     waits = {"If", "com.microsoft.RemovePadding"} & set(operators)
@@ -81,8 +109,17 @@ def provider_options(
 ) -> dict[str, str]:
     """What the CUDA provider is told.
 
-    use_tf32 is on by default there, which is not float32: the products' factors are rounded to 10
+    use_tf32 is on by default there, which is not float32: the factors of a MatMul are rounded to 10
     bits. kSameAsRequested: doubling, the default, would take twice what a long batch needs.
+
+    Args:
+        compiled: its facts may have options of their own, which come last.
+        index: which GPU.
+        free_bytes: on it; None where that is not known, which leaves the arena without a limit.
+        cuda_graphs: whether passes are captured.
+
+    Returns:
+        Options by name, as texts.
     """
     options = {
         "device_id": str(index),
@@ -105,6 +142,13 @@ def batching(compiled: CompiledModel, device: str) -> Batching:
 
     A graph that branches on padding keeps lengths as they are: a text without padding runs the
     faster branch.
+
+    Args:
+        compiled: its width, precision, longest text and operators decide.
+        device: where it really runs: 'cpu', 'cuda', 'cuda:1'.
+
+    Returns:
+        The default on a CPU.
     """
     chosen = parse(device)
     if chosen.kind != "cuda":
@@ -124,6 +168,13 @@ def batch_tokens(compiled: CompiledModel, free_bytes: int) -> int:
     A token's activations are about 12 rows of the model's width at once (the two MLP ones are four
     wide), and its row of attention's scores and weights in every head of 64, as long as the longest
     text: the kernel that takes a padding mask writes them out; those that take lengths do not.
+
+    Args:
+        compiled: the artifact's graph.
+        free_bytes: on the GPU.
+
+    Returns:
+        SMALLEST_BATCH to LARGEST_BATCH.
     """
     width = next(spec.shape[-1] for spec in compiled.signature.outputs)
     assert isinstance(width, int), width
@@ -142,10 +193,16 @@ def batch_tokens(compiled: CompiledModel, free_bytes: int) -> int:
 
 
 def free_memory(index: int) -> int | None:
-    """Bytes that are free on a GPU now, None where the driver does not say.
+    """How much is free on a GPU now.
 
     Through the driver's library alone, which is wherever a GPU can be used. The primary context is
     the one that onnxruntime computes in.
+
+    Args:
+        index: which GPU.
+
+    Returns:
+        Bytes; None where the driver does not say.
     """
     driver = _driver()
     if driver is None:
@@ -176,7 +233,14 @@ def _driver() -> Any:
 
 
 def why_not(index: int) -> str:
-    """What keeps the CUDA provider from starting, as far as can be told: a line of evidence."""
+    """What keeps the CUDA provider from starting, as far as can be told.
+
+    Args:
+        index: which GPU was asked for.
+
+    Returns:
+        A line of evidence.
+    """
     driver = _driver()
     if driver is None:
         return "there is no NVIDIA driver: libcuda.so.1 cannot be loaded"

@@ -36,9 +36,13 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a session is opened with. bound: by I/O binding; always on a GPU.
+    """What a session is opened with.
 
-    cuda_graphs: batches of few tokens are captured. device: 'cpu' or 'cuda', never 'auto'.
+    Args:
+        device: 'cpu' or 'cuda', never 'auto'.
+        threads: 0 for all cores.
+        bound: by I/O binding; always on a GPU.
+        cuda_graphs: batches of few tokens are captured.
     """
 
     device: Device
@@ -67,6 +71,12 @@ class SessionRunner:
 
         It is computed all the same: onnxruntime 1.32 runs every node, whatever
         RunOptions.only_execute_path_to_fetches says (that is for its training builds).
+
+        Args:
+            outputs: names; one that this runner lacks is left out.
+
+        Returns:
+            The runner, good until `close`.
         """
         chosen = tuple(name for name in self.outputs if name in outputs)
         return lambda feed: self._run(chosen, feed)
@@ -84,7 +94,17 @@ class SessionRunner:
 
 @contextlib.contextmanager
 def memory_errors(device: str) -> Iterator[None]:
-    """Turn onnxruntime's errors of a full memory into DeviceMemoryError; all others pass."""
+    """Turn onnxruntime's errors of a full memory into one of ours; all others pass.
+
+    Args:
+        device: for the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DeviceMemoryError: the device's memory is full.
+    """
     try:
         yield
     except JexportError:
@@ -105,13 +125,26 @@ def memory_errors(device: str) -> Iterator[None]:
 def opened(
     compiled: CompiledModel, device: str, threads: int, *, cuda_graphs: bool = False
 ) -> Iterator[SessionRunner]:
-    """Open a session on a device; with cuda_graphs on a GPU alone. threads: 0 for all cores.
+    """Open a session on a device.
 
     'auto' takes the first GPU when this onnxruntime has a CUDA provider that starts, and warns when
     it has one that does not.
-    Raises DependencyError when a GPU is asked for and there is no CUDA provider or it does not
-    start, UnsupportedGraphError where the graph cannot run there, DeviceError for a graph that
-    runs on a GPU alone when the CPU is asked for, DeviceMemoryError.
+
+    Args:
+        compiled: what the target wrote.
+        device: 'auto', 'cpu', 'cuda' or 'cuda:1'.
+        threads: 0 for all cores.
+        cuda_graphs: replay small batches as CUDA graphs; then on a GPU alone.
+
+    Yields:
+        A runner, closed at the end.
+
+    Raises:
+        DependencyError: a GPU is needed, and there is no CUDA provider or it does not start.
+        UnsupportedGraphError: the graph cannot run there.
+        DeviceError: the CPU is asked for, and what is wanted runs on a GPU alone.
+        DeviceMemoryError: the device's memory is full.
+        ValueError: another device.
     """
     asked = devices.parse(device)
     chosen = _chosen(compiled, asked, cuda_graphs=cuda_graphs)
@@ -246,7 +279,11 @@ def _is_of_cuda(error: Exception) -> bool:
 
 
 def preload(onnxruntime: Any) -> None:
-    """Load CUDA and cuDNN from the wheels that pip installed, where there are any."""
+    """Load CUDA and cuDNN from the wheels that pip installed, where there are any.
+
+    Args:
+        onnxruntime: the module; an old one has no such function, and nothing is loaded.
+    """
     load = getattr(onnxruntime, "preload_dlls", None)
     if load is not None:
         with contextlib.redirect_stdout(None):  # it prints what it does not find
