@@ -65,7 +65,8 @@ vectors of MiniLM. The IR cannot say it: `runtime_options` in its rt_info is not
 def ready() -> None:
     """Refuse a machine without OpenVINO and its tokenizers, or with too old ones, before any work.
 
-    Raises DependencyError.
+    Raises:
+        DependencyError: one is missing, or OpenVINO is older than OLDEST.
     """
     purpose = "building for openvino"
     check_installed(("openvino", "openvino_tokenizers"), extra="openvino", purpose=purpose)
@@ -90,7 +91,14 @@ def fingerprint() -> dict[str, Any]:
 
 
 def check(model: OnnxModel) -> None:
-    """Refuse a graph that OpenVINO's own reader does not take, naming the operator."""
+    """Refuse a graph that OpenVINO's own reader does not take.
+
+    Args:
+        model: the exported graph.
+
+    Raises:
+        UnsupportedGraphError: its opset is too new, or the reader's own words, with the operator.
+    """
     check_opset(model, MAX_OPSET, "OpenVINO")
     _read(model)
 
@@ -113,7 +121,19 @@ def _read(model: OnnxModel) -> Any:
 
 
 def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
-    """Write out_dir/openvino_model.xml and .bin. `spec` has nothing for OpenVINO."""
+    """Write openvino_model.xml and .bin.
+
+    Args:
+        model: the exported graph, which stays as it is.
+        spec: has nothing for OpenVINO.
+        out_dir: an empty folder.
+
+    Returns:
+        The graph; its facts name the properties to open it with, and count what was changed.
+
+    Raises:
+        UnsupportedGraphError: OpenVINO cannot read the graph.
+    """
     import openvino
 
     from jexport.targets.openvino import attention, matmul_forms
@@ -142,12 +162,26 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
 
 
 def properties(precision: str) -> dict[str, str]:
-    """What whoever opens the graph should pass to `compile_model`, to get the vectors validated."""
+    """What whoever opens the graph should pass to `compile_model`, to get the vectors validated.
+
+    Args:
+        precision: of the artifact.
+
+    Returns:
+        Properties by name, as OpenVINO spells them.
+    """
     return {"INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32")}
 
 
 def finalize_package(package: PackageContext) -> Mapping[str, Any]:
-    """Add the tokenizer as a graph, and the properties where sentence-transformers reads them."""
+    """Add the tokenizer as a graph, and the properties where sentence-transformers reads them.
+
+    Args:
+        package: has a sentence_bert_config.json, which gets them.
+
+    Returns:
+        `tokenizer_graph`: whether it was written, and what was compared.
+    """
     from jexport.targets.openvino import tokenizer
 
     path = package.folder / "sentence_bert_config.json"
@@ -160,10 +194,19 @@ def finalize_package(package: PackageContext) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
-    """Open it on the CPU. device: 'auto' or 'cpu'. threads: 0 for all cores.
+    """Open it on the CPU; one compiled graph takes every batch size and length.
 
-    One compiled graph takes every batch size and length. The runner gives those outputs of the
-    signature that the graph has. Raises DependencyError for another device or a too old OpenVINO.
+    Args:
+        compiled: what `build` wrote.
+        device: 'auto' or 'cpu'.
+        threads: 0 for all cores.
+
+    Yields:
+        A runner of those outputs of the signature that the graph has, in float32.
+
+    Raises:
+        DependencyError: 'cuda' is asked for, or OpenVINO is too old.
+        ValueError: another device.
     """
     all_cores_on_one_batch = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     with _opened(compiled, device, threads, all_cores_on_one_batch) as opened:
@@ -172,10 +215,22 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
 
 @contextlib.contextmanager
 def streams(compiled: CompiledModel, device: str, threads: int) -> Iterator[Sequence[Runner]]:
-    """Open it for many batches: as many runners as OpenVINO wants requests; none when that is one.
+    """Open it for many batches: as many runners as OpenVINO wants requests.
 
     Each stream has its own share of the cores, so no operator waits for the slowest of
     all. They share one copy of the weights, which is a second one beside `runner`'s.
+
+    Args:
+        compiled: what `build` wrote.
+        device: 'auto' or 'cpu'.
+        threads: of all streams together; 0 for all cores.
+
+    Yields:
+        The runners; none where OpenVINO wants one request.
+
+    Raises:
+        DependencyError: 'cuda' is asked for, or OpenVINO is too old.
+        ValueError: another device.
     """
     with _opened(compiled, device, threads, {"PERFORMANCE_HINT": "THROUGHPUT"}) as opened:
         yield (opened.run,) * opened.streams if opened.streams > 1 else ()
@@ -295,6 +350,13 @@ def batching(compiled: CompiledModel, device: str) -> Batching:
     """Few shapes, each from a ladder; 2,048 tokens a pass (1.06 times as fast as 1,024 here).
 
     OpenVINO keeps 4 to 7 MiB of code for every shape of MiniLM in int8 that it has seen.
+
+    Args:
+        compiled: any.
+        device: any.
+
+    Returns:
+        The same for all.
     """
     return Batching(tokens=2048, fixed_rows="always", single_multiple=SINGLE_MULTIPLE)
 

@@ -17,9 +17,15 @@ MASKED = -10_000.0
 
 
 def whole_vectors(graph: Any) -> int:
-    """Pad the keys of every masked attention to a multiple of VECTOR; returns how many.
+    """Pad the keys of every masked attention to a multiple of VECTOR, in place.
 
     Attention of another form than MatMul, Add of a mask, Softmax, MatMul is left as it is.
+
+    Args:
+        graph: an openvino.Model.
+
+    Returns:
+        How many were padded.
     """
     cache: dict[tuple[str, int, int], Any] = {}
     missing: list[Any] = []

@@ -19,7 +19,14 @@ Cut = Callable[[int, int], Any]
 
 
 def settle(graph: Any) -> dict[str, int]:
-    """Change the forms in place; returns how many places of each kind were changed."""
+    """Change the forms in place.
+
+    Args:
+        graph: an openvino.Model.
+
+    Returns:
+        How many places of each kind were changed.
+    """
     nodes = graph.get_ordered_ops()
     counts = {
         "products_split": sum(_split(node) for node in nodes if _is(node, "VariadicSplit")),

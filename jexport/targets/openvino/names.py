@@ -12,6 +12,9 @@ def settle(graph: Any) -> None:
     """Number the nodes that OpenVINO named itself by their place in this graph.
 
     Names that came with the graph stay.
+
+    Args:
+        graph: an openvino.Model, changed in place.
     """
     graph.set_friendly_name("encoder")
     for place, node in enumerate(graph.get_ordered_ops()):

@@ -56,9 +56,16 @@ LONG_WORD = r"[^\s\p{P}$+<=>^`|~\p{Han}]{101,}"
 
 
 def write(package: PackageContext) -> dict[str, Any]:
-    """Convert, compare, and keep the graph when it is right; returns what the manifest says.
+    """Convert, compare, and keep the graph when it is right.
 
     Of the conversions tried, the first without a difference is taken.
+
+    Args:
+        package: its tokenizer.json is converted, and gets the graph beside it.
+
+    Returns:
+        What the manifest says: whether it was written, how many texts were compared, and on which
+        texts and characters it differs.
     """
     import openvino
 

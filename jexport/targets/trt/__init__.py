@@ -41,7 +41,12 @@ DEVICES = ("auto", "cuda")
 
 
 def ready() -> None:
-    """Refuse a machine without a GPU, a driver or a TensorRT that fits; each says the way out."""
+    """Refuse a machine that cannot build an engine; each error says the way out.
+
+    Raises:
+        DependencyError: no Polygraphy, or no TensorRT that fits.
+        DeviceError: no driver or GPU, or one too old.
+    """
     from jexport.targets.trt import device
 
     device.check_installed("polygraphy")
@@ -56,7 +61,19 @@ def fingerprint() -> dict[str, Any]:
 
 
 def profiles_for(spec: CompileSpec, lengths: Sequence[int], max_tokens: int) -> CompileSpec:
-    """Profiles for texts of these lengths in tokens. Raises ProfileError."""
+    """Profiles for texts of these lengths.
+
+    Args:
+        spec: settings, whose own profiles are replaced.
+        lengths: of sample texts, in tokens.
+        max_tokens: of the model, and the end of the last profile.
+
+    Returns:
+        The settings with the profiles.
+
+    Raises:
+        ProfileError: no length is above 0.
+    """
     from jexport.targets.trt import profiles
 
     chosen = profiles.choose(lengths, max_tokens=max_tokens)
@@ -64,20 +81,46 @@ def profiles_for(spec: CompileSpec, lengths: Sequence[int], max_tokens: int) -> 
 
 
 def accept(spec: CompileSpec, max_tokens: int) -> None:
-    """Refuse profiles that contradict themselves or the model. Raises ProfileError."""
+    """Refuse profiles that contradict themselves or the model.
+
+    Args:
+        spec: the settings.
+        max_tokens: of the model.
+
+    Raises:
+        ProfileError: says which profile, and why.
+    """
     from jexport.targets.trt import profiles
 
     profiles.read(spec.profiles, max_tokens=max_tokens)
 
 
 def check(model: OnnxModel) -> None:
-    """Refuse what TensorRT cannot take, naming the operator; needs no GPU."""
+    """Refuse what TensorRT cannot take; needs no GPU.
+
+    Args:
+        model: the exported graph.
+
+    Raises:
+        UnsupportedGraphError: names the opset or the operators.
+    """
     check_opset(model, MAX_OPSET, "TensorRT")
     raise_for_errors(lint_graph(model.path, model.max_tokens))
 
 
 def lint_graph(path: Path, max_tokens: int | None) -> Sequence[Diagnostic]:
-    """Everything that TensorRT would not take; needs neither it nor a GPU."""
+    """Everything that TensorRT would not take; needs neither it nor a GPU.
+
+    Args:
+        path: of an ONNX file.
+        max_tokens: the longest text to come; None where that is not known.
+
+    Returns:
+        As `lint.lint`, profiles left aside.
+
+    Raises:
+        UnsupportedGraphError: the file is not an ONNX graph.
+    """
     # Not named `lint`: importing the module of that name below would take its place.
     from jexport.targets.trt.lint import lint as read
 
@@ -89,6 +132,9 @@ def build(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
 
     With spec.weight_stripped also model.stripped.plan, which takes the weights of other tasks: with
     spec.refit_from nothing is built, and the plan is that artifact's with this graph's weights.
+
+    Returns:
+        The plan; its facts say what it was built with and for.
     """
     from jexport.targets.trt import building, device, engine_info, memory, profiles
 
@@ -180,9 +226,22 @@ def _refitted(model: OnnxModel, donor: Path, out_dir: Path) -> CompiledModel:
 
 @contextlib.contextmanager
 def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runner]:
-    """Open the plan. device: 'auto' or 'cuda', which are the same here. threads: of no effect.
+    """Open the plan.
 
-    Raises DeviceError for 'cpu', and what plan.open_plan raises.
+    Args:
+        compiled: what `build` wrote.
+        device: 'auto' or 'cuda', which are the same here.
+        threads: of no effect.
+
+    Yields:
+        A runner of those outputs of the signature that the engine has.
+
+    Raises:
+        DeviceError: 'cpu' is asked for, or the GPU does not fit.
+        ValueError: another device.
+        DependencyError: no TensorRT that fits.
+        EngineError: the plan is of another TensorRT, or does not open.
+        ArtifactError: the plan is not that of its manifest.
     """
     if device == "cpu":
         raise DeviceError(
@@ -218,7 +277,20 @@ def version() -> str:
 
 
 def prepare(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
-    """The graph as TensorRT will read it, with its profiles: all that another machine needs."""
+    """The graph as TensorRT will read it, with its profiles: all that another machine needs.
+
+    Args:
+        model: the exported graph, which is copied.
+        spec: the settings; of them the profiles are read.
+        out_dir: an empty folder.
+
+    Returns:
+        The graph and its weights, `portable` among the facts.
+
+    Raises:
+        ProfileError: the profiles contradict themselves or the model.
+        UnsupportedGraphError: TensorRT cannot take the graph.
+    """
     from jexport.targets.trt import profiles
 
     ranges = profiles.read(spec.profiles, max_tokens=model.max_tokens)
@@ -241,7 +313,19 @@ def prepare(model: OnnxModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
 
 
 def lint_at(path: Path, ranges: Sequence[Profile], max_tokens: int) -> Sequence[Diagnostic]:
-    """The lint, told which shapes the profiles hold."""
+    """The lint, told which shapes the profiles hold.
+
+    Args:
+        path: of an ONNX file.
+        ranges: the profiles, at least one.
+        max_tokens: of the model; texts longer than every profile are not asked for.
+
+    Returns:
+        As `lint.lint`.
+
+    Raises:
+        UnsupportedGraphError: the file is not an ONNX graph.
+    """
     from jexport.targets.trt.lint import lint as read
 
     dims = {

@@ -37,10 +37,14 @@ COSTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to build. hardware_compatible: '', 'ampere_plus' or 'same_compute_capability'.
+    """How to build.
 
-    workspace_bytes: most scratch memory a kernel may use; 0 leaves it to TensorRT (all of it).
-    timings: a folder for timing caches, or None. weight_stripped: without weights, to be refitted.
+    Args:
+        hardware_compatible: '', 'ampere_plus' or 'same_compute_capability'.
+        version_compatible: run with later TensorRT versions of the same major.
+        workspace_bytes: most scratch memory a kernel may use; 0 leaves it to TensorRT (all of it).
+        timings: a folder for timing caches, or None.
+        weight_stripped: without weights, to be refitted.
     """
 
     hardware_compatible: str = ""
@@ -61,7 +65,13 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A plan, and notes for the user (a timing cache that was not used)."""
+    """What a build gave.
+
+    Args:
+        plan: its bytes.
+        seconds: that the build took.
+        notes: for the user (a timing cache that was not used).
+    """
 
     plan: bytes
     seconds: float
@@ -75,9 +85,20 @@ def build(
     options: Options,
     machine: Machine,
 ) -> Built:
-    """Build the plan of an ONNX graph. Raises EngineError with TensorRT's own words.
+    """Build the plan of an ONNX graph.
 
-    With `weight_stripped` the plan has no weights: `refit` gives it a task's.
+    Args:
+        path: of the graph, its weights beside it.
+        signature: whose inputs are all [batch, sequence].
+        profiles: at least one, apart from each other.
+        options: with `weight_stripped` the plan has no weights: `refit` gives it a task's.
+        machine: this one.
+
+    Returns:
+        The plan.
+
+    Raises:
+        EngineError: an input of another shape, or TensorRT failed, with its own words.
     """
     from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
 
@@ -232,7 +253,10 @@ def refit(
     full refit of an engine without weights, and no weight of another task can stay behind. The
     result is not refittable. version_compatible: whether the plan was built so; it then carries
     code that runs on the host, which no other plan may. check: called with the plan before it is
-    returned; it raises when the vectors are not the task's. Raises EngineError.
+    returned; it raises when the vectors are not the task's.
+
+    Raises:
+        EngineError: the plan is not refittable, or the weights do not fill it.
     """
     import tensorrt as trt
 

@@ -24,7 +24,18 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def call(function: Callable[..., Any], *words: Any) -> Any:
-    """What a function of the CUDA runtime gives beside its status; DeviceError when it failed."""
+    """Call a function of the CUDA runtime, and look at its status.
+
+    Args:
+        function: of cuda.bindings.runtime.
+        *words: its arguments.
+
+    Returns:
+        What it gives beside the status: nothing (an empty tuple), one value, or a tuple.
+
+    Raises:
+        DeviceError: it failed; says when memory is full.
+    """
     from cuda.bindings import runtime
 
     status, *values = function(*words)
@@ -57,7 +68,14 @@ class Buffer:
         self._host = 0
 
     def reserve(self, size_bytes: int) -> None:
-        """Have room for so many bytes. The memory must not be in use; its content is lost."""
+        """Hold at least so many bytes. The memory must not be in use; its content may be lost.
+
+        Args:
+            size_bytes: rounded up to ALIGNMENT.
+
+        Raises:
+            DeviceError: the memory is full.
+        """
         from cuda.bindings import runtime
 
         if size_bytes <= self.size_bytes:
@@ -76,7 +94,14 @@ class Buffer:
         return self._host
 
     def host(self, size_bytes: int) -> Bytes:
-        """A view of the first bytes of the pinned copy; not to be kept past `reserve` or `free`."""
+        """A view of the pinned copy.
+
+        Args:
+            size_bytes: how many of its first bytes, at most what is reserved.
+
+        Returns:
+            uint8 [size_bytes], not to be kept past `reserve` or `free`.
+        """
         held = (ctypes.c_uint8 * size_bytes).from_address(self._host)
         view: Bytes = np.ctypeslib.as_array(held)
         return view
@@ -106,7 +131,12 @@ class Stream:
         self.handle = int(self._handle)
 
     def upload(self, buffer: Buffer, size_bytes: int) -> None:
-        """Copy the first bytes of a buffer's pinned memory to the GPU."""
+        """Copy from a buffer's pinned memory to the GPU.
+
+        Args:
+            buffer: made with `staged`.
+            size_bytes: how many of its first bytes.
+        """
         from cuda.bindings import runtime
 
         call(
@@ -119,7 +149,12 @@ class Stream:
         )
 
     def download(self, buffer: Buffer, size_bytes: int) -> None:
-        """Copy the first bytes of a buffer from the GPU to its pinned memory."""
+        """Copy from the GPU to a buffer's pinned memory, which is whole after `wait`.
+
+        Args:
+            buffer: made with `staged`.
+            size_bytes: how many of its first bytes.
+        """
         from cuda.bindings import runtime
 
         call(
@@ -140,7 +175,14 @@ class Stream:
     def capture(self, work: Callable[[], None]) -> Graph:
         """Record what `work` puts on the stream, without running it.
 
-        An exception of `work` ends the capture and passes through.
+        Args:
+            work: an exception of it ends the capture and passes through.
+
+        Returns:
+            The graph, ready for `launch`.
+
+        Raises:
+            DeviceError: CUDA cannot record or instantiate it.
         """
         from cuda.bindings import runtime
 
@@ -160,7 +202,11 @@ class Stream:
             call(runtime.cudaGraphDestroy, recorded)
 
     def launch(self, graph: Graph) -> None:
-        """Put a captured graph on the stream."""
+        """Put a captured graph on the stream.
+
+        Args:
+            graph: as `capture` gave it, not freed yet.
+        """
         from cuda.bindings import runtime
 
         call(runtime.cudaGraphLaunch, graph.handle, self._handle)

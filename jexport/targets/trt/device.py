@@ -33,7 +33,14 @@ INSTALL = 'pip install "jexport[trt]"'
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU. capability: like '8.6'. driver_cuda: newest CUDA of its driver, like '13.0'."""
+    """One GPU.
+
+    Args:
+        name: as its driver gives it.
+        capability: compute capability, like '8.6'.
+        driver_cuda: newest CUDA of its driver, like '13.0'.
+        total_bytes: of its memory.
+    """
 
     name: str
     capability: str
@@ -43,7 +50,13 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What engines are built and run on. tensorrt: full version. system: like 'linux-x86_64'."""
+    """What engines are built and run on.
+
+    Args:
+        gpu: the one that CUDA calls 0.
+        tensorrt: full version.
+        system: like 'linux-x86_64'.
+    """
 
     gpu: Gpu
     tensorrt: str
@@ -70,8 +83,12 @@ def tensorrt_version() -> str:
 def machine() -> Machine:
     """The machine we are on, once it is known to build and run engines.
 
-    Raises DependencyError (no TensorRT, or another major) and DeviceError (no driver, one too old,
-    no GPU, one too old), each before any work was done.
+    Returns:
+        The machine; what is missing is said before any work was done.
+
+    Raises:
+        DependencyError: no TensorRT or cuda-bindings, or another major.
+        DeviceError: no driver, one too old, no GPU, one too old.
     """
     check_installed("tensorrt", "cuda.bindings")
     version = imported_version()
@@ -86,7 +103,14 @@ def machine() -> Machine:
 
 
 def check_installed(*modules: str) -> None:
-    """Raise DependencyError, with both ways out, when a module is missing."""
+    """Refuse an environment that lacks a module.
+
+    Args:
+        *modules: names to import.
+
+    Raises:
+        DependencyError: one is missing; names both ways out.
+    """
     missing = [name for name in modules if not _installed(name)]
     if missing:
         raise DependencyError(
@@ -104,7 +128,14 @@ def _installed(module: str) -> bool:
 
 
 def imported_version() -> str:
-    """Version that the imported TensorRT gives itself. DependencyError when it cannot be loaded."""
+    """Version that the imported TensorRT gives itself.
+
+    Returns:
+        Like '11.4.0.106'.
+
+    Raises:
+        DependencyError: it cannot be loaded, or is an empty package of that name.
+    """
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:
@@ -206,7 +237,15 @@ def free_bytes() -> int:
 
 
 def check_memory(needed_bytes: int, *, what: str) -> None:
-    """Refuse, with numbers, what will not fit. Raises DeviceError."""
+    """Refuse, with numbers, what will not fit.
+
+    Args:
+        needed_bytes: of the GPU's memory.
+        what: needs them, for the message.
+
+    Raises:
+        DeviceError: less is free.
+    """
     free = free_bytes()
     if needed_bytes > free:
         raise DeviceError(

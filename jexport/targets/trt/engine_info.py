@@ -22,7 +22,18 @@ AMPERE = (8, 0)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """What a manifest says of a plan. sha256: of the plan's bytes."""
+    """What a manifest says of a plan.
+
+    Args:
+        tensorrt: full version that built it.
+        gpu: name of the GPU it was built on.
+        capability: compute capability of that GPU, like '8.6'.
+        system: like 'linux-x86_64'.
+        hardware_compatible: other GPUs it runs on, as in building.Options.
+        version_compatible: whether later TensorRT versions of its major run it.
+        profiles: those of the engine, in its order.
+        sha256: of the plan's bytes.
+    """
 
     tensorrt: str
     gpu: str
@@ -54,8 +65,12 @@ def from_facts(facts: Mapping[str, Any], *, max_tokens: int = 1 << 30) -> Engine
         facts: the manifest's engine facts.
         max_tokens: the longest text, for profiles without a bound.
 
+    Returns:
+        The same, its profiles checked.
+
     Raises:
         ArtifactError: something is missing there.
+        ProfileError: its profiles contradict themselves.
     """
     texts = ("tensorrt", "gpu", "capability", "system", "hardware_compatible", "sha256")
     absent = [key for key in texts if not isinstance(facts.get(key), str)]
@@ -75,9 +90,16 @@ def from_facts(facts: Mapping[str, Any], *, max_tokens: int = 1 << 30) -> Engine
 
 
 def check(info: EngineInfo, machine: Machine, *, path: Path) -> None:
-    """Refuse a plan that is for another system, GPU architecture or TensorRT.
+    """Refuse a plan that is for another machine; each error says how to compile it again.
 
-    Raises DeviceError or EngineError; each says how to compile it again.
+    Args:
+        info: what the manifest says of the plan.
+        machine: this one.
+        path: of the plan, for the message.
+
+    Raises:
+        DeviceError: another system or GPU architecture.
+        EngineError: another TensorRT.
     """
     again = f"compile it again on this machine: jexport compile {path.parent}"
     if info.system != machine.system:
@@ -129,7 +151,18 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def read(info: EngineInfo, path: Path) -> bytes:
-    """The plan's bytes, once their digest is the manifest's. Raises ArtifactError."""
+    """The plan's bytes, once their digest is the manifest's.
+
+    Args:
+        info: what the manifest says of the plan.
+        path: of the plan.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ArtifactError: the file cannot be read, or is not that plan.
+    """
     try:
         plan = path.read_bytes()
     except OSError as error:

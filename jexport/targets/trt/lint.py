@@ -22,11 +22,19 @@ def lint(
     *,
     max_tokens: int | None = None,
 ) -> list[Diagnostic]:
-    """What TensorRT would not take: errors first, one diagnostic a kind, the same order every time.
+    """What TensorRT would not take.
 
-    dims: by dynamic axis ('batch', 'sequence', or its name in the file), the lowest and highest
-    size of each profile; None: profiles are not looked at. max_tokens: the longest text. Raises
-    UnsupportedGraphError for a file that is not an ONNX graph.
+    Args:
+        path: of an ONNX file.
+        dims: by dynamic axis ('batch', 'sequence', or its name in the file), the lowest and highest
+            size of each profile; None: profiles are not looked at.
+        max_tokens: the longest text; None where that is not known.
+
+    Returns:
+        Errors first, one diagnostic a kind, the same order every time.
+
+    Raises:
+        UnsupportedGraphError: the file is not an ONNX graph.
     """
     file = onnx_reader.read(path)
     dataflow.infer_types(file)

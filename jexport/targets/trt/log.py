@@ -20,7 +20,7 @@ _shared: list[tuple[Any, Any]] = []
 
 
 class Log:
-    """The errors since it was made. `made` is the object that TensorRT takes."""
+    """The errors since it was made. `logger` is the object that TensorRT takes."""
 
     def __init__(self) -> None:
         """Begin to listen."""
@@ -29,7 +29,11 @@ class Log:
         _alive.add(self)
 
     def hear(self, text: str) -> None:
-        """Keep an error."""
+        """Keep an error.
+
+        Args:
+            text: a line of TensorRT's.
+        """
         self._lines.append(text)
 
     def text(self) -> str:

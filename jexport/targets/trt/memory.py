@@ -21,7 +21,12 @@ from jexport.targets.trt.profiles import Profile
 class Need:
     """Bytes of weights, and of activations at the hungriest profile.
 
-    unfused_bytes: activations when attention is not fused. unknown: tensors that were not sized.
+    Args:
+        weights_bytes: as they are in the graph.
+        activations_bytes: when attention is fused.
+        unfused_bytes: activations when it is not.
+        profile: the hungriest, in words.
+        unknown: tensors that were not sized.
     """
 
     weights_bytes: int
@@ -44,7 +49,15 @@ class Need:
 
 
 def predict(path: Path, profiles: Sequence[Profile]) -> Need:
-    """What an engine of this graph needs. The weights themselves are not read."""
+    """What an engine of this graph needs. The weights themselves are not read.
+
+    Args:
+        path: of the ONNX file; its first input is [batch, tokens], both axes named.
+        profiles: at least one.
+
+    Returns:
+        The need at their largest shapes.
+    """
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)

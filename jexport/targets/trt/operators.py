@@ -38,7 +38,14 @@ OUTPUT_TYPED = ("Cast", "CastLike", "Constant", "ConstantOfShape")
 
 
 def check_opset(file: GraphFile) -> Iterator[Diagnostic]:
-    """Opsets that no, or not every, TensorRT reads."""
+    """Opsets that no, or not every, TensorRT reads.
+
+    Args:
+        file: the graph.
+
+    Yields:
+        An error for one that none reads, a warning for each version that does not.
+    """
     known = table().opsets
     lowest = min(low for low, _ in known.values())
     highest = max(high for _, high in known.values())
@@ -71,7 +78,14 @@ def check_opset(file: GraphFile) -> Iterator[Diagnostic]:
 
 
 def check_operators(file: GraphFile) -> Iterator[Diagnostic]:
-    """Operators that are not in the table, or in it as not taken."""
+    """Operators that are not in the table, or in it as not taken.
+
+    Args:
+        file: the graph; calls of its own functions are not looked at, their nodes are.
+
+    Yields:
+        An error for each node.
+    """
     support = table()
     for scope in file.scopes():
         for node in scope.nodes:
@@ -92,7 +106,14 @@ def check_operators(file: GraphFile) -> Iterator[Diagnostic]:
 
 
 def check_types(file: GraphFile) -> Iterator[Diagnostic]:
-    """Element types that an operator is not taken in."""
+    """Element types that an operator is not taken in.
+
+    Args:
+        file: the graph, its types inferred.
+
+    Yields:
+        Errors; warnings for float64, and for types that only a layer's reference lists.
+    """
     for scope in file.scopes():
         for node in scope.nodes:
             if node.standard and node.op in table().operators and node.op not in QUANTIZING:
@@ -185,7 +206,15 @@ def _check_type(node: Node, dtype: str, name: str) -> Iterator[Diagnostic]:
 
 
 def check_restrictions(file: GraphFile, constness: Constness) -> Iterator[Diagnostic]:
-    """What the table restricts beyond types."""
+    """What the table restricts beyond types.
+
+    Args:
+        file: the graph, its types inferred.
+        constness: of its values.
+
+    Yields:
+        An error for each restriction of each node.
+    """
     for scope in file.scopes():
         for name in scope.sparse:
             yield error(
@@ -279,7 +308,14 @@ def _numbers(constant: Constant | None) -> list[Any] | None:
 
 
 def check_border_types(file: GraphFile) -> Iterator[Diagnostic]:
-    """Element types that no TensorRT tensor has, in weights and at the graph's border."""
+    """Element types that no TensorRT tensor has, in weights and at the graph's border.
+
+    Args:
+        file: the graph.
+
+    Yields:
+        An error for each value.
+    """
     named = {value.name: value.dtype for value in (*file.graph.inputs, *file.graph.outputs)}
     for scope in file.scopes():
         named |= {name: constant.dtype for name, constant in scope.constants.items()}

@@ -124,11 +124,22 @@ class Plan:
         )
 
     def run(self, feed: Tensors) -> dict[str, Array]:
-        """One forward pass. input_ids and attention_mask: int64 [batch, sequence].
+        """One forward pass.
 
         A batch that no profile takes is split by the texts' lengths; outputs at padding that the
-        engine then never saw are 0. Raises ProfileError for a text longer than every profile, and
-        EngineError.
+        engine then never saw are 0.
+
+        Args:
+            feed: input_ids and attention_mask, int64 [batch, sequence].
+
+        Returns:
+            Outputs by name, [batch, sequence, ...] or [batch, ...], as arrays of their own.
+
+        Raises:
+            ProfileError: a text is longer than every profile.
+            EngineError: TensorRT failed, with its own words.
+            DeviceError: the GPU's memory is full.
+            RuntimeError: it is closed.
         """
         with self._lock:
             if self._engine is None:
@@ -291,11 +302,24 @@ def _padded(rows: Array, longest: int, shape: Shape) -> Array:
 def open_plan(
     path: Path, info: EngineInfo, *, here: Machine | None = None, graphs: bool = True
 ) -> Iterator[Callable[[Tensors], dict[str, Array]]]:
-    """Open a plan for this machine and give its `run`; all its memory is freed at the end.
+    """Open a plan for this machine; all its memory is freed at the end.
 
-    here: this machine, asked when not given. graphs: capture CUDA graphs of small shapes.
-    Raises, before TensorRT sees the plan, DependencyError, DeviceError (no GPU, another one),
-    EngineError (another TensorRT) and ArtifactError (another digest).
+    What does not fit is refused before TensorRT sees the plan.
+
+    Args:
+        path: of the plan.
+        info: what the manifest says of it.
+        here: this machine, asked when not given.
+        graphs: capture CUDA graphs of small shapes.
+
+    Yields:
+        Its `run`.
+
+    Raises:
+        DependencyError: no TensorRT that fits.
+        DeviceError: no GPU, another one, or too little of its memory.
+        EngineError: another TensorRT, a plan that it does not open, or one with other profiles.
+        ArtifactError: another digest.
     """
     machine = here or device.machine()
     engine_info.check(info, machine, path=path)

@@ -36,18 +36,38 @@ CANDIDATES = 96
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Smallest, usual and largest size of one axis. Kernels are tuned at `opt`."""
+    """Sizes of one axis.
+
+    Args:
+        min: the smallest.
+        opt: the usual one; kernels are tuned at it.
+        max: the largest.
+    """
 
     min: int
     opt: int
     max: int
 
     def holds(self, size: int) -> bool:
-        """Whether an axis of that size is inside."""
+        """Whether an axis of that size is inside.
+
+        Args:
+            size: of the axis.
+
+        Returns:
+            True from `min` to `max`, both included.
+        """
         return self.min <= size <= self.max
 
     def meets(self, other: Range) -> bool:
-        """Whether both hold a common size."""
+        """Whether both hold a common size.
+
+        Args:
+            other: a range of the same axis.
+
+        Returns:
+            True where they do.
+        """
         return self.min <= other.max and other.min <= self.max
 
     def __str__(self) -> str:
@@ -56,13 +76,26 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One optimization profile: texts in a batch, and tokens of the longest of them."""
+    """One optimization profile.
+
+    Args:
+        batch: texts in a batch.
+        tokens: of the longest of them.
+    """
 
     batch: Range
     tokens: Range
 
     def holds(self, batch: int, tokens: int) -> bool:
-        """Whether that shape is inside."""
+        """Whether that shape is inside.
+
+        Args:
+            batch: texts.
+            tokens: of each, padding included.
+
+        Returns:
+            True where both are.
+        """
         return self.batch.holds(batch) and self.tokens.holds(tokens)
 
     def __str__(self) -> str:
@@ -77,7 +110,18 @@ class Profile:
 
 
 def read(specs: Sequence[ProfileSpec], *, max_tokens: int) -> tuple[Profile, ...]:
-    """The profiles that a recipe asks for, checked; without any, those of `standard`."""
+    """The profiles that a recipe asks for, checked.
+
+    Args:
+        specs: the recipe's; without any, those of `standard` are taken.
+        max_tokens: of the model.
+
+    Returns:
+        The profiles, in the order of `specs`.
+
+    Raises:
+        ProfileError: as of `check`.
+    """
     if not specs:
         return standard(max_tokens)
     return from_tables(
@@ -86,7 +130,18 @@ def read(specs: Sequence[ProfileSpec], *, max_tokens: int) -> tuple[Profile, ...
 
 
 def from_tables(tables: Iterable[Mapping[str, Any]], *, max_tokens: int) -> tuple[Profile, ...]:
-    """Profiles of tables like {batch=[1, 8, 32], tokens=[1, 64, 128]}, checked."""
+    """Profiles of tables, checked.
+
+    Args:
+        tables: like {batch=[1, 8, 32], tokens=[1, 64, 128]}.
+        max_tokens: of the model.
+
+    Returns:
+        The profiles, in that order.
+
+    Raises:
+        ProfileError: an axis is not three whole numbers, or as of `check`.
+    """
     result = []
     for number, table in enumerate(tables):
         for axis in ("batch", "tokens"):
@@ -106,7 +161,14 @@ def from_tables(tables: Iterable[Mapping[str, Any]], *, max_tokens: int) -> tupl
 
 
 def specs(profiles: Iterable[Profile]) -> tuple[ProfileSpec, ...]:
-    """As a recipe holds them: what `read` takes."""
+    """As a recipe holds them.
+
+    Args:
+        profiles: any.
+
+    Returns:
+        What `read` takes.
+    """
     return tuple(
         ProfileSpec(
             batch=(one.batch.min, one.batch.opt, one.batch.max),
@@ -117,7 +179,18 @@ def specs(profiles: Iterable[Profile]) -> tuple[ProfileSpec, ...]:
 
 
 def check(profiles: Sequence[Profile], *, max_tokens: int) -> tuple[Profile, ...]:
-    """The same profiles, once they are possible, apart and within the model's length."""
+    """Refuse profiles that are impossible, overlap or go beyond the model's length.
+
+    Args:
+        profiles: one to COUNTS[-1] of them.
+        max_tokens: of the model.
+
+    Returns:
+        The same profiles.
+
+    Raises:
+        ProfileError: says which one, and why.
+    """
     if not profiles or len(profiles) > COUNTS[-1]:
         raise ProfileError(
             f"an engine cannot have {len(profiles)} optimization profiles here",
@@ -149,7 +222,15 @@ def check(profiles: Sequence[Profile], *, max_tokens: int) -> tuple[Profile, ...
 
 
 def standard(max_tokens: int, *, token_budget: int = TOKEN_BUDGET) -> tuple[Profile, ...]:
-    """Profiles for a model whose texts are not known: short, middle and long ones."""
+    """Profiles for a model whose texts are not known: short, middle and long ones.
+
+    Args:
+        max_tokens: of the model, and the end of the last.
+        token_budget: most padded tokens of a batch, unless one text has more.
+
+    Returns:
+        One to three profiles, apart, from 1 token up.
+    """
     edges = [edge for edge in EDGES if edge < max_tokens] + [max_tokens]
     return _of_edges(edges, (), token_budget)
 
@@ -157,12 +238,24 @@ def standard(max_tokens: int, *, token_budget: int = TOKEN_BUDGET) -> tuple[Prof
 def choose(
     lengths: Sequence[int], *, max_tokens: int, count: int = 3, token_budget: int = TOKEN_BUDGET
 ) -> tuple[Profile, ...]:
-    """Profiles for texts of these lengths in tokens, the whole range up to max_tokens covered.
+    """Profiles for texts of these lengths, the whole range up to max_tokens covered.
 
     Borders are the ones with the fewest padded tokens when each text is padded to the border above
     it, found exactly (a shortest path over at most CANDIDATES quantiles), so the same lengths give
-    the same profiles. Texts longer than max_tokens count as cut. When no text comes near
-    max_tokens, one profile of `count` is kept for what is longer. opt is the middle text of each.
+    the same profiles. When no text comes near max_tokens, one profile of `count` is kept for what
+    is longer. opt is the middle text of each.
+
+    Args:
+        lengths: in tokens; those over max_tokens count as cut.
+        max_tokens: of the model.
+        count: most profiles, one of COUNTS.
+        token_budget: most padded tokens of a batch, unless one text has more.
+
+    Returns:
+        The profiles, apart, from 1 token up.
+
+    Raises:
+        ProfileError: another count, or no length above 0.
     """
     if count not in COUNTS:
         raise ProfileError(
@@ -226,15 +319,33 @@ def _of_edges(edges: Sequence[int], known: Sequence[int], token_budget: int) -> 
 
 
 def pick(profiles: Sequence[Profile], batch: int, tokens: int) -> int | None:
-    """The profile that takes this shape as it is; None when the batch has to be split or padded."""
+    """The profile that takes this shape as it is.
+
+    Args:
+        profiles: of the engine.
+        batch: texts.
+        tokens: of each, padding included.
+
+    Returns:
+        Its place; None when the batch has to be split or padded.
+    """
     return next((n for n, one in enumerate(profiles) if one.holds(batch, tokens)), None)
 
 
 def split(profiles: Sequence[Profile], lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
     """Rows of a batch as groups, each for one profile; texts of a group may be padded to its min.
 
-    A text goes to the profile that pads it least, then the one with the largest batch. Raises
-    ProfileError for a text longer than every profile.
+    A text goes to the profile that pads it least, then the one with the largest batch.
+
+    Args:
+        profiles: of the engine.
+        lengths: of the rows, in tokens.
+
+    Returns:
+        (place of the profile, its rows) of each group; a profile may have several.
+
+    Raises:
+        ProfileError: a text is longer than every profile.
     """
     groups: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
@@ -263,5 +374,14 @@ def _home(profiles: Sequence[Profile], row: int, length: int) -> int:
 
 
 def shape(profile: Profile, batch: int, tokens: int) -> tuple[int, int]:
-    """What a group of that size is padded to: its own size, or the profile's smallest."""
+    """What a group of that size is padded to.
+
+    Args:
+        profile: that it is for.
+        batch: texts.
+        tokens: of the longest.
+
+    Returns:
+        (batch, tokens): its own size, or the profile's smallest.
+    """
     return max(batch, profile.batch.min), max(tokens, profile.tokens.min)

@@ -25,7 +25,15 @@ WIDTH = 8
 
 
 def check(file: GraphFile, constness: Constness) -> Iterator[Diagnostic]:
-    """Every QuantizeLinear and DequantizeLinear."""
+    """Every QuantizeLinear and DequantizeLinear.
+
+    Args:
+        file: the graph, its types inferred.
+        constness: of its values.
+
+    Yields:
+        Errors in type, zero point, scale, axis and pairing.
+    """
     for scope in file.scopes():
         for node in scope.nodes:
             if node.standard and node.op in (QUANTIZE, DEQUANTIZE):

@@ -50,7 +50,14 @@ FIX = "use a mask of -10000: it is finite in float16, and its softmax is 0"
 
 
 def check(file: GraphFile) -> Iterator[Diagnostic]:
-    """Every small constant."""
+    """Every small constant.
+
+    Args:
+        file: the graph, its types inferred; one without float16 has nothing that overflows.
+
+    Yields:
+        Errors for what float16 cannot hold, warnings for masks near its end or that of float32.
+    """
     half = any(
         dtype == "FP16" for scope in file.scopes() for dtype in scope.types.values()
     )  # nothing overflows in a float32 graph

@@ -44,7 +44,15 @@ BY_TEXT = "compute it from shapes (Shape, Gather, Concat) and not from what the 
 
 
 def check_data_dependent(file: GraphFile, constness: Constness) -> Iterator[Diagnostic]:
-    """Results whose shape depends on values and not only on the inputs' shapes."""
+    """Results whose shape depends on values and not only on the inputs' shapes.
+
+    Args:
+        file: the graph.
+        constness: of its values.
+
+    Yields:
+        An error for each node and input.
+    """
     for scope in file.scopes():
         for node in scope.nodes:
             if not node.standard:
@@ -84,7 +92,14 @@ def _scans(node: Node) -> bool:
 
 
 def check_inputs(file: GraphFile) -> Iterator[Diagnostic]:
-    """input_ids and attention_mask, int64 [batch, sequence], and nothing else."""
+    """input_ids and attention_mask, int64 [batch, sequence], and nothing else.
+
+    Args:
+        file: the graph.
+
+    Yields:
+        An error for each that is missing, strange or of another type or shape.
+    """
     given = {value.name: value for value in file.graph.inputs}
     for name in INPUTS:
         if name not in given:
@@ -137,7 +152,14 @@ def _check_known(value: Value) -> Iterator[Diagnostic]:
 
 
 def check_axes(file: GraphFile) -> Iterator[Diagnostic]:
-    """Dynamic axes anywhere but in batch and sequence."""
+    """Dynamic axes anywhere but in batch and sequence.
+
+    Args:
+        file: the graph.
+
+    Yields:
+        Errors for inputs; warnings for outputs, and for an axis with two names.
+    """
     for value in file.graph.inputs:
         for position, size in enumerate(value.dims or ()):
             if isinstance(size, str) and (position >= len(AXES) or value.name not in INPUTS):
@@ -181,7 +203,16 @@ def check_axes(file: GraphFile) -> Iterator[Diagnostic]:
 def check_profiles(
     file: GraphFile, ranges: Ranges | None, max_tokens: int | None
 ) -> Iterator[Diagnostic]:
-    """Dynamic axes that no profile covers, and texts longer than any."""
+    """Dynamic axes that no profile covers, and texts longer than any.
+
+    Args:
+        file: the graph.
+        ranges: what the profiles cover; None: dynamic axes are not looked at.
+        max_tokens: the longest text; None where that is not known.
+
+    Yields:
+        Errors; warnings for sizes that have to be padded.
+    """
     known = [value for value in file.graph.inputs if value.name in INPUTS and value.dims]
     for position, axis in enumerate(AXES):
         sizes = dict.fromkeys(

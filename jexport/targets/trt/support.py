@@ -17,9 +17,15 @@ from typing import Any
 class Support:
     """The published table.
 
-    operators: types of each operator that is taken. beyond: further types, which only the reference
-    of the layer behind an operator lists. refused: operators that it names as not taken.
-    opsets: lowest and highest, by TensorRT version, oldest first.
+    Args:
+        operators: types of each operator that is taken.
+        beyond: further types, which only the reference of the layer behind an operator lists.
+        refused: operators that it names as not taken.
+        network_types: types that a TensorRT tensor may have.
+        value_shaped: operators whose result has a size that depends on values.
+        restrictions: by operator, what holds beyond types (operators.check_restrictions).
+        opsets: lowest and highest, by TensorRT version, oldest first.
+        source: where it was published, for the evidence.
     """
 
     operators: Mapping[str, frozenset[str]]

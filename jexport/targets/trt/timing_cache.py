@@ -26,7 +26,12 @@ LONGEST_HEADER = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the timings of one machine and one set of builder options are kept."""
+    """Where the timings of one machine and one set of builder options are kept.
+
+    Args:
+        path: of the file.
+        context: what they are for, as the file's first line says it.
+    """
 
     path: Path
     context: Mapping[str, str]
@@ -34,16 +39,29 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
-    """What a file held: b'' when there was none that fits. note: one line for the user."""
+    """What a file held.
+
+    Args:
+        content: TensorRT's cache; b'' when there was none that fits.
+        note: one line for the user.
+    """
 
     content: bytes
     note: str
 
 
 def place(folder: Path, machine: Machine, options: Mapping[str, Any]) -> Place:
-    """The file for this machine and these options; the folder need not exist.
+    """The file for this machine and these options.
 
     The driver's CUDA belongs to the name: kernels are chosen by what was timed under it.
+
+    Args:
+        folder: of all such files; it need not exist.
+        machine: this one.
+        options: of the builder, by name, JSON-ready.
+
+    Returns:
+        Where to read and write; nothing is made.
     """
     plain = json.dumps(dict(options), sort_keys=True)
     context = {
@@ -63,7 +81,14 @@ def place(folder: Path, machine: Machine, options: Mapping[str, Any]) -> Place:
 
 
 def read(where: Place) -> Timings:
-    """The timings kept there, or none with the reason."""
+    """The timings kept there.
+
+    Args:
+        where: the file.
+
+    Returns:
+        The timings, or none with the reason: new, not readable, another machine's, damaged.
+    """
     try:
         raw = where.path.read_bytes()
     except FileNotFoundError:
@@ -90,7 +115,12 @@ def read(where: Place) -> Timings:
 def write(where: Place, content: bytes) -> str:
     """Keep these timings; a reader sees the old file or the new one.
 
-    Gives '' or a note that it failed.
+    Args:
+        where: the file.
+        content: TensorRT's cache.
+
+    Returns:
+        '' or a note that it failed.
     """
     header = {
         "format": FORMAT,
