@@ -35,7 +35,7 @@ ONE_BATCH = 1 << 30
 class Candidate:
     """What is validated.
 
-    Attributes:
+    Args:
         tokenizer: the artifact's.
         open: opens its engine.
         at_once: from how many threads that may be called.
@@ -54,15 +54,24 @@ class Candidate:
 class Embedded:
     """Texts embedded by the runtime.
 
-    vectors: float32 [texts, dimension]. outputs: per output name, one array a text: token vectors
-    [tokens, hidden] or a vector [dimension].
+    Args:
+        vectors: float32 [texts, dimension].
+        outputs: per output name one float32 array a text: token vectors [tokens, hidden] or a vector
+            [dimension].
     """
 
     vectors: NDArray[np.float32]
     outputs: Mapping[str, list[np.ndarray]]
 
     def of(self, rows: Sequence[int]) -> Embedded:
-        """Some of the texts."""
+        """Some of the texts.
+
+        Args:
+            rows: which ones, in the order that is wanted.
+
+        Returns:
+            Their vectors and outputs.
+        """
         kept = {name: [values[row] for row in rows] for name, values in self.outputs.items()}
         return Embedded(vectors=self.vectors[list(rows)], outputs=kept)
 
@@ -99,8 +108,12 @@ class Runtime:
                 together.
             progress: called after each batch with how many tokens it had.
 
+        Returns:
+            Vectors and outputs, in the order of the texts.
+
         Raises:
-            ParityError: an output is missing or has another shape, or a vector is not finite.
+            ParityError: an output is missing or has another shape, a vector is not finite, or the
+                Embedder ran other tokens than `ids`.
         """
         self._recorder.rows = {}
 
@@ -140,6 +153,14 @@ def token_ids(candidate: Candidate, words: Sequence[str], use: str) -> list[list
     """Token ids of each text as the Embedder gives them to an engine: prompt included, cut.
 
     The engine is left out, so that every text can be asked for.
+
+    Args:
+        candidate: its tokenizer and embedding; its engine is not opened.
+        words: the texts.
+        use: the Embedder's method.
+
+    Returns:
+        The ids of each text.
     """
     listener = _Listener(candidate.outputs)
     method = getattr(_embedder(candidate, listener), use)
@@ -152,7 +173,14 @@ def token_ids(candidate: Candidate, words: Sequence[str], use: str) -> list[list
 
 @contextmanager
 def opened(candidate: Candidate) -> Iterator[Runtime]:
-    """Open the engine."""
+    """Open the engine.
+
+    Args:
+        candidate: what is validated.
+
+    Yields:
+        Embedders before the open engine, which is closed at the end.
+    """
     with candidate.open() as forward:
         yield Runtime(candidate, forward)
 
@@ -240,5 +268,13 @@ class StoredIds(TextTokenizer):
         self._ids = ids
 
     def token_ids(self, texts: Sequence[str], *, first_index: int = 0) -> list[list[int]]:
-        """The stored ids of each number."""
+        """The stored ids of each number.
+
+        Args:
+            texts: the numbers, in digits.
+            first_index: not used: TextTokenizer has it for its errors.
+
+        Returns:
+            Token ids of each, as they were stored.
+        """
         return [list(self._ids[int(text)]) for text in texts]

@@ -44,7 +44,10 @@ SHOWN = 8
 class Comparison:
     """Both sides: what the reference library gave, and the artifact's token ids of the same texts.
 
-    Those ids are what the runtime gives its engine.
+    Args:
+        reference: texts, ids and vectors of the library.
+        candidate: the artifact.
+        ids: of each text, what the runtime gives its engine.
     """
 
     reference: ReferenceSet
@@ -53,7 +56,18 @@ class Comparison:
 
     @classmethod
     def of(cls, reference: ReferenceSet, candidate: Candidate) -> Comparison:
-        """Tokenise as the runtime does. Raises ParityError where a text has no token there."""
+        """Tokenise as the runtime does.
+
+        Args:
+            reference: the texts, and what the library gave for them.
+            candidate: the artifact.
+
+        Returns:
+            Both sides, nothing run yet.
+
+        Raises:
+            ParityError: the artifact's tokenizer gives no token for a text that was embedded.
+        """
         ids: list[list[int]] = [[] for _ in reference.samples]
         for use in USES:
             rows = [row for row, own in enumerate(reference.uses) if own == use]
@@ -73,7 +87,15 @@ class Comparison:
 
     @classmethod
     def of_stored(cls, stored: Stored, candidate: Candidate) -> Comparison:
-        """Only vectors are compared: what is stored is the ids, not the texts."""
+        """Only vectors are compared: what is stored is the ids, not the texts.
+
+        Args:
+            stored: ids, languages and vectors of the texts.
+            candidate: the artifact; it gets the ids as they were stored, without a prompt.
+
+        Returns:
+            Both sides, the ids the same on both.
+        """
         ids = tuple(map(list, stored.ids))
         reference = ReferenceSet(
             samples=tuple(
@@ -127,9 +149,15 @@ class Comparison:
     def measure(self, progress: Callable[[int, int], None]) -> tuple[dict[str, Any], list[str]]:
         """Run the candidate and compare each of its outputs.
 
+        Args:
+            progress: called after each batch with the tokens that are done and those of all texts.
+
         Returns:
             The metrics, as `parity.compare` makes them, with groups for edge texts and each use;
             and what a difference looks like, in words, where there is one.
+
+        Raises:
+            ParityError: as `Runtime.embed` and `parity.compare`, or the sizes of vectors differ.
         """
         given = self.reference
         total, done = sum(map(len, self.ids[: len(given.vectors)])), 0

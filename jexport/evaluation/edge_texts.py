@@ -100,7 +100,14 @@ def short() -> tuple[str, ...]:
 
 
 def with_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
-    """A text for each added token: with spaces around it, and inside a word."""
+    """A text for each added token: with spaces around it, and inside a word.
+
+    Args:
+        tokens: what the tokenizer finds in a text before its model sees it.
+
+    Returns:
+        The texts, in the order of the tokens.
+    """
     return tuple(f"one {token} two{token}three  {token}" for token in tokens)
 
 
@@ -110,6 +117,9 @@ def long(text_of: Callable[[int], str], limit: int) -> tuple[str, ...]:
     Args:
         text_of: a text of exactly so many tokens, '' where there is none.
         limit: in tokens, special tokens included.
+
+    Returns:
+        Those of limit, limit + 1 and limit - 1 tokens where `text_of` has them, then the long ones.
     """
     around = [text_of(limit + more) for more in (0, 1, -1)]
     endless = ("x" * LONG_CHARACTERS, "\u6771\u4eac" * (LONG_CHARACTERS // 2))

@@ -42,6 +42,9 @@ def student_t(confidence: float, degrees: int) -> float:
     Args:
         confidence: 0.5 to 1, 1 excluded.
         degrees: of freedom, 1 or more.
+
+    Returns:
+        t, at least 0.
     """
     if degrees == 1:
         return math.tan(math.pi * (confidence - 0.5))

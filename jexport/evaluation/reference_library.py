@@ -53,8 +53,9 @@ NOT_STATED = 1 << 20
 class Answer:
     """What the library gives for one text.
 
-    vector: float32 [dimension], as `encode` returns it. tokens: float32 [tokens, hidden], without
-    padding, or None where the model has no token vectors.
+    Args:
+        vector: float32 [dimension], as `encode` returns it.
+        tokens: float32 [tokens, hidden], without padding; None where the model has no token vectors.
     """
 
     vector: NDArray[np.float32]
@@ -110,6 +111,13 @@ class ReferenceLibrary:
         """Token ids of each text, prompt and special tokens included, truncated.
 
         They are taken from a call of `use` whose forward pass is left out.
+
+        Args:
+            texts: any, an empty one too.
+            use: the library's method, one of USES.
+
+        Returns:
+            The ids of each text, without padding.
         """
         import torch
 
@@ -138,6 +146,9 @@ class ReferenceLibrary:
             ids: what `tokenize` gave for them; only their lengths matter.
             use: the library's method, one of USES.
             progress: called after each batch with how many tokens it had.
+
+        Returns:
+            An answer a text, in the order of the texts.
         """
 
         def answer(_: int, batch: TextBatch[Sequence[int]]) -> list[Answer]:
@@ -151,11 +162,22 @@ class ReferenceLibrary:
             )
 
     def limit(self, max_tokens: int) -> None:
-        """Cut texts to so many tokens: the library's own argument."""
+        """Cut texts to a length: the library's own argument.
+
+        Args:
+            max_tokens: special tokens included.
+        """
         self._model.max_seq_length = max_tokens
 
     def can_embed(self, text: str) -> bool:
-        """Whether the model has a vector for a text of this length: a position table may end."""
+        """Whether the model has a vector for a text of this length: a position table may end.
+
+        Args:
+            text: embedded alone by `encode`.
+
+        Returns:
+            False where the forward pass fails.
+        """
         try:
             self._call([text], ENCODE, batch_size=1)
         except (IndexError, RuntimeError):
@@ -163,7 +185,14 @@ class ReferenceLibrary:
         return True
 
     def text_of(self, tokens: int) -> str:
-        """A text of exactly so many tokens, were it not truncated; '' where none is known."""
+        """A text of a given length, were it not truncated.
+
+        Args:
+            tokens: exactly so many, special tokens and prompt included.
+
+        Returns:
+            The text; '' where none is known.
+        """
         unit, least = self._filler
         return unit.strip() + unit * (tokens - least) if unit and tokens >= least else ""
 
@@ -237,8 +266,11 @@ def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[ReferenceLibrary]:
         loaded: says where the checkpoint is, its layout and task; nothing else of it is used.
         spec: [load] of the recipe: what it changes, and whether the checkpoint's code may run.
 
+    Yields:
+        The library; its weights are freed at the end.
+
     Raises:
-        UnsupportedCheckpointError: the library cannot open the checkpoint.
+        UnsupportedCheckpointError: the library cannot open or use the checkpoint.
     """
     task = loaded.embedding.task
     with _explained(), quiet(), torch_threads(1):

@@ -31,9 +31,19 @@ OFFSET = 2
 def assemble(
     folder: Path, config: Mapping[str, Any], spec: LoadSpec, task: str
 ) -> tuple[SentenceTransformer, str]:
-    """The model for one task, and the prompt that the checkpoint's config.json gives it.
+    """The model for one task, put together from the checkpoint's files.
 
-    Raises StateDictError where transformers does not find each weight.
+    Args:
+        folder: the checkpoint.
+        config: its config.json.
+        spec: [load] of the recipe: whether the authors' own model runs instead.
+        task: whose adapter is active; `none` for the base weights.
+
+    Returns:
+        The model in eval mode, and the prompt that config.json gives the task ('' where none).
+
+    Raises:
+        StateDictError: transformers does not find each weight.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling

@@ -44,7 +44,7 @@ ATTEMPTED_TOKENS = 16_384
 class ReferenceSet:
     """Texts and what the library gives for them; those that were embedded come first.
 
-    Attributes:
+    Args:
         samples: every text with its language; EDGE for edge texts.
         uses: the library's method by which each was tokenised and embedded, see
             reference_library.USES.
@@ -64,7 +64,15 @@ class ReferenceSet:
     texts: Mapping[str, str]
 
     def rows(self, *, edge: bool, use: str = reference_library.ENCODE) -> list[int]:
-        """The embedded texts of one use that are edge texts, or that are not."""
+        """Some of the embedded texts.
+
+        Args:
+            edge: whether edge texts, else all others.
+            use: the library's method that embedded them.
+
+        Returns:
+            Their places in `samples` and `vectors`, ascending.
+        """
         return [
             row
             for row in range(len(self.vectors))
@@ -82,6 +90,17 @@ def run(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ReferenceFiles:
     """Let the library embed texts of every language and length, and edge texts; write out_dir/FILE.
+
+    Args:
+        loaded: says where the checkpoint is, its task and its length limit.
+        spec: [load] of the recipe.
+        texts: the set that the compared texts are chosen from.
+        validate: how many tokens are embedded, and of how long a text.
+        out_dir: the folder of the file.
+        progress: called after each batch with the tokens that are done and those of all texts.
+
+    Returns:
+        The folder, how many texts were embedded, and the library's name and version.
 
     Raises:
         ParityError: there is no text to compare.
@@ -201,7 +220,12 @@ def _tokenized(
 
 
 def write(reference: ReferenceSet, path: Path) -> None:
-    """Write the file. The same values give the same bytes."""
+    """Write the file. The same values give the same bytes.
+
+    Args:
+        reference: what is written.
+        path: a safetensors file; its folder exists.
+    """
     from safetensors.numpy import save_file
 
     flat = [one for ids in reference.ids for one in ids]
@@ -222,7 +246,14 @@ def write(reference: ReferenceSet, path: Path) -> None:
 
 
 def read(path: Path) -> ReferenceSet:
-    """Read it back; whoever hands out the folder has verified that it is as it was written."""
+    """Read the file back; whoever hands out the folder has verified that it is as it was written.
+
+    Args:
+        path: of a file from `write`.
+
+    Returns:
+        What was written.
+    """
     from safetensors import safe_open
 
     with safe_open(str(path), framework="np") as stream:
