@@ -56,7 +56,7 @@ class Embedded:
 
     Args:
         vectors: float32 [texts, dimension].
-        outputs: per output name one float32 array a text: token vectors [tokens, hidden] or a vector
+        outputs: by name, a float32 array a text: token vectors [tokens, hidden] or a vector
             [dimension].
     """
 
@@ -67,10 +67,10 @@ class Embedded:
         """Some of the texts.
 
         Args:
-            rows: which ones, in the order that is wanted.
+            rows: numbers of the texts.
 
         Returns:
-            Their vectors and outputs.
+            Their vectors and outputs, in the order of `rows`.
         """
         kept = {name: [values[row] for row in rows] for name, values in self.outputs.items()}
         return Embedded(vectors=self.vectors[list(rows)], outputs=kept)

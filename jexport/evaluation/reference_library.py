@@ -55,7 +55,7 @@ class Answer:
 
     Args:
         vector: float32 [dimension], as `encode` returns it.
-        tokens: float32 [tokens, hidden], without padding; None where the model has no token vectors.
+        tokens: float32 [tokens, hidden], without padding; None where the model has none.
     """
 
     vector: NDArray[np.float32]
