@@ -38,7 +38,14 @@ class QuantizationConfig:
     gptq: bool = True
 
     def key(self, fallback: Sequence[str]) -> str:
-        """The name of one trial, for files and the trial log; fallback: names of layers."""
+        """The name of one trial, for files and the trial log.
+
+        Args:
+            fallback: names of the layers in higher precision, in any order.
+
+        Returns:
+            All that is chosen, joined by '-'.
+        """
         parts = [self.scheme, self.precision, f"{self.smoothing:g}", f"{self.clip:g}"]
         return "-".join([*parts, "gptq" if self.gptq else "nearest", *sorted(fallback)])
 

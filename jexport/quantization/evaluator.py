@@ -145,7 +145,16 @@ class Evaluator:
     def write(
         self, quantizations: Mapping[str, LayerQuantization], folder: Path, precision: str
     ) -> OnnxModel:
-        """The float model with its layers quantized, written to `folder`."""
+        """The float model with its layers quantized, in a file of its own.
+
+        Args:
+            quantizations: by layer's name.
+            folder: for the graph and its weights; created where it is not there.
+            precision: that the model states from now on.
+
+        Returns:
+            The quantized model, with the digest of its files.
+        """
         import onnx_ir as ir
 
         from jexport.graph import storage
@@ -165,7 +174,14 @@ class Evaluator:
         )
 
     def reference_vectors(self, progress: Callable[[int, int], None]) -> NDArray[np.float32]:
-        """The held-out texts, then the edge cases, by the float graph: float32 [texts, dim]."""
+        """The held-out texts, then the edge cases, by the float graph.
+
+        Args:
+            progress: called with the texts that are done and those in all.
+
+        Returns:
+            float32 [texts, dimension].
+        """
         return self._embed(self.model, progress)
 
     def measure(
@@ -202,11 +218,27 @@ class Evaluator:
     def compare(
         self, quantizations: Mapping[str, LayerQuantization], reference: NDArray[np.float32]
     ) -> dict[str, Any]:
-        """What parity.compare says of the held-out texts, by language, length and dimension."""
+        """How far a quantized graph is from the float one, whatever the trial log says.
+
+        Args:
+            quantizations: by layer's name.
+            reference: from reference_vectors.
+
+        Returns:
+            What parity.compare says of the held-out texts, by language, length and dimension;
+            "odd" is parity.invariance of the edge cases.
+        """
         return self._compare(self.vectors(quantizations), reference)
 
     def vectors(self, quantizations: Mapping[str, LayerQuantization]) -> NDArray[np.float32]:
-        """The held-out texts, then the edge cases, by a quantized graph: float32 [texts, dim]."""
+        """The held-out texts, then the edge cases, by a quantized graph.
+
+        Args:
+            quantizations: by layer's name.
+
+        Returns:
+            float32 [texts, dimension].
+        """
         folder = self.work_dir / "trial"
         vectors = self._embed(self.write(quantizations, folder, "int8"))
         shutil.rmtree(folder, ignore_errors=True)

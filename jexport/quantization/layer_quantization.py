@@ -71,7 +71,14 @@ class QuantizedLayer:
     errors: Mapping[str, float]
 
     def error(self, precision: str = "") -> float:
-        """Of one precision, the layer's own by default."""
+        """What a precision would lose of the layer's output.
+
+        Args:
+            precision: one of config.LAYER_PRECISIONS; '' for the layer's own.
+
+        Returns:
+            As `errors` has it.
+        """
         return self.errors[precision or self.quantization.precision]
 
 

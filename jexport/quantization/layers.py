@@ -96,7 +96,14 @@ def find_linear_layers(model: ir.Model) -> tuple[LinearLayer, ...]:
 
 
 def find_embedding_tables(model: ir.Model) -> list[ir.Node]:
-    """The Gather nodes that look up rows of a large float table by id."""
+    """The Gather nodes that look up rows of a large float table by id.
+
+    Args:
+        model: the float graph.
+
+    Returns:
+        The nodes, in the graph's order; a table has LARGE_TABLE_ROWS rows or more.
+    """
     import onnx_ir as ir
 
     from jexport.graph import edit

@@ -49,7 +49,14 @@ class ActivationStats:
 
     @classmethod
     def empty(cls, channels: int) -> ActivationStats:
-        """Nothing seen yet."""
+        """Nothing seen yet.
+
+        Args:
+            channels: of the activation.
+
+        Returns:
+            Statistics of no token: the minimum is infinite, the maximum minus infinity.
+        """
         return cls(
             minimum=np.full(channels, np.inf, np.float32),
             maximum=np.full(channels, -np.inf, np.float32),
@@ -58,7 +65,12 @@ class ActivationStats:
         )
 
     def update(self, values: Array, keep: int) -> None:
-        """Fold in float32 [tokens, channels] and keep `keep` rows of it."""
+        """Fold in the values of a batch.
+
+        Args:
+            values: float32 [tokens, channels], without padding.
+            keep: how many rows of it become samples, evenly spread; 0 for none.
+        """
         np.minimum(self.minimum, values.min(axis=0), out=self.minimum)
         np.maximum(self.maximum, values.max(axis=0), out=self.maximum)
         self.gram += values.T @ values

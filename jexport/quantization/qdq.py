@@ -137,7 +137,14 @@ def _quantize_table(work: edit.Edit, node: ir.Node) -> None:
 
 
 def row_scales(table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One scale per row, symmetric to +-127: float32 [rows, 1]."""
+    """One scale per row, symmetric to +-127.
+
+    Args:
+        table: float32 [rows, columns].
+
+    Returns:
+        float32 [rows, 1], at least 1e-12, for a row of zeros.
+    """
     reach = np.abs(table).max(axis=1, keepdims=True)
     scales: NDArray[np.float32] = np.maximum(reach / 127, np.float32(1e-12)).astype(np.float32)
     return scales

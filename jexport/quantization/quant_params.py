@@ -41,7 +41,14 @@ class QuantParams:
         return np.uint8 if self.scheme == UINT8 else np.int8
 
     def fake_quantize(self, values: Array) -> Array:
-        """Values after QuantizeLinear and DequantizeLinear: float32, the shape of `values`."""
+        """Values after QuantizeLinear and DequantizeLinear.
+
+        Args:
+            values: float32, of any shape.
+
+        Returns:
+            float32, the shape of `values`.
+        """
         low, high = (0, 255) if self.scheme == UINT8 else (-128, 127)
         quantized = np.clip(np.rint(values / np.float32(self.scale)) + self.zero_point, low, high)
         restored: Array = ((quantized - self.zero_point) * np.float32(self.scale)).astype(
@@ -90,13 +97,28 @@ def weight_scales(weight: Array) -> Array:
 
 
 def round_to_nearest(weight: Array, scales: Array) -> NDArray[np.int8]:
-    """A weight in steps of its scales, each rounded by itself: int8, the shape of `weight`."""
+    """A weight in steps of its scales, each rounded by itself.
+
+    Args:
+        weight: float32.
+        scales: float32, of a shape that divides `weight`, such as one scale per column.
+
+    Returns:
+        int8, -127 to 127, the shape of `weight`.
+    """
     qweight: NDArray[np.int8] = np.clip(np.rint(weight / scales), -127, 127).astype(np.int8)
     return qweight
 
 
 def fake_quantize_weight(weight: Array) -> Array:
-    """A weight rounded to nearest, as float again: float32 [in_features, out_features]."""
+    """A weight rounded to nearest, as float again.
+
+    Args:
+        weight: float32 [in_features, out_features].
+
+    Returns:
+        float32, the shape of `weight`.
+    """
     scales = weight_scales(weight)
     restored: Array = round_to_nearest(weight, scales).astype(np.float32) * scales
     return restored

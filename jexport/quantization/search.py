@@ -109,12 +109,26 @@ class Goals:
     max_share: float
 
     def met(self, measurement: Measurement) -> bool:
-        """Whether every bound holds (the bound itself does) and no group failed a gate."""
+        """Whether every bound holds (the bound itself does) and no group failed a gate.
+
+        Args:
+            measurement: with a value of each metric in `at_least`.
+
+        Returns:
+            True where nothing is missed.
+        """
         bounds = all(measurement.metrics[name] >= bound for name, bound in self.at_least.items())
         return bounds and not measurement.failures
 
     def gaps(self, measurement: Measurement) -> dict[str, float]:
-        """How far each goal that is missed is from its bound."""
+        """How far each goal that is missed is from its bound.
+
+        Args:
+            measurement: with a value of each metric in `at_least`.
+
+        Returns:
+            Gaps above 0, by metric and by the goal of each gate that failed.
+        """
         below = {
             name: bound - measurement.metrics[name]
             for name, bound in self.at_least.items()
@@ -123,7 +137,14 @@ class Goals:
         return {**below, **{one.goal: one.gap for one in measurement.failures}}
 
     def missing(self, trial: Trial) -> str:
-        """Which goals a trial misses, in words."""
+        """Which goals a trial misses, in words.
+
+        Args:
+            trial: with a value of each metric in `at_least`.
+
+        Returns:
+            One line, at most NAMED failed gates in it; 'nothing' where all are met.
+        """
         below = [
             f"{name} {trial.metrics[name]:.5f} < {bound}"
             for name, bound in self.at_least.items()

@@ -36,11 +36,23 @@ class TrialLog:
         return len(self._entries)
 
     def get(self, key: str) -> Mapping[str, Any] | None:
-        """What was measured under a key, or None."""
+        """What was measured under a key.
+
+        Args:
+            key: as it was given to `append`.
+
+        Returns:
+            The measurement, or None.
+        """
         return self._entries.get(key)
 
     def append(self, key: str, value: Mapping[str, Any]) -> None:
-        """Add one measurement (JSON-ready); it is on the disk when this returns."""
+        """Add one measurement; it is on the disk when this returns.
+
+        Args:
+            key: of the trial; a later measurement takes the place of an earlier one.
+            value: JSON-ready.
+        """
         self._entries[key] = dict(value)
         if self._path is None:
             return
