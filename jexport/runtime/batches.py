@@ -26,7 +26,12 @@ FULL_BATCHES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One forward pass. rows: numbers of its texts. shape: (rows, tokens), padding included."""
+    """One forward pass.
+
+    Args:
+        rows: numbers of its texts.
+        shape: (rows, tokens), padding included.
+    """
 
     rows: list[int]
     shape: tuple[int, int]
@@ -64,10 +69,18 @@ def plan(
 
 
 def round_up(length: int, multiple: int, max_tokens: int) -> int:
-    """A length on the ladder of multiples, its step doubling with the length; at most `max_tokens`.
+    """A length on the ladder of multiples, its step doubling with the length.
 
     With a multiple of 1: 1 to 32 are exact, then 34, 36 to 64, 68 to 128. An empty text takes one
     token: engines refuse an empty axis.
+
+    Args:
+        length: in tokens.
+        multiple: the first step.
+        max_tokens: of the model; what is rounded up ends there.
+
+    Returns:
+        The length in tokens, at least `length` and 1.
     """
     length = max(1, length)
     step = multiple
@@ -117,14 +130,20 @@ def _power(rows: int) -> int:
 def plan_batches(
     lengths: Sequence[int], max_batch_tokens: int, *, powers: bool = False
 ) -> list[list[int]]:
-    """Group rows of similar length so that rows x longest <= max_batch_tokens; longest first.
+    """Group rows of similar length so that rows x longest <= max_batch_tokens.
 
-    lengths: tokens of each row. powers: rows are filled up to a power of two, which counts. Returns
-    the row numbers of each batch; every row is in exactly one, and a row over the limit is alone.
     Of all cuts of the rows sorted by length, it takes the one with the fewest tokens, padding
     included, where each batch costs 1/64 of the limit on top: a forward pass of MiniLM cost as much
     as 7 tokens, and padding [500, 10] doubles the work. On 1,500 mixed texts it padded 0.3 %
     (filling each batch to the limit: 1.0 %) and took 5 ms.
+
+    Args:
+        lengths: tokens of each row.
+        max_batch_tokens: padded tokens of one batch; a row over the limit is alone.
+        powers: rows are filled up to a power of two, which counts.
+
+    Returns:
+        The row numbers of each batch, longest first; every row is in exactly one.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     cost = np.zeros(len(order) + 1)  # of the first n rows in that order, cut as well as possible

@@ -26,7 +26,9 @@ from jexport.runtime.pool import Floats, Ints
 class OutputRequest(NamedTuple):
     """What is asked of a pass; only calls that want the same are joined.
 
-    output: of the graph. skip: tokens at the start of each row that the pooling leaves out.
+    Args:
+        output: of the graph.
+        skip: tokens at the start of each row that the pooling leaves out.
     """
 
     output: str
@@ -47,7 +49,16 @@ others wait for it. With 2 ms, 16 threads were together in 10s, not in 16s."""
 class Call:
     """One batch that a thread wants run.
 
-    limit: padded tokens of one forward pass. leads: whether its thread is to run what waits.
+    Args:
+        ids: token ids of each row, int64 [tokens].
+        shape: (rows, tokens), padding included.
+        request: what is asked of the pass.
+        limit: padded tokens of one forward pass.
+        leads: whether its thread is to run what waits.
+        taken: whether a leader has it in a pass.
+        vectors: float32 [rows, dim] when it is done, None before.
+        error: what its pass raised instead.
+        wake: set when its thread has something to look at.
     """
 
     ids: Ids
@@ -88,9 +99,19 @@ class Combiner:
         self._together, self._seconds = 1, 0.0  # of the last pass: its calls, its time
 
     def run(self, ids: Ids, shape: tuple[int, int], request: OutputRequest, limit: int) -> Floats:
-        """One vector a row: float32 [len(ids), dim]. Raises what this batch's forward pass does.
+        """Run a batch, alone or joined with others that wait.
 
-        An error of a joined pass is nobody's: each of its batches is then run alone.
+        It raises what this batch's own forward pass does. An error of a joined pass is nobody's:
+        each of its batches is then run alone.
+
+        Args:
+            ids: token ids of each row, int64 [tokens].
+            shape: (rows, tokens), padding included.
+            request: what is asked of the pass.
+            limit: padded tokens of one forward pass, joined ones too.
+
+        Returns:
+            One vector a row: float32 [len(ids), dim].
         """
         call = Call(ids=ids, shape=shape, request=request, limit=limit)
         with self._lock:

@@ -40,8 +40,10 @@ class DeviceMemoryWarning(UserWarning):
 class Opened:
     """What a target opened.
 
-    streams: opens runners that take a batch each at the same time, or none. release: frees them
-    all.
+    Args:
+        runner: the one runner, with every core.
+        streams: opens runners that take a batch each at the same time, or none.
+        release: frees them all.
     """
 
     runner: Runner
@@ -80,8 +82,9 @@ class Engine:
     def forked(self, *, again: bool) -> None:
         """In a child that was forked: locks of its own, for a thread of the parent may hold those.
 
-        again: never touch the parent's engine any more, for it will be opened again: its threads do
-        not exist here. It is kept, too, since freeing it would wait for them.
+        Args:
+            again: never touch the parent's engine any more, for it will be opened again: its
+                threads do not exist here. It is kept, too, since freeing it would wait for them.
         """
         if again and not self.stale:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object((self._opened, self._streams)))
@@ -100,14 +103,22 @@ class Engine:
             opened.release()
 
     def check_open(self) -> None:
-        """Raise RuntimeError when it is closed."""
+        """Refuse a closed engine.
+
+        Raises:
+            RuntimeError: it is closed.
+        """
         if self._opened is None:
             raise RuntimeError("this Embedder is closed")
 
     def streams(self, batches: int) -> Sequence[Runner | None]:
-        """As many as there may be batches at once, to be given to `run`; None is the one runner.
+        """As many as there may be batches at once, to be given to `run`.
 
-        batches: how many are coming; streams are opened, once, where they are many.
+        Args:
+            batches: how many are coming; streams are opened, once, where they are many.
+
+        Returns:
+            Streams, at least one; None is the one runner.
         """
         if batches >= MANY:
             with self._opening:
@@ -124,10 +135,21 @@ class Engine:
     def run(
         self, stream: Runner | None, ids: Ids, shape: Shape, request: OutputRequest, limit: int
     ) -> Floats:
-        """One vector a row, from one of the `streams`: float32 [len(ids), dim].
+        """Run a batch on one of the `streams`.
 
-        limit: padded tokens of one forward pass, for joining what other threads run meanwhile.
-        Raises RuntimeError (closed), DeviceMemoryError.
+        Args:
+            stream: one of them; None for the one runner, where threads' batches are joined.
+            ids: token ids of each row, int64 [tokens].
+            shape: (rows, tokens), padding included.
+            request: what is asked of the pass.
+            limit: padded tokens of one forward pass, for joining what other threads run meanwhile.
+
+        Returns:
+            One vector a row: float32 [len(ids), dim].
+
+        Raises:
+            RuntimeError: the engine is closed.
+            DeviceMemoryError: memory does not suffice, nor for half of several rows.
         """
         if stream is None:
             return self._combiner.run(ids, shape, request, limit)
@@ -197,6 +219,14 @@ def _still_full(shape: Shape, error: DeviceMemoryError) -> DeviceMemoryError:
 
 
 def only(runner: Runner, output: str) -> Runner:
-    """The runner asked for one output alone, where it can be."""
+    """The runner asked for one output alone, where it can be.
+
+    Args:
+        runner: of a target.
+        output: of the graph.
+
+    Returns:
+        A runner of that output, or `runner` itself.
+    """
     ask: Any = getattr(runner, "only", None)
     return runner if ask is None else cast(Runner, ask((output,)))

@@ -54,6 +54,9 @@ def plan_texts(
         ids: token ids of each text.
         planner: the batches of texts of these lengths.
         first_row: number of the first text.
+
+    Returns:
+        The batches in the planner's order, with numbers and ids of their texts.
     """
     return [
         TextBatch(
@@ -68,11 +71,14 @@ def plan_texts(
 def plan_by_tokens(
     ids: Sequence[Ids], max_batch_tokens: int = BATCH_TOKENS
 ) -> list[TextBatch[Ids]]:
-    """Batches of neighbours in length for an engine that takes any shape, longest first.
+    """Batches of neighbours in length for an engine that takes any shape.
 
     Args:
         ids: token ids of each text.
         max_batch_tokens: padded tokens of one batch; a longer text is alone.
+
+    Returns:
+        The batches, longest first.
     """
     longest = max(map(len, ids), default=0)
     return plan_texts(ids, lambda lengths: plan(lengths, Batching(), max_batch_tokens, longest))
@@ -83,12 +89,15 @@ def run_batches(
     streams: Sequence[Stream],
     forward: Callable[[Stream, TextBatch[Ids]], Result],
 ) -> Generator[tuple[TextBatch[Ids], Result], None, None]:
-    """Each batch with what `forward` gives for it, in the order of the batches.
+    """Each batch with what `forward` gives for it.
 
     Args:
         batches: asked for a few ahead where there are several streams.
         streams: as many batches run at once; see parallel.in_order.
         forward: runs one batch on a stream. What it raises is raised in the batch's place.
+
+    Returns:
+        A generator of (batch, result), in the order of the batches.
     """
     return in_order(batches, streams, lambda stream, batch: (batch, forward(stream, batch)))
 
@@ -129,6 +138,9 @@ def in_text_order(
             no stream is in use afterwards.
         texts: how many there are.
         progress: called after each batch with the numbers of its texts.
+
+    Returns:
+        A result a text.
     """
     by_row: dict[int, Result] = {}
     with contextlib.closing(results):

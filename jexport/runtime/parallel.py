@@ -52,12 +52,19 @@ def submit(
 def in_order(
     items: Iterable[Item], streams: Sequence[Stream], work: Callable[[Stream, Item], Result]
 ) -> Generator[Result, None, None]:
-    """`work(stream, item)` of each item, in their order; as many at once as there are streams.
+    """`work(stream, item)` of each item; as many at once as there are streams.
 
-    With one stream nothing runs beside the caller. Items are asked for a few ahead. An exception of
-    `work` is raised in its item's place. Whoever stops before the end closes the generator: items
-    that have not begun never do, and those that have are waited for, so that no stream is in use
-    afterwards.
+    With one stream nothing runs beside the caller. Whoever stops before the end closes the
+    generator: items that have not begun never do, and those that have are waited for, so that no
+    stream is in use afterwards.
+
+    Args:
+        items: asked for a few ahead.
+        streams: one or more; each has one item at a time.
+        work: what it raises is raised in its item's place.
+
+    Yields:
+        A result an item, in the order of the items.
     """
     if len(streams) == 1:
         for item in items:

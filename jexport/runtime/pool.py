@@ -28,12 +28,19 @@ _MIN_NORM = 1e-12  # torch.nn.functional.normalize's eps
 def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
     """Pool token vectors over the tokens whose mask is 1.
 
-    hidden: float32 [batch, sequence, dim]. mask: int64 [batch, sequence] of 0 and 1, padding on
-    either side. Returns float32 [batch, dim]; a row without any token gives zeros.
-    mode: 'mean' (sum over max(count, 1e-9)), 'mean_sqrt_len' (the same over its square root), 'cls'
-    (first token), 'last' (last token), 'max' (largest value in each column).
     Source: the authors' `XLMRobertaModel.mean_pooling` and sentence-transformers' `Pooling`.
-    Raises UnsupportedGraphError on another mode.
+
+    Args:
+        hidden: float32 [batch, sequence, dim].
+        mask: int64 [batch, sequence] of 0 and 1, padding on either side.
+        mode: 'mean' (sum over max(count, 1e-9)), 'mean_sqrt_len' (the same over its square root),
+            'cls' (first token), 'last' (last token), 'max' (largest value in each column).
+
+    Returns:
+        float32 [batch, dim]; a row without any token gives zeros.
+
+    Raises:
+        UnsupportedGraphError: on another mode.
     """
     rows = np.arange(len(hidden))
     counts = mask.sum(axis=1)
@@ -59,10 +66,16 @@ def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
 
 
 def without_prompt(mask: Ints, tokens: int) -> Ints:
-    """The mask with its first `tokens` columns at 0: what sentence-transformers pools over.
+    """The mask without a prompt's tokens: what sentence-transformers pools over.
 
-    mask: int64 [batch, sequence], padding on the right. Source: `include_prompt=False` of
-    sentence-transformers' `Pooling`.
+    Source: `include_prompt=False` of sentence-transformers' `Pooling`.
+
+    Args:
+        mask: int64 [batch, sequence], padding on the right.
+        tokens: how many columns become 0, from the first.
+
+    Returns:
+        int64 [batch, sequence]; `mask` itself for no token.
     """
     if tokens == 0:
         return mask
@@ -89,8 +102,13 @@ def _masked_sum(hidden: Floats, mask: Ints) -> Floats:
 def mean_by_group(hidden: Floats, group: Ints, groups: int) -> Floats:
     """Mean token vector of each group: what late chunking pools with.
 
-    hidden: float32 [sequence, dim]. group: int64 [sequence], the group of each token, -1 for none.
-    Returns float32 [groups, dim]. Every group needs a token; the caller has checked that.
+    Args:
+        hidden: float32 [sequence, dim].
+        group: int64 [sequence], the group of each token, -1 for none.
+        groups: how many there are. Each needs a token; the caller has checked that.
+
+    Returns:
+        float32 [groups, dim].
     """
     chosen = np.flatnonzero(group >= 0)
     order = chosen[np.argsort(group[chosen], kind="stable")]
@@ -104,11 +122,18 @@ def mean_by_group(hidden: Floats, group: Ints, groups: int) -> Floats:
 def finish(
     vectors: Floats, *, dimensions: int | None, normalize: bool, cut_last: bool = False
 ) -> Floats:
-    """Cut vectors to their first `dimensions` columns (None: all), then L2-normalise if asked.
+    """Cut vectors to their first columns, then L2-normalise if asked.
 
-    vectors: float32 [n, dim]. Returns float32 [n, min(dim, dimensions)]. Norms are clamped at
-    1e-12, so a zero vector stays zero. Cutting comes first: a cut unit vector is shorter than 1.
-    cut_last: cut after normalising, as sentence-transformers' `truncate_dim` does.
+    Cutting comes first: a cut unit vector is shorter than 1.
+
+    Args:
+        vectors: float32 [n, dim].
+        dimensions: columns to keep, None for all.
+        normalize: to length 1. Norms are clamped at 1e-12, so a zero vector stays zero.
+        cut_last: cut after normalising, as sentence-transformers' `truncate_dim` does.
+
+    Returns:
+        float32 [n, min(dim, dimensions)].
     """
     finished = vectors if dimensions is None or cut_last else vectors[:, :dimensions]
     if normalize:

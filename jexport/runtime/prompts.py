@@ -20,12 +20,15 @@ ALWAYS: Mapping[str, str] = {"query": "", "document": ""}
 
 
 def text(embedding: Embedding, prompt: bool | str, name: str | None) -> str:
-    """The prompt to put before each text, '' for none.
+    """The prompt to put before each text.
 
     Args:
         embedding: of the artifact.
         prompt: True takes the prompt of that name, or the default one; False none; a str that text.
         name: of a prompt of the artifact, None for its default.
+
+    Returns:
+        The prompt, '' for none.
 
     Raises:
         PromptError: the artifact has no prompt of that name, or `prompt` says otherwise.
@@ -51,7 +54,14 @@ def text(embedding: Embedding, prompt: bool | str, name: str | None) -> str:
 
 
 def name_for(embedding: Embedding, names: tuple[str, ...]) -> str:
-    """The prompt name that `encode_query` (QUERY_NAMES) or `encode_document` takes.
+    """The prompt name that `encode_query` or `encode_document` takes.
+
+    Args:
+        embedding: of the artifact.
+        names: QUERY_NAMES or DOCUMENT_NAMES; the first that the artifact has is taken.
+
+    Returns:
+        A name that `text` takes.
 
     Raises:
         UnknownTaskError: the artifact's weights are those of the other side of retrieval.
@@ -68,5 +78,12 @@ def name_for(embedding: Embedding, names: tuple[str, ...]) -> str:
 
 
 def has_sides(embedding: Embedding) -> bool:
-    """Whether queries and documents get prompts of their own."""
+    """Whether queries and documents get prompts of their own.
+
+    Args:
+        embedding: of the artifact.
+
+    Returns:
+        True where one of the names has a prompt that is not empty.
+    """
     return any(embedding.prompts.get(name) for name in (*QUERY_NAMES, *DOCUMENT_NAMES))

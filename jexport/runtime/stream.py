@@ -30,13 +30,23 @@ _NPY_HEADER_BYTES = 128  # magic and version 8, length 2, then text: room for ro
 
 
 def read_texts(source: Path | IO[bytes], kind: Kind) -> Iterator[str]:
-    """The texts of a file, one a line, read as they are asked for.
+    """The texts of a file, one a line.
 
-    txt: the line without its end (\\n or \\r\\n); an empty line is an empty text. jsonl: a string
-    or an object with a "text" string a line; a blank line is an error. A byte order mark at the
-    start is dropped, and a final newline starts no further text.
-    Raises TextInputError with the line's number and the bytes for a line that is not UTF-8, not
-    JSON or not a text, and for a source that cannot be opened; ValueError for another kind.
+    A byte order mark at the start is dropped, and a final newline starts no further text.
+
+    Args:
+        source: a path, or an open binary file.
+        kind: 'txt' takes the line without its end (\\n or \\r\\n), and an empty line is an empty
+            text; 'jsonl' a string or an object with a "text" string a line, and a blank line is an
+            error.
+
+    Returns:
+        The texts, read as they are asked for.
+
+    Raises:
+        TextInputError: a line is not UTF-8, not JSON or not a text (with its number and bytes), or
+            the source cannot be opened.
+        ValueError: another kind.
     """
     if kind not in ("txt", "jsonl"):
         raise ValueError(f"kind must be 'txt' or 'jsonl', not {kind!r}")
@@ -118,14 +128,27 @@ def embed_stream(
     on_progress: Callable[[int], None] | None = None,
     **options: Unpack[EncodeOptions],
 ) -> int:
-    """Embed texts into `output`, one row a text in the order they come; returns the rows written.
+    """Embed texts into a file, one row a text in the order they come.
 
-    .npy: float32 [rows, d], also for zero rows. .jsonl: one array of floats a line, each the
-    shortest decimal that gives the same float32 again. `window` texts are in memory at a time,
-    sorted by length together. on_progress: called after each forward pass with how many texts it
-    held. options: as in `Embedder.encode`; its errors number texts from 0 over the whole stream.
     On any exception the temporary file is removed and an existing output stays as it was.
-    Raises OutputPathError, DiskFullError, and what `encode` and `texts` raise.
+
+    Args:
+        embedder: what embeds them.
+        texts: read a window at a time.
+        output: .npy: float32 [rows, d], also for zero rows. .jsonl: one array of floats a line,
+            each the shortest decimal that gives the same float32 again.
+        window: so many texts are in memory at a time, sorted by length together.
+        on_progress: called after each forward pass with how many texts it held.
+        options: as in `Embedder.encode`; its errors number texts from 0 over the whole stream.
+
+    Returns:
+        The rows written.
+
+    Raises:
+        ValueError: `window` is below 1.
+        OutputPathError: `output` cannot be written, or its name ends otherwise.
+        DiskFullError: the disk is full.
+        Exception: what `encode` and `texts` raise.
     """
     if window < 1:
         raise ValueError(f"window must be at least 1, not {window}")

@@ -29,9 +29,12 @@ _TEXTS_PER_CALL = 256
 class TokenOffsets:
     """The tokens of one text and where each begins.
 
-    ids: token ids, special tokens included. starts: int64 [tokens], the character (not the byte) of
-    the text where the token's own text begins. special: bool [tokens], True for a token that the
-    tokenizer added and no character stands for; its start means nothing.
+    Args:
+        ids: token ids, special tokens included.
+        starts: int64 [tokens], the character (not the byte) of the text where the token's own text
+            begins.
+        special: bool [tokens], True for a token that the tokenizer added and no character stands
+            for; its start means nothing.
     """
 
     ids: list[int]
@@ -65,10 +68,18 @@ class TextTokenizer:
 
     @classmethod
     def open(cls, folder: Path, *, max_tokens: int) -> TextTokenizer:
-        """Open tokenizer.json in `folder`; the pad token is named by the json files beside it.
+        """Open tokenizer.json; the pad token is named by the json files beside it.
 
-        Raises TokenizerError when tokenizer.json is missing or broken, a json file beside it is
-        broken, or no file names a pad token that the vocabulary has.
+        Args:
+            folder: that has the files.
+            max_tokens: of the model, special tokens included.
+
+        Returns:
+            The tokenizer; nothing that the file says of padding and length holds.
+
+        Raises:
+            TokenizerError: tokenizer.json is missing or broken, a json file beside it is broken,
+                or no file names a pad token that the vocabulary has.
         """
         from tokenizers import Tokenizer
 
@@ -94,8 +105,15 @@ class TextTokenizer:
     def token_ids(self, texts: Sequence[str], *, first_index: int = 0) -> list[list[int]]:
         """Token ids of each text, special tokens included, never truncated.
 
-        first_index: the number that error messages give the first text. Raises TextInputError,
-        naming the text, for anything but a str and for a text that has no UTF-8 form.
+        Args:
+            texts: each a str that has a UTF-8 form.
+            first_index: the number that error messages give the first text.
+
+        Returns:
+            The ids of each text.
+
+        Raises:
+            TextInputError: a text is anything else; the text is named.
         """
         check_texts(texts, first_index=first_index)
         ids: list[list[int]] = []
@@ -110,9 +128,17 @@ class TextTokenizer:
         return ids
 
     def model_ids(self, texts: Sequence[str], *, prefix: str = "") -> list[list[int]]:
-        """Token ids of each text as a model is given them: `prefix` before it, then truncated.
+        """Token ids of each text as a model is given them.
 
-        Raises TextInputError as `token_ids` does.
+        Args:
+            texts: as in `token_ids`.
+            prefix: put before each text; what is too long together is truncated.
+
+        Returns:
+            The ids of each text, at most `max_tokens`.
+
+        Raises:
+            TextInputError: as `token_ids`.
         """
         check_texts(texts)
         return [self.truncate(ids) for ids in self.token_ids([prefix + text for text in texts])]
@@ -122,6 +148,12 @@ class TextTokenizer:
 
         Source: `_get_prompt_length` of sentence-transformers' Transformer: the tokens of the prompt
         alone, less one where the last of them is special.
+
+        Args:
+            prompt: the text that goes before others.
+
+        Returns:
+            The number of tokens.
         """
         ids = self.model_ids([prompt])[0]
         added = self._backend.get_added_tokens_decoder()
@@ -133,7 +165,16 @@ class TextTokenizer:
 
         Offsets are characters of the text as given, before the tokenizer normalises it. Many
         tokenizers count the space before a word as part of its token; here such a token begins at
-        the word. Raises TextInputError as `token_ids` does.
+        the word.
+
+        Args:
+            text: as in `token_ids`.
+
+        Returns:
+            The tokens, special ones included.
+
+        Raises:
+            TextInputError: as `token_ids`.
         """
         check_texts([text])
         try:
@@ -148,7 +189,14 @@ class TextTokenizer:
         )
 
     def truncate(self, ids: list[int]) -> list[int]:
-        """At most `max_tokens` ids: tokens of the text are dropped, the special tokens stay."""
+        """Cut a text's ids: tokens of the text are dropped, the special tokens stay.
+
+        Args:
+            ids: of one text, special tokens included.
+
+        Returns:
+            At most `max_tokens` ids; `ids` itself where they are no more.
+        """
         if len(ids) <= self.max_tokens:
             return ids
         end = len(ids) - self._tail
@@ -159,10 +207,15 @@ class TextTokenizer:
     def pad(
         self, batch: Sequence[Sequence[int] | NDArray[Any]], *, shape: tuple[int, int] = (0, 0)
     ) -> dict[str, NDArray[np.int64]]:
-        """`input_ids` and `attention_mask`, int64 [batch, longest], padded on the right.
+        """A batch of texts as a model takes it, padded on the right.
 
-        There is always at least one column, since engines refuse an empty axis. shape: at least so
-        many rows and columns; rows too many are the last one again.
+        Args:
+            batch: token ids of each text.
+            shape: at least so many rows and columns; rows too many are the last one again.
+
+        Returns:
+            `input_ids` and `attention_mask`, int64 [rows, longest]. There is always at least one
+            column, since engines refuse an empty axis.
         """
         filled = list(batch)
         filled += filled[-1:] * (shape[0] - len(batch))
@@ -176,9 +229,14 @@ class TextTokenizer:
 
 
 def check_texts(texts: Sequence[Any], *, first_index: int = 0) -> None:
-    """Raise TextInputError, naming the index, unless each text is a str.
+    """Refuse what is no text: `tokenizers` takes a tuple for a pair, and a list for split words.
 
-    `tokenizers` itself takes a tuple for a pair and a list for words already split.
+    Args:
+        texts: to be looked at.
+        first_index: the number that error messages give the first text.
+
+    Raises:
+        TextInputError: a text is not a str; its number is named.
     """
     for index, text in enumerate(texts, first_index):
         if not isinstance(text, str):

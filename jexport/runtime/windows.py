@@ -26,7 +26,13 @@ the device has work as soon as these are tokenised."""
 
 
 class Window(NamedTuple):
-    """Texts that were tokenised together. start: number of the first. windows: how many come."""
+    """Texts that were tokenised together.
+
+    Args:
+        start: number of the first.
+        ids: token ids of each.
+        windows: how many come, this one included.
+    """
 
     start: int
     ids: Ids
@@ -43,6 +49,9 @@ def tokenised(
         tokenise: gives the ids of the texts from a first number to before a last.
         ahead: the next window is tokenised in a thread while one is used. On a CPU there is nothing
             to gain: tokenising takes every core, as running does.
+
+    Yields:
+        The windows, in the order of the texts.
     """
     spans = _spans(texts, FIRST_WINDOW if ahead else WINDOW)
 
@@ -63,11 +72,14 @@ def tokenised(
 def planned(
     windows: Iterator[Window], plan: Callable[[Sequence[int]], list[Batch]]
 ) -> tuple[int, Iterator[TextBatch[Ints]]]:
-    """About how many batches there are, and these, planned window by window.
+    """Batches of the texts, planned window by window.
 
     Args:
         windows: what `tokenised` gives.
         plan: the batches of texts of these lengths.
+
+    Returns:
+        About how many batches there are, and these; each window is read when its turn comes.
     """
 
     def batches_of(window: Window) -> list[TextBatch[Ints]]:
