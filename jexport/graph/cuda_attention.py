@@ -26,10 +26,13 @@ LARGEST_HEAD = 1024
 class AttentionMatch:
     """One attention of a fused graph.
 
-    Attributes:
+    Args:
         node: what stands in the graph, an `If` of two MultiHeadAttentions or one of them.
-        query, key, value: [batch, sequence, hidden].
-        heads, scale: its attributes.
+        query: [batch, sequence, hidden].
+        key: [batch, sequence, hidden].
+        value: [batch, sequence, hidden].
+        heads: its attribute.
+        scale: its attribute.
     """
 
     node: ir.Node
@@ -46,7 +49,14 @@ class AttentionMatch:
 
 
 def matches(work: edit.Edit) -> list[AttentionMatch]:
-    """Every attention of a graph whose only mask is the padding, in the graph's order."""
+    """Every attention of a graph whose only mask is the padding.
+
+    Args:
+        work: an edit of a fused graph; nothing is changed.
+
+    Returns:
+        The attentions, in the graph's order.
+    """
     attentions = []
     for node in work.graph:
         match = _match(node)
@@ -85,7 +95,14 @@ def _is_padding(mask: ir.Value | None) -> bool:
 
 
 def lengths(work: edit.Edit) -> ir.Value:
-    """int32 [batch]: how many tokens of each text are real; computed once in a graph."""
+    """How many tokens of each text are real; computed once in a graph.
+
+    Args:
+        work: an edit of a graph with the input `attention_mask`.
+
+    Returns:
+        int32 [batch].
+    """
     for node in work.graph:
         if node.name == "lengths":
             return node.outputs[0]
@@ -109,10 +126,16 @@ def _int32(
 
 
 def starts(work: edit.Edit) -> ir.Value:
-    """int32 [3 * batch + 2]: lengths, then twice where each text begins, and where the last ends.
+    """Lengths, then twice where each text begins, and where the last ends.
 
     Rows are as long as the batch is wide, padding included. Computed from the mask alone, so that
     nothing comes from the host.
+
+    Args:
+        work: an edit of a graph with the input `attention_mask`.
+
+    Returns:
+        int32 [3 * batch + 2].
     """
     real = lengths(work)
     counted = real.producer()
@@ -134,7 +157,14 @@ def starts(work: edit.Edit) -> ir.Value:
 
 
 def efficient(work: edit.Edit) -> int:
-    """One MultiHeadAttention with lengths in the place of each attention; returns how many."""
+    """One MultiHeadAttention with lengths in the place of each attention.
+
+    Args:
+        work: an edit of a fused graph.
+
+    Returns:
+        How many.
+    """
     attentions = matches(work)
     if not attentions:
         return 0
@@ -158,6 +188,9 @@ def split_projection(work: edit.Edit) -> int:
 
     Split copies what the product wrote: as many bytes as the product's output, twice. Smaller
     products may use a GPU less well, so that a measurement decides.
+
+    Args:
+        work: an edit of a fused graph.
 
     Returns:
         How many were taken apart.

@@ -20,6 +20,9 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 def rotary(work: edit.Edit) -> int:
     """RotaryEmbedding between casts from and to float16 -> the same in float16.
 
+    Args:
+        work: an edit of a fused float16 graph.
+
     Returns:
         How many.
     """
@@ -35,6 +38,9 @@ def rotary(work: edit.Edit) -> int:
 
 def residual(work: edit.Edit) -> int:
     """Residual sums of a float16 product, and the norms around them, in float16.
+
+    Args:
+        work: an edit of a fused float16 graph.
 
     Returns:
         How many sums.

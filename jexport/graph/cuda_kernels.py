@@ -175,8 +175,11 @@ input, and the inputs and outputs that lie in host memory."""
 class Kernel:
     """The CUDA kernels of one operator.
 
-    versions: first and last operator version that a kernel takes. types: those of the first input.
-    host_inputs, host_outputs: positions of tensors in host memory (shapes, axes, a condition).
+    Args:
+        versions: first and last operator version that a kernel takes.
+        types: those of the first input.
+        host_inputs: positions of tensors in host memory (shapes, axes, a condition).
+        host_outputs: the same of its outputs.
     """
 
     versions: tuple[tuple[int, int], ...]
@@ -210,12 +213,26 @@ KERNELS = _read(_TABLE)
 
 
 def operator_name(node: ir.Node) -> str:
-    """As KERNELS and the manifest's operator counts name it."""
+    """As KERNELS and the manifest's operator counts name it.
+
+    Args:
+        node: of any domain.
+
+    Returns:
+        The operator, after its domain where that is not ONNX's own.
+    """
     return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
 
 
 def without_kernel(operators: Iterator[str] | list[str]) -> list[str]:
-    """Those operators, named as in KERNELS, that have no CUDA kernel in any version or type."""
+    """Those operators that have no CUDA kernel in any version or type.
+
+    Args:
+        operators: named as in KERNELS.
+
+    Returns:
+        Their names, sorted, each once.
+    """
     return sorted({name for name in operators if name not in KERNELS})
 
 
@@ -223,10 +240,11 @@ def without_kernel(operators: Iterator[str] | list[str]) -> list[str]:
 class Placement:
     """Where the nodes of a graph run on a machine with a GPU, each as 'operator (node name)'.
 
-    cpu: on the CPU although they compute on tensors, because there is no kernel for them.
-    shapes: on the CPU because they compute on shapes alone; they cost nothing there.
-    copies: names of tensors that a Memcpy node brings to the other side, once a run.
-    control_flow: nodes that hold graphs of their own; no CUDA graph can be captured with them.
+    Args:
+        cpu: on the CPU although they compute on tensors, because there is no kernel for them.
+        shapes: on the CPU because they compute on shapes alone; they cost nothing there.
+        copies: names of tensors that a Memcpy node brings to the other side, once a run.
+        control_flow: nodes that hold graphs of their own; no CUDA graph can be captured with them.
     """
 
     cpu: tuple[str, ...]
@@ -243,8 +261,12 @@ class Placement:
 def place(model: ir.Model) -> Placement:
     """Where ONNX Runtime would run each node with the providers CUDA and CPU.
 
-    model: with types of its values (a value without one is taken to be of a type that has a
-    kernel). Functions are not looked into.
+    Args:
+        model: with types of its values (a value without one is taken to be of a type that has a
+            kernel). Functions are not looked into.
+
+    Returns:
+        The placement of every node, also of those in branches and bodies.
     """
     nodes = list(model.graph.all_nodes())
     imports = {domain: int(version) for domain, version in model.opset_imports.items()}
@@ -270,7 +292,16 @@ def _holds_graph(node: ir.Node) -> bool:
 
 @cache
 def since_version(operator: str, domain: str, opset: int) -> int:
-    """The version of an operator that an opset has, 1 for one that ONNX does not define."""
+    """The version of an operator that an opset has.
+
+    Args:
+        operator: its name.
+        domain: '' for ONNX's own.
+        opset: of that domain.
+
+    Returns:
+        The version, 1 for an operator that ONNX does not define.
+    """
     import onnx
 
     try:

@@ -17,7 +17,14 @@ EXTREMES = {"ReduceMax": 1, "ReduceMin": 0}
 
 
 def rewrite(model: ir.Model) -> dict[str, int]:
-    """Rewrite in place what has no kernel; returns how many nodes of each operator were."""
+    """Rewrite in place what has no kernel.
+
+    Args:
+        model: standard ONNX.
+
+    Returns:
+        How many nodes of each operator were rewritten.
+    """
     opset = int(model.opset_imports[""])
     work = edit.Edit(model.graph)
     counts: dict[str, int] = {}

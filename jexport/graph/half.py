@@ -46,7 +46,11 @@ class Keep:
         return bool(matches)
 
     def check_used(self) -> None:
-        """Raise RecipeError when a listed part fitted no name at all."""
+        """Refuse a list with a part that fits no name at all.
+
+        Raises:
+            RecipeError: a listed part fitted no name that was asked for.
+        """
         unused = [part for part in self.listed if part not in self.used]
         if unused:
             raise RecipeError(
@@ -65,10 +69,15 @@ def _stands_in(part: Sequence[str], words: Sequence[str]) -> bool:
 
 
 def to_float16(model: ir.Model, keep: Keep) -> None:
-    """Convert in place. keep: which nodes stay float32.
+    """Convert in place.
 
-    Raises OverflowRangeError, naming the weight, when one does not fit float16, and RecipeError
-    when `keep` lists something that is not there.
+    Args:
+        model: a float32 graph.
+        keep: which nodes stay float32.
+
+    Raises:
+        OverflowRangeError: a weight does not fit float16; it is named.
+        RecipeError: `keep` lists something that is not there.
     """
     graph = model.graph
     work = edit.Edit(graph)

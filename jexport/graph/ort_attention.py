@@ -58,12 +58,18 @@ EXACT = 2048
 
 
 def fuse(work: edit.Edit, max_tokens: int, *, exact: bool = False) -> dict[str, int]:
-    """Replace every attention that matches; returns how many became which operator.
+    """Replace every attention that matches.
 
-    exact: a text's numbers do not depend on its batch, to the last bit, up to EXACT tokens. What is
-    1e-7 in a float graph is, behind a rounding to 8 bits, now and then a whole step, and a few
-    layers on a cosine of 0.9996 (all-MiniLM-L6-v2). The masked kernel is exact (420 pairs of
-    lengths, 2 to 300), flash attention is another one.
+    Args:
+        work: an edit of a standard graph.
+        max_tokens: the longest text to come; up to SHORT tokens Attention is the faster.
+        exact: a text's numbers do not depend on its batch, to the last bit, up to EXACT tokens.
+            What is 1e-7 in a float graph is, behind a rounding to 8 bits, now and then a whole
+            step, and a few layers on a cosine of 0.9996 (all-MiniLM-L6-v2). The masked kernel is
+            exact (420 pairs of lengths, 2 to 300), flash attention is another one.
+
+    Returns:
+        How many became which operator.
     """
     counts = {"Attention": 0, "MultiHeadAttention": 0}
     matches = [

@@ -17,10 +17,15 @@ from jexport.graph.ort_attention import MS
 
 
 def fuse(model: ir.Model, *, skip_layer_norm: bool = True, max_tokens: int) -> dict[str, int]:
-    """Fuse in place; returns how many of each operator were made.
+    """Fuse in place.
 
-    max_tokens: the longest text to come; long ones need attention without a square of memory.
-    skip_layer_norm: its CPU kernel is slower than the operators it replaces (BENCHMARKS.md).
+    Args:
+        model: standard ONNX.
+        skip_layer_norm: its CPU kernel is slower than the operators it replaces (BENCHMARKS.md).
+        max_tokens: the longest text to come; long ones need attention without a square of memory.
+
+    Returns:
+        How many of each operator were made.
     """
     work = edit.Edit(model.graph)
     rotations = _rotations(model)
@@ -52,7 +57,14 @@ def _rotations(model: ir.Model) -> int:
 
 
 def fuse_skip_layer_norm(work: edit.Edit) -> int:
-    """LayerNormalization(a + (b + bias)) -> one node. Sums with other users are left alone."""
+    """LayerNormalization(a + (b + bias)) -> one node. Sums with other users are left alone.
+
+    Args:
+        work: an edit of a standard graph.
+
+    Returns:
+        How many.
+    """
     count = 0
     for norm in list(work.graph):
         if norm.op_type != "LayerNormalization" or norm.domain or len(norm.inputs) != 3:
@@ -129,7 +141,14 @@ def _constant_as(work: edit.Edit, value: ir.Value, dtype: ir.DataType) -> ir.Val
 
 
 def fuse_bias_gelu(work: edit.Edit) -> int:
-    """Gelu(x + bias), exact (erf) form only."""
+    """Gelu(x + bias) -> BiasGelu, exact (erf) form only.
+
+    Args:
+        work: an edit of a standard graph.
+
+    Returns:
+        How many.
+    """
     count = 0
     for gelu in list(work.graph):
         if gelu.op_type != "Gelu" or gelu.domain or gelu.inputs[0] is None:

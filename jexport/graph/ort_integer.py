@@ -16,7 +16,14 @@ MS = "com.microsoft"
 
 
 def fuse(work: edit.Edit) -> int:
-    """MatMul(DequantizeLinear(q), DequantizeLinear(W)) [+ bias] -> one node; returns how many."""
+    """MatMul(DequantizeLinear(q), DequantizeLinear(W)) [+ bias] -> one node.
+
+    Args:
+        work: an edit of a quantized graph.
+
+    Returns:
+        How many.
+    """
     count = 0
     for node in list(work.graph):
         if node.op_type != "MatMul" or node.domain:
@@ -53,6 +60,12 @@ def unfuse_weights(work: edit.Edit) -> int:
     onnxruntime makes MatMulNBits of the first, which rounds x to 8 bits unless a session option
     forbids it: largest error 6e-3 of the largest value against 4e-7 (384 x 1536). Servers do not
     set that option. The second is folded into a float weight at load.
+
+    Args:
+        work: an edit of a quantized graph.
+
+    Returns:
+        How many.
     """
     count = 0
     for node in list(work.graph):

@@ -38,7 +38,19 @@ WATCHED: Mapping[Any, str] = {
 def check_texts(
     encoder: Any, samples: Sequence[Sequence[int]], keep: Callable[[str], bool]
 ) -> dict[str, float]:
-    """`check` of a traceable.Encoder on token ids: each text alone, cut to RANGE_TOKENS."""
+    """`check` of a traceable.Encoder on token ids.
+
+    Args:
+        encoder: whose model is watched.
+        samples: token ids of each text, which is run alone and cut to RANGE_TOKENS.
+        keep: names that stay float32.
+
+    Returns:
+        As `check`.
+
+    Raises:
+        OverflowRangeError: as `check`.
+    """
 
     def run() -> None:
         for ids in samples:
@@ -49,12 +61,19 @@ def check_texts(
 
 
 def check(model: Any, run: Callable[[], None], keep: Callable[[str], bool]) -> dict[str, float]:
-    """Call `run`, which runs texts through `model`; return the largest |value| by name.
+    """Watch the values of a model while texts run through it; weights count as well.
 
-    Weights count as well. A name is a module's ('layers.3.mlp.fc1') or, where a module computes
-    beside its parts, that and the operator ('layers.3.self_attn.MatMul'): as export.keep_fp32 takes
-    it. keep: names that stay float32.
-    Raises OverflowRangeError, naming each, when one exceeds float16's range.
+    Args:
+        model: a torch module.
+        run: called once; it runs texts through `model`.
+        keep: names that stay float32, as export.keep_fp32 takes them.
+
+    Returns:
+        The largest |value| by name: a module's ('layers.3.mlp.fc1') or, where a module computes
+        beside its parts, that and the operator ('layers.3.self_attn.MatMul').
+
+    Raises:
+        OverflowRangeError: one that does not stay float32 exceeds float16's range; each is named.
     """
     peaks: dict[str, float] = {}
     inside: list[tuple[str, bool]] = []

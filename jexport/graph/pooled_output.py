@@ -26,13 +26,16 @@ LOWEST = float(np.finfo(np.float32).min)
 
 
 def append(model: ir.Model, pooling: str, *, normalize: bool) -> bool:
-    """Add the output, last; returns False for a graph that has it already or no token vectors.
+    """Add the output, after those that the graph has.
 
     Args:
         model: with the input `attention_mask` (int64 [batch, sequence], padding on either side) and
             the output `last_hidden_state` (float32 [batch, sequence, dim]).
         pooling: one of MODES. A text without a token gives zeros.
         normalize: to length 1.
+
+    Returns:
+        False for a graph that has it already or no token vectors.
 
     Raises:
         UnsupportedGraphError: on another pooling.

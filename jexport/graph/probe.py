@@ -37,7 +37,13 @@ noise, far below what another mask or another position does."""
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """ids, mask: int64 [3, tokens], padded on the right; lengths: tokens, a third of them, 3."""
+    """Three texts: a long one, one of a third of its tokens, and one of three tokens.
+
+    Args:
+        ids: int64 [3, tokens], padded on the right.
+        mask: int64 [3, tokens].
+        lengths: of each text in tokens, longest first.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -45,7 +51,15 @@ class Probe:
 
 
 def of(model: Any, *, max_tokens: int) -> Probe:
-    """The probe for a transformers model: longer than its windows, no longer than its limit."""
+    """The probe for a transformers model: longer than its windows, no longer than its limit.
+
+    Args:
+        model: whose config and vocabulary are read.
+        max_tokens: the model's limit.
+
+    Returns:
+        The same random ids each time.
+    """
     config = model.config
     try:
         text = config.get_text_config()
@@ -92,10 +106,18 @@ def _sizes(value: object) -> Iterator[int]:
 
 
 def own_states(model: Any, probe: Probe) -> torch.Tensor:
-    """The model's own hidden states of the probe, float32 [3, tokens, hidden].
+    """The model's own hidden states of the probe.
 
-    Raises UnsupportedGraphError where the model does not take text alone, gives no hidden state a
-    token, or gives a text other states beside other texts or when it is asked again.
+    Args:
+        model: as transformers made it.
+        probe: made for it by `of`.
+
+    Returns:
+        float32 [3, tokens, hidden].
+
+    Raises:
+        UnsupportedGraphError: the model does not take text alone, gives no hidden state a token, or
+            gives a text other states beside other texts or when it is asked again.
     """
     states = _states(model, probe.ids, probe.mask)
     shortest = probe.lengths[-1]
@@ -138,7 +160,16 @@ def _states(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def agrees(encoder: Any, probe: Probe, own: torch.Tensor) -> bool:
-    """Whether a traceable.Encoder gives the model's own hidden states of the probe."""
+    """Whether a traceable.Encoder gives the model's own hidden states of the probe.
+
+    Args:
+        encoder: what is to be traced.
+        probe: what `own` was computed on.
+        own: from `own_states`.
+
+    Returns:
+        False also where the encoder fails, unless memory or the disk did.
+    """
     try:
         with torch.inference_mode():
             states = encoder.hidden(probe.ids, probe.mask)
@@ -150,7 +181,16 @@ def agrees(encoder: Any, probe: Probe, own: torch.Tensor) -> bool:
 
 
 def not_itself(encoder: Any, probe: Probe, own: torch.Tensor) -> UnsupportedGraphError:
-    """The error for a model whose traceable form is another model."""
+    """The error for a model whose traceable form is another model.
+
+    Args:
+        encoder: for which `agrees` is False.
+        probe: what `own` was computed on.
+        own: from `own_states`.
+
+    Returns:
+        The error, to be raised: with the difference, or with what the encoder raised.
+    """
     name = type(encoder.model).__name__
     try:
         with torch.inference_mode():
@@ -167,13 +207,30 @@ def not_itself(encoder: Any, probe: Probe, own: torch.Tensor) -> UnsupportedGrap
 
 
 def is_same(states: torch.Tensor, others: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether hidden states [texts, tokens, width] agree wherever there is a token."""
+    """Whether hidden states agree wherever there is a token.
+
+    Args:
+        states: [texts, tokens, width].
+        others: of the same shape.
+        mask: [texts, tokens], 1 where there is a token.
+
+    Returns:
+        True up to a difference of SAME.
+    """
     kept = mask.bool()
     return difference(states[kept], others[kept]) <= SAME
 
 
 def difference(states: torch.Tensor, others: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest value; infinity where one is not finite."""
+    """The largest difference of hidden states, as a share of the largest value.
+
+    Args:
+        states: of any shape.
+        others: of the same shape; the largest value is theirs.
+
+    Returns:
+        The share; infinity where one is not finite.
+    """
     largest = float(others.abs().max())
     share = float((states - others).abs().max()) / max(largest, 1e-12)
     return share if share == share else float("inf")

@@ -16,7 +16,12 @@ IN_FLIGHT_BYTES = 1 << 28
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write `path` and `<path>_data`. Weights that are made of others are computed here."""
+    """Write a graph and its weights. Weights that are made of others are computed here.
+
+    Args:
+        model: any graph.
+        path: of the graph; `<path>_data` gets the tensors of more than INLINE_BYTES.
+    """
     # onnx-ir before 1.1 writes one tensor after the other and has no such limit.
     known = inspect.signature(ir.save).parameters
     limit: dict[str, Any] = (

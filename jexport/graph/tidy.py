@@ -21,7 +21,11 @@ ODD = ("IsNaN", "Where", "IsInf", "Identity", "Dropout", "Loop", "If", "Scan")
 
 
 def tidy(model: ir.Model) -> None:
-    """Run every step in order; `check` is what should hold afterwards."""
+    """Run every step in order; `check` is what should hold afterwards.
+
+    Args:
+        model: as torch's exporter made it; changed in place.
+    """
     graph = model.graph
     name_nodes(graph)
     constant_reshapes(graph)
@@ -38,7 +42,14 @@ def tidy(model: ir.Model) -> None:
 
 
 def operators(model: ir.Model) -> dict[str, int]:
-    """How many nodes there are of each operator, most frequent first."""
+    """How many nodes there are of each operator.
+
+    Args:
+        model: any graph.
+
+    Returns:
+        Counts by name (after the domain where that is not ONNX's own), most frequent first.
+    """
     counts = Counter(
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         for node in model.graph.all_nodes()
@@ -49,8 +60,12 @@ def operators(model: ir.Model) -> dict[str, int]:
 def check(model: ir.Model, *, allow_odd: bool) -> None:
     """Postcondition: no dead node, only finite constants, and none of ODD.
 
-    allow_odd: a class that makes its mask itself may branch and mask as it likes. Raises
-    UnsupportedGraphError.
+    Args:
+        model: what `tidy` left.
+        allow_odd: a class that makes its mask itself may branch and mask as it likes.
+
+    Raises:
+        UnsupportedGraphError: it does not hold.
     """
     dead = [
         node.name
@@ -82,7 +97,11 @@ def _is_odd(node: ir.Node) -> bool:
 
 
 def name_nodes(graph: ir.Graph) -> None:
-    """Name nodes and weights after their module: `layers.0/self_attn/q_proj/MatMul`."""
+    """Name nodes and weights after their module: `layers/0/self_attn/q_proj/MatMul`.
+
+    Args:
+        graph: with the scopes that torch's exporter notes.
+    """
     seen: Counter[str] = Counter()
     for node in graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
@@ -99,7 +118,11 @@ def name_nodes(graph: ir.Graph) -> None:
 
 
 def constant_reshapes(graph: ir.Graph) -> None:
-    """Reshape to (batch, sequence, constants): 0 copies a dimension, so no Shape is needed."""
+    """Reshape to (batch, sequence, constants): 0 copies a dimension, so no Shape is needed.
+
+    Args:
+        graph: changed in place.
+    """
     work = edit.Edit(graph)
     for node in list(graph):
         if node.op_type != "Reshape" or edit.array(node.inputs[1]) is not None:
@@ -125,7 +148,11 @@ def constant_reshapes(graph: ir.Graph) -> None:
 
 
 def finite_constants(graph: ir.Graph) -> None:
-    """Let masks of -inf be the lowest float instead: a fully masked row then gives no NaN."""
+    """Let masks of -inf be the lowest float instead: a fully masked row then gives no NaN.
+
+    Args:
+        graph: changed in place.
+    """
     for value in list(graph.initializers.values()):
         numbers = edit.array(value)
         if numbers is None or numbers.dtype.kind != "f" or not np.isinf(numbers).any():
@@ -136,7 +163,11 @@ def finite_constants(graph: ir.Graph) -> None:
 
 
 def fold_transposes(graph: ir.Graph) -> None:
-    """Store a weight the way MatMul reads it, instead of transposing it at run time."""
+    """Store a weight the way MatMul reads it, instead of transposing it at run time.
+
+    Args:
+        graph: changed in place.
+    """
     work = edit.Edit(graph)
     folded: dict[int, ir.Value] = {}  # layers may share their weights
     for node in list(graph):
@@ -168,7 +199,11 @@ def _transposed(source: Any) -> Any:
 
 
 def share_slices(graph: ir.Graph) -> None:
-    """Two halves of one axis, cut by two Slices, are one Split (rotate-half writes the former)."""
+    """Two halves of one axis, cut by two Slices, are one Split (rotate-half writes the former).
+
+    Args:
+        graph: changed in place.
+    """
     work = edit.Edit(graph)
     for value in [output for node in graph for output in node.outputs]:
         cuts = [n for n in value.consumers() if n.op_type == "Slice" and n.inputs[0] is value]
@@ -214,7 +249,11 @@ def _last_axis_range(cut: ir.Node, value: ir.Value) -> tuple[int, int] | None:
 
 
 def fuse_parallel_matmuls(graph: ir.Graph) -> None:
-    """Linears of the same input (Q, K and V) become one MatMul, one Add and a Split."""
+    """Linears of the same input (Q, K and V) become one MatMul, one Add and a Split.
+
+    Args:
+        graph: changed in place.
+    """
     work = edit.Edit(graph)
     fused: dict[tuple[int, ...], ir.Value] = {}
     for value in [output for node in graph for output in node.outputs]:

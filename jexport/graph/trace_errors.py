@@ -29,6 +29,12 @@ def is_the_machines(error: Exception) -> bool:
     """Whether an error is about memory or the disk, and says nothing about a model.
 
     transformers also raises OSError, without a number, for a file that it misses.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        True for MemoryError and for an OSError with a number.
     """
     return isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno is not None
@@ -38,7 +44,13 @@ def is_the_machines(error: Exception) -> bool:
 def unsupported(error: BaseException, module: Any, *, what: str = "") -> UnsupportedGraphError:
     """The error to raise for whatever torch, its exporter or a model's own code raised.
 
-    module: the torch module that was run. what: the headline; '' for one about the graph.
+    Args:
+        error: what was raised; its causes are read too.
+        module: the torch module that was run.
+        what: the headline; '' for one about the graph.
+
+    Returns:
+        The error, with the place in the module and the operator where they are known.
     """
     chain = list(_chain(error))
     text = "\n".join(str(one) for one in chain)

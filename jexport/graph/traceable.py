@@ -39,10 +39,20 @@ def plain_attention(  # the parameters with which transformers calls an attentio
     dropout: float = 0.0,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(q k^T * scaling + mask) v; query [batch, heads, sequence, head size].
+    """softmax(q k^T * scaling + mask) v, with a finite mask: no branch for empty rows.
 
-    key, value: the same with as many heads, or fewer that are shared (grouped-query attention).
-    Returns [batch, sequence, heads, head size]. The mask is finite: no branch for empty rows.
+    Args:
+        module: not used.
+        query: [batch, heads, sequence, head size].
+        key: the same with as many heads, or fewer that are shared (grouped-query attention).
+        value: the same as `key`.
+        attention_mask: added to the scores, broadcast to [batch, heads, sequence, sequence].
+        scaling: of the scores, None for 1 / sqrt(head size).
+        dropout: not used: nothing is trained.
+        unused: what else transformers gives an attention.
+
+    Returns:
+        [batch, sequence, heads, head size], and None for the weights.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     shared = query.shape[-3] // key.shape[-3]
@@ -67,7 +77,18 @@ def plain_sdpa(  # the parameters of torch's scaled_dot_product_attention
 ) -> torch.Tensor:
     """Stand in for torch's scaled_dot_product_attention, without its branches for empty rows.
 
-    query [..., heads, sequence, head size]. A bool mask (True: look at it) becomes a finite one.
+    Args:
+        query: [..., heads, sequence, head size].
+        key: the same with as many heads, or fewer that are shared.
+        value: the same as `key`.
+        attn_mask: added to the scores; a bool mask (True: look at it) becomes a finite one.
+        dropout_p: not used: nothing is trained.
+        is_causal: each token looks at those before it and at itself; replaces `attn_mask`.
+        scale: of the scores, None for 1 / sqrt(head size).
+        enable_gqa: not used: shared heads are seen from the shapes.
+
+    Returns:
+        The shape of `query`.
     """
     if is_causal:
         places = torch.arange(query.shape[-2])
@@ -97,7 +118,14 @@ class FirstRow(torch.nn.Module):
         self.weight = torch.nn.Parameter(table.weight[0].detach().clone(), requires_grad=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Any ids -> [hidden], broadcast by the addition that follows."""
+        """The one row, broadcast by the addition that follows.
+
+        Args:
+            ids: not read.
+
+        Returns:
+            [hidden].
+        """
         return self.weight
 
 
@@ -109,7 +137,14 @@ class LeadingRows(torch.nn.Module):
         self.weight = table.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Take ids [batch, sequence], of which only the length is read -> [sequence, hidden]."""
+        """As many rows as there are tokens.
+
+        Args:
+            ids: [batch, sequence], of which only the length is read.
+
+        Returns:
+            [sequence, hidden].
+        """
         return self.weight[: ids.shape[-1]]
 
 
@@ -129,7 +164,15 @@ class RopeTables(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take x [batch, sequence, hidden] -> two tables [1, sequence, head size]."""
+        """As much of both tables as there are tokens.
+
+        Args:
+            x: [batch, sequence, hidden], of which only the length is read.
+            position_ids: not read: positions are 0, 1, 2 ...
+
+        Returns:
+            cos and sin, float32 [1, sequence, head size].
+        """
         length = x.shape[1]
         return self.cos[:, :length], self.sin[:, :length]
 
@@ -162,7 +205,15 @@ class Encoder(torch.nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Outputs in the order of `self.outputs`."""
+        """Everything that was asked for.
+
+        Args:
+            input_ids: int64 [batch, sequence].
+            attention_mask: int64 [batch, sequence], 1 for a token and 0 for padding.
+
+        Returns:
+            Outputs in the order of `self.outputs`.
+        """
         mask = attention_mask.to(torch.float32)
         hidden = self.hidden(input_ids, attention_mask)
         outputs = []
@@ -174,7 +225,15 @@ class Encoder(torch.nn.Module):
         return tuple(outputs)
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """The model's last hidden states, float32 [batch, sequence, hidden]."""
+        """The model's last hidden states.
+
+        Args:
+            input_ids: int64 [batch, sequence].
+            attention_mask: int64 [batch, sequence], 1 for a token and 0 for padding.
+
+        Returns:
+            float32 [batch, sequence, hidden].
+        """
         mask = attention_mask.to(torch.float32)
         given = self._additive(mask) if self.additive_mask else attention_mask
         extra = {}

@@ -150,7 +150,7 @@ class Evaluator:
         Args:
             quantizations: by layer's name.
             folder: for the graph and its weights; created where it is not there.
-            precision: that the model states from now on.
+            precision: that the written model states.
 
         Returns:
             The quantized model, with the digest of its files.

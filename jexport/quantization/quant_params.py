@@ -101,7 +101,7 @@ def round_to_nearest(weight: Array, scales: Array) -> NDArray[np.int8]:
 
     Args:
         weight: float32.
-        scales: float32, of a shape that divides `weight`, such as one scale per column.
+        scales: float32, broadcast to `weight`, such as one per column.
 
     Returns:
         int8, -127 to 127, the shape of `weight`.

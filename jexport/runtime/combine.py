@@ -58,7 +58,7 @@ class Call:
         taken: whether a leader has it in a pass.
         vectors: float32 [rows, dim] when it is done, None before.
         error: what its pass raised instead.
-        wake: set when its thread has something to look at.
+        wake: set when its thread is to lead, or its vectors or error are there.
     """
 
     ids: Ids

@@ -41,7 +41,7 @@ class Opened:
     """What a target opened.
 
     Args:
-        runner: the one runner, with every core.
+        runner: the one that a single batch goes through.
         streams: opens runners that take a batch each at the same time, or none.
         release: frees them all.
     """
@@ -149,7 +149,7 @@ class Engine:
 
         Raises:
             RuntimeError: the engine is closed.
-            DeviceMemoryError: memory does not suffice, nor for half of several rows.
+            DeviceMemoryError: memory suffices neither for the batch nor for half its rows.
         """
         if stream is None:
             return self._combiner.run(ids, shape, request, limit)

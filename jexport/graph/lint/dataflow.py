@@ -29,7 +29,11 @@ TYPE_ATTRIBUTES = {
 
 
 def infer_types(file: GraphFile) -> None:
-    """Fill `types` of every scope."""
+    """Fill `types` of every scope.
+
+    Args:
+        file: whose scopes are changed; a value of no known type gets ''.
+    """
     for scope in [file.graph, *file.functions.values()]:
         _infer_scope_types(scope, file.opset)
 
@@ -92,7 +96,15 @@ def _own_type(node: Node, given: Sequence[str]) -> str:
 
 
 def quantized_type(node: Node, given: Sequence[str]) -> str:
-    """What QuantizeLinear makes: its zero point's type, else output_dtype, else ONNX's uint8."""
+    """What QuantizeLinear makes: its zero point's type, else output_dtype, else ONNX's uint8.
+
+    Args:
+        node: a QuantizeLinear.
+        given: types of its inputs, '' where they are not known.
+
+    Returns:
+        The element type.
+    """
     return (given[2] if len(given) > 2 else "") or _stated(node) or "UINT8"
 
 
@@ -103,7 +115,16 @@ def _stated(node: Node) -> str:
 
 @functools.lru_cache(maxsize=512)
 def schema_of(op: str, opset: int) -> tuple[list[str], list[str], dict[str, str]] | None:
-    """Type words of an operator's inputs and outputs, and those that can only be one type."""
+    """What an operator's schema says of types.
+
+    Args:
+        op: of ONNX's own domain.
+        opset: the newest that counts.
+
+    Returns:
+        Type words of its inputs and outputs, and the element types of words that can only be one;
+        None for an operator that ONNX does not have.
+    """
     from onnx import defs
 
     try:
@@ -121,7 +142,14 @@ def schema_of(op: str, opset: int) -> tuple[list[str], list[str], dict[str, str]
 
 
 def infer_constness(file: GraphFile) -> Constness:
-    """Where every value's numbers come from."""
+    """Where every value's numbers come from.
+
+    Args:
+        file: the graph and its functions.
+
+    Returns:
+        CONSTANT, SHAPE or VALUES, by id of the scope and name of the value.
+    """
     constness: dict[int, dict[str, int]] = {}
     for scope in [file.graph, *file.functions.values()]:
         _infer_scope_constness(scope, constness)
@@ -129,7 +157,16 @@ def infer_constness(file: GraphFile) -> Constness:
 
 
 def constness_of(constness: Constness, scope: Scope, name: str) -> int:
-    """One value's; what nobody knows counts as the inputs' values."""
+    """Where one value's numbers come from.
+
+    Args:
+        constness: from `infer_constness`.
+        scope: that the value is read in; those around it count too.
+        name: of the value.
+
+    Returns:
+        CONSTANT, SHAPE or VALUES; what nobody knows counts as the inputs' values.
+    """
     for one in scope.around():
         if name in constness.get(id(one), {}):
             return constness[id(one)][name]

@@ -38,7 +38,13 @@ NUMPY = {
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where an external weight says it lies."""
+    """Where an external weight says it lies; each is '' where it says nothing.
+
+    Args:
+        location: name of the file.
+        offset: first byte, in digits.
+        length: bytes, in digits.
+    """
 
     location: str
     offset: str
@@ -47,7 +53,17 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Constant:
-    """An initializer or the value of a Constant node. stored_bytes: -1 where it is not raw."""
+    """An initializer or the value of a Constant node.
+
+    Args:
+        name: of the initializer, or of the attribute that it is.
+        dtype: element type, see onnx_types.TYPES.
+        dims: its shape.
+        place: where it lies, None for one inside the graph file.
+        stored_bytes: in the graph file; -1 where it is not raw.
+        folder: of the graph file, where `place` begins.
+        tensor: as onnx has it.
+    """
 
     name: str
     dtype: str
@@ -63,7 +79,14 @@ class Constant:
         return -1 if any(size < 0 for size in self.dims) else math.prod(self.dims)
 
     def values(self, limit: int = READ_ELEMENTS) -> NDArray[Any] | None:
-        """Its numbers, flat; None when there are more than limit, or they cannot be read."""
+        """Its numbers, flat.
+
+        Args:
+            limit: so many elements are read at most.
+
+        Returns:
+            [elements]; None when there are more than `limit`, or they cannot be read.
+        """
         if self.dtype not in NUMPY or not 0 <= self.elements <= limit:
             return None
         try:
@@ -88,7 +111,13 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """An input or output with its stated type; a dimension is a number, a name, or '' (unknown)."""
+    """An input or output with its stated type.
+
+    Args:
+        name: of the value.
+        dtype: element type, '' where it is not stated.
+        dims: each a number, a name, or '' (unknown); None where no shape is stated.
+    """
 
     name: str
     dtype: str
@@ -97,7 +126,17 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Node:
-    """One operator call. label: its name and, inside a branch or function, where that is."""
+    """One operator call.
+
+    Args:
+        label: its name and, inside a branch or function, where that is.
+        op: the operator.
+        domain: '' or 'ai.onnx' for ONNX's own.
+        inputs: names, '' for one that was left out.
+        outputs: names, '' for one that was left out.
+        attributes: numbers, texts, lists and Constants by name.
+        scopes: graphs inside it: branches, a body.
+    """
 
     label: str
     op: str
@@ -118,13 +157,33 @@ class Node:
         return self.domain in STANDARD
 
     def given(self, index: int) -> str:
-        """The name of an input, '' when it was left out."""
+        """The name of an input.
+
+        Args:
+            index: its position.
+
+        Returns:
+            '' when it was left out.
+        """
         return self.inputs[index] if index < len(self.inputs) else ""
 
 
 @dataclass(kw_only=True, eq=False)
 class Scope:
-    """Nodes that see each other's values, and those of the scopes around them."""
+    """Nodes that see each other's values, and those of the scopes around them.
+
+    Args:
+        where: it is, in words; '' for the graph itself.
+        parent: the scope around it, None for the graph itself and for a function.
+        nodes: in the file's order.
+        constants: initializers and values of Constant nodes, by name.
+        sparse: names of sparse initializers.
+        inputs: those that are no initializer.
+        outputs: of the scope.
+        stated: what the file states of inputs, outputs and other values, by name.
+        producers: the node that makes a value, by name.
+        types: element types by name, filled by dataflow.infer_types.
+    """
 
     where: str
     parent: Scope | None
@@ -154,19 +213,47 @@ class Scope:
             scope = scope.parent
 
     def constant(self, name: str) -> Constant | None:
-        """The initializer or Constant node of that name."""
+        """The initializer or Constant node of that name.
+
+        Args:
+            name: of a value, here or in a scope around.
+
+        Returns:
+            None where it is neither.
+        """
         return next((s.constants[name] for s in self.around() if name in s.constants), None)
 
     def producer(self, name: str) -> Node | None:
-        """The node that makes a value."""
+        """The node that makes a value.
+
+        Args:
+            name: of the value, here or in a scope around.
+
+        Returns:
+            None where no node does.
+        """
         return next((s.producers[name] for s in self.around() if name in s.producers), None)
 
     def dtype(self, name: str) -> str:
-        """A value's element type, '' where it is not known."""
+        """A value's element type.
+
+        Args:
+            name: of the value, here or in a scope around.
+
+        Returns:
+            '' where it is not known.
+        """
         return next((s.types[name] for s in self.around() if name in s.types), "")
 
     def knows(self, name: str) -> bool:
-        """Whether anything makes this value."""
+        """Whether anything makes this value.
+
+        Args:
+            name: of the value, here or in a scope around.
+
+        Returns:
+            True for a node's output, an input or an initializer.
+        """
         return any(
             name in s.constants
             or name in s.producers
@@ -176,7 +263,14 @@ class Scope:
         )
 
     def rank(self, name: str) -> int | None:
-        """A value's number of dimensions where the file states it."""
+        """A value's number of dimensions.
+
+        Args:
+            name: of the value, here or in a scope around.
+
+        Returns:
+            None where the file does not state it.
+        """
         constant = self.constant(name)
         if constant is not None:
             return len(constant.dims)
@@ -186,7 +280,14 @@ class Scope:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GraphFile:
-    """A whole file. functions: by domain and name."""
+    """A whole file.
+
+    Args:
+        path: of the file.
+        opsets: versions by domain.
+        graph: the outermost scope.
+        functions: by domain and name.
+    """
 
     path: Path
     opsets: Mapping[str, int]
@@ -214,12 +315,34 @@ class GraphFile:
 
 
 def error(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Diagnostic:
-    """A diagnostic for which the graph is refused; node None: the graph itself."""
+    """A diagnostic for which the graph is refused.
+
+    Args:
+        rule: its name.
+        node: that breaks it; None for the graph itself.
+        what: is wrong.
+        evidence: that shows it.
+        fix: the way out.
+
+    Returns:
+        The diagnostic.
+    """
     return _diagnostic(ERROR, rule, node, what, evidence, fix)
 
 
 def warning(rule: str, node: Node | None, what: str, evidence: str, fix: str) -> Diagnostic:
-    """A diagnostic that is shown and refuses nothing."""
+    """A diagnostic that is shown and refuses nothing.
+
+    Args:
+        rule: its name.
+        node: that breaks it; None for the graph itself.
+        what: is wrong.
+        evidence: that shows it.
+        fix: the way out.
+
+    Returns:
+        The diagnostic.
+    """
     return _diagnostic(WARNING, rule, node, what, evidence, fix)
 
 

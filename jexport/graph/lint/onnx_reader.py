@@ -18,9 +18,18 @@ LARGEST_FILE_BYTES = (1 << 31) - 1
 
 
 def read(path: Path) -> GraphFile:
-    """Read a graph without its external weights. Raises UnsupportedGraphError for any other file.
+    """Read a graph without its external weights.
 
     Weights inside the file (under 2 GiB by ONNX's own limit) are read with it.
+
+    Args:
+        path: of an .onnx file.
+
+    Returns:
+        Its scopes.
+
+    Raises:
+        UnsupportedGraphError: it is any other file, or cannot be read.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]

@@ -21,7 +21,15 @@ PLAIN = "save the weights as one plain file in the graph's folder"
 
 
 def check(file: GraphFile) -> Iterator[Diagnostic]:
-    """Every stored tensor."""
+    """Every stored tensor.
+
+    Args:
+        file: the graph and its functions.
+
+    Yields:
+        An error for each that is missing, not whole or in no plain file; a warning where they lie
+        in several files.
+    """
     places = set()
     for scope in file.scopes():
         for constant in scope.constants.values():
@@ -117,7 +125,14 @@ def _number(text: str) -> int:
 
 
 def check_connected(file: GraphFile) -> Iterator[Diagnostic]:
-    """An empty graph, and values that nothing makes."""
+    """An empty graph, and values that nothing makes.
+
+    Args:
+        file: the graph and its functions.
+
+    Yields:
+        An error for each.
+    """
     graph = file.graph
     if not graph.nodes or not graph.outputs:
         yield error(
