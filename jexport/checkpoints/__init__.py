@@ -51,9 +51,18 @@ JINA_LICENCE = "CC-BY-NC-4.0"
 
 
 def locate(spec: LoadSpec) -> tuple[Path, str]:
-    """The checkpoint's local folder and, from a hub, its commit ('' for a folder).
+    """Where the checkpoint's files are; one on a hub is downloaded.
 
-    Raises CheckpointError (no such folder), HubError, RemoteCodeError (code without a pin).
+    Args:
+        spec: its model and revision; .py files are fetched only with trust_remote_code.
+
+    Returns:
+        The local folder and, from a hub, its 40-hex commit ('' for a folder).
+
+    Raises:
+        CheckpointError: no such folder, and no hub id.
+        HubError, DependencyError: the hub cannot be reached, or huggingface_hub is missing.
+        RemoteCodeError: code from a hub without a pinned revision.
     """
     folder = Path(spec.model).expanduser()
     if spec.model and folder.is_dir():
@@ -73,10 +82,21 @@ def locate(spec: LoadSpec) -> tuple[Path, str]:
 
 
 def detect(folder: Path, config: Mapping[str, Any], *, trust_code: bool = False) -> str:
-    """The name of the layout a folder holds. Raises UnsupportedCheckpointError.
+    """Which layout a folder holds.
 
     Code that auto_map names is left aside, as transformers does, where it is not trusted and the
     architecture is one of transformers' own.
+
+    Args:
+        folder: of config.json and weights.
+        config: its config.json.
+        trust_code: whether the checkpoint's own code may run.
+
+    Returns:
+        The first key of LAYOUTS that matches.
+
+    Raises:
+        UnsupportedCheckpointError: none does.
     """
     for name, layout in LAYOUTS.items():
         if name == "remote_code" and not trust_code and sentence_transformer.is_native(config):
@@ -92,7 +112,20 @@ def detect(folder: Path, config: Mapping[str, Any], *, trust_code: bool = False)
 
 
 def known_tasks(folder: Path) -> tuple[str, ...]:
-    """The tasks a checkpoint folder offers; `none` is always one."""
+    """The tasks a checkpoint offers, of which a matrix makes one artifact each.
+
+    Args:
+        folder: the checkpoint's, where modules.json is if it has one.
+
+    Returns:
+        Those with an adapter, and `none`, always the last.
+
+    Raises:
+        CheckpointError: a config or weight file is missing or broken.
+        UnsupportedCheckpointError: a layout, modules or an adapter that jexport does not have.
+        AdapterError: the adapter at its root was not saved whole.
+        HubError: that adapter's base is on a hub that cannot be reached.
+    """
     home = sentence_files.transformer_home(folder)
     adapter = peft_adapter.find(home)
     config = transformer_files.read_json((adapter.base if adapter else home) / "config.json")
@@ -137,7 +170,17 @@ def _check_float(config: Mapping[str, Any], folder: Path) -> None:
 def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     """Open a checkpoint for one task; reads headers and configs, no weights yet.
 
-    Raises every error that `load` documents.
+    Args:
+        spec: [load] of the recipe; its prompts, max_tokens and licence go before the checkpoint's.
+        task: whose adapter and prompt are opened; 'none' for the base model.
+
+    Returns:
+        The model, with the digest of every file that decides something.
+
+    Raises:
+        RecipeError: a prompt of a task that the checkpoint does not have.
+        PrecisionError: the checkpoint is quantized already.
+        JexportError: every other error that `stages.load.run` documents.
     """
     folder, revision = locate(spec)
     opened = _open(folder, spec)

@@ -29,11 +29,21 @@ SINCE = {"jina_embeddings_v3": "5.4"}
 
 @contextlib.contextmanager
 def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[Runner]:
-    """Open the folder with AutoModel; gives last_hidden_state as float32.
+    """Open a written folder with AutoModel, strictly.
 
-    device: 'auto' (CUDA when torch sees one), 'cpu' or 'cuda'. threads: 0 leaves torch's own
-    number; another holds for the whole process while this is open. Raises StateDictError unless
-    every weight is there and no other, CheckpointError for another dtype than was meant.
+    Args:
+        folder: as shard_writer wrote it, with its config.json.
+        precision: that it was written in, 'fp32' or 'bf16'.
+        device: 'auto' (CUDA when torch sees one), 'cpu' or 'cuda'.
+        threads: of torch, for the whole process while this is open; 0 leaves torch's own number.
+
+    Yields:
+        Gives last_hidden_state, float32 [batch, sequence, dim]; its weights are gone at the end.
+
+    Raises:
+        StateDictError: a weight is missing, or there is another one.
+        CheckpointError: it opens in another dtype than it was written in.
+        DependencyError: transformers lacks the architecture, or torch sees no CUDA device.
     """
     import torch
 
@@ -98,7 +108,18 @@ def _check_known(folder: Path) -> None:
 
 
 def torch_device(device: str) -> torch.device:
-    """The device of that name. Raises DependencyError when it is CUDA and torch has none."""
+    """The torch device that a name of DEVICES stands for.
+
+    Args:
+        device: 'auto' (CUDA when torch sees one), 'cpu' or 'cuda'.
+
+    Returns:
+        CUDA or the CPU; nothing is put there yet.
+
+    Raises:
+        ValueError: another name.
+        DependencyError: CUDA is asked for, and torch sees none.
+    """
     import torch
 
     if device not in DEVICES:

@@ -22,7 +22,14 @@ _PROCESS = os.getpid()
 
 @contextlib.contextmanager
 def opened(model: Any) -> Iterator[Runner]:
-    """Run the module; its weights are gone at the end, whoever still holds it."""
+    """Run a module on the CPU; its weights are gone at the end, whoever still holds it.
+
+    Args:
+        model: of transformers, float32, in eval mode; it is moved to the meta device at the end.
+
+    Yields:
+        Gives last_hidden_state, float32 [batch, sequence, dim].
+    """
     import torch
 
     def run(feed: Tensors) -> Tensors:
@@ -42,7 +49,14 @@ def opened(model: Any) -> Iterator[Runner]:
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn torch's own error for a device without memory into DeviceMemoryError."""
+    """Turn torch's own error for a device without memory into one that names a fix.
+
+    Yields:
+        Nothing; the passes run inside.
+
+    Raises:
+        DeviceMemoryError: in place of torch.OutOfMemoryError.
+    """
     import torch
 
     try:
@@ -57,7 +71,14 @@ def memory_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Use so many threads of torch meanwhile; 0 leaves them as they are."""
+    """Use so many threads of torch meanwhile, and the former number afterwards.
+
+    Args:
+        threads: for the whole process, 0 to leave them as they are; a forked child always has 1.
+
+    Yields:
+        Nothing; the passes run inside.
+    """
     import torch
 
     if os.getpid() != _PROCESS:

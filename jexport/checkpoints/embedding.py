@@ -25,7 +25,7 @@ ENDLESS = 32_768
 class Encoder:
     """What is known of the model itself.
 
-    Attributes:
+    Args:
         config: of the model.
         width: of its hidden states.
         positions: how many its config states, 0 for none.
@@ -47,11 +47,21 @@ class Encoder:
 def read(
     folder: Path, encoder: Encoder, spec: LoadSpec, task: str
 ) -> tuple[Embedding, tuple[Path, ...]]:
-    """The Embedding, and the files that say so.
+    """How the checkpoint's texts become embeddings.
+
+    Args:
+        folder: of modules.json and the modules' folders, where there are any.
+        encoder: what they have to agree with.
+        spec: its max_tokens and prompts are put over the checkpoint's.
+        task: whose prompt is taken.
+
+    Returns:
+        The Embedding, and the files that decide its pooling.
 
     Raises:
         CheckpointError: its files contradict each other.
         UnsupportedCheckpointError: they ask for something that jexport does not have.
+        DependencyError: its authors ask for a package that is not here.
     """
     pooling = _pooling(folder, encoder)
     if pooling.width not in (0, encoder.width):

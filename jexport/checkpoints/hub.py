@@ -22,12 +22,28 @@ HEX = frozenset("0123456789abcdef")
 
 
 def is_commit(revision: str) -> bool:
-    """Whether a revision is a commit's 40 hex digits, and so can never mean something else."""
+    """Whether a revision is a commit's 40 hex digits, and so can never mean something else.
+
+    Args:
+        revision: a commit, branch or tag, as a recipe has it.
+
+    Returns:
+        False also for upper-case or shortened digits.
+    """
     return len(revision) == 40 and set(revision) <= HEX
 
 
 def check_pinned(revision: str, *, what: str, key: str) -> None:
-    """Raise RemoteCodeError unless code would run from one commit, not from whatever is newest."""
+    """Refuse code that would run from whatever is newest, not from one commit.
+
+    Args:
+        revision: that the code would be taken from.
+        what: whose code it is, for the message.
+        key: the recipe's key that pins it.
+
+    Raises:
+        RemoteCodeError: the revision is no commit.
+    """
     if not is_commit(revision):
         raise RemoteCodeError(
             "remote code runs from a pinned revision only",
@@ -38,10 +54,19 @@ def check_pinned(revision: str, *, what: str, key: str) -> None:
 
 
 def fetch(model_id: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
-    """Download (or find in the local cache) a snapshot; returns its folder and commit.
+    """Download a snapshot, or take it from the local cache.
 
-    revision: '' takes the newest. Raises HubError when the hub cannot be reached and nothing is
-    cached, DependencyError without huggingface_hub.
+    Args:
+        model_id: owner/name on the Hugging Face Hub.
+        revision: '' takes the newest.
+        patterns: of the files to fetch; with *.safetensors among them, PICKLED where there is none.
+
+    Returns:
+        The snapshot's folder in the cache, and its 40-hex commit.
+
+    Raises:
+        HubError: the hub cannot be reached and nothing is cached, or the cache names no commit.
+        DependencyError: huggingface_hub is missing.
     """
     try:
         import huggingface_hub

@@ -44,17 +44,43 @@ PREFIXES = ("base_model.model.", "roberta.", "model.")
 
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout."""
+    """Whether a folder holds this layout.
+
+    Args:
+        folder: not looked at.
+        config: its config.json, whose model_type decides.
+
+    Returns:
+        True also for a merged checkpoint, which has no adapter folders.
+    """
     return config.get("model_type") == "jina_embeddings_v3"
 
 
 def folder_name(task: str) -> str:
-    """A task's adapter folder: `.` and `-` become `_`."""
+    """Where a task's adapter is.
+
+    Args:
+        task: as `lora_adaptations` lists it.
+
+    Returns:
+        The name of a folder beside the base's weights: the task's, `.` and `-` as `_`.
+    """
     return task.replace(".", "_").replace("-", "_")
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tasks that have an adapter folder; none for a merged checkpoint."""
+    """The tasks that have an adapter folder.
+
+    Args:
+        folder: of the base model.
+        config: its config.json; where it lists no adapters, the usual five are looked for.
+
+    Returns:
+        In the order of the list; empty for a merged checkpoint.
+
+    Raises:
+        CheckpointError: config.json lists the adapters in a way that cannot be read.
+    """
     listed = native_class.listed_tasks(config) or tuple(tasks.JINA_V3_PROMPTS)
     return tuple(task for task in listed if (folder / folder_name(task)).is_dir())
 
@@ -62,9 +88,21 @@ def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
 def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """Weights under native names, the task's adapter, and the files that hold them.
+    """Find what one task needs. Other tasks' adapter files are not opened.
 
-    Other tasks' adapter files are not opened. Raises CheckpointError, StateDictError, AdapterError.
+    Args:
+        folder: of the base model; the adapters' folders are in it.
+        config: its config.json.
+        task: one of `known_tasks`, or 'none' for the base model alone.
+
+    Returns:
+        Weights under native names, the task's deltas under the same, and the files that hold them.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or config.json is.
+        UnsupportedCheckpointError: an option that the native class does not have.
+        StateDictError: the base's weights are not those that config.json asks for.
+        AdapterError: the adapter is not whole, of another shape, or not plain LoRA.
     """
     native_config.check_config(config)
     base = shards.tensors(folder)

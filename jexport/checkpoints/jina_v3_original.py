@@ -22,7 +22,15 @@ LORA_A, LORA_B, BASE = f"{STACK}.0.lora_A", f"{STACK}.0.lora_B", f"{STACK}.origi
 
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout."""
+    """Whether a folder holds this layout.
+
+    Args:
+        folder: not looked at.
+        config: its config.json; RoPE or `lora_adaptations` tell it from a plain XLM-RoBERTa.
+
+    Returns:
+        True also for a merged checkpoint that kept these keys.
+    """
     rotary = config.get("position_embedding_type") == "rotary"
     return (rotary or "lora_adaptations" in config) and config.get("model_type") in (
         None,
@@ -31,7 +39,18 @@ def matches(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The adapters in the order of their index; none when the weights are merged already."""
+    """The tasks whose adapters are stacked in the weight file.
+
+    Args:
+        folder: of the weight file, whose header is read.
+        config: its config.json; where it lists no adapters, they are the usual five.
+
+    Returns:
+        In the order of their index; empty when the weights are merged already.
+
+    Raises:
+        CheckpointError: the weight file or the list in config.json cannot be read.
+    """
     return _listed(config) if _adapted(shards.tensors(folder)) else ()
 
 
@@ -47,11 +66,24 @@ def _adapted(entries: Mapping[str, shards.Entry]) -> set[str]:
 def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """Weights under native names, the task's adapter, and the files that hold them.
+    """Find what one task needs.
 
     The adapters have to be whole for any task, `none` too; but only the chosen one's numbers are
-    read later, so a NaN in another goes unseen. Raises CheckpointError, StateDictError,
-    AdapterError.
+    read later, so a NaN in another goes unseen.
+
+    Args:
+        folder: of the weight file.
+        config: its config.json.
+        task: one of `known_tasks`, or 'none' for the base model alone.
+
+    Returns:
+        Weights under native names, the task's deltas under the same, and the files that hold them.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or config.json is.
+        UnsupportedCheckpointError: an option that the native class does not have.
+        StateDictError: the base's weights are not those that config.json asks for.
+        AdapterError: the stacked adapters are not whole, or of another shape.
     """
     native_config.check_config(config)
     entries = shards.tensors(folder)
