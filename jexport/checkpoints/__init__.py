@@ -112,7 +112,7 @@ def detect(folder: Path, config: Mapping[str, Any], *, trust_code: bool = False)
 
 
 def known_tasks(folder: Path) -> tuple[str, ...]:
-    """The tasks a checkpoint offers, of which a matrix makes one artifact each.
+    """The tasks that a checkpoint can be opened for.
 
     Args:
         folder: the checkpoint's, where modules.json is if it has one.

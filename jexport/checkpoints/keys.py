@@ -20,8 +20,10 @@ Effect: TypeAlias = Literal["honoured", "refused", "harmless"]
 class Key:
     """What becomes of one key.
 
-    why: of a refused or harmless key the reason, of an honoured one what it does. accepted: values
-    of a refused key that ask for nothing, so that they are no reason to refuse.
+    Args:
+        effect: 'honoured', 'refused' or 'harmless'.
+        why: of a refused or harmless key the reason, of an honoured one what it does.
+        accepted: values of a refused key that ask for nothing, and so are no reason to refuse.
     """
 
     effect: Effect
@@ -33,7 +35,10 @@ class Key:
 class File:
     """The keys of one file, or of one table in a file.
 
-    title: how the documentation names it. unknown: what becomes of a key that is not listed.
+    Args:
+        title: how the documentation names it.
+        keys: each known key by its name in the file.
+        unknown: what becomes of a key that is not listed.
     """
 
     title: str
@@ -42,17 +47,39 @@ class File:
 
 
 def honoured(what: str) -> Key:
-    """A key that takes effect."""
+    """A key that takes effect.
+
+    Args:
+        what: it does, as docs/checkpoint-keys.md says it.
+
+    Returns:
+        A row of a File.
+    """
     return Key(effect="honoured", why=what)
 
 
 def refused(why: str, *accepted: Any) -> Key:
-    """A key that is refused, unless its value is one of `accepted`, None or empty."""
+    """A key that is refused, unless its value is one of `accepted`, None or empty.
+
+    Args:
+        why: the reason; evidence of the error, and in docs/checkpoint-keys.md.
+        accepted: values that ask for nothing; compared by type too, so that 1 is not True.
+
+    Returns:
+        A row of a File.
+    """
     return Key(effect="refused", why=why, accepted=accepted)
 
 
 def harmless(why: str) -> Key:
-    """A key that changes no vector."""
+    """A key that changes no vector.
+
+    Args:
+        why: the reason, for docs/checkpoint-keys.md.
+
+    Returns:
+        A row of a File.
+    """
     return Key(effect="harmless", why=why)
 
 

@@ -35,9 +35,13 @@ POOLER = "pooler.dense"
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """A matrix that carries a LoRA: its original module name, shape, and native parts.
+    """A matrix that carries a LoRA, in both layouts.
 
-    parts: (native weight name, row range or None); Wqkv has three, every other matrix one.
+    Args:
+        original: its module's name in the original layout, without `roberta.`.
+        shape: of the original matrix, (rows, columns).
+        embedding: whether it is an Embedding's; else a Linear's.
+        parts: (native weight name, row range or None); Wqkv has three, every other matrix one.
     """
 
     original: str
@@ -50,6 +54,16 @@ def adapted_matrices(config: Mapping[str, Any], *, pooler: bool) -> list[Adapted
     """Every Linear and Embedding of the model: each has a LoRA, also the pooler where there is one.
 
     The pooler is never run, but an adapter without its part was not saved whole.
+
+    Args:
+        config: config.json of either layout; its sizes decide.
+        pooler: whether there is one.
+
+    Returns:
+        In the model's order, embeddings first.
+
+    Raises:
+        CheckpointError: a size is missing, or no whole number above 0.
     """
     hidden, inner = count(config, "hidden_size"), count(config, "intermediate_size")
 
@@ -84,7 +98,14 @@ def _thirds(layer: int | str, hidden: int) -> list[tuple[str, tuple[int, int]]]:
 
 
 def native_module(name: str) -> str:
-    """The native name of an original module (`Wqkv` apart); native names stay as they are."""
+    """The native name of an original module (`Wqkv` apart); native names stay as they are.
+
+    Args:
+        name: of a module, without `roberta.` and `.weight`.
+
+    Returns:
+        Such as `layers.0.self_attn.o_proj` for `encoder.layers.0.mixer.out_proj`.
+    """
     if name == "emb_ln":
         return "embeddings.LayerNorm"
     layer = LAYER.fullmatch(name)
@@ -95,7 +116,17 @@ def native_module(name: str) -> str:
 
 
 def listed_tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """`lora_adaptations` of config.json, () without it. Raises CheckpointError."""
+    """The adapters that config.json lists, in the order of their index.
+
+    Args:
+        config: of either layout.
+
+    Returns:
+        `lora_adaptations`, () without it.
+
+    Raises:
+        CheckpointError: it is no list, or has a name twice.
+    """
     listed = config.get("lora_adaptations")
     names = () if listed is None else listed
     if not isinstance(names, list | tuple) or len({str(name) for name in names}) != len(names):
@@ -108,7 +139,19 @@ def listed_tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def scaling(alpha: Any, rank: int, *, where: str) -> float:
-    """lora_alpha / rank. Raises AdapterError unless that is a number."""
+    """What a LoRA delta is multiplied by.
+
+    Args:
+        alpha: `lora_alpha` as a config has it, which may be anything.
+        rank: at least 1.
+        where: the file that has them, for the message.
+
+    Returns:
+        alpha / rank.
+
+    Raises:
+        AdapterError: alpha is no finite number.
+    """
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise AdapterError(
             "the adapter does not say how it is scaled",
@@ -121,9 +164,18 @@ def scaling(alpha: Any, rank: int, *, where: str) -> float:
 def one_each(
     named: Iterable[tuple[str, str]], expected: Iterable[str], *, what: str
 ) -> dict[str, str]:
-    """Factor -> name in the file, once each is there, once, and no other.
+    """Hold an adapter's factors against those that the model's matrices need.
 
-    named: factor and name in the file. Raises AdapterError.
+    Args:
+        named: factor and its name in the file.
+        expected: every factor that has to be there, once; no other may be.
+        what: the factors are, for the message.
+
+    Returns:
+        Name in the file by factor.
+
+    Raises:
+        AdapterError: a factor is missing, twice there or not expected.
     """
     factors: dict[str, str] = {}
     odd: set[str] = set()
@@ -146,7 +198,17 @@ def one_each(
 def check_factor(
     name: str, shape: tuple[int, ...], expected: tuple[int, ...], *, what: str
 ) -> None:
-    """Raise AdapterError unless a LoRA factor has the shape that rank and matrix ask for."""
+    """Refuse a LoRA factor of another shape than rank and matrix ask for.
+
+    Args:
+        name: of the factor in the file.
+        shape: that it has.
+        expected: that it should have.
+        what: says the rank, for the message.
+
+    Raises:
+        AdapterError: the two shapes differ.
+    """
     if shape != expected:
         raise AdapterError(
             f"adapter matrix '{name}' has another shape or rank",
@@ -164,10 +226,21 @@ def native_weights(
 ) -> dict[str, WeightReader]:
     """Readers under native names for every weight of the model, the pooler's too if it has one.
 
-    names: plain weight name ('...weight', '...bias') and name in the file. pooler: whether the file
-    has one, which then has to be whole. No embedding depends on it and `assemble` never reads it:
-    it is there for a target that writes the whole checkpoint again. Raises StateDictError when
-    anything is missing, unexpected, twice there or of another shape.
+    No embedding depends on the pooler and `assemble` never reads it: it is there for a target that
+    writes the whole checkpoint again.
+
+    Args:
+        names: plain weight name ('...weight', '...bias') and name in the file.
+        entries: of the files, by name in the file.
+        config: config.json of either layout.
+        pooler: whether the file has one, which then has to be whole.
+
+    Returns:
+        By native name; a fused Wqkv is read in three parts.
+
+    Raises:
+        StateDictError: a weight is missing, unexpected, twice there or of another shape.
+        CheckpointError: a tensor's dtype holds no weights, or config.json is wrong.
     """
     hidden = count(config, "hidden_size")
     readers: dict[str, WeightReader] = {}
@@ -210,7 +283,16 @@ def _check_shapes(
 def mismatch(
     missing: Iterable[str] = (), unexpected: Iterable[str] = (), mismatched: Iterable[str] = ()
 ) -> StateDictError:
-    """The error for a state dict that is not the model's."""
+    """The error for a state dict that is not the model's.
+
+    Args:
+        missing: names that the model needs and the file lacks.
+        unexpected: names that the model does not have.
+        mismatched: names of another shape, which may say both shapes.
+
+    Returns:
+        To be raised; it has the first few names of each kind.
+    """
     return StateDictError(
         "the checkpoint's weights are not those of its config.json",
         evidence=f"missing: {shards.describe(missing) or 'none'}\n"
@@ -231,7 +313,19 @@ def _skeleton(config: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def assemble(config: Mapping[str, Any], weights: Mapping[str, WeightReader]) -> torch.nn.Module:
-    """A float32 JinaEmbeddingsV3Model (no pooler) with the given weights, read one by one."""
+    """A model of transformers' native class with the given weights, read one by one.
+
+    Args:
+        config: config.json of either layout.
+        weights: by native name; those beside the model's parameters (the pooler's) stay unread.
+
+    Returns:
+        A float32 JinaEmbeddingsV3Model without pooler, on the CPU, in eval mode.
+
+    Raises:
+        StateDictError: a weight has another shape than the model.
+        CheckpointError, NotFiniteError: a weight cannot be read, or holds a NaN or an infinity.
+    """
     import torch
 
     model: Any = _skeleton(config)
@@ -266,6 +360,14 @@ def reference(
 
     Independent of the merge stage: a wrong merge, or another task's adapter in it, shows against
     this. Attention is sdpa, so 8,192 tokens fit in memory.
+
+    Args:
+        config: config.json of either layout.
+        weights: by native name, as `native_weights` gives them.
+        adapter: the task's deltas by native weight name; empty for the base model.
+
+    Yields:
+        Gives last_hidden_state, float32 [batch, sequence, hidden_size].
     """
     model: Any = assemble(config, weights)
     for name, delta in adapter.items():
@@ -278,7 +380,14 @@ def reference(
 
 
 def beside(delta: LowRank) -> Any:
-    """A forward hook that adds the low-rank path to a Linear's or an Embedding's output."""
+    """A forward hook that adds the low-rank path to a Linear's or an Embedding's output.
+
+    Args:
+        delta: whose factors are read now, and kept as long as the hook.
+
+    Returns:
+        For `register_forward_hook`.
+    """
     import torch
 
     up, down = delta.up(), delta.down()

@@ -32,7 +32,15 @@ SIZES = (
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError or UnsupportedCheckpointError unless the native class can be built."""
+    """Refuse a config.json that the native class cannot be built for.
+
+    Args:
+        config: of either layout.
+
+    Raises:
+        CheckpointError: a size is missing, or does not go with the others.
+        UnsupportedCheckpointError: an option of the authors' code that the native class lacks.
+    """
     hidden, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
     count(config, "type_vocab_size", 1)
     for key in ("vocab_size", "intermediate_size", "num_hidden_layers"):
@@ -46,9 +54,17 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def native_config(config: Mapping[str, Any]) -> Any:
-    """A JinaEmbeddingsV3Config with what config.json says of sizes and RoPE.
+    """The native class's config, with what config.json says of sizes and RoPE.
 
-    Raises CheckpointError, and UnsupportedCheckpointError for RoPE of another type.
+    Args:
+        config: of either layout.
+
+    Returns:
+        A JinaEmbeddingsV3Config.
+
+    Raises:
+        CheckpointError: a value that the class does not take.
+        UnsupportedCheckpointError: RoPE of another type.
     """
     from transformers import JinaEmbeddingsV3Config
 
@@ -66,8 +82,18 @@ def merged_json(
 ) -> dict[str, Any]:
     """config.json of a merged checkpoint for transformers >= 5.4, no code beside it.
 
-    rope_parameters is always written: the native class ignores `rotary_emb_base`. dtype: torch's
-    name of it, under the key that every transformers reads.
+    rope_parameters is always written: the native class ignores `rotary_emb_base`.
+
+    Args:
+        config: of either layout, that it is derived from.
+        matryoshka: smaller sizes of a vector, () to write none.
+        dtype: torch's name of it ('float32'), under the key that every transformers reads.
+
+    Returns:
+        What is written as JSON.
+
+    Raises:
+        CheckpointError, UnsupportedCheckpointError: as `native_config`.
     """
     native = native_config(config)
     return {

@@ -49,6 +49,17 @@ def config_json(config: Mapping[str, Any], embedding: Embedding, precision: str)
 
     max_trained_positions: without it vLLM 0.32 cuts texts at 2,048 tokens. n_positions is the
     length of TEI's RoPE table. A gelu here is exact in vLLM and tanh's in TEI.
+
+    Args:
+        config: of either layout.
+        embedding: its max_tokens become every limit, its smaller sizes are named.
+        precision: of the weights beside it, 'fp32' or 'bf16'.
+
+    Returns:
+        What is written as JSON.
+
+    Raises:
+        CheckpointError, UnsupportedCheckpointError: as `native_config`.
     """
     native = native_config(config)
     theta = native.rope_parameters["rope_theta"]
@@ -92,9 +103,16 @@ def config_json(config: Mapping[str, Any], embedding: Embedding, precision: str)
 
 
 def relabelled(weights: Mapping[str, WeightReader], layers: int) -> dict[str, WeightReader]:
-    """The merged weights, given under transformers' names, under the names of this layout.
+    """The merged weights under the names of this layout.
 
     Nothing is read yet. The pooler is left out: both servers would skip it.
+
+    Args:
+        weights: under transformers' native names.
+        layers: of the model.
+
+    Returns:
+        By this layout's name; a Wqkv is read as query, key and value, one below the other.
     """
     named = {
         f"{module}.{kind}": weights[f"{native}.{kind}"]
@@ -125,8 +143,20 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
     """Read a written folder back and run it as vLLM's NomicBert does, in plain torch.
 
     Everything comes from the folder's own config.json and tensors, under this layout's names.
-    Raises CheckpointError and StateDictError where a server could not take them. device, threads:
-    as auto_model.runner has them.
+
+    Args:
+        folder: with config.json and weights as the target vllm writes them.
+        precision: that it was written in, 'fp32' or 'bf16'.
+        device: as auto_model.runner takes it.
+        threads: as auto_model.runner takes them.
+
+    Yields:
+        Gives last_hidden_state, float32 [batch, sequence, n_embd].
+
+    Raises:
+        CheckpointError: config.json is not what a server takes for this block.
+        StateDictError: names or shapes of the weights are not those of config.json.
+        DependencyError: CUDA is asked for, and torch sees none.
     """
     import torch
 

@@ -28,11 +28,11 @@ _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(\.default)?\.weight")
 class PeftAdapter:
     """An adapter whose base was located.
 
-    Attributes:
+    Args:
         config: adapter_config.json.
         base: folder of config.json and the base's weights.
         files: the adapter's own files.
-        factors: name of a module -> its matrices by side, 'A' and 'B'.
+        factors: by module name, its matrices by side, 'A' and 'B': name in the file, and entry.
     """
 
     config: Mapping[str, Any]
@@ -42,10 +42,17 @@ class PeftAdapter:
 
 
 def find(home: Path) -> PeftAdapter | None:
-    """The adapter in a folder, None where there is none.
+    """The adapter in a folder, its base located: on a hub, it is downloaded.
+
+    Args:
+        home: that of the Transformer module, or the checkpoint's own.
+
+    Returns:
+        The adapter; None where there is no adapter_config.json.
 
     Raises:
         UnsupportedCheckpointError: it is more than plain LoRA.
+        AdapterError: a matrix of it is missing.
         CheckpointError: a file of it, or its base, is missing or broken.
         HubError: its base is on a hub that cannot be reached.
     """
@@ -117,6 +124,9 @@ def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:
     Args:
         adapter: as `find` gives it.
         names: of the base's weights; they may have a prefix (`bert.`) that the adapter has not.
+
+    Returns:
+        By weight name; a pooler's, which no embedding depends on, may be left out.
 
     Raises:
         AdapterError: a module without a base weight, or of another rank than the config says.
