@@ -38,14 +38,32 @@ if TYPE_CHECKING:
 
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint of no known layout brings code of its own."""
+    """Whether a checkpoint of no known layout brings code of its own.
+
+    Args:
+        folder: not looked at; `code_files` checks that the code is there.
+        config: its config.json.
+
+    Returns:
+        Whether auto_map names a class for AutoModel.
+
+    Raises:
+        CheckpointError: auto_map cannot be read.
+    """
     return "AutoModel" in auto_map(config)
 
 
 def auto_map(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What a config.json or tokenizer_config.json names as code: class names by auto class.
+    """What a config.json or tokenizer_config.json names as code.
 
-    A name is `file.Class`, or `owner/name--file.Class` for code on a hub. Raises CheckpointError.
+    Args:
+        config: the file's content; an old tokenizer_config.json has a list instead of a table.
+
+    Returns:
+        By auto class, names such as `file.Class`, or `owner/name--file.Class` for code on a hub.
+
+    Raises:
+        CheckpointError: it names something that is no class.
     """
     classes = config.get("auto_map") or {}
     if isinstance(classes, list | tuple):  # old tokenizer_config.json: [slow class, fast class]
@@ -74,23 +92,54 @@ _NAME = re.compile(r"(?:[\w.-]+/[\w.-]+--)?\w+\.\w+")
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """An unknown layout has no task but `none`."""
+    """An unknown layout has no task but `none`.
+
+    Args:
+        folder: not looked at.
+        config: not looked at.
+
+    Returns:
+        Always empty.
+    """
     return ()
 
 
 def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """The weight files; their names mean nothing here, the remote class reads them itself."""
+    """The weight files; their names mean nothing here, the remote class reads them itself.
+
+    Args:
+        folder: of the weights, whose headers are checked.
+        config: not looked at.
+        task: not looked at: `known_tasks` has none.
+
+    Returns:
+        No weights, no adapter, and the files that the weights are in.
+
+    Raises:
+        CheckpointError: a weight file is missing or broken.
+    """
     return {}, {}, shards.files(folder, shards.tensors(folder))
 
 
 def code_files(
     folder: Path, config: Mapping[str, Any], spec: LoadSpec
 ) -> tuple[tuple[FileDigest, ...], str]:
-    """Digest of every .py file that can run, and the 40-hex commit of a code repository.
+    """The code that can run, once it is allowed, there and pinned.
 
-    Raises RemoteCodeError when the code was not allowed, is not there or is not pinned.
+    Args:
+        folder: of config.json; every .py file below it counts when one of them is named.
+        config: its config.json.
+        spec: its trust_remote_code and code_revision decide.
+
+    Returns:
+        Digest of every .py file that can run; 40-hex commit of a code repository, '' without one.
+
+    Raises:
+        RemoteCodeError: the code was not allowed, is not there or is not pinned.
+        CheckpointError: auto_map cannot be read.
+        HubError, DependencyError: its repository cannot be fetched.
     """
     model_code = auto_map(config)
     tokenizer_code = auto_map(optional_json(folder / "tokenizer_config.json"))
@@ -152,7 +201,18 @@ def _digests(root: Path, names: list[str], *, home: str = "") -> tuple[FileDiges
 
 
 def sizes(folder: Path, spec: LoadSpec) -> dict[str, Any]:
-    """Width, rows and positions as the checkpoint's own config class understands config.json."""
+    """What the checkpoint's own config class makes of config.json; runs its code.
+
+    Args:
+        folder: of config.json.
+        spec: its code_revision pins code on a hub.
+
+    Returns:
+        hidden_size, vocab_size and max_position_embeddings; None for what the class does not say.
+
+    Raises:
+        RemoteCodeError: the code fails, or asks for code that is not pinned.
+    """
     with (
         quiet_transformers(),
         _import_repair(),
@@ -214,13 +274,36 @@ def _homes(names: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def allowed(folder: Path, spec: LoadSpec) -> Iterator[None]:
-    """Meanwhile the checkpoint's code may be loaded, from where it is pinned and nowhere else."""
+    """Meanwhile the checkpoint's code may be loaded, from where it is pinned and nowhere else.
+
+    Args:
+        folder: of config.json; code may come from it.
+        spec: its code_revision pins code on a hub.
+
+    Yields:
+        Nothing; the model is opened inside.
+
+    Raises:
+        RemoteCodeError: the code fails, or asks for code that is not pinned.
+    """
     with _import_repair(), _pinned_only(folder, spec), _own_code("open the model"):
         yield
 
 
 def open_tokenizer(folder: Path, spec: LoadSpec) -> Any:
-    """The tokenizer as the checkpoint's own code makes it. Raises TokenizerError."""
+    """The tokenizer as the checkpoint's own code opens it.
+
+    Args:
+        folder: of the tokenizer's files and config.json.
+        spec: its code_revision pins code on a hub.
+
+    Returns:
+        A tokenizer of transformers.
+
+    Raises:
+        TokenizerError: it cannot be opened.
+        RemoteCodeError: it asks for code that is not pinned.
+    """
     with _import_repair(), _pinned_only(folder, spec):
         return auto_tokenizer(folder, trust_remote_code=True)
 
@@ -245,7 +328,20 @@ def _own_code(doing: str) -> Iterator[None]:
 
 
 def assemble(folder: Path, spec: LoadSpec) -> torch.nn.Module:
-    """The remote class with its weights, float32, in eval mode, repaired and checked."""
+    """The remote class with its weights, repaired and checked.
+
+    Args:
+        folder: of config.json and weights.
+        spec: its code_revision pins code on a hub.
+
+    Returns:
+        float32, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        RemoteCodeError: the code fails, asks for code that is not pinned, or cannot be repaired.
+        StateDictError: weights are missing, too many or of another shape.
+        NotFiniteError: a weight is a NaN or an infinity, or a buffer that is not saved a NaN.
+    """
     import torch
     from transformers import AutoModel
 
@@ -310,12 +406,17 @@ def _position_ids(input_ids: Any, padding_idx: int, past_key_values_length: int 
 
 
 def repair_buffers(model: Any) -> None:
-    """Non-persistent buffers are not in the file, and transformers 5 leaves them uninitialised.
+    """Give the buffers that are in no file their values again: transformers 5 leaves them unset.
 
     Seen in the original code: inv_freq = [1.2e-38, 0, ...] and silently wrong vectors. Each such
     buffer is copied from an instance of the same class built on the CPU from the config alone,
     caches of what was computed from it are dropped, and RoPE frequencies are checked.
-    Raises RemoteCodeError.
+
+    Args:
+        model: of the remote class, with its weights; changed in place.
+
+    Raises:
+        RemoteCodeError: RoPE frequencies are still not those that its config asks for.
     """
     import torch
 
@@ -375,7 +476,20 @@ def _check_frequencies(
 def reference(
     folder: Path, config: Mapping[str, Any], spec: LoadSpec, task: str
 ) -> Iterator[Runner]:
-    """The checkpoint's own forward pass; for the original layout with the task's adapter_mask."""
+    """The checkpoint's own forward pass; for the original layout with the task's adapter_mask.
+
+    Args:
+        folder: of config.json and weights.
+        config: its config.json; the task's place in its list is the mask's value.
+        spec: its code_revision pins code on a hub.
+        task: whose adapter is used; 'none' gives no mask.
+
+    Yields:
+        Gives last_hidden_state, float32 [batch, sequence, dim], on one thread.
+
+    Raises:
+        RemoteCodeError, StateDictError, NotFiniteError: as `assemble`.
+    """
     import torch
 
     extra: dict[str, Any] = {}

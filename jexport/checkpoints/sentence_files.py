@@ -49,9 +49,14 @@ FETCHING = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """What follows the transformer. width: of its vectors, 0 where the file does not say.
+    """What follows the transformer.
 
-    include_prompt: False leaves the prompt's tokens out of the pooling. files: what was read.
+    Args:
+        mode: one of POOLINGS.
+        normalize: whether vectors then get length 1.
+        width: of its vectors, 0 where the file does not say.
+        include_prompt: False leaves the prompt's tokens out of the pooling.
+        files: what was read.
     """
 
     mode: str
@@ -63,7 +68,13 @@ class Pooling:
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """One entry of modules.json. kind: the class, without its package. home: its folder."""
+    """One entry of modules.json.
+
+    Args:
+        type: the class, with its package.
+        kind: the class, without its package.
+        home: its folder, relative to the checkpoint's; '' for the same.
+    """
 
     type: str
     kind: str
@@ -74,7 +85,7 @@ class Module:
 class TransformerSettings:
     """What the Transformer module's own file says.
 
-    Attributes:
+    Args:
         max_length: the length limit that it states over the tokenizer's own, 0 for none.
         do_lower_case: whether the tokenizer is to lower every text first.
         tokenizer: arguments for AutoTokenizer.
@@ -91,7 +102,14 @@ class TransformerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What config_sentence_transformers.json says."""
+    """What config_sentence_transformers.json says.
+
+    Args:
+        prompts: by name; a null one is ''.
+        default_prompt_name: of the prompt before every text, '' for none.
+        similarity: one of SIMILARITIES.
+        truncate_dim: size that vectors are cut to after normalisation, 0 for none.
+    """
 
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt_name: str = ""
@@ -100,11 +118,17 @@ class Settings:
 
 
 def modules(folder: Path) -> tuple[Module, ...] | None:
-    """The entries of modules.json, None without the file.
+    """The entries of modules.json.
+
+    Args:
+        folder: the checkpoint's own.
+
+    Returns:
+        In their order; None without the file.
 
     Raises:
         CheckpointError: it cannot be read, or leaves the folder.
-        UnsupportedCheckpointError: an entry has a key that nobody knows.
+        UnsupportedCheckpointError: an entry has a key that nobody knows, or two have one name.
     """
     path = folder / MODULES
     if not path.is_file():
@@ -138,11 +162,18 @@ def modules(folder: Path) -> tuple[Module, ...] | None:
 
 
 def transformer_home(folder: Path) -> Path:
-    """The folder of config.json, weights and tokenizer: the checkpoint's, or one inside of it.
+    """Where config.json, weights and tokenizer are.
+
+    Args:
+        folder: the checkpoint's own.
+
+    Returns:
+        That folder, or the Transformer module's inside of it.
 
     Raises:
-        UnsupportedCheckpointError: the modules are others than jexport exports. This is said before
-            a config.json is looked for that such a checkpoint may not have.
+        CheckpointError: modules.json cannot be read, or leaves the folder.
+        UnsupportedCheckpointError: the modules are others than jexport exports. This is raised
+            before a config.json is looked for that such a checkpoint may not have.
     """
     listed = modules(folder)
     if listed is None:
@@ -174,10 +205,18 @@ def _check_kinds(listed: tuple[Module, ...], *, own_transformer: bool) -> None:
 
 
 def pooling(folder: Path, *, own_transformer: bool = False) -> Pooling | None:
-    """What modules.json and its modules' files say; None without modules.json.
+    """How token vectors become a text's vector, by modules.json and its modules' files.
 
-    own_transformer: takes a Transformer class that is the checkpoint's own. Raises CheckpointError,
-    and UnsupportedCheckpointError for a module that jexport would have to leave out.
+    Args:
+        folder: the checkpoint's own.
+        own_transformer: takes a Transformer class that is the checkpoint's own.
+
+    Returns:
+        The pooling; None without modules.json.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or does not say the width.
+        UnsupportedCheckpointError: a module or mode that jexport would have to leave out.
     """
     listed = modules(folder)
     if listed is None:
@@ -244,6 +283,9 @@ def transformer(home: Path) -> TransformerSettings:
 
     Args:
         home: the module's folder.
+
+    Returns:
+        The defaults where there is no such file, or only empty ones.
 
     Raises:
         CheckpointError: a value of the wrong type.
@@ -314,7 +356,13 @@ def _check_modalities(settings: Mapping[str, Any], where: str) -> None:
 
 
 def settings(folder: Path) -> Settings:
-    """What config_sentence_transformers.json says; nothing without modules.json, as there.
+    """What config_sentence_transformers.json says, where modules.json is beside it.
+
+    Args:
+        folder: the checkpoint's own.
+
+    Returns:
+        The defaults for what it does not say; without modules.json, as in the library, for all.
 
     Raises:
         CheckpointError: a value of the wrong type, or a default prompt that is not there.

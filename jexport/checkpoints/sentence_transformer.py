@@ -53,26 +53,61 @@ COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout; one with code of its own is asked for first."""
+    """Whether a folder holds this layout; one with code of its own is asked for first.
+
+    Args:
+        folder: modules.json in it is enough.
+        config: of the model; an architecture that transformers has is enough, too.
+
+    Returns:
+        True also for folders that other layouts match: `detect` asks this one last.
+    """
     return (folder / sentence_files.MODULES).is_file() or is_native(config)
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has a class of its own for the model, whatever auto_map names."""
+    """Whether transformers has a class of its own for the model, whatever auto_map names.
+
+    Args:
+        config: its config.json.
+
+    Returns:
+        Whether the installed transformers knows its model_type.
+    """
     from transformers import CONFIG_MAPPING
 
     return config.get("model_type") in CONFIG_MAPPING
 
 
 def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """No adapters, so no task but `none`."""
+    """No adapters, so no task but `none`.
+
+    Args:
+        folder: not looked at.
+        config: not looked at.
+
+    Returns:
+        Always empty.
+    """
     return ()
 
 
 def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """Weights under the names in the file; the files that hold them. Raises CheckpointError."""
+    """The weights as they are in the file, without buffers that only count.
+
+    Args:
+        folder: of the weights.
+        config: not looked at.
+        task: not looked at: `known_tasks` has none.
+
+    Returns:
+        Weights under the names in the file, no adapter, and the files that hold them.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or a dtype holds no weights.
+    """
     entries = shards.tensors(folder)
     weights = {
         name: shards.reader(name, entry)
@@ -83,9 +118,19 @@ def read(
 
 
 def positions(folder: Path, config: Mapping[str, Any]) -> int:
-    """Tokens that the model's learned table of positions has rows for, 0 where it has none.
+    """Tokens that the model's learned table of positions has rows for.
 
     Models of the RoBERTa family count from pad_token_id + 1, those of the BART family from 2.
+
+    Args:
+        folder: of the weights, whose shapes say it.
+        config: its model_type says the family, and its pad_token_id the start.
+
+    Returns:
+        The longest text, special tokens included; 0 where there is no such table.
+
+    Raises:
+        CheckpointError: a weight file is missing or broken.
     """
     rows = [
         entry.shape[0]
@@ -101,7 +146,14 @@ def positions(folder: Path, config: Mapping[str, Any]) -> int:
 
 
 def stated_positions(folder: Path, arguments: Mapping[str, Any]) -> int:
-    """max_position_embeddings of the config, also under its architecture's own name; 0 for none.
+    """max_position_embeddings of the config, also under its architecture's own name.
+
+    Args:
+        folder: of config.json.
+        arguments: for AutoConfig, over what config.json says.
+
+    Returns:
+        The number, 0 for none.
 
     Raises:
         UnsupportedCheckpointError: an architecture that transformers lacks.
@@ -116,7 +168,20 @@ def stated_positions(folder: Path, arguments: Mapping[str, Any]) -> int:
 def given_config(
     folder: Path, config: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json with the arguments that take effect: those that its class knows."""
+    """config.json with the arguments that take effect.
+
+    Args:
+        folder: of config.json.
+        config: its content.
+        arguments: for AutoConfig, over what config.json says.
+
+    Returns:
+        The config, and those of the arguments that its class knows.
+
+    Raises:
+        UnsupportedCheckpointError: an architecture that transformers lacks.
+        CheckpointError: a config.json, or arguments, that its class does not take.
+    """
     if not arguments:
         return dict(config)
     with quiet_transformers():
@@ -130,10 +195,20 @@ def assemble(
     weights: Mapping[str, WeightReader],
     arguments: Mapping[str, Any] | None = None,
 ) -> torch.nn.Module:
-    """A float32 model of transformers' class for this config, with exactly these weights.
+    """A model of transformers' class for this config, with exactly these weights.
 
-    arguments: for AutoConfig, over what config.json says.
-    Raises StateDictError, UnsupportedCheckpointError (an architecture transformers lacks).
+    Args:
+        folder: of config.json; its weight files are not read.
+        weights: all of them, under the names in the file.
+        arguments: for AutoConfig, over what config.json says.
+
+    Returns:
+        float32, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        StateDictError: weights are missing, too many or of another shape.
+        UnsupportedCheckpointError: an architecture that transformers lacks, or an encoder-decoder.
+        CheckpointError, NotFiniteError: config.json or a weight cannot be used.
     """
     import torch
 
@@ -152,9 +227,16 @@ def assemble(
 
 
 def config_json(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The checkpoint's own config.json for weights written in `dtype`, naming no code.
+    """The checkpoint's own config.json for weights written in another dtype, naming no code.
 
     The dtype stands under the key that every version of transformers reads.
+
+    Args:
+        config: of the checkpoint.
+        dtype: torch's name of it ('bfloat16').
+
+    Returns:
+        What is written as JSON.
     """
     left_out = ("auto_map", "dtype", "torch_dtype")
     return {**{k: v for k, v in config.items() if k not in left_out}, "torch_dtype": dtype}
@@ -165,6 +247,12 @@ def plain_names(weights: Mapping[str, WeightReader]) -> dict[str, WeightReader]:
 
     Without what a pretrained file puts before them (`bert.`), heads and the pooler, with a
     LayerNorm's weight and bias called so (TensorFlow's: gamma and beta).
+
+    Args:
+        weights: under the names in the file, of BERT or RoBERTa.
+
+    Returns:
+        By plain name, the same readers.
     """
     plain = {}
     for name, read in weights.items():
@@ -218,9 +306,17 @@ def _unknown(error: Exception) -> UnsupportedCheckpointError:
 
 
 def check_report(report: Mapping[str, Any], names: Iterable[str], *, prefix: str) -> None:
-    """Raise StateDictError unless from_pretrained found every weight it needs and no other.
+    """Hold what from_pretrained reports against what a last hidden state depends on.
 
-    names: those in the file. prefix: what the class's own models put before an encoder's ('bert').
+    A pooler may be missing as a whole; heads may be left over.
+
+    Args:
+        report: its loading info (output_loading_info=True).
+        names: of the weights in the file.
+        prefix: what the class's own models put before an encoder's names ('bert').
+
+    Raises:
+        StateDictError: weights are missing, too many or of another shape.
     """
 
     def without(keys: Iterable[str], allowed: tuple[str, ...]) -> set[str]:
@@ -243,7 +339,20 @@ def reference(
     adapter: Mapping[str, LowRank],
     arguments: Mapping[str, Any],
 ) -> Iterator[Runner]:
-    """The forward pass of transformers, with sdpa attention, the adapter beside its matrices."""
+    """The forward pass of transformers, with sdpa attention, the adapter beside its matrices.
+
+    Args:
+        folder: of config.json.
+        weights: all of them, under the names in the file.
+        adapter: deltas by weight name, never merged; empty for none.
+        arguments: for AutoConfig, over what config.json says.
+
+    Yields:
+        Gives last_hidden_state, float32 [batch, sequence, dim].
+
+    Raises:
+        StateDictError, UnsupportedCheckpointError, CheckpointError, NotFiniteError: as `assemble`.
+    """
     model: Any = assemble(folder, weights, arguments)
     prefix = f"{model.base_model_prefix}."
     for name, delta in adapter.items():
