@@ -40,10 +40,20 @@ def write(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> tuple[str, ...]:
-    """Write every weight, cast once; the file names, the one to open first.
+    """Write every weight, cast once: one file, or an index and its shards.
 
-    One file, or an index and its shards when it would be larger than shard_bytes. Raises what
-    reading a weight raises, and NotFiniteError when the cast overflows.
+    Args:
+        folder: that is there; the files get the names that transformers looks for.
+        weights: by the name in the file; each is read when its turn comes, in the order of names.
+        precision: 'fp32' or 'bf16', that they are cast to.
+        shard_bytes: a file whose tensors would be larger is split; one tensor never is.
+
+    Returns:
+        The file names, the one to open first.
+
+    Raises:
+        NotFiniteError: the cast overflows, or a weight holds a NaN or an infinity.
+        CheckpointError: a weight cannot be read.
     """
     header_bytes = sum(len(json.dumps(name)) + ENTRY_BYTES for name in weights)
     shards: list[_Shard] = []

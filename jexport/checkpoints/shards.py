@@ -35,7 +35,13 @@ PIECES = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One tensor on disk."""
+    """One tensor on disk.
+
+    Args:
+        path: of the file that holds it.
+        dtype: safetensors' name of it, such as 'BF16'; also of floats in a pickle.
+        shape: of the stored tensor.
+    """
 
     path: Path
     dtype: str
@@ -46,8 +52,17 @@ def tensors(folder: Path) -> dict[str, Entry]:
     """Every tensor of a checkpoint folder: of its one file, else of the shards in its index.
 
     A folder with several is read as transformers reads it: model.safetensors, its shards,
-    pytorch_model.bin, its shards. Raises CheckpointError when there is none of them, one is
-    broken, or the index and its shards say different things.
+    pytorch_model.bin, its shards.
+
+    Args:
+        folder: of the weight files.
+
+    Returns:
+        By the name in the file.
+
+    Raises:
+        CheckpointError: there is none of them, one is broken, or the index and its shards say
+            different things.
     """
     for single, index in ((SINGLE, INDEX), (PICKLED, PICKLED_INDEX)):
         if (folder / single).is_file():
@@ -101,7 +116,15 @@ def _indexed(folder: Path, index: str) -> dict[str, Entry]:
 
 
 def files(folder: Path, weights: Mapping[str, Entry]) -> list[Path]:
-    """The files that `found` came from, the index included when there was need of it."""
+    """The files that a folder's tensors came from.
+
+    Args:
+        folder: of the weight files.
+        weights: as `tensors` gives them for it.
+
+    Returns:
+        In order of name, then the index, where it was needed.
+    """
     paths = sorted({entry.path for entry in weights.values()})
     if {folder / SINGLE, folder / PICKLED} & set(paths):
         return paths
@@ -136,7 +159,17 @@ def _is_plain_name(name: object) -> bool:
 
 
 def entries(paths: Iterable[Path]) -> dict[str, Entry]:
-    """Name, dtype and shape of every tensor in these files. Raises CheckpointError."""
+    """Name, dtype and shape of every tensor in these files.
+
+    Args:
+        paths: safetensors, or pickles (.bin), which torch opens with weights_only.
+
+    Returns:
+        By the name in the file.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or two have a tensor of the same name.
+    """
     by_name: dict[str, Entry] = {}
     for path in paths:
         for name, entry in _header(path).items():
@@ -234,11 +267,15 @@ def reader(
     rows: tuple[int, int] | None = None,
     transpose: bool = False,
 ) -> WeightReader:
-    """A function that reads one tensor, or part of one, as float32.
+    """A function that reads one tensor, or part of one, when it is called.
 
     index: takes [index] of the first axis. rows: then takes that range of the next axis.
-    Raises CheckpointError at once for a dtype that holds no weights; the reader raises
-    CheckpointError on a broken file and NotFiniteError on a NaN or infinity.
+
+    Returns:
+        Reads float32; raises CheckpointError (a broken file), NotFiniteError (a NaN, an infinity).
+
+    Raises:
+        CheckpointError: at once, for a dtype that holds no weights.
     """
     if entry.dtype not in FLOATS:
         raise CheckpointError(
@@ -284,7 +321,14 @@ def reader(
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether it holds no NaN and no infinity; makes no copy, as torch.isfinite(tensor) would."""
+    """Whether a tensor holds no NaN and no infinity.
+
+    Args:
+        tensor: of any float dtype; no copy of it is made, as torch.isfinite(tensor) would.
+
+    Returns:
+        True also for one without elements.
+    """
     import torch
 
     if tensor.numel() == 0:
@@ -294,7 +338,15 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def describe(names: Mapping[str, str] | Iterable[str], limit: int = 8) -> str:
-    """The first few names of a list, and how many more there are."""
+    """The first few names, for the evidence of an error.
+
+    Args:
+        names: in any order; of a mapping its keys.
+        limit: how many are written out.
+
+    Returns:
+        In alphabetical order, and how many more there are; '' for none.
+    """
     listed = sorted(names)
     rest = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + rest

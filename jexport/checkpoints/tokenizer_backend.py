@@ -71,7 +71,7 @@ NO_LIMIT = 10**9
 class Tokenizing:
     """A checkpoint's tokenizer.
 
-    Attributes:
+    Args:
         files: what goes into an artifact, tokenizer.json first, all in one folder.
         read: the checkpoint's own files that it was made of.
         open: the tokenizer of transformers that they were taken from.
@@ -104,6 +104,9 @@ def take(
         rows: of the embedding table.
         do_lower_case: put Lowercase before its normaliser, as sentence-transformers does.
         as_stored: False where it is opened with arguments that its files do not have.
+
+    Returns:
+        Its `files` are the checkpoint's own where transformers runs them as they are, else new.
 
     Raises:
         TokenizerError: it cannot be opened, has no backend, or gives ids that the table lacks.
@@ -166,6 +169,9 @@ def lower_first(backend: Tokenizer) -> None:
     """Put Lowercase before a backend's normaliser, unless there is one in it.
 
     Source: sentence-transformers' Transformer with do_lower_case.
+
+    Args:
+        backend: changed in place.
     """
     from tokenizers import normalizers
 

@@ -48,7 +48,17 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint file. Raises CheckpointError."""
+    """A JSON object from a checkpoint file.
+
+    Args:
+        path: of the file; its name is in the error.
+
+    Returns:
+        The object, its values unchecked.
+
+    Raises:
+        CheckpointError: in place of OSError and ValueError: it is missing, or no JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -63,17 +73,46 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    """The same, empty when there is no such file."""
+    """A JSON object from a file that a checkpoint may lack.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The object, its values unchecked; empty when there is no such file.
+
+    Raises:
+        CheckpointError: the file is unreadable or no JSON object.
+    """
     return read_json(path) if is_there(path) else {}
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file is there that a checkpoint names: a name that no file can have is not."""
+    """Whether a file is there that a checkpoint names.
+
+    Args:
+        path: whatever a file of the checkpoint says; it may be longer than any path can be.
+
+    Returns:
+        False for a folder, too, and for a name that no file can have.
+    """
     return os.path.isfile(path)  # Path.is_file raises for one that is too long
 
 
 def count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A whole number of at least 1 from config.json. Raises CheckpointError."""
+    """A whole number of at least 1 from config.json.
+
+    Args:
+        config: its content.
+        key: under which it stands.
+        default: where the key is missing; None for a key that has to be there.
+
+    Returns:
+        The number.
+
+    Raises:
+        CheckpointError: it is missing, below 1 or no whole number.
+    """
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise CheckpointError(
@@ -85,10 +124,19 @@ def count(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 
 
 def width_and_rows(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Width of the hidden states and rows of the embedding table. Raises CheckpointError.
+    """Width of the hidden states and rows of the embedding table.
 
     Some architectures write them under names of their own (DistilBERT's `dim`), which transformers
     knows.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        Width, rows.
+
+    Raises:
+        CheckpointError: one of them is missing or no whole number of at least 1.
     """
     from transformers import CONFIG_MAPPING
 
@@ -101,9 +149,14 @@ def width_and_rows(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_rows(parts: Mapping[str, Any], rows: int) -> None:
-    """Raise TokenizerError where an id has no row in the embedding table.
+    """Refuse a tokenizer with an id that has no row in the embedding table.
 
-    parts: `model` and `added_tokens` (none when it lacks) as in tokenizer.json.
+    Args:
+        parts: `model` and `added_tokens` (none when it lacks) as in tokenizer.json.
+        rows: of the table.
+
+    Raises:
+        TokenizerError: the largest id has no row.
     """
     vocabulary = parts["model"]["vocab"]
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else range(len(vocabulary))
@@ -117,9 +170,17 @@ def check_rows(parts: Mapping[str, Any], rows: int) -> None:
 
 
 def tokenizer_files(folder: Path, *, rows: int) -> tuple[Path, ...]:
-    """The tokenizer's files, tokenizer.json first, checked against the embedding table's rows.
+    """The tokenizer's files, checked against the embedding table's rows.
 
-    Raises TokenizerError when tokenizer.json is missing, broken or gives ids the table lacks.
+    Args:
+        folder: of tokenizer.json.
+        rows: of the table.
+
+    Returns:
+        Those of TOKENIZER_FILES that are there, tokenizer.json first.
+
+    Raises:
+        TokenizerError: tokenizer.json is missing, broken or gives ids that the table lacks.
     """
     path = folder / "tokenizer.json"
     try:
@@ -137,9 +198,15 @@ def tokenizer_files(folder: Path, *, rows: int) -> tuple[Path, ...]:
 def reference_tokenizer(
     open_tokenizer: Callable[[], Any], *, prompt: str, max_tokens: int
 ) -> Callable[[list[str]], list[list[int]]]:
-    """Token ids as transformers makes them, prompt included, cut to max_tokens.
+    """Token ids as transformers makes them, prompt included.
 
-    open_tokenizer: opens it, when the first text is asked for.
+    Args:
+        open_tokenizer: opens it; called once, when the first text is asked for.
+        prompt: put before each text.
+        max_tokens: longer texts are cut to it, special tokens included.
+
+    Returns:
+        Texts -> token ids, a list each, without padding.
     """
     loaded: list[Any] = []
 
@@ -158,9 +225,18 @@ def reference_tokenizer(
 def auto_tokenizer(
     folder: Path, *, trust_remote_code: bool = False, arguments: Mapping[str, Any] | None = None
 ) -> Any:
-    """What AutoTokenizer makes of a folder. Raises TokenizerError.
+    """What AutoTokenizer makes of a folder.
 
-    arguments: of its own, such as `add_prefix_space`.
+    Args:
+        folder: of the tokenizer's files.
+        trust_remote_code: whether code that auto_map names may run.
+        arguments: of AutoTokenizer's own, such as `add_prefix_space`.
+
+    Returns:
+        A tokenizer of transformers.
+
+    Raises:
+        TokenizerError: it cannot be opened.
     """
     from transformers import AutoTokenizer
 
@@ -180,7 +256,14 @@ def auto_tokenizer(
 
 
 def licence(folder: Path) -> str:
-    """The `license:` line of README.md's front matter, else ''."""
+    """What a model card states as its licence.
+
+    Args:
+        folder: of README.md.
+
+    Returns:
+        The `license:` line of its front matter, without quotes; '' without one.
+    """
     path = folder / "README.md"
     if not path.is_file():
         return ""

@@ -1,4 +1,4 @@
-"""Docstrings of the Python reference: every parameter, result and error of a public function.
+"""Docstrings: every parameter, result and error of a public function.
 
 Read from the code by ast: `Args:` names the parameters of a function and the fields of a dataclass,
 `Returns:` (or `Yields:`) stands where something is returned, `Raises:` where something is raised.
@@ -14,114 +14,47 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-PAGE = PROJECT / "docs" / "reference" / "python.md"
-MORE = (
-    "jexport.targets",
-    "jexport.targets.hf",
-    "jexport.targets.onnx",
-    "jexport.targets.onnx.capture",
-    "jexport.targets.onnx.cuda",
-    "jexport.targets.onnx.devices",
-    "jexport.targets.onnx.session",
-    "jexport.targets.openvino",
-    "jexport.targets.openvino.attention",
-    "jexport.targets.openvino.matmul_forms",
-    "jexport.targets.openvino.names",
-    "jexport.targets.openvino.tokenizer",
-    "jexport.targets.trt.cuda",
-    "jexport.targets.trt.device",
-    "jexport.targets.trt.engine_info",
-    "jexport.targets.trt.lint",
-    "jexport.targets.trt.log",
-    "jexport.targets.trt.memory",
-    "jexport.targets.trt.operators",
-    "jexport.targets.trt.plan",
-    "jexport.targets.trt.profiles",
-    "jexport.targets.trt.quantization",
-    "jexport.targets.trt.ranges",
-    "jexport.targets.trt.shapes",
-    "jexport.targets.trt.support",
-    "jexport.targets.trt.timing_cache",
-    "jexport.targets.vllm",
-    "jexport.gates",
-    "jexport.tasks",
-    "jexport.plugins",
-    "jexport.evaluation.candidate",
-    "jexport.evaluation.comparison",
-    "jexport.evaluation.diagnosis",
-    "jexport.evaluation.edge_texts",
-    "jexport.evaluation.int8_checks",
-    "jexport.evaluation.intervals",
-    "jexport.evaluation.parity",
-    "jexport.evaluation.ranking",
-    "jexport.evaluation.reference_library",
-    "jexport.evaluation.reference_library_jina",
-    "jexport.evaluation.reference_set",
-    "jexport.evaluation.speed",
-    "jexport.graph.cuda_attention",
-    "jexport.graph.cuda_half",
-    "jexport.graph.cuda_kernels",
-    "jexport.graph.cuda_packing",
-    "jexport.graph.cuda_ready",
-    "jexport.graph.cuda_steps",
-    "jexport.graph.diagnostics",
-    "jexport.graph.edit",
-    "jexport.graph.half",
-    "jexport.graph.lint.dataflow",
-    "jexport.graph.lint.graph_view",
-    "jexport.graph.lint.onnx_reader",
-    "jexport.graph.lint.onnx_types",
-    "jexport.graph.lint.weights",
-    "jexport.graph.ort_attention",
-    "jexport.graph.ort_fusion",
-    "jexport.graph.ort_integer",
-    "jexport.graph.overflow",
-    "jexport.graph.pooled_output",
-    "jexport.graph.probe",
-    "jexport.graph.storage",
-    "jexport.graph.tidy",
-    "jexport.graph.trace_errors",
-    "jexport.graph.traceable",
-    "jexport.quantization.config",
-    "jexport.quantization.evaluator",
-    "jexport.quantization.gptq",
-    "jexport.quantization.layer_quantization",
-    "jexport.quantization.layers",
-    "jexport.quantization.observers",
-    "jexport.quantization.outlier_splitting",
-    "jexport.quantization.qdq",
-    "jexport.quantization.quant_params",
-    "jexport.quantization.search",
-    "jexport.quantization.smoothquant",
-    "jexport.quantization.trial_log",
-    "jexport.runtime.batches",
-    "jexport.runtime.combine",
-    "jexport.runtime.embedder",
-    "jexport.runtime.engine",
-    "jexport.runtime.inference",
-    "jexport.runtime.open",
-    "jexport.runtime.parallel",
-    "jexport.runtime.pool",
-    "jexport.runtime.prompts",
-    "jexport.runtime.stream",
-    "jexport.runtime.tokenise",
-    "jexport.runtime.windows",
+JEXPORT = PROJECT / "jexport"
+LATER = (
+    "jexport/__init__.py",
+    "jexport/artifacts",
+    "jexport/building",
+    "jexport/cache",
+    "jexport/cli",
+    "jexport/datasets",
+    "jexport/jobs",
+    "jexport/publishing",
+    "jexport/serving",
+    "jexport/stages",
+    "jexport/toy",
+    "jexport/workspace",
 )
-"""Modules beside those of the page: what a new target calls, and whole packages."""
+"""What is not held to it: in cli docstrings are the help; the others are to follow. Files of these
+that the Python reference shows are held to it."""
+
+LONG = {
+    "jexport/checkpoints/shards.py": {"reader"},
+    "jexport/targets/trt/__init__.py": {"build"},
+    "jexport/targets/trt/building.py": {"refit"},
+}
+"""Functions that a section more would make longer than 60 lines; what they take is in prose."""
+
+PAGE = PROJECT / "docs" / "reference" / "python.md"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def modules() -> list[Path]:
-    """The file of each module that the page shows something of."""
+    """The file of each module that is held to it."""
     listed = re.findall(r"^::: (\S+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     paths = set()
-    for dotted in (*listed, *MORE):
+    for dotted in listed:
         parts = dotted.split(".")
         while not (path := _file(parts)):
             parts.pop()
         paths.add(path)
-    return sorted(paths)
+    every = {path.relative_to(PROJECT).as_posix(): path for path in JEXPORT.rglob("*.py")}
+    return sorted(paths | {path for name, path in every.items() if not name.startswith(LATER)})
 
 
 def _file(parts: list[str]) -> Path | None:
@@ -201,8 +134,9 @@ def fields(node: ast.ClassDef) -> set[str]:
 
 def problems(path: Path) -> Iterator[str]:
     """Everything that docstrings of a module's public functions and classes lack."""
+    prose = LONG.get(str(path.absolute().relative_to(PROJECT)), set())
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, Function) and not node.name.startswith("_"):
+        if isinstance(node, Function) and not node.name.startswith("_") and node.name not in prose:
             yield from lacking(node.name, node)
         if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
             continue
