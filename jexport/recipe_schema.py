@@ -14,9 +14,18 @@ from jexport.errors import RecipeError, nearest
 
 
 def read_table(cls: type, table: Mapping[str, Any], *, origin: str, where: str = "") -> Any:
-    """The dataclass with the table's values. Raises RecipeError naming the key and `origin`.
+    """An instance of the dataclass `cls` with the table's values.
 
-    where: what stands before a key's own name in errors, such as 'compile.'.
+    Args:
+        table: of a recipe, values by key.
+        origin: the recipe, in errors.
+        where: what stands before a key's own name in errors, such as 'compile.'.
+
+    Returns:
+        The instance, its defaults where the table has no key.
+
+    Raises:
+        RecipeError: a key is unknown, or its value of another type; names both and `origin`.
     """
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -78,7 +87,14 @@ def _convert(hint: Any, raw: Any, *, where: str, origin: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as the JSON-ready dicts and lists that it could be read from."""
+    """What a dataclass could be read from.
+
+    Args:
+        value: a dataclass, or a value of one.
+
+    Returns:
+        JSON-ready dicts, lists and scalars.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -42,14 +42,28 @@ LIKELY = (
 
 
 def hidden(text: str) -> str:
-    """The text without what can only be a credential: passwords in addresses, tokens."""
+    """Hide what can only be a credential: passwords in addresses, tokens.
+
+    Args:
+        text: our own words, or a recipe's values.
+
+    Returns:
+        The text, `***` for each.
+    """
     for shape, shown in SURE:
         text = shape.sub(shown, text)
     return text
 
 
 def redact(text: str) -> str:
-    """The text with everything that looks like a credential hidden."""
+    """Hide everything that looks like a credential.
+
+    Args:
+        text: of a service or its library.
+
+    Returns:
+        The text, `***` for each.
+    """
     text = hidden(text)
     for shape, shown in LIKELY:
         text = shape.sub(shown, text)
@@ -57,6 +71,13 @@ def redact(text: str) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """Kind and first line of a library's error, without credentials, in at most 300 characters."""
+    """A library's error in one line.
+
+    Args:
+        error: what it raised.
+
+    Returns:
+        Kind and first line, without credentials, in at most 300 characters.
+    """
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return redact(f"{type(error).__name__}: {first}")[:300]

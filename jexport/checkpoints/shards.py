@@ -324,7 +324,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds no NaN and no infinity.
 
     Args:
-        tensor: of any float dtype; no copy of it is made, as torch.isfinite(tensor) would.
+        tensor: of any float dtype; torch.isfinite(tensor) would take a copy, this does not.
 
     Returns:
         True also for one without elements.
