@@ -28,8 +28,11 @@ SHOWN = 12
 class Checkpoint:
     """The files that an artifact of one task was made of.
 
-    source: hub id or folder name. revision: the commit on a hub, '' for a folder. files: SHA-256 by
-    path, of weights, configs, tokenizer and code.
+    Args:
+        source: hub id or folder name.
+        revision: the commit on a hub, '' for a folder.
+        task: the task's name.
+        files: SHA-256 by path, of weights, configs, tokenizer and code.
     """
 
     source: str
@@ -43,10 +46,16 @@ class Checkpoint:
         return manifest.sha256_of(dict(self.files))
 
     def differences(self, other: Checkpoint) -> list[str]:
-        """Paths of the files that make this another checkpoint than `other`; none: it is the same.
+        """Paths of the files that make this another checkpoint than `other`.
 
         A file that only one of them lists is no difference by itself, since versions of jexport
         list more or fewer, unless it holds weights. Adapters of another task are no difference.
+
+        Args:
+            other: the checkpoint that it may be.
+
+        Returns:
+            The paths, sorted; empty when it is the same checkpoint.
         """
         odd = {
             path
@@ -69,7 +78,14 @@ class Checkpoint:
 
 
 def of_loaded(loaded: LoadedModel) -> Checkpoint:
-    """The checkpoint that was opened for a build."""
+    """The checkpoint that was opened for a build.
+
+    Args:
+        loaded: the checkpoint as it is open.
+
+    Returns:
+        It by its files.
+    """
     source = loaded.source
     return Checkpoint(
         source=source.name,
@@ -80,7 +96,14 @@ def of_loaded(loaded: LoadedModel) -> Checkpoint:
 
 
 def of_manifest(content: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint that an artifact says it was made of."""
+    """The checkpoint that an artifact says it was made of.
+
+    Args:
+        content: of a manifest.
+
+    Returns:
+        The checkpoint by its files.
+    """
     checkpoint = content["checkpoint"]
     return Checkpoint(
         source=checkpoint["name"],
@@ -91,9 +114,15 @@ def of_manifest(content: Mapping[str, Any]) -> Checkpoint:
 
 
 def of_folder(folder: Path) -> Checkpoint | None:
-    """The checkpoint of the artifact in a folder, which is not verified; None without a manifest.
+    """The checkpoint of the artifact in a folder, which is not verified.
 
     One that was changed, or is of a format to come, still says what it was made of.
+
+    Args:
+        folder: of the artifact, or a link to it.
+
+    Returns:
+        The checkpoint; None where no manifest says it.
     """
     try:
         content = json.loads((folder / manifest.NAME).read_bytes())

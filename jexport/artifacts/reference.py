@@ -22,8 +22,13 @@ NAME = "reference.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """ids: token ids of each text, prompt included. vectors: float32 [texts, dimension], pooled and
-    not normalised. languages: one a text. texts: name and digest of the set they are of.
+    """The reference vectors of a set of texts, with the token ids that were embedded.
+
+    Args:
+        ids: token ids of each text, prompt included.
+        vectors: float32 [texts, dimension], pooled and not normalised.
+        languages: one a text.
+        texts: name and digest of the set they are of.
     """
 
     ids: Sequence[Sequence[int]]
@@ -33,7 +38,12 @@ class Stored:
 
 
 def write(stored: Stored, path: Path) -> None:
-    """Write the file. The same values give the same bytes."""
+    """Write the file. The same values give the same bytes.
+
+    Args:
+        stored: what is written.
+        path: of the file; one that is there is replaced.
+    """
     from safetensors.numpy import save_file
 
     lengths = [len(one) for one in stored.ids]
@@ -53,7 +63,17 @@ def write(stored: Stored, path: Path) -> None:
 
 
 def read(path: Path) -> Stored:
-    """Read it back. Raises ArtifactError for a file that is not one or not whole."""
+    """Read back what `write` wrote.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The vectors, with their texts' ids and languages.
+
+    Raises:
+        ArtifactError: it is not such a file, or not whole.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

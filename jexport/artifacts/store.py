@@ -37,7 +37,16 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 class Slot:
     """Where one artifact lives below the folder of all artifacts.
 
-    Raises OutputPathError for a part that is not a plain name: a checkpoint names its own tasks.
+    Args:
+        out: the folder of all artifacts.
+        model: the model's name.
+        task: as the checkpoint names it.
+        target: name of the engine.
+        precision: of the artifact.
+        version: the recipe's, with the digest of all that went into the artifact.
+
+    Raises:
+        OutputPathError: a part below `out` is not a plain name.
     """
 
     out: Path
@@ -68,10 +77,17 @@ class Slot:
 
 
 def find(slot: Slot) -> Artifact | None:
-    """The artifact in a slot, verified; None when there is none.
+    """The artifact in a slot, verified.
 
-    Raises ArtifactError when there is one and it was changed: nobody should build over it unasked.
-    Raises OutputPathError when a file stands where the slot's folders belong.
+    Args:
+        slot: where it would be.
+
+    Returns:
+        The artifact; None when there is none.
+
+    Raises:
+        ArtifactError: there is one and it was changed: nobody should build over it unasked.
+        OutputPathError: a file stands where the slot's folders belong.
     """
     if os.path.lexists(slot.path):
         return Artifact(path=slot.path, manifest=manifest.verify(slot.path))
@@ -82,11 +98,19 @@ def find(slot: Slot) -> Artifact | None:
 
 
 def check_name(slot: Slot, checkpoint: Checkpoint, *, replace: bool) -> None:
-    """Refuse to let a name go from one checkpoint to another, unless `replace` says it is meant.
+    """Refuse to let a name go from one checkpoint to another, unless that is meant.
 
     Where the slot has a `latest`, its checkpoint counts; in a new slot the model's other slots do,
     of which one must be of this checkpoint. By what is on the disk, so that two names that a file
-    system holds for one are one here as well. Raises OutputPathError.
+    system holds for one are one here as well.
+
+    Args:
+        slot: where the artifact is to go.
+        checkpoint: what it is made of.
+        replace: the name may go from another checkpoint to this one; nothing is checked.
+
+    Raises:
+        OutputPathError: the name is another checkpoint's.
     """
     if replace:
         return
@@ -122,7 +146,19 @@ def place(staged: Path, slot: Slot, *, replace: bool = False) -> Artifact:
     """Move a finished and verified folder into its slot in one step and point `latest` at it.
 
     When another run placed the same version first, that one is kept and `staged` is dropped.
-    replace: as in `check_name`, which is asked again here: another run may have been faster.
+
+    Args:
+        staged: the folder, on the file system of the slot; its parent takes the new link.
+        slot: where it goes.
+        replace: as in `check_name`, which is asked again here: another run may have been faster.
+
+    Returns:
+        The artifact, in place.
+
+    Raises:
+        OutputPathError: as `check_name`; a folder cannot be made, or `latest` is not a link.
+        ArtifactError: the version that another run placed was changed.
+        OSError: the disk is full.
     """
     sync_tree(staged)
     checkpoint = identity.of_manifest(manifest.read(staged).content)
@@ -146,8 +182,14 @@ def place(staged: Path, slot: Slot, *, replace: bool = False) -> Artifact:
 def point_latest(slot: Slot, *, work_dir: Path, replace: bool = False) -> None:
     """Make `latest` beside the version name this version, unless it does already.
 
-    work_dir: a folder of the same file system that is removed in any case; the link is made there,
-    so that a run killed in between leaves nothing among the versions. replace: as in `check_name`.
+    Args:
+        slot: the version, in place.
+        work_dir: a folder of the same file system that is removed in any case; the link is made
+            there, so that a run killed in between leaves nothing among the versions.
+        replace: as in `check_name`.
+
+    Raises:
+        OutputPathError: as `check_name`; or `latest` is not a link.
     """
     link = slot.parent / LATEST
     if link.is_symlink() and os.readlink(link) == slot.version:
@@ -179,7 +221,12 @@ def keep_measured(artifact: Artifact, measured: Mapping[str, Any], *, work_dir: 
     """Put what this run measured beside the artifact: `<version>.run.json`.
 
     Seconds, memory and speeds are never twice the same, so they are no part of what is verified
-    and published. work_dir: as in point_latest.
+    and published.
+
+    Args:
+        artifact: in place.
+        measured: JSON-ready, by name.
+        work_dir: as in `point_latest`.
     """
     fresh = work_dir / RUN
     manifest.write_json(fresh, {"artifact": artifact.manifest.content["sha256"], **measured})
@@ -188,9 +235,18 @@ def keep_measured(artifact: Artifact, measured: Mapping[str, Any], *, work_dir: 
 
 
 def measured(folder: Path) -> Mapping[str, Any]:
-    """What was measured when an artifact was built: `stages`, `speed`, `pair`; {} where unknown.
+    """What was measured when an artifact was built.
 
     One of manifest format 1 says it itself; a newer one's file may not be with it.
+
+    Args:
+        folder: of the artifact, or a link to it.
+
+    Returns:
+        `stages`, `speed` and `pair`, as far as they were measured; {} where unknown.
+
+    Raises:
+        ArtifactError: as `manifest.read`.
     """
     content = manifest.read(folder).content
     if "stages" in content:
@@ -205,7 +261,15 @@ def measured(folder: Path) -> Mapping[str, Any]:
 
 
 def keep_report(report: Path, slot: Slot) -> Path | None:
-    """Move the report of a failed build to `<version>.failed.json` beside the versions."""
+    """Move the report of a failed build to `<version>.failed.json` beside the versions.
+
+    Args:
+        report: of the validation.
+        slot: the artifact that is not to be.
+
+    Returns:
+        Where it is now; None when there was none.
+    """
     if not report.is_file():
         return None
     slot.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +280,15 @@ def keep_report(report: Path, slot: Slot) -> Path | None:
 
 @contextlib.contextmanager
 def kept_report(report: Path, slot: Slot) -> Iterator[None]:
-    """When validation fails, keep its report beside the versions and say where it is."""
+    """When validation fails, keep its report beside the versions and say where it is.
+
+    Args:
+        report: where the validation writes it.
+        slot: the artifact that is validated.
+
+    Yields:
+        Nothing; a ParityError goes on, with a note of where its report is.
+    """
     try:
         yield
     except ParityError as error:
@@ -238,7 +310,14 @@ def _cannot_place(slot: Slot, evidence: str) -> OutputPathError:
 
 
 def artifacts(out: Path) -> Iterator[Artifact]:
-    """Every readable artifact below a folder, by path; `latest` links are not followed."""
+    """Every readable artifact below a folder, by path; `latest` links are not followed.
+
+    Args:
+        out: the folder of all artifacts.
+
+    Yields:
+        Each with its manifest; its files are not read.
+    """
     for path in sorted(out.glob(f"*/*/*/*/{manifest.NAME}")):
         folder = path.parent
         if folder.is_symlink() or folder.parts[len(out.parts)].startswith("."):
@@ -248,20 +327,35 @@ def artifacts(out: Path) -> Iterator[Artifact]:
 
 
 def is_latest(artifact: Artifact) -> bool:
-    """Whether `latest` names this artifact."""
+    """Whether `latest` names this artifact.
+
+    Args:
+        artifact: in place.
+
+    Returns:
+        True where the link beside it names its version.
+    """
     link = artifact.path.parent / LATEST
     return link.is_symlink() and os.readlink(link) == artifact.path.name
 
 
 def sync_tree(folder: Path) -> None:
-    """Have every byte of a folder on the disk before it gets its name."""
+    """Have every byte of a folder on the disk before it gets its name.
+
+    Args:
+        folder: whose files and folders are written to the disk.
+    """
     for path in sorted(folder.rglob("*"), reverse=True):
         sync(path)
     sync(folder)
 
 
 def sync(path: Path) -> None:
-    """Have one file, or the names in one folder, on the disk."""
+    """Have one file, or the names in one folder, on the disk.
+
+    Args:
+        path: of the file or folder.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -270,6 +364,14 @@ def sync(path: Path) -> None:
 
 
 def explain(error: JexportError, slot: Slot) -> JexportError:
-    """Say of a changed artifact in the way of a build how to get past it."""
+    """Say of a changed artifact in the way of a build how to get past it.
+
+    Args:
+        error: what `find` raised.
+        slot: where the build would have written.
+
+    Returns:
+        The same error, with a note.
+    """
     error.add_note(f"  (the build would have written {slot.path}; move that folder away first)")
     return error
