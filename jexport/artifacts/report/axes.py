@@ -17,7 +17,13 @@ LEAST_LOSS = 1e-5
 
 
 class Axis(NamedTuple):
-    """Ticks with their words, where a value lies, and whether the axis stretches towards 1."""
+    """One axis of a figure.
+
+    Args:
+        ticks: value and words of each.
+        place: from a value to where it lies, in the figure's units.
+        stretched: whether it stretches towards 1.
+    """
 
     ticks: list[tuple[float, str]]
     place: Callable[[float], float]
@@ -30,6 +36,14 @@ def even(values: Sequence[float], start: float, end: float) -> Axis:
     As many ticks as their words have room: across (start < end) they stand side by side, else
     above each other. Together no finer than 1e-4: the words stay short and noise does not look
     like a fall.
+
+    Args:
+        values: what the axis must show.
+        start: where the lowest lies, in the figure's units.
+        end: where the highest lies; below `start` where the axis goes up.
+
+    Returns:
+        The axis; from 0 to 1 where there are no values.
     """
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     span = max((high - low) * 1.1, 1e-4)
@@ -54,6 +68,14 @@ def towards_one(values: Sequence[float], bottom: float, top: float) -> Axis:
     """Equal ratios of what is lacking to 1 take equal room: 0.9, 0.99 and 0.999 are as far apart.
 
     For values whose losses differ by less than 5 times the same as `even`.
+
+    Args:
+        values: what the axis must show.
+        bottom: where the lowest lies, in the figure's units.
+        top: where the highest lies.
+
+    Returns:
+        The axis.
     """
     losses = [max(1 - value, LEAST_LOSS) for value in values] or [1.0]
     largest, least = max(losses), min(losses)

@@ -10,14 +10,25 @@ from jexport.artifacts.report.reading import Facts, cosine, mapping, number, per
 
 
 class Fact(NamedTuple):
-    """A value for JSON and as it is shown."""
+    """A value for JSON and as it is shown.
+
+    Args:
+        value: JSON-ready, None where the artifact does not say it.
+        shown: the value in words.
+    """
 
     value: Any
     shown: str
 
 
 class Row(NamedTuple):
-    """One name and what either artifact says of it."""
+    """One name and what either artifact says of it.
+
+    Args:
+        name: what is compared, in words.
+        a: of the first artifact.
+        b: of the second artifact.
+    """
 
     name: str
     a: Fact
@@ -33,7 +44,13 @@ ABSENT = Fact(None, "-")
 
 
 class Sides(NamedTuple):
-    """What is read of one artifact: manifest.json, quantization.json and parity.json."""
+    """What is read of one artifact.
+
+    Args:
+        manifest: manifest.json.
+        quantization: quantization.json, {} where there is none.
+        parity: parity.json.
+    """
 
     manifest: Facts
     quantization: Facts
@@ -41,7 +58,15 @@ class Sides(NamedTuple):
 
 
 def rows(a: Sides, b: Sides) -> list[Row]:
-    """Every name that either has, in one order whichever comes first."""
+    """Every name that either has, in one order whichever comes first.
+
+    Args:
+        a: the first artifact.
+        b: the second artifact.
+
+    Returns:
+        A row per name, in the order of the artifact that says more.
+    """
     ours, theirs = _facts(a), _facts(b)
     more, fewer = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
     names = [*more, *(name for name in fewer if name not in more)]
@@ -49,7 +74,15 @@ def rows(a: Sides, b: Sides) -> list[Row]:
 
 
 def verdicts(a: Sides, b: Sides) -> list[str]:
-    """What follows from the rows, in words."""
+    """What follows from the rows, in words.
+
+    Args:
+        a: the first artifact, 'A' in the words.
+        b: the second artifact, 'B' in the words.
+
+    Returns:
+        A sentence each: sizes, speeds, embedding spaces, and other parity texts if they differ.
+    """
     verdicts = []
     sizes = [sum(entry["size_bytes"] for entry in one.manifest["files"]) for one in (a, b)]
     if sizes[0] and sizes[0] != sizes[1]:
@@ -67,12 +100,28 @@ def verdicts(a: Sides, b: Sides) -> list[str]:
 
 
 def same_space(a: Sides, b: Sides) -> bool:
-    """Whether vectors of both may share an index."""
+    """Whether vectors of both may share an index.
+
+    Args:
+        a: the first artifact.
+        b: the second artifact.
+
+    Returns:
+        True where their embedding spaces are equal.
+    """
     return bool(a.manifest["embedding"]["space"] == b.manifest["embedding"]["space"])
 
 
 def same_texts(a: Sides, b: Sides) -> bool:
-    """Whether parity was measured on the same texts."""
+    """Whether parity was measured on the same texts.
+
+    Args:
+        a: the first artifact.
+        b: the second artifact.
+
+    Returns:
+        True where number and digest of the texts are equal.
+    """
     ours, theirs = _facts(a)["parity texts"], _facts(b)["parity texts"]
     return bool(ours.value == theirs.value)
 

@@ -52,7 +52,15 @@ PAIRS = {
 
 
 class Measure(NamedTuple):
-    """A line of the headline: its words, its key in a try and in parity, which side is good."""
+    """A line of the headline.
+
+    Args:
+        words: its name on the page.
+        brief: its name in the terminal.
+        key: its name in a trial, in parity's metrics and among the gates.
+        shown: from a value to words.
+        at_least: whether more is better.
+    """
 
     words: str
     brief: str
@@ -81,7 +89,13 @@ BATCH = Measure(
 
 
 class Held(NamedTuple):
-    """A value beside its gate; number and gate are None where there is none."""
+    """A value beside its gate.
+
+    Args:
+        number: the value, None where it was not measured.
+        gate: its bound, None where it has none.
+        measure: what it is of.
+    """
 
     number: float | None
     gate: float | None
@@ -107,14 +121,28 @@ class Held(NamedTuple):
 
 
 def title(manifest: Facts) -> str:
-    """Model, task, engine and version, as far as they are known."""
+    """Model, task, engine and version, as far as they are known.
+
+    Args:
+        manifest: manifest.json, or what is known of it so far.
+
+    Returns:
+        One line; '' where nothing is known.
+    """
     engine = " ".join(str(manifest[key]) for key in ("target", "precision") if manifest.get(key))
     parts = [str(manifest.get("name") or ""), str(manifest.get("task") or ""), engine]
     return line(" · ".join(part for part in [*parts, str(manifest.get("version") or "")] if part))
 
 
 def summary(quantization: Facts) -> str:
-    """Whether the gates were reached, and under which settings."""
+    """Whether the gates were reached, and under which settings.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        One line.
+    """
     outcome = "The gates were reached" if quantization.get("reached") is True else (
         "The gates were NOT reached; this is the best that was found")
     how = [f"{key} {quantization[key]}" for key in ("precision", "scheme", "effort")
@@ -123,9 +151,16 @@ def summary(quantization: Facts) -> str:
 
 
 def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, Held]]:
-    """Per measure its value on the held-out texts and on the parity texts; rows without are left.
+    """Per measure its value on the held-out texts and on the parity texts.
 
     The last ones are about the artifact alone: its token vectors, and the same text in a batch.
+
+    Args:
+        quantization: quantization.json.
+        parity: parity.json.
+
+    Returns:
+        Measure, held-out value and parity value; measures without a value or a gate are left out.
     """
     metrics = mapping(parity, "metrics")
     held_out = mapping(quantization, "held_out_quality")
@@ -152,7 +187,14 @@ def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, He
 
 
 def worst_loss(metrics: Facts) -> float | None:
-    """The largest loss of a language or length that its texts prove; None in older reports."""
+    """The largest loss of a language or length that its texts prove.
+
+    Args:
+        metrics: of parity.json, or the held-out ones of quantization.json.
+
+    Returns:
+        The loss; None where no group of enough texts says it, as in older reports.
+    """
     groups_ = [*mapping(metrics, "by_language").values(), *mapping(metrics, "by_length").values()]
     losses = [
         number(group.get("loss_low"))
@@ -163,9 +205,15 @@ def worst_loss(metrics: Facts) -> float | None:
 
 
 def kept(quantization: Facts) -> Facts:
-    """The trial that the artifact is: `chosen`, else the one with the same layers at higher precision.
+    """The trial that the artifact is: `chosen`, else one with the same layers at higher precision.
 
     Without either the last that passed.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        The trial's numbers; {} where no trial is listed.
     """
     chosen = mapping(quantization, "chosen")
     if chosen:
@@ -184,6 +232,9 @@ def kept(quantization: Facts) -> Facts:
 def layer_precisions(quantization: Facts) -> list[tuple[str, int, float]]:
     """The precisions of the linear layers.
 
+    Args:
+        quantization: quantization.json.
+
     Returns:
         Name in quantization.json, number of layers, and share of the multiply-adds (0 to 1) of
         each; unknown names last.
@@ -197,7 +248,16 @@ def layer_precisions(quantization: Facts) -> list[tuple[str, int, float]]:
 
 
 class Precision(NamedTuple):
-    """What one precision of the same model weighs and does; None where it was not measured."""
+    """What one precision of the same model weighs and does; None where it was not measured.
+
+    Args:
+        name: 'fp32', 'int8', ...
+        size: bytes of graph and weights.
+        of_fp32: its size over that of fp32; None for fp32 itself.
+        speed: texts a second.
+        times_fp32: its speed over that of fp32; None for fp32 itself.
+        cosine_mean: over the parity texts; None but for the artifact's own precision.
+    """
 
     name: str
     size: float | None
@@ -224,7 +284,16 @@ class Precision(NamedTuple):
 
 
 def precisions(quantization: Facts, parity: Facts, manifest: Facts) -> list[Precision]:
-    """Every precision of which size or speed is known; the cosine is this artifact's own."""
+    """Every precision of which size or speed is known; the cosine is this artifact's own.
+
+    Args:
+        quantization: quantization.json, {} where there is none.
+        parity: parity.json; {} leaves the cosine out.
+        manifest: manifest.json or what is known of it; `speed` of either file counts.
+
+    Returns:
+        One for each, float ones first.
+    """
     sizes = mapping(quantization, "bytes")
     overall = mapping(mapping(parity, "metrics"), "overall")
     measured = [*rows(quantization, "speed"), *rows(manifest, "speed")]
@@ -252,7 +321,16 @@ def precisions(quantization: Facts, parity: Facts, manifest: Facts) -> list[Prec
 
 
 def groups(metrics: Facts, key: str, *, worst_first: bool = False) -> list[tuple[str, Facts]]:
-    """The groups of parity's metrics by name, or the one with the lowest 1st percentile first."""
+    """The groups of parity's metrics by name.
+
+    Args:
+        metrics: of parity.json, or the held-out ones of quantization.json.
+        key: 'by_language', 'by_length' or 'by_dimension'.
+        worst_first: by the lowest 1st percentile, else in the file's order.
+
+    Returns:
+        Name and metrics of each; empty where there are none.
+    """
     by_name = mapping(metrics, key)
     named = [(str(name), group) for name, group in by_name.items() if isinstance(group, Mapping)]
     if worst_first:
@@ -261,12 +339,26 @@ def groups(metrics: Facts, key: str, *, worst_first: bool = False) -> list[tuple
 
 
 def label(precision: str) -> str:
-    """A layer's precision as people read it."""
+    """A layer's precision as people read it.
+
+    Args:
+        precision: its name in quantization.json.
+
+    Returns:
+        The name in LABELS, else the same.
+    """
     return LABELS.get(precision, precision)
 
 
 def layers_in_brief(quantization: Facts) -> list[str]:
-    """'22 of 24 layers int8', '2 of 24 layers kept at higher precision (int8_residual), ...'."""
+    """How many linear layers have which precision.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        '22 of 24 layers int8', '2 of 24 layers kept at higher precision (int8_residual), ...'.
+    """
     precisions_ = layer_precisions(quantization)
     total = sum(many for _, many, _ in precisions_)
     return [
@@ -279,21 +371,42 @@ def layers_in_brief(quantization: Facts) -> list[str]:
 
 
 def pairs(quantization: Facts) -> tuple[str, list[tuple[str, Facts]]]:
-    """The task on the other side, and per mix of precisions its name and numbers."""
+    """How the artifact ranks together with the other half of its retrieval pair.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        The task on the other side, and per mix of precisions its words and numbers.
+    """
     pair = mapping(quantization, "pair")
     mixes = [(PAIRS[key], mapping(pair, key)) for key in PAIRS if mapping(pair, key)]
     return str(pair.get("with", MISSING)), mixes
 
 
 def worst_matrices(quantization: Facts) -> list[Facts]:
-    """The matrices, largest error left first."""
+    """The matrices, largest error left first.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        All of `matrices`; one without an error counts as 0.
+    """
     return sorted(
         rows(quantization, "matrices"), key=lambda matrix: -(number(matrix.get("error")) or 0)
     )
 
 
 def texts_used(texts: Facts) -> str:
-    """'everyday: 300 texts, 20,310 tokens, a1b2c3d4...'; '' when nothing is known."""
+    """A set of texts in one line.
+
+    Args:
+        texts: `calibration` or `held_out` of quantization.json.
+
+    Returns:
+        'everyday: 300 texts, 20,310 tokens, a1b2c3d4...'; '' when nothing is known.
+    """
     if not texts:
         return ""
     digest = str(texts.get("sha256") or "")[:16]
@@ -302,7 +415,14 @@ def texts_used(texts: Facts) -> str:
 
 
 def tried_in_brief(quantization: Facts) -> str:
-    """How many trials, and which was kept."""
+    """How many trials, and which was kept.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        One line; '' where no trial is listed.
+    """
     tried = rows(quantization, "tried")
     if not tried:
         return ""

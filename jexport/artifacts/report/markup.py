@@ -17,10 +17,24 @@ class Markup(str):
 
 
 def escape(words: object) -> str:
-    """Words as HTML shows them; control characters and lone surrogates become a replacement."""
+    """Words as HTML shows them; control characters and lone surrogates become a replacement.
+
+    Args:
+        words: shown by `str`; Markup stays as it is.
+
+    Returns:
+        HTML that is XML too.
+    """
     return words if isinstance(words, Markup) else html.escape(printable(str(words)))
 
 
 def name(words: object) -> Markup:
-    """A graph's name, which may be broken after each slash, dot and underscore."""
+    """A graph's name, which may be broken after each slash, dot and underscore.
+
+    Args:
+        words: the name.
+
+    Returns:
+        HTML, escaped.
+    """
     return Markup(re.sub(r"([/._])", r"\1<wbr/>", escape(words)))
