@@ -28,6 +28,9 @@ def render(quantization: Facts, parity: Facts, manifest: Facts) -> str:
         parity: parity.json.
         manifest: manifest.json or what of it is known so far; `speed`, a list of {"precision",
             "texts_per_second"}, is shown where there is one.
+
+    Returns:
+        HTML that is XML too.
     """
     template = _environment().get_template(TEMPLATE)
     return template.render(quantization=quantization, parity=parity, manifest=manifest)

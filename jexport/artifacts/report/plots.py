@@ -35,7 +35,18 @@ MARK = 4.0
 def svg(
     height: float, title: str, desc: str, parts: Iterable[str], *, width: int = WIDTH
 ) -> Markup:
-    """A figure of that many units, with its name and what it shows in words."""
+    """A figure, with its name and what it shows in words.
+
+    Args:
+        height: in units.
+        title: its name.
+        desc: what it shows, for who cannot see it.
+        parts: SVG elements, escaped already.
+        width: in units.
+
+    Returns:
+        An svg element.
+    """
     heading = f"<title>{escape(title)}</title><desc>{escape(desc)}</desc>"
     size = f"0 0 {width} {height:g}"
     return Markup(f'<svg viewBox="{size}" role="img">{heading}{"".join(parts)}</svg>')
@@ -56,7 +67,16 @@ def _dot(key: str, x: float, y: float, label: str = "", *, radius: float = 3.5) 
 
 
 def dots(title: str, groups: Sequence[tuple[str, Facts]], gates: Facts) -> Markup:
-    """Per group a line with the mean and the 1st percentile, and both as numbers at its end."""
+    """Per group a line with the mean and the 1st percentile, and both as numbers at its end.
+
+    Args:
+        title: of the figure.
+        groups: name and metrics of each; at least one.
+        gates: bounds of the mean and the 1st percentile, where there are any.
+
+    Returns:
+        An svg element.
+    """
     keys = ("cosine_mean", "cosine_p1")
     names = [fitting(name, 12) for name, _ in groups]
     left = max(max(map(columns, names)) * LETTER + 8, 24)  # half of the first tick's words
@@ -93,8 +113,12 @@ def dots(title: str, groups: Sequence[tuple[str, Facts]], gates: Facts) -> Marku
 class Curve(NamedTuple):
     """What one figure of quality over share draws.
 
-    rows: points with `share` and the keys. marks: the same of techniques, numbered from 1, by the
-    first key alone. kept: the share of the artifact.
+    Args:
+        rows: points with `share` and the keys.
+        keys: a line for each.
+        gates: bounds by key, where there are any.
+        kept: the share of the artifact, None where it is unknown.
+        marks: points of techniques, numbered from 1, by the first key alone.
     """
 
     rows: Sequence[Facts]
@@ -105,9 +129,14 @@ class Curve(NamedTuple):
 
 
 def curve(title: str, drawn: Curve) -> tuple[Markup, bool]:
-    """Lines over the share from 0 to 1, one per key, and whether the axis stretches towards 1.
+    """Lines over the share from 0 to 1, one per key.
 
-    '' when no row has such a value.
+    Args:
+        title: of the figure.
+        drawn: what is drawn.
+
+    Returns:
+        An svg element, '' when no row has such a value; whether the axis stretches towards 1.
     """
     points = {
         key: sorted((s, v) for r in drawn.rows
@@ -222,7 +251,15 @@ def _free(
 
 
 def bars(title: str, bars_: Sequence[tuple[str, float, str]]) -> Markup:
-    """One bar per row, from 0; its value in words behind it."""
+    """One bar per row, from 0; its value in words behind it.
+
+    Args:
+        title: of the figure.
+        bars_: name, value and the value in words of each; at least one.
+
+    Returns:
+        An svg element.
+    """
     names = [fitting(name, 14) for name, _, _ in bars_]
     left = max(map(columns, names)) * LETTER + 8
     space = WIDTH - left - (max(columns(words) for *_, words in bars_) + 1) * LETTER
@@ -240,7 +277,15 @@ def bars(title: str, bars_: Sequence[tuple[str, float, str]]) -> Markup:
 
 
 def shares(title: str, parts_: Sequence[tuple[str, str, int, float]]) -> Markup:
-    """One bar cut into shares; parts_: as `sections.work`."""
+    """One bar cut into shares.
+
+    Args:
+        title: of the figure.
+        parts_: as `sections.work` gives them.
+
+    Returns:
+        An svg element.
+    """
     total = sum(share for *_, share in parts_) or 1
     left, parts = 0.0, []
     for _, kind, _, share in parts_:
@@ -252,13 +297,29 @@ def shares(title: str, parts_: Sequence[tuple[str, str, int, float]]) -> Markup:
 
 
 def key(kind: str) -> Markup:
-    """A small square of a class's colour, for a legend."""
+    """A small square of a class's colour, for a legend.
+
+    Args:
+        kind: the CSS class.
+
+    Returns:
+        An svg element.
+    """
     square = f'<rect class="{kind}" width="12" height="12"/>'
     return Markup(f'<svg class="key" viewBox="0 0 12 12" aria-hidden="true">{square}</svg>')
 
 
 def before_after(before: object, after: object, scale: tuple[float, float]) -> Markup:
-    """A small line from the error before to the error after, on a log scale; 0 lies at its left."""
+    """A small line from the error before to the error after, on a log scale; 0 lies at its left.
+
+    Args:
+        before: the error of plain rounding; without it its dot is left out.
+        after: the error that is left; without it its dot is left out.
+        scale: the least and the largest error of all such lines, both above 0.
+
+    Returns:
+        A div with an svg element.
+    """
     low, high = (math.log(bound) for bound in scale)
 
     def place(error: float) -> float:

@@ -14,7 +14,14 @@ PAGE = "report.html"
 
 
 def summary(report_path: Path) -> str:
-    """How many MatMul layers were quantized how, in words."""
+    """How many MatMul layers were quantized how, in words.
+
+    Args:
+        report_path: quantization.json as the quantize stage wrote it.
+
+    Returns:
+        One line, with the held-out top-10 overlap.
+    """
     report = _read(report_path)
     kinds = [matrix["treatment"] for matrix in report["matrices"]]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))

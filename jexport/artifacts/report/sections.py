@@ -42,7 +42,15 @@ def _quality(metrics: Facts) -> tuple[str, ...]:
 
 
 def headline(quantization: Facts, parity: Facts) -> list[tuple[str, ...]]:
-    """Each measure against its gate, on the held-out texts and of the artifact."""
+    """Each measure against its gate, on the held-out texts and of the artifact.
+
+    Args:
+        quantization: quantization.json.
+        parity: parity.json.
+
+    Returns:
+        Cells of each line: measure, held-out value, parity value; a missed gate is marked.
+    """
     measured = findings.headline(quantization, parity)
     return [(one.words, *map(_judged, sides)) for one, *sides in measured]
 
@@ -60,7 +68,14 @@ def _judged(held: Held) -> str:
 
 
 def work(quantization: Facts) -> list[tuple[str, str, int, float]]:
-    """The layers' precisions: name, CSS class, layers, and share of the multiply-adds."""
+    """The layers' precisions.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        Name, CSS class, number of layers, and share of the multiply-adds (0 to 1) of each.
+    """
     names = list(findings.LAYER_PRECISIONS)
     return [
         (name, f"t{names.index(name) if name in names else 9}", layers, part)
@@ -69,12 +84,26 @@ def work(quantization: Facts) -> list[tuple[str, str, int, float]]:
 
 
 def precisions(known: Sequence[Precision]) -> list[tuple[str, ...]]:
-    """Size, speed and quality by precision."""
+    """Size, speed and quality by precision.
+
+    Args:
+        known: as `findings.precisions` gives them.
+
+    Returns:
+        Cells of each line.
+    """
     return [(p.name, p.size_in_words, p.speed_in_words, cosine(p.cosine_mean)) for p in known]
 
 
 def bars(known: Sequence[Precision]) -> Iterator[tuple[str, list[tuple[str, float, str]]]]:
-    """Sizes and speeds that are known: what it is, and its bars."""
+    """Sizes and speeds that are known.
+
+    Args:
+        known: as `findings.precisions` gives them.
+
+    Yields:
+        A key of BARS, and its bars: precision, value, and the value in words.
+    """
     mib = findings.MIB
     sizes = [(p.name, p.size / mib, f"{p.size / mib:,.1f}") for p in known if p.size is not None]
     speeds = [(p.name, p.speed, f"{p.speed:,.4g}") for p in known if p.speed is not None]
@@ -82,7 +111,15 @@ def bars(known: Sequence[Precision]) -> Iterator[tuple[str, list[tuple[str, floa
 
 
 def parity_gates(quantization: Facts, parity: Facts) -> Facts:
-    """The gates of the parity texts; those of the held-out texts where they name no cosine."""
+    """The gates of the parity texts; those of the held-out texts where they name no cosine.
+
+    Args:
+        quantization: quantization.json.
+        parity: parity.json.
+
+    Returns:
+        Bounds by gate key.
+    """
     gates = mapping(parity, "gates")
     return gates if {"cosine_mean", "cosine_p1"} & set(gates) else mapping(quantization, "gates")
 
@@ -91,7 +128,15 @@ Group = tuple[str, str, list[tuple[str, Facts]], list[tuple[str, ...]]]
 
 
 def groups(metrics: Facts) -> Iterator[Group]:
-    """By language, length and dimension: its words, order, groups and the table's lines."""
+    """By language, length and dimension.
+
+    Args:
+        metrics: of parity.json, or the held-out ones of quantization.json.
+
+    Yields:
+        In words what it is by, its order in words, name and metrics of each group, and the cells
+        of the table's lines.
+    """
     for key, words, worst_first in (
         ("by_language", "language", True),
         ("by_length", "length in tokens", False),
@@ -105,7 +150,14 @@ def groups(metrics: Facts) -> Iterator[Group]:
 
 
 def pair(mixes: Sequence[tuple[str, Facts]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Heads and lines of how quantized queries and passages find each other, and float ones."""
+    """How quantized queries and passages find each other, and float ones.
+
+    Args:
+        mixes: as `findings.pairs` gives them.
+
+    Returns:
+        Heads, and cells of each line; nDCG@10 only where a mix has it.
+    """
     both = any(number(mix.get("ndcg10")) is not None for _, mix in mixes)
     heads = ("searched with, and in", "top-10 overlap", "nDCG@10")
     lines = [
@@ -116,12 +168,28 @@ def pair(mixes: Sequence[tuple[str, Facts]]) -> tuple[tuple[str, ...], list[tupl
 
 
 def points(quantization: Facts) -> list[Facts]:
-    """The points of the curve whose share is known."""
+    """The points of the curve whose share is known.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        Rows of `curve`.
+    """
     return [one for one in rows(quantization, "curve") if number(one.get("share")) is not None]
 
 
 def curve(words: str, keys: Sequence[str], quantization: Facts) -> tuple[Markup, bool]:
-    """A figure of quality against the share at higher precision; as `plots.curve`."""
+    """A figure of quality against the share at higher precision.
+
+    Args:
+        words: what is measured.
+        keys: of the points; a line for each.
+        quantization: quantization.json.
+
+    Returns:
+        As `plots.curve`.
+    """
     drawn = plots.Curve(
         rows=points(quantization),
         keys=keys,
@@ -133,7 +201,14 @@ def curve(words: str, keys: Sequence[str], quantization: Facts) -> tuple[Markup,
 
 
 def techniques(measured: Sequence[Facts]) -> list[tuple[str, ...]]:
-    """Where each technique stands, by number."""
+    """Where each technique stands, by number.
+
+    Args:
+        measured: rows of `techniques` in quantization.json.
+
+    Returns:
+        Cells of each line: number and name, share, then QUALITY.
+    """
     return [
         (f"{which}. {one.get('what', MISSING)}", percent(one.get("share")), *_quality(one))
         for which, one in enumerate(measured, 1)
@@ -141,7 +216,14 @@ def techniques(measured: Sequence[Facts]) -> list[tuple[str, ...]]:
 
 
 def tried(quantization: Facts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Heads and lines of every trial of the search, in its order."""
+    """Heads and lines of every trial of the search, in its order.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        The heads, and the cells of each line; layers in float only where a trial has any.
+    """
     kept, lines = findings.kept(quantization), []
     floats = any(listed(one, "floats") for one in rows(quantization, "tried"))
     for one in rows(quantization, "tried"):
@@ -161,7 +243,14 @@ def tried(quantization: Facts) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def matrices(quantization: Facts) -> list[tuple[str, ...]]:
-    """Each layer, its precision, and its error before and after; the largest left first."""
+    """Each layer, its precision, and its error before and after; the largest left first.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        Cells of each line.
+    """
     worst = findings.worst_matrices(quantization)
     errors = [
         e for m in worst for k in ("error", "error_naive") if (e := number(m.get(k))) and e > 0
@@ -171,7 +260,14 @@ def matrices(quantization: Facts) -> list[tuple[str, ...]]:
 
 
 def split_channels(quantization: Facts) -> str:
-    """What to say of split outlier channels; '' where none is."""
+    """What to say of split outlier channels.
+
+    Args:
+        quantization: quantization.json.
+
+    Returns:
+        A sentence that goes on from another; '' where no channel is split.
+    """
     places = rows(quantization, "copied")
     extra = sum(
         int(number(many) or 1) - 1 for one in places for many in mapping(one, "channels").values()
@@ -200,7 +296,15 @@ def _matrix(matrix: Facts, scale: tuple[float, float]) -> tuple[str, ...]:
 
 
 def texts(quantization: Facts, parity: Facts) -> list[tuple[str, ...]]:
-    """Which texts were used for what, with their digests."""
+    """Which texts were used for what, with their digests.
+
+    Args:
+        quantization: quantization.json.
+        parity: parity.json.
+
+    Returns:
+        Cells of each line: use, set, texts, tokens, digest.
+    """
     lines: list[tuple[str, ...]] = []
     for key, used in (("calibration", "calibration"), ("held_out", "held out, to choose by")):
         used_texts = mapping(quantization, key)

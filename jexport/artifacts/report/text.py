@@ -28,9 +28,17 @@ INDENT = 17
 
 
 def render(quantization: Facts, parity: Facts, manifest: Facts, *, width: int = WIDEST) -> str:
-    """The report in at most LINES lines; arguments as for the page.
+    """The report in at most LINES lines.
 
-    width: of the terminal; no line is longer, but for names that have no space to break at.
+    Args:
+        quantization: quantization.json.
+        parity: parity.json.
+        manifest: manifest.json or what of it is known so far, with `speed` where there is one.
+        width: columns of the terminal, held between NARROWEST and WIDEST; no line is longer, but
+            for names that have no space to break at and the command.
+
+    Returns:
+        The lines, each with its end.
     """
     columns_ = min(max(width, NARROWEST), WIDEST)
     ways = textwrap.wrap(findings.summary(quantization), columns_)
