@@ -32,7 +32,12 @@ from jexport.workspace.run import cores
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The other half of a retrieval pair; built: its int8 artifact, None before there is one."""
+    """The other half of a retrieval pair.
+
+    Args:
+        texts: of its task.
+        built: its int8 artifact, None before there is one.
+    """
 
     texts: TokenizedTexts
     built: Artifact | None
@@ -40,9 +45,12 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Inputs:
-    """What an int8 model is compared with. float_graph: the graph that it was made of.
+    """What an int8 model is compared with.
 
-    pair: or why it is not compared with one; '' where the task has none.
+    Args:
+        float_graph: the graph that it was made of.
+        texts: whose held-out part is embedded and timed.
+        pair: or why it is not compared with one; '' where the task has none.
     """
 
     float_graph: OnnxModel
@@ -52,7 +60,13 @@ class Int8Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptanceInputs:
-    """A compiled model and all that decides whether it is accepted. int8: for int8 only."""
+    """A compiled model and all that decides whether it is accepted.
+
+    Args:
+        plan: the build.
+        compiled: the model.
+        int8: what it is compared with; None for another precision.
+    """
 
     plan: BuildPlan
     compiled: CompiledModel
@@ -91,7 +105,14 @@ class AcceptanceInputs:
 
 
 def reference_key(plan: BuildPlan) -> StageKey:
-    """The key of the reference vectors: the same for every target and precision of a task."""
+    """The key of the reference vectors: the same for every target and precision of a task.
+
+    Args:
+        plan: a build of the task.
+
+    Returns:
+        The key.
+    """
     spec, load = plan.recipe.validate, plan.recipe.resolved()["load"]
     inputs = {
         **cache_keys.checkpoint_inputs(plan.model),
@@ -126,6 +147,9 @@ def refusals(
         model: the graph.
         reference: the reference library's vectors.
         work_dir: an empty folder, removed here.
+
+    Returns:
+        The gates that do not hold; empty for a graph that would be accepted.
     """
     engine = targets.load(targets.REFERENCE_RUNTIME)
     compiled = compile_stage.run(model, engine, CompileSpec(), out_dir=work_dir)
@@ -170,6 +194,9 @@ def run(
         out_dir: takes the report, and the reference vectors for a portable artifact.
         float_dir: gives an empty folder for float models; called for int8 only.
         progress: called with tokens done and in all.
+
+    Returns:
+        The report and, for int8, what was measured beside float models.
 
     Raises:
         ParityError, RecipeError: as `validate.run`.

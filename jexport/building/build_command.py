@@ -19,6 +19,9 @@ def build_command(chosen: Recipe, slot: store.Slot, name: str, until: str = "") 
         slot: names task, target and precision.
         name: the checkpoint's hub id or folder name.
         until: the stage that a portable artifact's build ended after, '' for none.
+
+    Returns:
+        One line for a shell, quoted.
     """
     words = ["jexport", "build"]
     shipped = chosen.name in recipe.names()

@@ -119,6 +119,9 @@ def portable_build_key(content: Mapping[str, Any], recipe: Recipe, target: Targe
         content: the portable artifact's manifest.
         recipe: its recipe, with this machine's changes.
         target: the engine.
+
+    Returns:
+        The key; its inputs are None where the engine is refitted.
     """
     settings, is_refitted = compile_settings(recipe)
     inputs = {
@@ -138,7 +141,14 @@ def portable_build_key(content: Mapping[str, Any], recipe: Recipe, target: Targe
 
 
 def compile_settings(recipe: Recipe) -> tuple[dict[str, Any], bool]:
-    """[compile] without what decides no byte, and whether another artifact's engine is refitted."""
+    """What decides a compiled model of the recipe's [compile].
+
+    Args:
+        recipe: with the command line's changes.
+
+    Returns:
+        [compile] without what decides no byte; whether another artifact's engine is refitted.
+    """
     settings = recipe.resolved()["compile"]
     is_refitted = bool(settings.pop("refit_from"))
     del settings["timing_cache"]  # a path; it changes the build time only
@@ -146,7 +156,14 @@ def compile_settings(recipe: Recipe) -> tuple[dict[str, Any], bool]:
 
 
 def checkpoint_inputs(model: LoadedModel) -> dict[str, Any]:
-    """The checkpoint as opened for one task, and the code and libraries that read it."""
+    """The checkpoint as opened for one task, and the code and libraries that read it.
+
+    Args:
+        model: the checkpoint, opened for the task.
+
+    Returns:
+        JSON-ready values by name.
+    """
     return {
         "embedding": dataclasses.asdict(model.embedding),
         "layout": model.source.layout,
@@ -159,6 +176,9 @@ def checkpoint_inputs(model: LoadedModel) -> dict[str, Any]:
 
 def folder_inputs(model: LoadedModel) -> list[list[Any]]:
     """Every file of the checkpoint's folder: a library may read one that jexport does not.
+
+    Args:
+        model: the checkpoint.
 
     Returns:
         Name and SHA-256 of each; of a large file that jexport did not read: name, size, mtime.

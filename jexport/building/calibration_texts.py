@@ -16,7 +16,13 @@ from jexport.types import LoadedModel, Runner, TensorSpec
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedTexts:
-    """Calibration and held-out texts of one task, with the model that tokenizes and embeds them."""
+    """Calibration and held-out texts of one task, with the model that tokenizes and embeds them.
+
+    Args:
+        parts: the texts.
+        model: gives prompt, pooling and the length limit.
+        tokenizer: as the runtime uses it.
+    """
 
     parts: calibration.Parts
     model: LoadedModel
@@ -24,7 +30,18 @@ class TokenizedTexts:
 
     @classmethod
     def of(cls, source: str, model: LoadedModel) -> TokenizedTexts:
-        """The calibration set's texts for a model's task. Raises CalibrationError."""
+        """The calibration set's texts for a model's task.
+
+        Args:
+            source: a shipped set's name, or a folder or file of texts.
+            model: the checkpoint, opened for the task.
+
+        Returns:
+            The texts; nothing is tokenized yet.
+
+        Raises:
+            CalibrationError: as `calibration.parts`.
+        """
         return cls(
             parts=calibration.parts(source, model.embedding.task),
             model=model,
@@ -34,7 +51,14 @@ class TokenizedTexts:
         )
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
-        """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
+        """Token ids as the runtime will make them: tokenizer.json, prompt, truncation.
+
+        Args:
+            texts: without the prompt.
+
+        Returns:
+            The ids of each text, at most the length limit.
+        """
         return self.tokenizer.model_ids(texts, prefix=self.model.embedding.prompt)
 
     def held_out(self) -> list[list[int]]:
@@ -44,7 +68,15 @@ class TokenizedTexts:
         ]
 
     def embed(self, runner: Runner, outputs: Sequence[TensorSpec]) -> Vectors:
-        """The held-out texts through a runner: float32 [texts, dimension], normalised."""
+        """Embed the held-out texts.
+
+        Args:
+            runner: an opened engine, or the checkpoint itself.
+            outputs: of the runner; token vectors are pooled where it gives them.
+
+        Returns:
+            float32 [texts, dimension], normalised; texts as in `held_out`.
+        """
         names = [spec.name for spec in outputs]
         return embed(
             runner,
@@ -56,7 +88,15 @@ class TokenizedTexts:
 
 
 def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationData:
-    """Texts of both parts as token ids, prompt included, cut to the recipe's length."""
+    """Texts of both parts as token ids, prompt included, cut to the recipe's length.
+
+    Args:
+        texts: of the build's task.
+        spec: [quantize]: how many texts to calibrate on, and the most tokens of one.
+
+    Returns:
+        The texts, with an empty one to calibrate on where it has tokens.
+    """
     limit = min(spec.max_tokens, texts.model.embedding.max_tokens)
     parts = texts.parts
     calibrated, cut = sampling.sample(

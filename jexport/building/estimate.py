@@ -45,7 +45,13 @@ BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.05, "int8-w
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """About what one build needs. disk_bytes: the artifact and what the cache keeps of it."""
+    """About what one build needs.
+
+    Args:
+        seconds: on two cores, of the stages that are not finished.
+        memory_bytes: the most of the whole process.
+        disk_bytes: the artifact and what the cache keeps of it.
+    """
 
     seconds: float
     memory_bytes: int
@@ -53,7 +59,14 @@ class Estimate:
 
 
 def weights(model: str) -> int | None:
-    """How many weights a checkpoint folder has, adapters included; None where it is not here."""
+    """How many weights a checkpoint has, adapters included.
+
+    Args:
+        model: its folder, or a hub id.
+
+    Returns:
+        The number; None where the checkpoint is not here or cannot be read.
+    """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return None
@@ -66,7 +79,17 @@ def weights(model: str) -> int | None:
 
 
 def of(count: int, precision: str, *, graph: bool, finished: Collection[str] = ()) -> Estimate:
-    """A build of so many weights. graph: whether it goes through ONNX. finished: stages cached."""
+    """A build of so many weights.
+
+    Args:
+        count: weights of the checkpoint, adapters included.
+        precision: of the artifact.
+        graph: whether the build goes through ONNX.
+        finished: stages whose results are in the cache.
+
+    Returns:
+        The estimate.
+    """
     is_int8 = precision.startswith("int8")
     stages = [
         "load",
@@ -91,15 +114,30 @@ def of(count: int, precision: str, *, graph: bool, finished: Collection[str] = (
 
 
 def memory(count: int, *, is_int8: bool) -> int:
-    """Peak bytes of a build of so many weights."""
+    """Peak bytes of a build of so many weights.
+
+    Args:
+        count: weights of the checkpoint, adapters included.
+        is_int8: whether there is a quantize stage.
+
+    Returns:
+        Bytes of the whole process.
+    """
     return OVERHEAD_BYTES + int(count * MEMORY_PER_WEIGHT["quantize" if is_int8 else "validate"])
 
 
 def check_memory(model: str, *, is_int8: bool, limit_bytes: int | None = None) -> None:
-    """Raise MemoryNeedError where a build would not fit, before any weight is read.
+    """Refuse a build that would not fit, before any weight is read.
 
-    limit_bytes: what it may use; None for what this machine has. A checkpoint that is not here
-    yet, and a machine that does not say what it has, pass.
+    A checkpoint that is not here yet, and a machine that does not say what it has, pass.
+
+    Args:
+        model: its folder, or a hub id.
+        is_int8: whether there is a quantize stage.
+        limit_bytes: what it may use; None for what this machine has.
+
+    Raises:
+        MemoryNeedError: the build would not fit.
     """
     count = weights(model)
     # What this process holds already (libraries, an earlier build's) is part of the overhead.
