@@ -35,9 +35,15 @@ RANGE_TEXTS = 40
 class BuildRequest:
     """One artifact that is asked for; its checkpoint is not opened yet.
 
-    target: as it is built here. until: 'compile' for a portable build, '' for a whole one.
-    validation: texts that the artifact is validated with. calibration: texts of an int8 build,
-    calibration and held-out ones; None for another precision.
+    Args:
+        recipe: what to build from, and how.
+        task: name of a task of the checkpoint, 'none' for the base model.
+        target: as it is built here.
+        precision: one that the target has.
+        until: 'compile' for a portable build, '' for a whole one.
+        validation: texts that the artifact is validated with.
+        calibration: texts of an int8 build, calibration and held-out ones; None for another
+            precision.
     """
 
     recipe: Recipe
@@ -53,6 +59,16 @@ class BuildRequest:
         cls, recipe: Recipe, *, task: str, target: str, precision: str, until: str = ""
     ) -> BuildRequest:
         """Check names against recipe and target, and read the texts.
+
+        Args:
+            recipe: what to build from, and how.
+            task: name of a task of the checkpoint, 'none' for the base model.
+            target: name of the engine.
+            precision: one that the target has.
+            until: 'compile' for a portable build, '' for a whole one.
+
+        Returns:
+            The request.
 
         Raises:
             UnknownTaskError, UnknownTargetError, PrecisionError: the recipe does not ship it, or
@@ -119,8 +135,11 @@ class BuildRequest:
 class BuildPlan(BuildRequest):
     """A request with its checkpoint opened: all that the stages of one build read.
 
-    model: the checkpoint, its adapter not merged. tokenizer: as the runtime will use it. slot:
-    where the artifact belongs. inputs: all that decides the result, as in the version's digest.
+    Args:
+        model: the checkpoint, its adapter not merged.
+        tokenizer: as the runtime will use it.
+        slot: where the artifact belongs.
+        inputs: all that decides the result, as in the version's digest.
     """
 
     model: LoadedModel
@@ -139,6 +158,9 @@ class BuildPlan(BuildRequest):
             cache: shares opened checkpoints among the builds of one process.
             out: the folder of all artifacts.
             profile_texts: texts like those to come, for engines that are tuned to lengths.
+
+        Returns:
+            The plan; its recipe has the profiles made of `profile_texts`.
 
         Raises:
             JexportError: what `load` raises, DimensionError, and ProfileError for settings that
@@ -170,7 +192,14 @@ class BuildPlan(BuildRequest):
         return cls(**values, model=model, tokenizer=tokenizer, slot=slot, inputs=inputs)
 
     def token_ids(self, texts: list[str]) -> list[list[int]]:
-        """Token ids as the runtime will make them: tokenizer.json, prompt, truncation."""
+        """Token ids as the runtime will make them: tokenizer.json, prompt, truncation.
+
+        Args:
+            texts: without the prompt.
+
+        Returns:
+            The ids of each text, at most the length limit.
+        """
         return self.tokenizer.model_ids(texts, prefix=self.model.embedding.prompt)
 
     @cached_property
@@ -232,7 +261,14 @@ class BuildPlan(BuildRequest):
         )
 
     def describe(self, what: str | None = None) -> str:
-        """A stage's result in words; what: by default target and precision."""
+        """A stage's result in words.
+
+        Args:
+            what: the result; None for target and precision.
+
+        Returns:
+            Model, task and what it is.
+        """
         what = what or f"{self.target.name}-{self.precision}"
         return f"{self.recipe.name} {self.model.embedding.task} {what}"
 
@@ -277,6 +313,9 @@ class BuildPlan(BuildRequest):
 
     def counterpart(self, cache: Cache) -> BuildPlan | str:
         """The same build of the retrieval pair's other task (queries for passages).
+
+        Args:
+            cache: shares opened checkpoints among the builds of one process.
 
         Returns:
             Its plan; '' where there is no such task, or why it cannot be compared with.

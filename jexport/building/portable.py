@@ -33,9 +33,15 @@ from jexport.workspace.run import Event, Listener, Run, open_run, silent
 
 @dataclass(frozen=True, kw_only=True)
 class PortableArtifact:
-    """A portable artifact, verified and opened. recipe: its own, with this machine's changes.
+    """A portable artifact, verified and opened.
 
-    content: its manifest. stored: the reference vectors and the texts that they are of.
+    Args:
+        path: its folder.
+        content: its manifest.
+        target: the engine to compile.
+        recipe: its own, with this machine's changes.
+        stored: the reference vectors and the texts that they are of.
+        tokenizer: as the runtime will use it.
     """
 
     path: Path
@@ -70,6 +76,9 @@ def compile_portable(
         listen: is told of every stage.
         compile_changes: values of [compile] that this machine wants otherwise (timing_cache,
             weight_stripped, refit_from).
+
+    Returns:
+        The artifact, in place.
 
     Raises:
         ArtifactError: it is not portable, or was changed.

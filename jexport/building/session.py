@@ -48,8 +48,13 @@ Model = OnnxModel | MergedModel
 class BuildSession:
     """A build in progress.
 
-    lease: the cached results that it uses. cache: where they are kept, and checkpoints that are
-    open already. replace: the recipe's name may go from another checkpoint to this one.
+    Args:
+        plan: what is built, and where it belongs.
+        run: times the stages and has their folders.
+        lease: the cached results that it uses.
+        cache: where they are kept, and checkpoints that are open already.
+        listen: is told of every stage.
+        replace: the recipe's name may go from another checkpoint to this one.
     """
 
     plan: BuildPlan
@@ -97,7 +102,14 @@ class BuildSession:
         return merged
 
     def export(self, merged: LoadedModel) -> Model:
-        """The ONNX graph; the weights themselves for a target that takes no graph."""
+        """The ONNX graph; the weights themselves for a target that takes no graph.
+
+        Args:
+            merged: as `merge` gives it.
+
+        Returns:
+            The graph in the plan's `graph_precision`, or the checkpoint.
+        """
         plan = self.plan
         if not plan.target.needs_onnx:
             return MergedModel(model=merged, precision=plan.precision)
@@ -115,9 +127,15 @@ class BuildSession:
         )
 
     def accepted_model(self, exported: Model) -> tuple[Model, CompiledModel, Acceptance]:
-        """The graph to compile, what the engine opens, and its acceptance.
+        """Quantize, compile and validate until a model is accepted.
 
         An int8 candidate that its engine's gates refuse leads to the next one of the search.
+
+        Args:
+            exported: as `export` gives it.
+
+        Returns:
+            The graph to compile, what the engine opens, and its acceptance.
 
         Raises:
             JexportError: a stage's; for int8 QuantizationError once no candidate is left.
@@ -141,11 +159,14 @@ class BuildSession:
     def quantize(
         self, exported: Model, refused: Mapping[tuple[str, ...], tuple[str, ...]] | None = None
     ) -> Model:
-        """The int8 graph; what is given for another precision.
+        """The int8 graph, where int8 is asked for.
 
         Args:
             exported: the float graph.
             refused: what validate said of candidates before, by their layers at higher precision.
+
+        Returns:
+            The int8 graph, its report beside it; `exported` for another precision.
         """
         plan = self.plan
         if not plan.is_int8:
@@ -171,7 +192,14 @@ class BuildSession:
         )
 
     def compile(self, model: Model) -> CompiledModel:
-        """What the engine opens."""
+        """What the engine opens.
+
+        Args:
+            model: the graph, or the checkpoint.
+
+        Returns:
+            The compiled model.
+        """
         plan = self.plan
         settled = dataclasses.replace(model, precision=plan.precision)
         return self.run_stage(
@@ -184,11 +212,17 @@ class BuildSession:
         )
 
     def accept(self, compiled: CompiledModel, exported: Model) -> Acceptance:
-        """Hold the compiled model to its gates; raises where it fails one.
+        """Hold the compiled model to its gates.
 
         Args:
             compiled: the candidate.
             exported: the float graph that an int8 one is compared with.
+
+        Returns:
+            The acceptance, from the cache where the same engine passed before.
+
+        Raises:
+            JexportError: as `acceptance.run`.
         """
         inputs = AcceptanceInputs(
             plan=self.plan, compiled=compiled, int8=self._int8_inputs(exported)
@@ -217,6 +251,9 @@ class BuildSession:
             compiled: its files go into the artifact.
             accepted: its report goes into the artifact.
             model: the graph that was compiled; an int8 one has a report of its own.
+
+        Returns:
+            The artifact, in place.
         """
         plan = self.plan
         with self.run.stage("package"):
