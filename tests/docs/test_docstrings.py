@@ -17,7 +17,6 @@ PROJECT = Path(__file__).parents[2]
 JEXPORT = PROJECT / "jexport"
 LATER = (
     "jexport/__init__.py",
-    "jexport/building",
     "jexport/cache",
     "jexport/cli",
     "jexport/datasets",
