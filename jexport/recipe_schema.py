@@ -17,6 +17,7 @@ def read_table(cls: type, table: Mapping[str, Any], *, origin: str, where: str =
     """An instance of the dataclass `cls` with the table's values.
 
     Args:
+        cls: the dataclass.
         table: of a recipe, values by key.
         origin: the recipe, in errors.
         where: what stands before a key's own name in errors, such as 'compile.'.

@@ -100,8 +100,10 @@ def _quantization(content: Mapping[str, Any], quantization: Mapping[str, Any]) -
     own = precisions.get(content["precision"])
     rows = [
         ("held-out texts", reading.count(held_out.get("texts"))),
-        *((f"held-out {one.words}", one.shown(reading.value(kept, one.key)))
-          for one in findings.MEASURES),
+        *(
+            (f"held-out {one.words}", one.shown(reading.value(kept, one.key)))
+            for one in findings.MEASURES
+        ),
         ("linear layers", _plain("; ".join(findings.layers_in_brief(quantization)))),
         *_special(quantization),
         ("size of graph and weights", own.size_in_words if own else ""),
@@ -133,7 +135,9 @@ def _special(quantization: Mapping[str, Any]) -> list[tuple[str, str]]:
             if str(matrix.get("treatment")) == precision
         ]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        rows.append((f"layers in {_plain(findings.label(precision))}", ", ".join(names[:NAMED]) + more))
+        rows.append(
+            (f"layers in {_plain(findings.label(precision))}", ", ".join(names[:NAMED]) + more)
+        )
     return rows
 
 

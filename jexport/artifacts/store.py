@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from jexport.artifacts import identity, manifest
+from jexport.artifacts.identity import Checkpoint
 from jexport.errors import ArtifactError, JexportError, OutputPathError, ParityError
 from jexport.types import Artifact
-from jexport.artifacts.identity import Checkpoint
 from jexport.workspace.run import NO_SPACE, WORK, exclusive, tidy
 
 LATEST = "latest"

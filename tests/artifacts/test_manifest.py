@@ -199,7 +199,8 @@ def test_two_files_swapped(artifact_copy: Path) -> None:
     one.write_bytes(two.read_bytes())
     two.write_bytes(kept)
     assert [line.split(" (")[0] for line in refused(artifact_copy).splitlines()] == [
-        "changed: config.json", "changed: modules.json",
+        "changed: config.json",
+        "changed: modules.json",
     ]
 
 
@@ -272,9 +273,23 @@ def test_a_graph_that_is_gone_when_files_are_not_checked(artifact_copy: Path) ->
 @pytest.mark.parametrize(
     "text",
     [
-        b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe", b'{"format": NaN}', b"[" * 100_000,
-        b'{"a":' * 100_000, b'{"format": 1}', b'{"format": true}', b'{"format": "1"}',
-        b'{"format": 2}', b'{"format": 1e999}', b"{}", b'{"format": ' + b"9" * 5000 + b"}",
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"format": NaN}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"format": 1}',
+        b'{"format": true}',
+        b'{"format": "1"}',
+        b'{"format": 2}',
+        b'{"format": 1e999}',
+        b"{}",
+        b'{"format": ' + b"9" * 5000 + b"}",
     ],
 )
 def test_a_manifest_that_is_not_one(text: bytes, artifact_copy: Path) -> None:
@@ -453,9 +468,27 @@ def test_schema_is_a_schema_and_every_built_manifest_follows_it(
 
 
 def test_schema_uses_only_words_that_our_reader_knows() -> None:
-    known = {"$schema", "$id", "$defs", "$ref", "title", "description", "type", "required",
-             "additionalProperties", "properties", "items", "minItems", "minimum", "maximum",
-             "pattern", "not", "enum", "const", "minLength"}
+    known = {
+        "$schema",
+        "$id",
+        "$defs",
+        "$ref",
+        "title",
+        "description",
+        "type",
+        "required",
+        "additionalProperties",
+        "properties",
+        "items",
+        "minItems",
+        "minimum",
+        "maximum",
+        "pattern",
+        "not",
+        "enum",
+        "const",
+        "minLength",
+    }
 
     def words(rule: Any) -> set[str]:
         if not isinstance(rule, dict):
@@ -501,8 +534,13 @@ def test_no_top_level_key_may_be_missing(key: str, artifact_copy: Path) -> None:
 
 
 EMBEDDING = types.Embedding(
-    task="retrieval.query", prompt="p: ", pooling="mean", normalize=True, dimension=64,
-    matryoshka=(16, 64), max_tokens=512,
+    task="retrieval.query",
+    prompt="p: ",
+    pooling="mean",
+    normalize=True,
+    dimension=64,
+    matryoshka=(16, 64),
+    max_tokens=512,
 )
 
 
@@ -559,8 +597,13 @@ def test_format_2_is_still_read(artifact_copy: Path) -> None:
 
     def older(content: dict[str, Any]) -> None:
         content["format"] = 2
-        for key in ("prompts", "default_prompt_name", "similarity", "truncate_dim",
-                    "include_prompt"):
+        for key in (
+            "prompts",
+            "default_prompt_name",
+            "similarity",
+            "truncate_dim",
+            "include_prompt",
+        ):
             del content["embedding"][key]
 
     now = embedding_of(manifest.read(artifact_copy).content)

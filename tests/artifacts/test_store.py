@@ -190,8 +190,11 @@ with open_run(out) as run:
 
 @pytest.mark.parametrize(
     "moment",
-    [f"{call}:{when}" for call in ("fsync", "mkdir", "rename", "symlink_to", "replace")
-     for when in ("before", "after")],
+    [
+        f"{call}:{when}"
+        for call in ("fsync", "mkdir", "rename", "symlink_to", "replace")
+        for when in ("before", "after")
+    ],
 )
 def test_killed_around_every_step_of_placing(moment: str, tmp_path: Path, artifact: Path) -> None:
     """A reader sees the old artifact or the new one, whole; the next run leaves no trace of it."""
@@ -209,8 +212,16 @@ def test_killed_around_every_step_of_placing(moment: str, tmp_path: Path, artifa
     whole = new.path.exists()
     if whole:
         manifest.verify(new.path)
-    assert whole is (moment in ("rename:after", "symlink_to:before", "symlink_to:after",
-                                "replace:before", "replace:after"))
+    assert whole is (
+        moment
+        in (
+            "rename:after",
+            "symlink_to:before",
+            "symlink_to:after",
+            "replace:before",
+            "replace:after",
+        )
+    )
     assert [a.path for a in store.artifacts(tmp_path)] == [old.path, new.path][: 1 + whole]
     placed(new, artifact)
     assert left_in(tmp_path) == ["1.0-old", "2.0-new", "latest"]

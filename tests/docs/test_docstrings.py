@@ -76,10 +76,11 @@ def described(section: str) -> set[str]:
 
 
 def parameters(function: Function) -> set[str]:
-    """Names of what it takes, `self` and `cls` aside."""
+    """Names of what it takes, a method's `self` and `cls` aside."""
     args = function.args
     every = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
-    return {one.arg for one in every if one is not None} - {"self", "cls"}
+    bound = any("classmethod" in ast.unparse(one) for one in function.decorator_list)
+    return {one.arg for one in every if one is not None} - {"self", "cls" if bound else "self"}
 
 
 def own_nodes(function: Function) -> Iterator[ast.AST]:

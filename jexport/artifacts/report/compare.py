@@ -91,7 +91,9 @@ def verdicts(a: Sides, b: Sides) -> list[str]:
     if rates:
         verdicts.append(f"B does {rates[1] / rates[0]:.2f} times the texts per second of A")
     if same_space(a, b):
-        verdicts.append("one embedding space: one may search the other's index, as near as their gates")
+        verdicts.append(
+            "one embedding space: one may search the other's index, as near as their gates"
+        )
     else:
         verdicts.append("the embedding spaces differ: never mix their vectors in one index")
     if not same_texts(a, b):
@@ -197,7 +199,9 @@ def _quantized(quantization: Facts) -> dict[str, Fact]:
     named = f"{texts.get('name', '-')}, {str(digest or '-')[:16]}"
     return {
         "scheme": Fact(scheme, str(scheme or "-")),
-        "matrices": Fact(counts, ", ".join(f"{many} {findings.label(name)}" for name, many in counts.items())),
+        "matrices": Fact(
+            counts, ", ".join(f"{many} {findings.label(name)}" for name, many in counts.items())
+        ),
         "held-out cosine": Fact(mean, cosine(mean)),
         "held-out top-10": Fact(top, share(top)),
         "calibrated with": Fact([texts.get("name"), digest], named),

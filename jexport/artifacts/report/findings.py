@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from jexport.gates import CONFIDENCE, GROUP_TEXTS
 from jexport.artifacts.report.reading import (
     MISSING,
     Facts,
@@ -26,6 +25,7 @@ from jexport.artifacts.report.reading import (
     short,
     value,
 )
+from jexport.gates import CONFIDENCE, GROUP_TEXTS
 
 FORMAT = 1
 """The quantization.json that is read here."""
@@ -75,12 +75,23 @@ MEASURES = (
     Measure("cosine, lowest", "cosine, lowest", "cosine_min"),
     Measure("shared top-10 neighbours", "shared top-10", "top10_overlap", share),
     Measure("Spearman of pairwise similarities", "Spearman", "spearman"),
-    Measure("largest difference of a component", "max difference", "largest_difference",
-            short, False),
-    Measure(f"loss of the worst language or length, at {CONFIDENCE:.0%} confidence", "worst group",
-            "group_loss", short, False),
-    Measure("loss of the worst language over the mean loss", "worst language", "language_loss",
-            short, False),
+    Measure(
+        "largest difference of a component", "max difference", "largest_difference", short, False
+    ),
+    Measure(
+        f"loss of the worst language or length, at {CONFIDENCE:.0%} confidence",
+        "worst group",
+        "group_loss",
+        short,
+        False,
+    ),
+    Measure(
+        "loss of the worst language over the mean loss",
+        "worst language",
+        "language_loss",
+        short,
+        False,
+    ),
 )
 TOKENS = Measure("token vectors, lowest cosine", "token vectors", "token_cosine_min")
 BATCH = Measure(
@@ -143,10 +154,16 @@ def summary(quantization: Facts) -> str:
     Returns:
         One line.
     """
-    outcome = "The gates were reached" if quantization.get("reached") is True else (
-        "The gates were NOT reached; this is the best that was found")
-    how = [f"{key} {quantization[key]}" for key in ("precision", "scheme", "effort")
-           if quantization.get(key)]
+    outcome = (
+        "The gates were reached"
+        if quantization.get("reached") is True
+        else ("The gates were NOT reached; this is the best that was found")
+    )
+    how = [
+        f"{key} {quantization[key]}"
+        for key in ("precision", "scheme", "effort")
+        if quantization.get(key)
+    ]
     return line(f"{outcome} ({', '.join(how)})" if how else outcome)
 
 
@@ -221,7 +238,8 @@ def kept(quantization: Facts) -> Facts:
     tried, matrices = rows(quantization, "tried"), rows(quantization, "matrices")
     special = {str(m.get("name")) for m in matrices if m.get("treatment") not in PLAIN}
     same = [
-        t for t in tried
+        t
+        for t in tried
         if matrices and {str(n) for n in (*listed(t, "wide"), *listed(t, "floats"))} == special
     ]
     passed = [t for t in tried if t.get("passed") is True]

@@ -139,13 +139,17 @@ def curve(title: str, drawn: Curve) -> tuple[Markup, bool]:
         An svg element, '' when no row has such a value; whether the axis stretches towards 1.
     """
     points = {
-        key: sorted((s, v) for r in drawn.rows
-                    if (s := number(r.get("share"))) is not None
-                    and (v := number(value(r, key))) is not None)
+        key: sorted(
+            (s, v)
+            for r in drawn.rows
+            if (s := number(r.get("share"))) is not None
+            and (v := number(value(r, key))) is not None
+        )
         for key in drawn.keys
     }
     marks = [
-        (n, mark, s, v) for n, mark in enumerate(drawn.marks, 1)
+        (n, mark, s, v)
+        for n, mark in enumerate(drawn.marks, 1)
         if (s := number(mark.get("share"))) is not None
         and (v := number(value(mark, drawn.keys[0]))) is not None
     ]

@@ -42,13 +42,20 @@ def render(quantization: Facts, parity: Facts, manifest: Facts, *, width: int = 
     """
     columns_ = min(max(width, NARROWEST), WIDEST)
     ways = textwrap.wrap(findings.summary(quantization), columns_)
-    report = [fitting(findings.title(manifest), columns_), *ways, "", *_headline(quantization, parity)]
+    report = [
+        fitting(findings.title(manifest), columns_),
+        *ways,
+        "",
+        *_headline(quantization, parity),
+    ]
     report += ["", *_facts(quantization, parity, manifest, columns_), ""]
     # In one line, however long: it is there to be copied.
     command = [line(quantization["command"])] if quantization.get("command") else []
     matrices = _matrices(quantization, columns_)
     left = LINES - len(report) - len(command)
-    return "\n".join([*report, *(matrices if len(matrices) <= left else []), *command][:LINES]) + "\n"
+    return (
+        "\n".join([*report, *(matrices if len(matrices) <= left else []), *command][:LINES]) + "\n"
+    )
 
 
 def _headline(quantization: Facts, parity: Facts) -> list[str]:

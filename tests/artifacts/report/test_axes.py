@@ -35,5 +35,6 @@ def test_nines_are_equally_far_apart() -> None:
 def test_values_that_lie_together_are_not_stretched(values: tuple[float, ...]) -> None:
     axis = axes.towards_one(values, 200.0, 20.0)
     assert not axis.stretched
-    assert [axis.place(v) for v in values] == [axes.even(values, 200.0, 20.0).place(v)
-                                               for v in values]
+    assert [axis.place(v) for v in values] == [
+        axes.even(values, 200.0, 20.0).place(v) for v in values
+    ]

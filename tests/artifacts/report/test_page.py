@@ -121,8 +121,11 @@ def test_neighbours_go_by_either_name(quantization: Any, parity: Any, manifest: 
 
 def test_quality_by_group(made: Any, quantization: Any, parity: Any, manifest: Any) -> None:
     part = parts(parsed(render(quantization, parity, manifest)))["Quality on the parity texts"]
-    for name, names in (("language", made.languages), ("length in tokens", made.lengths),
-                        ("Matryoshka dimension", ("32", "64", "384"))):
+    for name, names in (
+        ("language", made.languages),
+        ("length in tokens", made.lengths),
+        ("Matryoshka dimension", ("32", "64", "384")),
+    ):
         drawn = figure(part, f"Cosine by {name}")
         told = [str(label.text) for label in drawn.iter("text")]
         assert set(names) <= set(told), name
@@ -203,7 +206,9 @@ def test_matrices(count: int, made: Any, quantization: Any, parity: Any, manifes
 def test_share_of_each_precision(made: Any, quantization: Any, parity: Any, manifest: Any) -> None:
     quantization["matrices"].append(made.matrix(4, "int4", share=0.5))
     assert findings.layer_precisions(quantization) == [
-        ("int8", 3, 0.75), ("int8x2", 1, 0.25), ("int4", 1, 0.5),
+        ("int8", 3, 0.75),
+        ("int8x2", 1, 0.25),
+        ("int4", 1, 0.5),
     ]
     part = parts(parsed(render(quantization, parity, manifest)))["How the work is done"]
     drawn = figure(part, "Share of the multiply-adds by precision")
@@ -327,8 +332,16 @@ def test_colours_differ_enough_from_what_they_lie_on(
     found = [dict(re.findall(r"--(\w+): #(\w+)", block)) for block in style.split("@media")[:2]]
     assert all(len(colours) == 11 for colours in found), found
     for colours in found:
-        for name, least in (("ink", 4.5), ("dim", 4.5), ("good", 4.5), ("bad", 4.5),
-                            ("one", 3), ("two", 3), ("three", 3), ("four", 3)):
+        for name, least in (
+            ("ink", 4.5),
+            ("dim", 4.5),
+            ("good", 4.5),
+            ("bad", 4.5),
+            ("one", 3),
+            ("two", 3),
+            ("three", 3),
+            ("four", 3),
+        ):
             bright, dark = sorted((light(colours[name]), light(colours["ground"])), reverse=True)
             assert (bright + 0.05) / (dark + 0.05) >= least, (name, colours[name])
 
@@ -354,12 +367,19 @@ def collisions(root: ElementTree.Element) -> None:
             assert top >= 0, told
             assert bottom <= height + 0.1, told
         for one, other in combinations(labels, 2):
-            apart = (one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1]
-                     or other[3] <= one[1])
+            apart = (
+                one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+            )
             assert apart, (svg.findtext("title"), one, other)
         for shape in svg.iter():
-            for key, most in (("cx", width), ("x1", width), ("x2", width),
-                              ("cy", height), ("y1", height), ("y2", height)):
+            for key, most in (
+                ("cx", width),
+                ("x1", width),
+                ("x2", width),
+                ("cy", height),
+                ("y1", height),
+                ("y2", height),
+            ):
                 value = float(shape.get(key, 0))
                 assert 0 <= value <= most, (svg.findtext("title"), shape.tag, key, value)
             if shape.tag == "rect":
@@ -395,7 +415,10 @@ def test_queries_and_passages_together(more: Any, parity: Any, manifest: Any) ->
     more["pair"]["queries_int8_passages_fp32"]["ndcg10"] = 0.875
     told = parts(parsed(render(more, parity, manifest)))["Queries and passages together"]
     assert [row[1:] for row in table(told)] == [
-        ["top-10 overlap", "nDCG@10"], ["0.9541", "–"], ["0.9612", "0.8750"], ["0.9603", "–"],
+        ["top-10 overlap", "nDCG@10"],
+        ["0.9541", "–"],
+        ["0.9612", "0.8750"],
+        ["0.9603", "–"],
     ]
     more["pair"] = None
     assert "together" not in render(more, parity, manifest)
@@ -413,9 +436,16 @@ def test_speed_that_quantize_measured(more: Any, parity: Any, manifest: Any) -> 
 
 
 def test_techniques_stand_beside_the_curve(more: Any, parity: Any, manifest: Any) -> None:
-    part = parts(parsed(render(more, parity, manifest)))["Quality against the share at higher precision"]
+    part = parts(parsed(render(more, parity, manifest)))[
+        "Quality against the share at higher precision"
+    ]
     assert table(part)[2] == [
-        "2. round to nearest", "0.0 %", "0.99210", "0.98810", "0.98210", "0.9020",
+        "2. round to nearest",
+        "0.0 %",
+        "0.99210",
+        "0.98810",
+        "0.98210",
+        "0.9020",
     ]
     assert len(table(part)) == 5
     for title in ("Cosine", "Shared top-10 neighbours"):
@@ -425,8 +455,10 @@ def test_techniques_stand_beside_the_curve(more: Any, parity: Any, manifest: Any
         assert told[1] == "2: round to nearest"
         numbers = [e for e in drawn.iter("text") if e.get("class") == "mark"]
         assert sorted(str(e.text) for e in numbers) == ["1", "2", "3", "4"]
-        heights = {str(e.findtext("title"))[0]: float(str(e.get("points")).split(",")[1].split()[0])
-                   for e in diamonds}
+        heights = {
+            str(e.findtext("title"))[0]: float(str(e.get("points")).split(",")[1].split()[0])
+            for e in diamonds
+        }
         assert heights["1"] > heights["2"] > heights["3"] > heights["4"]  # better is higher
     assert "stretches towards 1" in words(part)
     collisions(part)
@@ -512,9 +544,16 @@ def test_any_part_may_be_missing(more: Any, parity: Any, manifest: Any) -> None:
 
 
 def test_any_number_may_be_missing(quantization: Any, parity: Any, manifest: Any) -> None:
-    rows = [*quantization["tried"], *quantization["curve"], *quantization["matrices"],
-            quantization["calibration"], quantization["held_out"], *manifest["speed"],
-            *parity["metrics"]["by_language"].values(), parity["metrics"]["overall"]]
+    rows = [
+        *quantization["tried"],
+        *quantization["curve"],
+        *quantization["matrices"],
+        quantization["calibration"],
+        quantization["held_out"],
+        *manifest["speed"],
+        *parity["metrics"]["by_language"].values(),
+        parity["metrics"]["overall"],
+    ]
     for key in sorted({key for row in rows for key in row}):
         kept = [(row, row[key]) for row in rows if key in row]
         numbers = all(isinstance(value, int | float) for _, value in kept)
