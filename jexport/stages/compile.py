@@ -23,6 +23,9 @@ def run(
         spec: [compile] of the recipe.
         out_dir: takes the engine's files.
 
+    Returns:
+        The compiled model; every file that it names is there.
+
     Raises:
         UnsupportedGraphError: names the operator and the way out.
         UnsupportedCheckpointError: names the architecture, for a target that takes no graph.

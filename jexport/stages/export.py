@@ -160,6 +160,9 @@ def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
         model: a float32 or int8 graph.
         spec: [export] of the recipe: which layers keep float32.
         out_dir: takes the graph and its weights.
+
+    Returns:
+        The graph in out_dir; its precision and signature are still those of `model`.
     """
     import onnx_ir as ir
 
@@ -173,10 +176,16 @@ def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
 
 
 def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
-    """Raise DimensionError unless the model was trained to be cut to spec.dimension.
+    """Refuse what a graph of this model cannot give.
 
-    Raises UnsupportedCheckpointError where the graph is to pool and cannot: it does not know where
-    a prompt ends.
+    Args:
+        spec: [export] of the recipe.
+        model: the opened checkpoint.
+
+    Raises:
+        DimensionError: the model was not trained to be cut to spec.dimension.
+        UnsupportedCheckpointError: the graph is to pool and cannot: it does not know where a prompt
+            ends.
     """
     if "sentence_embedding" in spec.outputs and not model.embedding.include_prompt:
         raise UnsupportedCheckpointError(
@@ -195,7 +204,15 @@ def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
 
 
 def as_shipped(model: LoadedModel, spec: ExportSpec) -> LoadedModel:
-    """The model as its graph shows it: one that gives cut vectors only has their size."""
+    """The model as its graph shows it: one that gives cut vectors only has their size.
+
+    Args:
+        model: the opened checkpoint.
+        spec: [export] of the recipe.
+
+    Returns:
+        The model itself where nothing is cut, or token vectors are given too.
+    """
     size = spec.dimension
     if not size or "last_hidden_state" in spec.outputs:
         return model

@@ -20,6 +20,9 @@ def run(spec: LoadSpec, *, task: str) -> LoadedModel:
         spec: [load] of the recipe.
         task: whose adapter and prompt are opened; 'none' for the base model.
 
+    Returns:
+        The model, its weights still on the disk.
+
     Raises:
         UnknownTaskError: the checkpoint has no such task.
         CheckpointError, StateDictError, AdapterError, TokenizerError: a file is missing or wrong.

@@ -36,13 +36,21 @@ FORMER_KEYS = ("stages", "speed")
 
 @dataclass(frozen=True, kw_only=True)
 class PackageSpec:
-    """What the build knows and no model does: recipe as resolved, version, tools, fingerprint.
+    """What the build knows and no model does.
 
-    What differs from run to run (seconds, memory, speeds) is not among it. inputs: digests of
-    jexport's own code and of the texts, as cache_keys.input_digests gives them. report_path:
-    parity.json. extras: files that go into the artifact as they are (quantization.json,
-    report.html). finalize: adds what the target's servers read to the folder, and returns facts for
-    the manifest.
+    What differs from run to run (seconds, memory, speeds) is not among it.
+
+    Args:
+        model_name: the artifact's name.
+        version: the artifact's; it has the end of the build fingerprint.
+        inputs_sha256: the build fingerprint.
+        recipe: as resolved.
+        tools: versions of the packages that built it.
+        runs_on: where it may run, as Target.fingerprint gives it.
+        report_path: parity.json.
+        extras: files that go into the artifact as they are (quantization.json, report.html).
+        inputs: digests of jexport's code and of the texts, as cache_keys.input_digests gives them.
+        finalize: adds what the target's servers read to the folder; gives facts for the manifest.
     """
 
     model_name: str
@@ -76,6 +84,9 @@ def run(
         out_dir: an empty folder.
         transfer: puts a compiled file (source, destination) into the artifact.
 
+    Returns:
+        out_dir.
+
     Raises:
         ArtifactError: the folder does not match its own manifest.
     """
@@ -94,7 +105,13 @@ def run(
 
 @dataclass(frozen=True, kw_only=True)
 class PortableSpec:
-    """What the build of a portable artifact's engine knows. report_path: parity.json."""
+    """What the build of a portable artifact's engine knows.
+
+    Args:
+        version: the new artifact's.
+        runs_on: where it may run, as Target.fingerprint gives it.
+        report_path: parity.json.
+    """
 
     version: str
     runs_on: Mapping[str, Any]
@@ -122,6 +139,12 @@ def complete(
         report: of the validation on this machine.
         spec: what else the manifest says of this machine's build.
         out_dir: an empty folder.
+
+    Returns:
+        out_dir.
+
+    Raises:
+        ArtifactError: the folder does not match its own manifest.
     """
     report_path = spec.report_path
     graph = set(content["engine"]["files"])
@@ -233,6 +256,12 @@ def server_config(model: LoadedModel) -> dict[str, Any]:
 
     jina-embeddings-v3 says `xlm-roberta`: no server of today knows its own type, the graph carries
     the architecture, and servers read only sizes, the length limit and pad_token_id from here.
+
+    Args:
+        model: the checkpoint as the artifact shows it.
+
+    Returns:
+        The content, JSON-ready.
     """
     limit = {"max_position_embeddings": model.embedding.max_tokens}  # Infinity cuts there
     if model.source.layout not in JINA:
@@ -332,6 +361,13 @@ def _tensor(spec: Any) -> dict[str, Any]:
 
 
 def weights_digest(model: LoadedModel) -> str:
-    """SHA-256 over the weight files that were read and the code that ran them."""
+    """SHA-256 over the weight files that were read and the code that ran them.
+
+    Args:
+        model: with the digests of its files.
+
+    Returns:
+        64 hex digits.
+    """
     weights = [f.sha256 for f in model.source.files if f.path.endswith((".safetensors", ".bin"))]
     return manifest.sha256_of([*weights, *(f.sha256 for f in model.source.code)])

@@ -33,9 +33,13 @@ STAGE = "publish"
 class PublishSpec:
     """How an artifact is published.
 
-    tags: names that point to it from then on. accept_licence: a non-commercial one in public.
-    repair: send also what seems to be there. replace: a tag may move from an artifact of another
-    checkpoint to this one. threads: transfers at a time.
+    Args:
+        tags: names that point to it from then on.
+        accept_licence: publish one of a non-commercial licence in public.
+        repair: send also what seems to be there.
+        replace: a tag may move from an artifact of another checkpoint to this one.
+        threads: transfers at a time.
+        access: how the destination is reached.
     """
 
     tags: tuple[str, ...] = ()
@@ -48,7 +52,15 @@ class PublishSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A release that is there. ref: what `pull` takes. sent: files that were not there before."""
+    """A release that is there.
+
+    Args:
+        ref: what `pull` takes, by digest.
+        digest: of the release's document.
+        tags: those that point to it now, that of the destination among them.
+        sent: files that were not there before.
+        files: how many it has.
+    """
 
     ref: str
     digest: str
@@ -62,7 +74,19 @@ def run(
 ) -> Published:
     """Publish an artifact, with what lies in `<version>.attest/` beside it.
 
-    Raises ArtifactError for a changed artifact, RegistryError, DependencyError.
+    Args:
+        artifact: what is published.
+        dest: where to, with a tag or without.
+        spec: how.
+        listen: told how far it is.
+
+    Returns:
+        The release.
+
+    Raises:
+        ArtifactError: the artifact was changed.
+        RegistryError: dest has a digest, the licence or a tag forbids it, or the registry refuses.
+        DependencyError: what the registry needs is not installed.
     """
     ref = registries.parse(dest)
     tags = tuple(dict.fromkeys([*spec.tags, *([ref.tag] if ref.tag else [])]))

@@ -98,7 +98,14 @@ class Callbacks:
     trial_log: TrialLog = field(default_factory=TrialLog)
 
     def step(self, text: str) -> Callable[[int, int], None]:
-        """Progress of one step."""
+        """Progress of one step.
+
+        Args:
+            text: what is done in it.
+
+        Returns:
+            To call with what is done and what there is in all.
+        """
         return lambda done, total: self.progress(done, total, text)
 
 
@@ -464,7 +471,14 @@ def _write(
 
 
 def chosen_fallback(report: Path) -> tuple[str, ...]:
-    """The layers at higher precision of the trial that a quantization.json calls chosen."""
+    """The layers at higher precision of the trial that a quantization.json calls chosen.
+
+    Args:
+        report: quantization.json.
+
+    Returns:
+        Their names; empty where there is none.
+    """
     chosen = json.loads(report.read_text(encoding="utf-8"))["chosen"]
     return tuple(chosen["wide"])
 

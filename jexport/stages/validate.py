@@ -51,8 +51,7 @@ def run(
 ) -> ParityReport:
     """Compare on texts of every language and length, and edge texts; write out_dir/parity.json.
 
-    Raises ParityError when a gate fails or nothing could be compared, RecipeError when the recipe
-    has no gates for this precision. The report is on the disk before anything is raised.
+    The report is on the disk before a ParityError is raised.
 
     Args:
         reference: gives the reference library's vectors; called once.
@@ -61,6 +60,13 @@ def run(
         precision: names the gates.
         out_dir: takes the report, and the reference vectors for a portable artifact.
         progress: called with tokens done and in all.
+
+    Returns:
+        The report, where every gate holds.
+
+    Raises:
+        ParityError: a gate fails, or nothing could be compared.
+        RecipeError: the recipe has no gates for this precision.
     """
     about: dict[str, str] = {}
 
@@ -91,10 +97,25 @@ def against(
     out_dir: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ParityReport:
-    """Compare with vectors that a former run stored; the rest as `run`.
+    """Compare with vectors that a former run stored; write out_dir/parity.json.
 
     There are neither texts nor token vectors: ids, and gates over tokens, were held where the
     artifact was built.
+
+    Args:
+        stored: ids and vectors that `run` wrote.
+        candidate: the artifact.
+        spec: [validate] of the recipe.
+        precision: names the gates.
+        out_dir: takes the report.
+        progress: called with tokens done and in all.
+
+    Returns:
+        The report, where every gate holds.
+
+    Raises:
+        ParityError: a gate fails, or nothing could be compared.
+        RecipeError: the recipe has no gates for this precision.
     """
 
     def compared() -> Comparison:
@@ -190,6 +211,12 @@ def refusals(
         candidate: what may become the artifact.
         spec: [validate] of the recipe.
         precision: names the gates.
+
+    Returns:
+        Those that fail; a NaN or a missing output counts as one.
+
+    Raises:
+        RecipeError: the recipe has no gates for this precision.
     """
     try:
         comparison = Comparison.of(reference, candidate)
