@@ -33,7 +33,14 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One entry as it says of itself; nothing of it was verified."""
+    """One entry as it says of itself; nothing of it was verified.
+
+    Args:
+        name: its folder's.
+        about: what it is, for people; 'damaged' where that cannot be read.
+        size_bytes: of all its files.
+        used_s: when it was last used, seconds since the epoch.
+    """
 
     name: str
     about: str
@@ -42,18 +49,37 @@ class Entry:
 
 
 def lock(root: Path, name: str, kind: str, *, shared: bool, wait: bool) -> IO[str] | None:
-    """Hold one of an entry's locks until the file is closed; None when it is taken and not `wait`.
+    """Hold one of an entry's locks until the file is closed.
 
-    Raises OSError where a lock cannot be made.
+    Args:
+        root: the cache's folder.
+        name: the entry's, which need not be there.
+        kind: MAKE or USE.
+        shared: beside other shared locks; otherwise alone.
+        wait: for those who hold it.
+
+    Returns:
+        The open file; None when the lock is taken and not `wait`.
+
+    Raises:
+        OSError: a lock cannot be made.
     """
     path = root / LOCKS / f"{name}{kind}"
     return locks.acquire(path, shared=shared, wait=wait, read_only=True)
 
 
 def read(root: Path, name: str) -> dict[str, Any] | None:
-    """The record of an entry whose every file is as it was put there; None when there is no entry.
+    """The record of an entry whose every file is as it was put there.
 
-    Raises Damaged, saying what is wrong with it.
+    Args:
+        root: the cache's folder.
+        name: the entry's.
+
+    Returns:
+        The record, the value among it; None when there is no entry.
+
+    Raises:
+        Damaged: it is not what was put there; says what is wrong with it.
     """
     folder = root / name
     if not os.path.lexists(folder):
@@ -93,6 +119,17 @@ def put(root: Path, name: str, folder: Path, value: Mapping[str, Any], about: st
     """Give `folder` (with its files in content/) its name in one step, once it is on the disk.
 
     Called under the entry's make lock.
+
+    Args:
+        root: the cache's folder, on the same file system.
+        name: the entry's.
+        folder: becomes the entry.
+        value: JSON-ready.
+        about: what it is, for people.
+
+    Raises:
+        Damaged: a link or a special file is among the files.
+        OSError: it cannot be written.
     """
     content = folder / CONTENT
     files = [manifest.file_digest(path, root=content) for _, path in _files(content)]
@@ -112,7 +149,13 @@ def put(root: Path, name: str, folder: Path, value: Mapping[str, Any], about: st
 
 
 def drop(root: Path, name: str, work_dir: Path) -> None:
-    """Take an entry away in one step, then remove it. work_dir: a folder of the caller's own."""
+    """Take an entry away in one step, then remove it.
+
+    Args:
+        root: the cache's folder.
+        name: the entry's.
+        work_dir: a folder of the caller's own, on the same file system.
+    """
     aside = work_dir / f"dropped-{name}"
     os.rename(root / name, aside)
     shutil.rmtree(aside, ignore_errors=True)
@@ -130,8 +173,13 @@ def listed(
 ) -> list[Entry]:
     """All entries, the least recently used first; damaged ones too.
 
-    record_name: the file whose time is when an entry was last used. about: reads a description
-    from that file.
+    Args:
+        root: the cache's folder.
+        record_name: the file whose time is when an entry was last used.
+        about: reads a description from that file.
+
+    Returns:
+        The entries; none where there is no such folder.
     """
     all_entries = []
     for folder in root.glob("[!.]*") if root.is_dir() else ():
@@ -150,7 +198,15 @@ def shrink(
 ) -> list[Entry]:
     """Remove what was used least recently until the rest fits; never what is in use.
 
-    Also what killed builds left. listing: what there is, in that order. Returns what was removed.
+    Also what killed builds left.
+
+    Args:
+        root: the cache's folder.
+        limit_bytes: what may stay.
+        listing: what there is, the least recently used first.
+
+    Returns:
+        What was removed.
     """
     if not root.is_dir():
         return []
@@ -172,7 +228,11 @@ def shrink(
 
 
 def tidy(root: Path) -> None:
-    """Remove lock files that belong to no entry, and folders that hold nothing."""
+    """Remove lock files that belong to no entry, and folders that hold nothing.
+
+    Args:
+        root: the cache's folder; goes too when nothing is in it.
+    """
     with contextlib.suppress(OSError):
         _drop_idle_locks(root)
     for folder in (root / LOCKS, root / WORK, root):
@@ -209,7 +269,14 @@ def _drop_idle_locks(root: Path) -> None:
 
 
 def verify(root: Path) -> Iterator[tuple[str, str]]:
-    """Read every entry: its name and what is wrong with it, '' for nothing."""
+    """Read every entry, each while its use lock is held.
+
+    Args:
+        root: the cache's folder.
+
+    Yields:
+        Its name and what is wrong with it, '' for nothing.
+    """
     for one in listed(root):
         with contextlib.ExitStack() as stack:
             held = lock(root, one.name, USE, shared=True, wait=True)
@@ -223,5 +290,13 @@ def verify(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def remove_damaged(root: Path, name: str) -> bool:
-    """Remove one entry, unless it is in use; whether it was."""
+    """Remove one entry, unless it is in use.
+
+    Args:
+        root: the cache's folder.
+        name: the entry's.
+
+    Returns:
+        Whether it was removed.
+    """
     return os.path.lexists(root / name) and _remove(root, name)

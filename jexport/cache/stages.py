@@ -50,9 +50,12 @@ Notify = Callable[[str], None]
 class StageKey:
     """Names one stage's result by everything that decides it.
 
-    inputs: JSON-ready; None for a result that must not be kept. description: what it is, for
-    people. copied: its files will be copied into an artifact, so it is kept only where the disk has
-    room for both.
+    Args:
+        stage: its name, with which the entry's begins.
+        inputs: JSON-ready; None for a result that must not be kept.
+        description: what it is, for people.
+        copied: its files will be copied into an artifact, so it is kept only where the disk has
+            room for both.
     """
 
     stage: str
@@ -68,7 +71,12 @@ class StageKey:
 
 @dataclass
 class Cache:
-    """Where results are kept, root None for nowhere; and what this process has opened already."""
+    """Where results are kept, and what this process has opened already.
+
+    Args:
+        root: the cache's folder; None for nowhere.
+        limit_bytes: of all entries; beyond it the least recently used go.
+    """
 
     root: Path | None = None
     limit_bytes: int = LIMIT_GIB << 30
@@ -83,14 +91,29 @@ class Cache:
             yield Lease(self, stack)
 
     def memoize(self, key: object, build: Callable[[], Any]) -> Any:
-        """An object in memory that several builds of one process share. key: JSON-ready."""
+        """An object in memory that several builds of one process share.
+
+        Args:
+            key: JSON-ready; all that decides the object.
+            build: makes it, the first time only.
+
+        Returns:
+            The object, the same one for the same key.
+        """
         name = manifest.sha256_of(key)
         if name not in self._memoized:
             self._memoized[name] = build()
         return self._memoized[name]
 
     def peek(self, key: StageKey) -> StageResult | None:
-        """What an entry says of itself, None when there is none; nothing is verified."""
+        """What an entry says of itself; nothing is verified.
+
+        Args:
+            key: names the result.
+
+        Returns:
+            The result, its files where they lie; None when there is none that can be read.
+        """
         if self.root is None or key.inputs is None:
             return None
         folder = self.root / key.name
@@ -150,7 +173,12 @@ class Lease:
             return self._store(key, result, folder, notify)
 
     def copy_or_move(self, source: Path, destination: Path) -> None:
-        """Put a result's file into an artifact: copied where the cache keeps it, else moved."""
+        """Put a result's file into an artifact: copied where the cache keeps it, else moved.
+
+        Args:
+            source: a file of a result of this lease.
+            destination: its path in the artifact.
+        """
         if source.parent in self._stored:
             copy(source, destination)
         else:
@@ -231,7 +259,12 @@ class Lease:
 
 
 def copy(source: Path, destination: Path) -> None:
-    """Copy a file inside the kernel, sharing its blocks where the file system can; never a link."""
+    """Copy a file inside the kernel, sharing its blocks where the file system can; never a link.
+
+    Args:
+        source: a file.
+        destination: written anew.
+    """
     with open(source, "rb") as reader, open(destination, "wb") as writer:
         left = os.fstat(reader.fileno()).st_size
         try:
