@@ -32,7 +32,17 @@ WORK = ".work"
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something to tell the user: kind is 'start', 'progress', 'done' or 'note'."""
+    """Something to tell the user.
+
+    Args:
+        kind: 'start', 'progress', 'done' or 'note'.
+        stage: whose it is.
+        text: the note, or what the stage is at.
+        done: steps finished, of 'progress'.
+        total: steps in all, of 'progress'.
+        seconds: how long the stage took, of 'done'.
+        peak_memory_mib: the most that the process had meanwhile, of 'done'.
+    """
 
     kind: str
     stage: str
@@ -47,12 +57,22 @@ Listener: TypeAlias = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The listener that tells nobody."""
+    """The listener that tells nobody.
+
+    Args:
+        event: what happened.
+    """
 
 
 @dataclass
 class Run:
-    """A build in progress. Use through `open_run`."""
+    """A build in progress. Use through `open_run`.
+
+    Args:
+        folder: its work folder.
+        listen: told of every event.
+        records: of the stages that ended, in order.
+    """
 
     folder: Path
     listen: Listener
@@ -60,10 +80,19 @@ class Run:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Time one stage; the value is called with a note for the record.
+        """Time one stage, and keep its record.
 
-        Foreign exceptions pass through untouched, with a note that names the stage; a full disk
-        becomes a DiskFullError.
+        Foreign exceptions pass through untouched, with a note that names the stage; those of a full
+        or broken disk become ours.
+
+        Args:
+            name: the stage's.
+
+        Yields:
+            To call with a note for the record.
+
+        Raises:
+            DiskFullError, DiskError: the disk is full, broken or read-only.
         """
         note: list[str] = []
         self.listen(Event(kind="start", stage=name))
@@ -99,7 +128,14 @@ class Run:
         )
 
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
-        """Report that `done` of `total` steps of a stage are finished; text: what it is at."""
+        """Tell the listener how far a stage is.
+
+        Args:
+            stage: its name.
+            done: steps finished.
+            total: steps in all.
+            text: what it is at.
+        """
         self.listen(Event(kind="progress", stage=stage, done=done, total=total, text=text))
 
     def measured(self) -> dict[str, Any]:
@@ -107,7 +143,14 @@ class Run:
         return {"stages": [dataclasses.asdict(record) for record in self.records]}
 
     def work_dir(self, name: str) -> Path:
-        """A new folder for one stage to write in."""
+        """A new folder for one stage to write in.
+
+        Args:
+            name: the stage's; a stage that is run again gets a number after it.
+
+        Returns:
+            The folder, empty.
+        """
         folder, turn = self.folder / name, 1
         while folder.exists():  # a stage that is run again
             turn += 1
@@ -117,7 +160,16 @@ class Run:
 
 
 def disk_full(stage: str, folder: Path, error: BaseException) -> DiskFullError:
-    """The error for a full disk, with what was free when it was noticed."""
+    """The error for a full disk, with what was free when it was noticed.
+
+    Args:
+        stage: what was stopped.
+        folder: on the full disk; need not be there.
+        error: what was raised.
+
+    Returns:
+        The error, to be raised.
+    """
     try:
         free_mib = shutil.disk_usage(folder if folder.exists() else folder.parent).free >> 20
         evidence = f"{free_mib} MiB free below {folder.parent}: {error}"
@@ -131,7 +183,16 @@ def disk_full(stage: str, folder: Path, error: BaseException) -> DiskFullError:
 
 
 def disk_trouble(stage: str, folder: Path, error: BaseException) -> JexportError | None:
-    """The error of ours for a disk that is full, broken or read-only; None for any other error."""
+    """The error of ours for a disk that is full, broken or read-only.
+
+    Args:
+        stage: what was stopped.
+        folder: on that disk.
+        error: what was raised.
+
+    Returns:
+        The error, to be raised; None for any other error.
+    """
     if is_out_of_space(error):
         return disk_full(stage, folder, error)
     if not isinstance(error, OSError) or error.errno not in BROKEN:
@@ -144,7 +205,14 @@ def disk_trouble(stage: str, folder: Path, error: BaseException) -> JexportError
 
 
 def is_out_of_space(error: BaseException) -> bool:
-    """Whether an error says that the disk is full or a quota reached."""
+    """Whether an error says that the disk is full or a quota reached.
+
+    Args:
+        error: what was raised, also by libraries that put the number into a text.
+
+    Returns:
+        True for ENOSPC and EDQUOT.
+    """
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     # Rust and C++ writers (safetensors, onnxruntime) and shutil wrap the number in a text.
@@ -157,8 +225,19 @@ def open_run(out: Path, listen: Listener = silent, *, doing: str = "build") -> I
     """A run with a work folder below `out`/.work, removed at the end however the run ends.
 
     A lock file tells a live run from one that was killed; the leavings of killed runs are removed.
-    `out` itself goes too when this run made it and leaves nothing in it. doing: what errors of the
-    disk say that stopped.
+    `out` itself goes too when this run made it and leaves nothing in it.
+
+    Args:
+        out: where results go; made when it is missing.
+        listen: told of every event.
+        doing: what errors of the disk say that stopped.
+
+    Yields:
+        The run.
+
+    Raises:
+        OutputPathError: nothing can be written below `out`.
+        DiskFullError, DiskError: the disk is full, broken or read-only.
     """
     work = out / WORK
     with contextlib.ExitStack() as stack:
@@ -185,7 +264,14 @@ def open_run(out: Path, listen: Listener = silent, *, doing: str = "build") -> I
 
 @contextlib.contextmanager
 def own_folder(work: Path) -> Iterator[Path]:
-    """A new folder below `work` that is gone afterwards, as are those of killed runs."""
+    """A new folder that is gone afterwards, as are those of killed runs.
+
+    Args:
+        work: it is made below.
+
+    Yields:
+        The folder, empty.
+    """
     with _own_lock(work) as lock:
         sweep(work)
         folder = lock.with_suffix("")
@@ -197,7 +283,11 @@ def own_folder(work: Path) -> Iterator[Path]:
 
 
 def tidy(work: Path) -> None:
-    """Remove what killed runs left, and the folder itself when that was all."""
+    """Remove what killed runs left, and the folder itself when that was all.
+
+    Args:
+        work: the folder of the runs in progress.
+    """
     with contextlib.suppress(OSError):
         sweep(work)
         work.rmdir()
@@ -210,7 +300,15 @@ def _remove_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(work: Path, name: str) -> Iterator[None]:
-    """Hold the lock of that name below `work`, waiting for whoever holds it, and leave nothing."""
+    """Hold a lock, waiting for whoever holds it, and leave nothing.
+
+    Args:
+        work: its file is below; made when it is missing.
+        name: the lock's.
+
+    Yields:
+        Nothing, once the lock is held.
+    """
     with _own_lock(work, name):
         yield
 
@@ -237,6 +335,9 @@ def sweep(work: Path) -> None:
     """Remove what killed runs left: every folder whose lock nobody holds.
 
     What cannot be removed (another user's, say) is left: it is in nobody's way.
+
+    Args:
+        work: the folder of the runs in progress.
     """
     for path in sorted(work.iterdir()):
         lock_path = path if path.suffix == ".lock" else path.with_name(f"{path.name}.lock")
