@@ -78,7 +78,7 @@ def run(
         artifact: what is published.
         dest: where to, with a tag or without.
         spec: how.
-        listen: told how far it is.
+        listen: gets the stage's events.
 
     Returns:
         The release.

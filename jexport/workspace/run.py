@@ -70,7 +70,7 @@ class Run:
 
     Args:
         folder: its work folder.
-        listen: told of every event.
+        listen: gets every event.
         records: of the stages that ended, in order.
     """
 
@@ -229,7 +229,7 @@ def open_run(out: Path, listen: Listener = silent, *, doing: str = "build") -> I
 
     Args:
         out: where results go; made when it is missing.
-        listen: told of every event.
+        listen: gets every event.
         doing: what errors of the disk say that stopped.
 
     Yields:
