@@ -45,6 +45,10 @@ class Parts:
     """Texts to calibrate on, and texts that calibration never sees.
 
     The sha256 of each is that of its texts and languages in order, whatever file they came from.
+
+    Args:
+        calibration: at least LEAST_TO_CALIBRATE_ON.
+        held_out: at least LEAST_HELD_OUT, none of them among the others.
     """
 
     calibration: CalibrationSet
@@ -66,7 +70,18 @@ def data_folder() -> Path:
 
 
 def read(name: str, task: str) -> CalibrationSet:
-    """Read the texts of a shipped set for one task. Raises CalibrationError."""
+    """Read the texts of a shipped set for one task.
+
+    Args:
+        name: the set's, as its folder's.
+        task: whose file is read; any.jsonl where the set has none for it.
+
+    Returns:
+        The texts in the file's order; their sha256 is over set.toml and that file.
+
+    Raises:
+        CalibrationError: no such set, or files that are not what set.toml describes.
+    """
     folder = data_folder() / name
     about = folder / "set.toml"
     if not about.is_file():
@@ -149,12 +164,23 @@ def _samples(path: Path) -> tuple[Sample, ...]:
 def parts(source: str, task: str) -> Parts:
     """Texts to calibrate `task` on, and texts held out from it. No text is in both.
 
-    source: name of a shipped set (it wins over a folder of that name: write ./name for the folder),
-    a folder (<task>.jsonl, else any.jsonl; set.toml is optional) or one file, .jsonl or .txt. Task
-    'none' takes texts of any task, of all the folder's files in turn unless it has a none.jsonl or
-    any.jsonl. Where no line has a part, every fifth text is held out; not so in a shipped set,
-    where that means a set that is not for calibration. A text counts once, blank ones not at all;
-    with several files, one that any of them calibrates on is not held out. Raises CalibrationError.
+    Where no line has a part, every fifth text is held out; not so in a shipped set, where that
+    means a set that is not for calibration. A text counts once, blank ones not at all; with several
+    files, one that any of them calibrates on is not held out.
+
+    Args:
+        source: name of a shipped set (it wins over a folder of that name: write ./name for the
+            folder), a folder (<task>.jsonl, else any.jsonl; set.toml is optional) or one file,
+            .jsonl or .txt.
+        task: 'none' takes texts of any task, of all the folder's files in turn unless it has a
+            none.jsonl or any.jsonl.
+
+    Returns:
+        Both parts.
+
+    Raises:
+        CalibrationError: no such source, one that cannot be read or is of another task, or too few
+            texts.
     """
     shipped = source in _shipped()
     place = data_folder() / source if shipped else Path(source)
@@ -179,7 +205,17 @@ def parts(source: str, task: str) -> Parts:
 
 
 def texts(path: Path) -> list[str]:
-    """Every text of one .jsonl or .txt file, repeated ones too. Raises CalibrationError."""
+    """Every text of one .jsonl or .txt file, repeated ones too.
+
+    Args:
+        path: in UTF-8.
+
+    Returns:
+        The texts in the file's order, blank ones left out.
+
+    Raises:
+        CalibrationError: it cannot be read, or a line of it has no text.
+    """
     return [line.sample.text for line in _lines(_files(path, NONE, str(path))[0], NONE)]
 
 

@@ -20,7 +20,14 @@ Tokenize = Callable[[list[str]], list[list[int]]]
 
 
 def by_language(samples: Sequence[Sample]) -> list[Sample]:
-    """Round robin over the languages, each in the order it came."""
+    """Round robin over the languages, each in the order it came.
+
+    Args:
+        samples: of any languages.
+
+    Returns:
+        All of them.
+    """
     queues: dict[str, list[Sample]] = {}
     for sample in samples:
         queues.setdefault(sample.language, []).append(sample)
@@ -31,9 +38,19 @@ def by_language(samples: Sequence[Sample]) -> list[Sample]:
 def sample(
     full: CalibrationSet, tokenize: Tokenize, *, count: int, max_tokens: int
 ) -> tuple[list[list[int]], int]:
-    """Token ids of at most `count` texts, round robin over the languages; and how many were cut.
+    """Token ids of some texts, round robin over the languages.
 
-    A text without any id is left out.
+    Args:
+        full: the texts.
+        tokenize: gives each text's ids; a text without any is left out.
+        count: the most texts.
+        max_tokens: a longer text is cut as `cut_ids` does.
+
+    Returns:
+        The ids of each text, and how many texts were cut.
+
+    Raises:
+        ValueError: max_tokens is below 1.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, not at least 1")
@@ -46,20 +63,36 @@ def sample(
 
 
 def cut_ids(ids: list[int], max_tokens: int) -> list[int]:
-    """At most `max_tokens` ids: a longer text loses those before its last, the special token."""
+    """Cut a text that is too long: the ids before its last go, for that one is a special token.
+
+    Args:
+        ids: of one text.
+        max_tokens: at least 1.
+
+    Returns:
+        At most `max_tokens` ids.
+    """
     return ids[: max_tokens - 1] + ids[-1:] if len(ids) > max_tokens else ids
 
 
 def within_budget(
     full: CalibrationSet, tokenize: Tokenize, *, budget_tokens: int, max_tokens: int
 ) -> tuple[Sample, ...]:
-    """Samples of every language and of every length, of about `budget_tokens` tokens in all.
+    """Samples of every language and of every length.
 
     First comes one text at each of LENGTH_TARGETS up to `max_tokens` (less than twice `max_tokens`
     together): the longest always, another as long as the budget lasts. Then texts round robin over
     the languages, shortest first, for what is left of the budget and at least half of it; one of
     each language always, cut when even the shortest is longer than `max_tokens`.
-    A sample without any token, or that no cutting brings below `max_tokens`, is left out.
+
+    Args:
+        full: the texts.
+        tokenize: gives each text's ids; a text without any is left out.
+        budget_tokens: of all samples together, about.
+        max_tokens: of one sample; one that no cutting brings so low is left out.
+
+    Returns:
+        The samples, those of the languages first.
     """
     if not full.samples:
         return ()
