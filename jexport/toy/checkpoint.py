@@ -45,14 +45,24 @@ def write(
     tokenizer: Path | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write a toy checkpoint into `folder`, which must be new or empty, and return `folder`.
+    """Write a toy checkpoint; its folder appears whole or not at all.
 
-    layout: 'original' (one file, adapters stacked in `parametrizations`) or 'native' (a base model
-    and one PEFT folder per task). full_size: the real model's 572,310,396 parameters instead of
-    about 480 thousand, with heads of 64 as the real one (servers take few sizes). tokenizer: a
-    tokenizer.json to copy instead of the built-in byte-level BPE.
-    The folder appears whole or not at all.
-    Raises DiskFullError, OutputPathError, TokenizerError and UnsupportedCheckpointError.
+    Args:
+        folder: new or empty.
+        layout: 'original' (one file, adapters stacked in `parametrizations`) or 'native' (a base
+            model and one PEFT folder per task).
+        full_size: the real model's 572,310,396 parameters instead of about 480 thousand, with heads
+            of 64 as the real one (servers take few sizes).
+        tokenizer: a tokenizer.json to copy; None for the built-in byte-level BPE.
+        seed: of every number; the same in both layouts.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UnsupportedCheckpointError: there is no such layout.
+        TokenizerError: the tokenizer cannot be read, is not XLM-R's kind, or has too many tokens.
+        DiskFullError, OutputPathError: the folder cannot be written, or is not empty.
     """
     if layout not in LAYOUTS:
         raise UnsupportedCheckpointError(

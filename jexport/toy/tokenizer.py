@@ -43,6 +43,9 @@ def train() -> bytes:
 
     All 256 bytes are in its alphabet. Training on `SENTENCES` breaks ties by id, so that it gives
     the same merges every time.
+
+    Returns:
+        The file's bytes, UTF-8.
     """
     import tokenizers
     from tokenizers import pre_tokenizers
@@ -68,7 +71,17 @@ def train() -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """A tokenizer.json as it is. Raises TokenizerError when it cannot be read."""
+    """A tokenizer.json as it is.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        TokenizerError: it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -80,9 +93,17 @@ def read(path: Path) -> bytes:
 
 
 def rows(tokenizer_json: bytes, path: Path | None) -> int:
-    """How many rows the table needs; TokenizerError unless the special tokens are XLM-R's.
+    """How many rows the embedding table needs.
 
-    path: where tokenizer_json was read, None for the built-in one; only errors name it.
+    Args:
+        tokenizer_json: the file's bytes.
+        path: where they were read, None for the built-in one; only errors name it.
+
+    Returns:
+        One more than the highest token id.
+
+    Raises:
+        TokenizerError: no tokenizer.json, or its special tokens are not XLM-R's.
     """
     from tokenizers import Tokenizer
 

@@ -34,7 +34,16 @@ BLOCK = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large a toy is; `vocabulary` is the rows of its table, None for the tokenizer's own."""
+    """How large a toy is.
+
+    Args:
+        layers: transformer blocks.
+        hidden: size of a token's vector.
+        heads: of the attention; they share `hidden`.
+        intermediate: size between the two matrices of a block's MLP.
+        vocabulary: rows of its table; None for as many as the tokenizer needs.
+        matryoshka: sizes that vectors may be cut to.
+    """
 
     layers: int
     hidden: int
@@ -58,7 +67,15 @@ FULL = Size(
 
 
 def tensor_shapes(size: Size, rows: int) -> dict[str, Shape]:
-    """Every tensor of the original layout by name, with its shape; `rows` is the table's length."""
+    """Every tensor of the original layout.
+
+    Args:
+        size: how large the toy is.
+        rows: of the embedding table.
+
+    Returns:
+        Shapes by name.
+    """
     hidden = size.hidden
     shapes: dict[str, Shape] = {}
     for name, (height, width) in _adapted(size, rows).items():
@@ -137,7 +154,16 @@ def _draw(key: str, shape: Shape, mean: float, deviation: float) -> Tensor:
 
 
 def drawings(size: Size, rows: int, seed: int) -> dict[str, Drawing]:
-    """Every tensor of the original layout by name: its shape, and what draws it when called."""
+    """Every tensor of the original layout, not drawn yet.
+
+    Args:
+        size: how large the toy is.
+        rows: of the embedding table.
+        seed: of every number.
+
+    Returns:
+        By name the shape, and what draws the bfloat16 tensor when called.
+    """
     return {
         name: (
             shape,
@@ -148,7 +174,15 @@ def drawings(size: Size, rows: int, seed: int) -> dict[str, Drawing]:
 
 
 def adapter_tensors(factors: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """One adapter in the hub's naming: native for q, k, v, original for everything else."""
+    """One adapter in the hub's naming: native for q, k, v, original for everything else.
+
+    Args:
+        factors: the original layout's stacked LoRA factors by name, [tasks, ...].
+        index: of the task in TASKS.
+
+    Returns:
+        Views of them, two dimensions each, by the hub's name.
+    """
     tensors: dict[str, Tensor] = {}
     for stacked, factor in factors.items():
         name, which = stacked.split(f"{PARAMETRIZED}.0.lora_")
@@ -167,10 +201,14 @@ def adapter_tensors(factors: Mapping[str, Tensor], index: int) -> dict[str, Tens
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Drawing]) -> None:
-    """A bfloat16 safetensors file, one tensor in memory at a time.
+    """Write a bfloat16 safetensors file, one tensor in memory at a time.
 
     `safetensors.torch.save_file` holds the whole file twice (2.3 GB at full size). The format is a
     length (8 bytes, little endian), a JSON header padded to 8 bytes, and the tensors in order.
+
+    Args:
+        path: written anew.
+        tensors: by name the shape, and what gives the bfloat16 tensor.
     """
     import torch
 
