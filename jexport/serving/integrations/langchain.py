@@ -77,11 +77,25 @@ class JexportEmbeddings(Embeddings):
         return self._pair.dimension
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed documents, in the order given."""
+        """Embed documents, in the order given.
+
+        Args:
+            texts: without a prompt.
+
+        Returns:
+            `dimension` floats for each.
+        """
         return self._pair.embed_documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query."""
+        """Embed a query.
+
+        Args:
+            text: without a prompt.
+
+        Returns:
+            `dimension` floats.
+        """
         return self._pair.embed_queries([text])[0]
 
     def close(self) -> None:

@@ -79,7 +79,13 @@ class JexportEmbedding(BaseEmbedding):
     def __init__(
         self, queries: str | Path, documents: str | Path | None = None, **options: Any
     ) -> None:
-        """Open both artifacts. options: the fields above and those of BaseEmbedding."""
+        """Open both artifacts.
+
+        Args:
+            queries: folder of the artifact that embeds queries.
+            documents: of the one that embeds nodes; None for the same artifact.
+            options: the fields above and those of BaseEmbedding.
+        """
         super().__init__(
             queries=str(queries),
             documents=None if documents is None else str(documents),
@@ -87,7 +93,11 @@ class JexportEmbedding(BaseEmbedding):
         )
 
     def model_post_init(self, context: Any) -> None:
-        """Open the engines once the fields are known to be right."""
+        """Open the engines once the fields are known to be right.
+
+        Args:
+            context: pydantic's, handed on.
+        """
         super().model_post_init(context)
         options = {name: getattr(self, name) for name in Options.__annotations__}
         self._pair = Pair(self.queries, self.documents, options=cast(Options, options))

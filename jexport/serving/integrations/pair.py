@@ -91,10 +91,17 @@ class Pair:
     def __init__(
         self, queries: str | Path, documents: str | Path | None = None, *, options: Options
     ) -> None:
-        """Take the artifact for queries and the one for documents; None for the same one.
+        """Open both artifacts.
 
-        Raises what `open_artifact` raises; PairError for artifacts that do not belong together;
-        DimensionError or UnsupportedGraphError for options that one of them does not have.
+        Args:
+            queries: folder of the artifact for queries.
+            documents: of the one for documents; None for the same one.
+            options: how they are opened, and how they embed.
+
+        Raises:
+            PairError: artifacts that do not belong together.
+            DimensionError, UnsupportedGraphError: options that one of them does not have. Also
+                what `open_artifact` raises.
         """
         self._folders = (str(queries), str(queries if documents is None else documents))
         self._opening, self._encoding = _split(options)
@@ -127,11 +134,31 @@ class Pair:
         self.close()
 
     def embed_queries(self, texts: Sequence[str]) -> Vectors:
-        """Embed search queries: a list of floats each."""
+        """Embed search queries.
+
+        Args:
+            texts: without a prompt.
+
+        Returns:
+            `dimension` floats for each, in the order given.
+
+        Raises:
+            RuntimeError: it is closed.
+        """
         return self._embed(self._engines()[0], texts, prompts.QUERY_NAMES)
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        """Embed what is searched: a list of floats each."""
+        """Embed what is searched.
+
+        Args:
+            texts: without a prompt.
+
+        Returns:
+            `dimension` floats for each, in the order given.
+
+        Raises:
+            RuntimeError: it is closed.
+        """
         return self._embed(self._engines()[1], texts, prompts.DOCUMENT_NAMES)
 
     def close(self) -> None:
@@ -204,11 +231,19 @@ def _encode(
 
 
 def check_belong(queries: Content, documents: Content, *, folders: tuple[str, str]) -> None:
-    """Raise PairError unless vectors of both artifacts (manifest contents) may be compared.
+    """Refuse two artifacts whose vectors may not be compared.
 
     They may when one task embeds both into one space (text-matching, or a plain model), or when
     they are retrieval.query and retrieval.passage, in this order, of one checkpoint. Precision and
     engine may differ: each was held against the same reference when it was built.
+
+    Args:
+        queries: manifest of the artifact for queries.
+        documents: manifest of the one for documents.
+        folders: where both are, for the error.
+
+    Raises:
+        PairError: they are swapped, of two models, or of tasks that do not go together.
     """
     tasks = (queries["task"], documents["task"])
     evidence = f"queries: {folders[0]} ({tasks[0]})\ndocuments: {folders[1]} ({tasks[1]})"

@@ -19,9 +19,12 @@ DEVICES = ("auto", "cpu", "gpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What a user may say of the serving. device: one of DEVICES. max_batch: 0 for the layout's.
+    """What a user may say of the serving.
 
-    replace: the next version of a model may be of another checkpoint.
+    Args:
+        device: one of DEVICES.
+        max_batch: texts of one batch; 0 for the layout's own.
+        replace: the next version of a model may be of another checkpoint.
     """
 
     device: str = "auto"
@@ -31,7 +34,15 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """One artifact as it stands in a layout. new: False when it stood there already."""
+    """One artifact as it stands in a layout.
+
+    Args:
+        name: the model's, as the server knows it.
+        version: its number there.
+        path: the folder of that version.
+        new: False when it stood there already.
+        notes: what the user should know of it.
+    """
 
     name: str
     version: int
@@ -42,7 +53,14 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One layout. targets: the artifacts it takes. write(artifacts, out, wishes): all or none."""
+    """One layout.
+
+    Args:
+        name: as its file's.
+        summary: a line of what it is.
+        targets: the artifacts it takes.
+        write: (artifacts, out, wishes): writes all or none.
+    """
 
     name: str
     summary: str
@@ -56,6 +74,16 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Layout:
-    """Import one layout. Raises LayoutError naming the nearest."""
+    """Import one layout.
+
+    Args:
+        name: one of `names`.
+
+    Returns:
+        Its record.
+
+    Raises:
+        LayoutError: there is none of that name; names the nearest.
+    """
     layout: Layout = plugins.load(__name__, name, record="LAYOUT", kind="layout", error=LayoutError)
     return layout

@@ -45,7 +45,12 @@ HEAD = "# Written by jexport; the SHA-256 of all below: "
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What one TensorRT optimization profile takes: (min, opt, max) of texts and of tokens."""
+    """What one TensorRT optimization profile takes.
+
+    Args:
+        batch: (min, opt, max) of texts.
+        tokens: (min, opt, max) of tokens in each.
+    """
 
     batch: tuple[int, int, int]
     tokens: tuple[int, int, int]
@@ -53,18 +58,38 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Warmup:
-    """One inference before the model counts as ready. padded: the last quarter is masked out."""
+    """One inference before the model counts as ready.
+
+    Args:
+        batch: how many texts.
+        tokens: in each.
+        padded: the last quarter is masked out.
+    """
 
     batch: int
     tokens: int
     padded: bool = False
 
     def mask_file(self, dtype: str) -> str:
-        """Name of the file with one row of the mask."""
+        """Name of the file with one row of the mask.
+
+        Args:
+            dtype: of the engine's input.
+
+        Returns:
+            The name, another one for each length, padding and type.
+        """
         return f"{MASK}_{self.tokens}{'_padded' if self.padded else ''}_{dtype}"
 
     def mask(self, dtype: str) -> bytes:
-        """That row; Triton repeats it for every text of the batch."""
+        """One row of the mask; Triton repeats it for every text of the batch.
+
+        Args:
+            dtype: of the engine's input, as numpy names it.
+
+        Returns:
+            `tokens` numbers, little endian.
+        """
         row = np.ones(self.tokens, dtype=np.dtype(dtype).newbyteorder("<"))
         if self.padded:
             row[self.tokens - self.tokens // 4 :] = 0
@@ -73,7 +98,16 @@ class Warmup:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How one artifact is served. profiles: numbers of those that Triton opens, none for onnx."""
+    """How one artifact is served.
+
+    Args:
+        device: 'cpu' or 'gpu'.
+        max_batch: the most texts that Triton joins.
+        preferred: sizes at which a batch runs without waiting for more; empty for onnx.
+        profiles: numbers of those that Triton opens; empty for onnx.
+        warmups: run before the model counts as ready.
+        notes: what the user should know of it.
+    """
 
     device: str
     max_batch: int
@@ -84,7 +118,19 @@ class Plan:
 
 
 def plan(content: Mapping[str, Any], wishes: Wishes) -> Plan:
-    """Decide how an artifact is served. Raises LayoutError for what Triton could not serve."""
+    """Decide how an artifact is served.
+
+    Args:
+        content: its manifest.
+        wishes: what the user asks for.
+
+    Returns:
+        The decision.
+
+    Raises:
+        LayoutError: Triton could not serve it so.
+        ValueError: the device is not one of DEVICES, or max_batch is below 0.
+    """
     if wishes.device not in DEVICES or wishes.max_batch < 0:
         raise ValueError(f"{wishes}: device is one of {', '.join(DEVICES)}, max_batch 0 or more")
     return _plan_trt(content, wishes) if content["target"] == "trt" else _plan_onnx(content, wishes)
@@ -161,7 +207,17 @@ def _plan_trt(content: Mapping[str, Any], wishes: Wishes) -> Plan:
 
 
 def profiles_of(content: Mapping[str, Any]) -> list[Profile]:
-    """The optimization profiles of a trt artifact, in the engine's order."""
+    """The optimization profiles of a trt artifact.
+
+    Args:
+        content: its manifest.
+
+    Returns:
+        At least one, in the engine's order.
+
+    Raises:
+        LayoutError: the manifest has none, or not as [min, opt, max].
+    """
     profiles = []
     stated = content["engine"]["facts"].get("profiles")
     for one in stated if isinstance(stated, list) else ():
@@ -195,8 +251,16 @@ def largest_batch(profiles: Sequence[Profile]) -> int:
     """The largest N so that 1 to N texts of any length that a profile takes fit some profile.
 
     Triton's dynamic batching joins requests of one length up to max_batch_size and does not look at
-    profiles; a batch between or above them fails with every request in it. Raises LayoutError when
-    a length is taken only in batches of several texts.
+    profiles; a batch between or above them fails with every request in it.
+
+    Args:
+        profiles: at least one.
+
+    Returns:
+        N, at least 1.
+
+    Raises:
+        LayoutError: a length is taken only in batches of several texts.
     """
     reaches = {}
     for start in {one.tokens[0] for one in profiles} | {one.tokens[2] + 1 for one in profiles}:
@@ -221,7 +285,20 @@ def largest_batch(profiles: Sequence[Profile]) -> int:
 
 
 def text(name: str, content: Mapping[str, Any], plan: Plan, versions: Mapping[int, str]) -> str:
-    """config.pbtxt, sealed. versions: what each version folder holds, by its number."""
+    """config.pbtxt, sealed.
+
+    Args:
+        name: the model's.
+        content: manifest of the version that is served.
+        plan: how.
+        versions: what each version folder holds, by its number.
+
+    Returns:
+        The file's text.
+
+    Raises:
+        LayoutError: an input or output that Triton cannot batch.
+    """
     engine = content["engine"]
     backend, platform = BACKENDS[content["target"]]
     body = [
@@ -245,18 +322,39 @@ def text(name: str, content: Mapping[str, Any], plan: Plan, versions: Mapping[in
 
 
 def sealed(body: str) -> str:
-    """A config with the line that tells whether anyone has changed it."""
+    """A config with the line that tells whether anyone has changed it.
+
+    Args:
+        body: the config.
+
+    Returns:
+        That line, then the config.
+    """
     return f"{HEAD}{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
 
 
 def is_sealed(config: str) -> bool:
-    """Whether a config is as jexport wrote it."""
+    """Whether a config is as jexport wrote it.
+
+    Args:
+        config: the file's text.
+
+    Returns:
+        False where anybody changed it, or wrote it by hand.
+    """
     first, _, body = config.partition("\n")
     return first.startswith(HEAD) and sealed(body) == config
 
 
 def quoted(value: str) -> str:
-    """A string in protobuf's text format: UTF-8 bytes that are not plain ASCII in octal."""
+    """A string in protobuf's text format: UTF-8 bytes that are not plain ASCII in octal.
+
+    Args:
+        value: any text.
+
+    Returns:
+        The string with its quotes.
+    """
     plain = (chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in value.encode())
     return f'"{"".join(plain)}"'
 

@@ -64,12 +64,24 @@ class _Job:
 
 
 def write(artifacts: Sequence[Artifact], out: Path, wishes: Wishes) -> list[Written]:
-    """Put artifacts into the repository `out`, which is made when it is missing.
+    """Put artifacts into a model repository.
 
     An artifact that is there already keeps its number; another one of the same task gets the next,
     which Triton then serves. Nothing is put in place before everything is copied and checked.
-    Raises ArtifactError (changed, here or there), LayoutError (not for Triton, two of one task),
-    OutputPathError (`out` holds something else), DiskFullError.
+
+    Args:
+        artifacts: each is verified again.
+        out: the repository, which is made when it is missing.
+        wishes: what the user asks for.
+
+    Returns:
+        Each artifact as it stands there, in the order given.
+
+    Raises:
+        ArtifactError: one was changed, here or there.
+        LayoutError: one is not for Triton or of another checkpoint, or two are of one task.
+        OutputPathError: `out` holds something else, or a config that somebody changed.
+        DiskFullError: no space is left.
     """
     checked = [_checked(artifact, out) for artifact in artifacts]
     _check_repository(out)
@@ -92,7 +104,17 @@ def write(artifacts: Sequence[Artifact], out: Path, wishes: Wishes) -> list[Writ
 
 
 def model_name(content: Mapping[str, Any]) -> str:
-    """`<model>_<task>`, or the model's name alone for the task `none`."""
+    """The model's name in Triton: `<model>_<task>`, or the model's alone for the task `none`.
+
+    Args:
+        content: the artifact's manifest.
+
+    Returns:
+        The name, also its folder's.
+
+    Raises:
+        LayoutError: it cannot be a folder's name and part of a URL.
+    """
     task = content["task"]
     name = content["name"] if task == NONE else f"{content['name']}_{task}"
     if not NAME.fullmatch(name):

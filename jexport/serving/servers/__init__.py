@@ -23,14 +23,29 @@ JINA_TYPES = ("jina_embeddings_v3", "nomic_bert")
 
 
 def is_for_cuda(content: Mapping[str, Any]) -> bool:
-    """Whether an onnx artifact with this manifest runs on CUDA and nowhere else."""
+    """Whether an onnx artifact with this manifest runs on CUDA and nowhere else.
+
+    Args:
+        content: the manifest's.
+
+    Returns:
+        False for every other target, though it may need a GPU, too.
+    """
     return content["target"] == "onnx" and "cuda" in content["engine"]["facts"]
 
 
 def way(name: str, content: Mapping[str, Any]) -> Way:
-    """How that engine loads an artifact with this manifest.
+    """How an engine loads an artifact.
 
-    Raises ServingError for an engine that is not known, or does not load such artifacts.
+    Args:
+        name: the engine's, a key of ENGINES.
+        content: the artifact's manifest.
+
+    Returns:
+        The way for its target.
+
+    Raises:
+        ServingError: the engine is not known, or does not load such artifacts.
     """
     if name not in ENGINES:
         raise ServingError(
@@ -65,7 +80,18 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
 
 
 def versions(name: str, content: Mapping[str, Any]) -> Mapping[str, str]:
-    """Packages and the versions of them that load an artifact with this manifest."""
+    """Packages, and the versions of them that load an artifact.
+
+    Args:
+        name: the engine's.
+        content: the artifact's manifest.
+
+    Returns:
+        Versions as pip writes them, by package; empty where none is known.
+
+    Raises:
+        ServingError: as `way` does.
+    """
     offered = way(name, content)
     of_jina = content["engine"]["facts"].get("model_type") in JINA_TYPES
     return {**offered.needs, **(offered.jina if of_jina else {})}
@@ -74,7 +100,15 @@ def versions(name: str, content: Mapping[str, Any]) -> Mapping[str, str]:
 def notes(name: str, content: Mapping[str, Any]) -> list[str]:
     """What the line does not say: versions, prompts, normalisation and size, the engine's own.
 
-    Raises ServingError as `way` does.
+    Args:
+        name: the engine's.
+        content: the artifact's manifest.
+
+    Returns:
+        A line each.
+
+    Raises:
+        ServingError: as `way` does.
     """
     how, known = way(name, content), versions(name, content)
     prompt = content["embedding"]["prompt"]
@@ -120,9 +154,16 @@ def _differences(offered: Way, content: Mapping[str, Any]) -> list[str]:
 
 
 def check_version(name: str, content: Mapping[str, Any], package: str, version: str) -> None:
-    """Refuse a version of the engine, or of what it stands on, that is not known to load it.
+    """Refuse a version of the engine, or of what it stands on, not known to load an artifact.
 
-    Raises ServingError, naming the versions that do.
+    Args:
+        name: the engine's.
+        content: the artifact's manifest.
+        package: one of those that `versions` names.
+        version: as pip writes it.
+
+    Raises:
+        ServingError: names the versions that do; also as `way` does.
     """
     from packaging.specifiers import SpecifierSet
     from packaging.version import InvalidVersion, Version

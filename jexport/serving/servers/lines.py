@@ -22,7 +22,11 @@ GENAI_POOLINGS = {"mean": "MEAN", "cls": "CLS", "last": "LAST_TOKEN"}
 class Served:
     """An artifact as a line of a shell names it.
 
-    folder: its path. content: its manifest. host, port: where a server is to listen.
+    Args:
+        folder: its path.
+        content: its manifest.
+        host: where a server is to listen.
+        port: of that host.
     """
 
     folder: Path
@@ -89,7 +93,14 @@ def _python(code: str) -> str:
 
 
 def sentence_transformers(options: str = "") -> Callable[[Served], str]:
-    """SentenceTransformer, which pools, normalises and puts the prompt before each text."""
+    """SentenceTransformer, which pools, normalises and puts the prompt before each text.
+
+    Args:
+        options: further arguments as Python, from the comma on; '' for those of the precision.
+
+    Returns:
+        Gives the line for an artifact.
+    """
 
     def line(one: Served) -> str:
         pooled_in_fp32 = ', model_kwargs={"dtype": "float32"}' if one.dtype == "bfloat16" else ""
@@ -102,7 +113,14 @@ def sentence_transformers(options: str = "") -> Callable[[Served], str]:
 
 
 def auto_model(one: Served) -> str:
-    """AutoModel: token vectors."""
+    """AutoModel: token vectors.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     return _python(
         f"from transformers import AutoModel as M, AutoTokenizer as T; f = {one.literal}; "
         'print(M.from_pretrained(f)(**T.from_pretrained(f)("a text", return_tensors="pt"))[0])'
@@ -110,7 +128,14 @@ def auto_model(one: Served) -> str:
 
 
 def optimum(one: Served) -> str:
-    """Optimum's ONNX Runtime model: token vectors."""
+    """Optimum's ONNX Runtime model: token vectors.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     return _python(
         "from optimum.onnxruntime import ORTModelForFeatureExtraction as M; "
         f"from transformers import AutoTokenizer as T; f = {one.literal}; "
@@ -119,7 +144,14 @@ def optimum(one: Served) -> str:
 
 
 def langchain(one: Served) -> str:
-    """HuggingFaceEmbeddings, a wrapper of sentence-transformers."""
+    """HuggingFaceEmbeddings, a wrapper of sentence-transformers.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     return _python(
         "from langchain_huggingface import HuggingFaceEmbeddings as E; "
         f'print(E(model_name={one.literal}).embed_query("a text"))'
@@ -127,7 +159,14 @@ def langchain(one: Served) -> str:
 
 
 def llama_index(one: Served) -> str:
-    """HuggingFaceEmbedding, which puts its own prompts in the place of the folder's."""
+    """HuggingFaceEmbedding, which puts its own prompts in the place of the folder's.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     prompt = _literal(one.prompt)
     prompts = f", query_instruction={prompt}, text_instruction={prompt}" if one.prompt else ""
     own_length = "" if one.normalize else ", normalize=False"
@@ -138,7 +177,14 @@ def llama_index(one: Served) -> str:
 
 
 def fastembed(one: Served) -> str:
-    """TextEmbedding with a model of one's own."""
+    """TextEmbedding with a model of one's own.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     embedding = one.content["embedding"]
     name = _literal(f"{one.content['name']}-{embedding['task']}")
     graph, *more = one.content["engine"]["files"]
@@ -153,7 +199,14 @@ def fastembed(one: Served) -> str:
 
 
 def openvino_genai(one: Served) -> str:
-    """TextEmbeddingPipeline, with the tokenizer that is a graph."""
+    """TextEmbeddingPipeline, with the tokenizer that is a graph.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     hint = one.content["engine"]["facts"]["properties"]
     return _python(
         "import openvino_genai as g; c = g.TextEmbeddingPipeline.Config(); "
@@ -175,7 +228,14 @@ def _tokens(one: Served) -> str:
 
 
 def onnxruntime(one: Served) -> str:
-    """The graph itself: token vectors."""
+    """The graph itself: token vectors.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     cuda = one.content["engine"]["facts"].get("cuda")
     options = _literal(cuda["provider_options"]) if cuda else ""
     where = f', providers=[("CUDAExecutionProvider", {options})]' if cuda else ""
@@ -186,7 +246,14 @@ def onnxruntime(one: Served) -> str:
 
 
 def openvino(one: Served) -> str:
-    """The graph itself: token vectors."""
+    """The graph itself: token vectors.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     hint = one.content["engine"]["facts"]["properties"]
     return _python(
         f"import numpy as n, openvino as o; {_tokens(one)}"
@@ -195,12 +262,26 @@ def openvino(one: Served) -> str:
 
 
 def jexport(one: Served) -> str:
-    """The runtime of jexport itself."""
+    """The runtime of jexport itself.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     return f"jexport embed {one.path} --input texts.txt --output vectors.npy"
 
 
 def infinity(one: Served) -> str:
-    """A server of OpenAI's /embeddings, on ONNX Runtime."""
+    """A server of OpenAI's /embeddings, on ONNX Runtime.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     # A path other than `.` makes it look for the graph under a name that is not there (0.0.78 with
     # optimum-onnx 0.1.0). Its own optimizer, and without INFINITY_HOME its cache, would write into
     # the folder, which is then no longer what was built.
@@ -212,12 +293,26 @@ def infinity(one: Served) -> str:
 
 
 def vllm(one: Served) -> str:
-    """A server of OpenAI's /v1/embeddings."""
+    """A server of OpenAI's /v1/embeddings.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     return f"vllm serve {one.path} --dtype {one.dtype} --host {one.host} --port {one.port}"
 
 
 def tei(one: Served) -> str:
-    """A server of /embed and of OpenAI's /v1/embeddings."""
+    """A server of /embed and of OpenAI's /v1/embeddings.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     name = one.default_prompt_name
     prompted = f" --default-prompt-name {name}" if name else ""
     # ONNX Runtime's backend has float32 only, whatever the graph computes in.
@@ -228,7 +323,14 @@ def tei(one: Served) -> str:
 
 
 def model_server(one: Served) -> str:
-    """A server of OpenAI's /v3/embeddings."""
+    """A server of OpenAI's /v3/embeddings.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     return (
         f"ovms --task embeddings --model_name {one.task} --model_path {one.path} "
         f"--pooling {GENAI_POOLINGS[one.pooling]} {'' if one.normalize else '--normalize false '}"
@@ -237,7 +339,14 @@ def model_server(one: Served) -> str:
 
 
 def triton(one: Served) -> str:
-    """A server of tensors, from a model repository."""
+    """A server of tensors, from a model repository.
+
+    Args:
+        one: the artifact.
+
+    Returns:
+        The line.
+    """
     return (
         f"jexport package --layout triton {one.path} --out models "
         f"&& tritonserver --model-repository=models "

@@ -13,12 +13,17 @@ from jexport.serving.servers.lines import Served
 class Way:
     """How one engine loads the artifacts of one target.
 
-    line: builds the line. needs: packages with the versions that can, as pip writes them; those of
-    `jina` only for jina-embeddings-v3. prompts: whether the line makes the engine put the prompt
-    before each text. poolings: those that it has, empty for all. note: what else to know.
-    named: how a caller chooses another prompt of the artifact by its name, '' where none can.
-    normalizes: of an engine that normalises every vector, what can be done about it; '' where it
-    does as the artifact says. cuts: whether it knows truncate_dim.
+    Args:
+        line: builds the line.
+        needs: packages with the versions that can, as pip writes them.
+        jina: more of them, only for jina-embeddings-v3.
+        prompts: whether the line makes the engine put the prompt before each text.
+        poolings: those that it has, empty for all.
+        note: what else to know.
+        named: how a caller chooses another prompt of the artifact by its name, '' where none can.
+        normalizes: of an engine that normalises every vector, what can be done about it; '' where
+            it does as the artifact says.
+        cuts: whether it knows truncate_dim.
     """
 
     line: Callable[[Served], str]
@@ -34,7 +39,12 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A program or library that loads artifacts. title: its own name. ways: by target."""
+    """A program or library that loads artifacts.
+
+    Args:
+        title: its own name.
+        ways: by target.
+    """
 
     title: str
     ways: Mapping[str, Way]
