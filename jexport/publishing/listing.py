@@ -22,7 +22,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One release and the tags that point to it now."""
+    """One release and the tags that point to it now.
+
+    Args:
+        ref: by digest, as `pull` takes it.
+        release: read from its document.
+        tags: names that point to it.
+    """
 
     ref: str
     release: Release
@@ -31,14 +37,31 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The rows, by name, and what was wrong with releases and tags that cannot be read."""
+    """What a place holds, and what in it cannot be read.
+
+    Args:
+        rows: by the releases' facts, then by ref.
+        troubles: what is wrong, a line for each release or tag that cannot be read.
+    """
 
     rows: tuple[Row, ...]
     troubles: tuple[str, ...]
 
 
 def read(ref: Ref, access: Access) -> Listing:
-    """What a destination holds. One that its digest does not name is a trouble, no row."""
+    """What a destination holds. One that its digest does not name is a trouble, no row.
+
+    Args:
+        ref: a destination; digest and tag do not count.
+        access: how it is reached.
+
+    Returns:
+        Rows and troubles.
+
+    Raises:
+        DependencyError: a library that the kind of registry needs is missing.
+        RegistryError: the destination cannot be opened or listed.
+    """
     with registries.opened(ref, access) as store, ThreadPoolExecutor(THREADS) as pool:
         what = f"listing {ref.address}"
         listing = call_with_retry(store.listing, what=what)

@@ -104,7 +104,18 @@ def _slot(out: Path, release: Release) -> Slot:
 
 
 def resolved(store: Store, ref: Ref) -> Release:
-    """The release that a ref names, its document checked."""
+    """The release that a ref names, its document checked.
+
+    Args:
+        store: the ref's destination, opened.
+        ref: without a digest its tag counts, without a tag DEFAULT_TAG.
+
+    Returns:
+        The release.
+
+    Raises:
+        RegistryError: there is none, or its document is not what the digest names.
+    """
     digest = ref.digest
     if not digest:
         tag = ref.tag or registries.DEFAULT_TAG
@@ -165,7 +176,14 @@ class Fetching:
         self.threads, self.listen = threads, listen
 
     def all(self, *, only_beside: bool = False) -> None:
-        """Fetch what lacks: the manifest first, so that nothing large comes in vain."""
+        """Fetch what lacks: the manifest first, so that nothing large comes in vain.
+
+        Args:
+            only_beside: signatures and provenance only, for an artifact that is there already.
+
+        Raises:
+            RegistryError: a file is missing or has other bytes, or the manifest lists others.
+        """
         layers = [each for each in self.release.layers if each.beside or not only_beside]
         if not only_beside:
             self.manifest()
@@ -235,7 +253,17 @@ class Fetching:
         return sha.hexdigest() == blob.hex
 
     def assembled(self, folder: Path) -> Path:
-        """The artifact's files under their names, and nothing else; verified."""
+        """The artifact's files under their names, and nothing else; verified.
+
+        Args:
+            folder: is written anew; all files must have been fetched.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ArtifactError: the files are not those of the manifest.
+        """
         shutil.rmtree(folder, ignore_errors=True)
         for layer in self.release.layers:
             if not layer.beside:
@@ -246,7 +274,16 @@ class Fetching:
         return folder
 
     def check(self, folder: Path, policy: signing.Policy) -> None:
-        """Whether this release's own signature is about a folder, and by whom the policy says."""
+        """Whether this release's own signature is about a folder, and by whom the policy says.
+
+        Args:
+            folder: of the artifact.
+            policy: whose signature is asked for.
+
+        Raises:
+            ArtifactError: a file was changed.
+            SignatureError: it is missing, broken, of somebody else or of something else.
+        """
         attest = self.work_dir / "attest"
         shutil.rmtree(attest, ignore_errors=True)
         self.place_beside(attest)
@@ -267,7 +304,11 @@ class Fetching:
         shutil.copyfile(whole, target)
 
     def place_beside(self, folder: Path) -> None:
-        """Signatures and provenance into `<version>.attest`, each whole or not at all."""
+        """Signatures and provenance into `<version>.attest`, each whole or not at all.
+
+        Args:
+            folder: that one, or another to check them in; what is there and right stays.
+        """
         for layer in self.release.layers:
             target = folder / layer.path
             if layer.beside and not (target.is_file() and _digest(target) == layer.blob.hex):
@@ -286,7 +327,17 @@ def _digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def writable(out: Path) -> Iterator[None]:
-    """What the disk below `out` says, as an OutputPathError; a full one stays what it is."""
+    """Report what the disk below `out` refuses as an OutputPathError; a full one stays what it is.
+
+    Args:
+        out: the folder of all artifacts; created when it is missing.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputPathError: in place of an OSError about a file below `out`.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         yield
@@ -301,7 +352,15 @@ def writable(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_work_dir(out: Path, digest: str) -> Iterator[Path]:
-    """A release's folder below .pull/, locked: two pulls of one release take turns."""
+    """A release's folder below .pull/, locked: two pulls of one release take turns.
+
+    Args:
+        out: the folder of all artifacts.
+        digest: of the release.
+
+    Yields:
+        The folder, with what an earlier pull has left; it goes at the end when it is empty.
+    """
     above = out / WORK
     path = above / digest.replace(":", "-")
     lock = locks.acquire(path.with_name(f"{path.name}.lock"))
@@ -321,7 +380,13 @@ def own_work_dir(out: Path, digest: str) -> Iterator[Path]:
 
 
 def sweep(above: Path, *, but: str = "", stale_s: float = STALE_S) -> None:
-    """Remove what pulls that nobody took up again left below a .pull folder, but for one name."""
+    """Remove what pulls that nobody took up again left below a .pull folder.
+
+    Args:
+        above: the .pull folder.
+        but: a name in it that stays.
+        stale_s: seconds since its last change before something counts as left.
+    """
     for path in above.iterdir():
         if path.stem == but or path.suffix == ".lock":
             continue

@@ -54,7 +54,14 @@ def root() -> Path:
 
 
 def limit_bytes() -> int:
-    """How much may stay: JEXPORT_CACHE_GIB, else LIMIT_GIB. Raises CacheError for no number."""
+    """How much may stay: JEXPORT_CACHE_GIB, else LIMIT_GIB.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        CacheError: JEXPORT_CACHE_GIB is no number.
+    """
     configured = os.environ.get(LIMIT_VARIABLE, "").strip() or str(LIMIT_GIB)
     if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,9})?", configured, re.ASCII):
         raise CacheError(
@@ -70,8 +77,16 @@ def opened(text: str) -> Iterator[Path]:
     """The folder of a ref's artifact, fetched when it is not here; it stays while the block runs.
 
     A ref with a digest that is here asks no network. A tag is resolved first. What is over the
-    limit then goes, so the disk has to hold that and one release more. Raises as pull.run(), and
-    CacheError.
+    limit then goes, so the disk has to hold that and one release more.
+
+    Args:
+        text: a ref.
+
+    Yields:
+        The artifact's folder.
+
+    Raises:
+        CacheError: JEXPORT_CACHE_GIB is no number. Also what pull.run() raises.
     """
     place, limit = root(), limit_bytes()
     ref = registries.parse(text)
@@ -163,7 +178,14 @@ def _changed(home: Path, evidence: str) -> ArtifactError:
 
 
 def listed(place: Path) -> list[Entry]:
-    """All releases, the least recently opened first; damaged ones too."""
+    """All releases, the least recently opened first; damaged ones too.
+
+    Args:
+        place: the folder of all pulled releases.
+
+    Returns:
+        An entry a release.
+    """
     entries_here = entries.listed(place, record_name=RELEASE, about=_about)
     return [one for one in entries_here if NAME.fullmatch(one.name)]
 
@@ -184,13 +206,22 @@ def _release(home: Path) -> Release:
 def shrink(place: Path, limit: int) -> list[Entry]:
     """Remove what was opened least recently until the rest fits; never what somebody has open.
 
-    Returns what was removed.
+    Args:
+        place: the folder of all pulled releases.
+        limit: bytes that may stay.
+
+    Returns:
+        What was removed.
     """
     return entries.shrink(place, limit, listing=listed)
 
 
 def clean(place: Path) -> None:
-    """Remove what pulls that were stopped left to be taken up again."""
+    """Remove what pulls that were stopped left to be taken up again.
+
+    Args:
+        place: the folder of all pulled releases.
+    """
     with contextlib.suppress(OSError):
         pull.sweep(place / pull.WORK, stale_s=0)
     for folder in (place / pull.WORK, place):
@@ -199,7 +230,14 @@ def clean(place: Path) -> None:
 
 
 def verify(place: Path) -> Iterator[tuple[str, str]]:
-    """Read every release: its name and what is wrong with it, '' for nothing."""
+    """Read every release.
+
+    Args:
+        place: the folder of all pulled releases.
+
+    Yields:
+        Its name and what is wrong with it, '' for nothing.
+    """
     for one in listed(place):
         held = _held(place, one.name)
         with held if held is not None else contextlib.nullcontext():
@@ -208,7 +246,15 @@ def verify(place: Path) -> Iterator[tuple[str, str]]:
 
 
 def remove_damaged(place: Path, name: str) -> bool:
-    """Remove one release, unless somebody has it open; whether it was."""
+    """Remove one release, unless somebody has it open.
+
+    Args:
+        place: the folder of all pulled releases.
+        name: of the release's folder in it.
+
+    Returns:
+        Whether it was removed.
+    """
     return entries.remove_damaged(place, name)
 
 

@@ -53,7 +53,12 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
-    """Some bytes, by their SHA-256 ('sha256:' and 64 hex digits) and size."""
+    """Some bytes, by their SHA-256 and size.
+
+    Args:
+        digest: 'sha256:' and 64 hex digits.
+        size_bytes: 0 or more.
+    """
 
     digest: str
     size_bytes: int
@@ -66,7 +71,13 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A file of a release. path: in the artifact's folder, or in `<version>.attest` for beside."""
+    """A file of a release.
+
+    Args:
+        path: in the artifact's folder, or in `<version>.attest` for beside; forward slashes.
+        blob: its bytes.
+        beside: whether it lies in the second, as signatures and provenance do.
+    """
 
     path: str
     blob: Blob
@@ -75,7 +86,14 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """One release: its document, as bytes, and what the document says."""
+    """One release: its document, as bytes, and what the document says.
+
+    Args:
+        document: the bytes that the digest is of.
+        config: of the model, as the model spec has it.
+        layers: every file, the artifact's and those beside it.
+        facts: by the names in FACTS.
+    """
 
     document: bytes
     config: Blob
@@ -104,21 +122,44 @@ class Release:
 
 
 def digest_of(content: bytes) -> str:
-    """'sha256:' and the hex digest."""
+    """A digest as documents and refs have it.
+
+    Args:
+        content: any bytes.
+
+    Returns:
+        'sha256:' and 64 hex digits.
+    """
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def beside(folder: Path) -> Path:
-    """Where the signatures of an artifact's folder are: `<version>.attest`, next to it."""
+    """Where the signatures of an artifact's folder are.
+
+    Args:
+        folder: of the artifact; links such as `latest` are followed.
+
+    Returns:
+        `<version>.attest`, next to it, whether it is there or not.
+    """
     whole = folder.resolve()
     return whole.with_name(whole.name + BESIDE)
 
 
 def of(artifact: Artifact, work_dir: Path) -> tuple[Release, dict[str, Path]]:
-    """The release of an artifact, and where each of its blobs is (by digest).
+    """The release of an artifact. Every file is read and checked first.
 
-    Every file is read and checked first. work_dir: a folder for what is a blob and no file yet.
-    Raises ArtifactError for a changed artifact.
+    Args:
+        artifact: to be published.
+        work_dir: a folder for what is a blob and no file yet.
+
+    Returns:
+        The release, and where each of its blobs is, by digest.
+
+    Raises:
+        ArtifactError: a file was changed.
+        RegistryError: a file's name is not plain, or a link or special file lies beside the
+            artifact.
     """
     content = manifest.verify(artifact.path).content
     layers, sources = [], {}
@@ -229,7 +270,16 @@ def _text(value: object) -> bytes:
 def read(document: bytes, digest: str, *, where: str) -> Release:
     """What a document says, once its digest is right and nothing in it leads out of a folder.
 
-    where: said in errors. Raises RegistryError.
+    Args:
+        document: its bytes.
+        digest: that they must have.
+        where: the place that errors name.
+
+    Returns:
+        The release.
+
+    Raises:
+        RegistryError: another digest, or no document of a model.
     """
     if digest_of(document) != digest:
         raise refused(where, digest, f"its document has the digest {digest_of(document)}")
@@ -285,7 +335,14 @@ def _blob(descriptor: Mapping[str, Any]) -> Blob:
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path stays in its folder: relative, forward slashes, no '.' or '..' in it."""
+    """Whether a path stays in its folder: relative, forward slashes, no '.' or '..' in it.
+
+    Args:
+        path: as a document or a manifest has it.
+
+    Returns:
+        False also for a backslash or a control character.
+    """
     parts = path.split("/")
     return not any(part in ("", ".", "..") for part in parts) and not re.search(
         r"[\\\x00-\x1f\x7f]", path
@@ -293,7 +350,16 @@ def is_plain(path: str) -> bool:
 
 
 def check_files(release: Release, content: Mapping[str, Any], *, where: str) -> None:
-    """Raise RegistryError unless the release's files are those of the artifact's manifest."""
+    """Refuse a release whose files or facts are not those of the artifact's manifest.
+
+    Args:
+        release: what was published.
+        content: of the manifest.
+        where: the place that errors name.
+
+    Raises:
+        RegistryError: they differ.
+    """
     listed = {entry["path"]: (entry["sha256"], entry["size_bytes"]) for entry in content["files"]}
     held = {
         layer.path: (layer.blob.hex, layer.blob.size_bytes)
@@ -309,7 +375,16 @@ def check_files(release: Release, content: Mapping[str, Any], *, where: str) -> 
 
 
 def refused(where: str, digest: str, evidence: str) -> RegistryError:
-    """The error for content that is not what its digest names."""
+    """The error for content that is not what its digest names.
+
+    Args:
+        where: the place that holds it.
+        digest: of the release.
+        evidence: what shows that.
+
+    Returns:
+        The error, to be raised.
+    """
     return RegistryError(
         f"{where} does not hold what {digest[:19]}... names",
         evidence=evidence,

@@ -39,9 +39,20 @@ def call_with_retry(
 ) -> T:
     """Call until it does not raise TransientError: ATTEMPTS times since anything was `reached`.
 
-    reached(): how far the work is; a call that got farther before it failed starts the count anew,
-    so a large file comes through a bad line. About 15 s of pauses in a row.
-    Raises RegistryError with the last fault.
+    About 15 s of pauses in a row.
+
+    Args:
+        call: what may fail.
+        what: it does, for the error.
+        reached: how far the work is; a call that got farther before it failed starts the count
+            anew, so a large file comes through a bad line.
+        sleep: pauses so many seconds; may raise to end it all.
+
+    Returns:
+        What the call returned.
+
+    Raises:
+        RegistryError: every attempt failed; with the last fault.
     """
     before, failures = reached(), 0
     while True:

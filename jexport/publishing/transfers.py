@@ -20,9 +20,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class TransferControl:
-    """What a transfer tells and asks. moved(n): n more bytes (fewer, when it begins anew).
+    """What a transfer reports and asks. Both raise Stopped once everything stops.
 
-    sleep(seconds): a pause that ends when everything stops. Both raise Stopped then.
+    Args:
+        moved: takes how many more bytes were moved; below 0 when it begins anew.
+        sleep: a pause of so many seconds that ends when everything stops.
     """
 
     moved: Callable[[int], None]
@@ -35,7 +37,14 @@ Job: TypeAlias = Callable[[TransferControl], None]
 def run_parallel(
     jobs: Sequence[Job], *, threads: int, total_bytes: int, show: Callable[[int, int], None]
 ) -> None:
-    """Run all jobs, so many at a time; show(done, total) in bytes. Raises the first error."""
+    """Run all jobs. The first error of one stops the others and is raised.
+
+    Args:
+        jobs: what to move.
+        threads: how many run at a time.
+        total_bytes: of all jobs.
+        show: takes the bytes moved so far, and total_bytes.
+    """
     lock, stop, counted = threading.Lock(), threading.Event(), [0]
 
     def moved(count: int) -> None:

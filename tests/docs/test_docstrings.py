@@ -21,6 +21,8 @@ HELP = "jexport/cli"
 LONG = {
     "jexport/artifacts/model_card.py": {"text"},
     "jexport/checkpoints/shards.py": {"reader"},
+    "jexport/publishing/pull.py": {"run"},
+    "jexport/publishing/registries/_objects.py": {"store"},
     "jexport/targets/trt/__init__.py": {"build"},
     "jexport/targets/trt/building.py": {"refit"},
 }

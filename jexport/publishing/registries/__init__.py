@@ -28,7 +28,14 @@ DEFAULT_TAG = "latest"
 
 @dataclass(frozen=True, kw_only=True)
 class Ref:
-    """A destination, and a release in it: by digest, by tag, or none of both."""
+    """A destination, and a release in it: by digest, by tag, or none of both.
+
+    Args:
+        kind: name of the kind of registry.
+        address: with its scheme, in the form that the kind gives it.
+        digest: 'sha256:' and 64 hex digits, '' for none.
+        tag: '' for none.
+    """
 
     kind: str
     address: str
@@ -36,15 +43,24 @@ class Ref:
     tag: str = ""
 
     def at(self, digest: str) -> str:
-        """The ref that `pull` takes for a release."""
+        """The ref that `pull` takes for a release.
+
+        Args:
+            digest: of the release.
+
+        Returns:
+            ADDRESS@sha256:DIGEST.
+        """
         return f"{self.address}@{digest}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """How a destination is reached. plain_http: without TLS on other machines than this one.
+    """How a destination is reached.
 
-    public: whether everybody can read it, where the service cannot be asked.
+    Args:
+        plain_http: without TLS on other machines than this one.
+        public: whether everybody can read it, where the service cannot be asked.
     """
 
     plain_http: bool = False
@@ -53,7 +69,12 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Digests of the releases there are, and names of the tags."""
+    """What a destination holds, by name.
+
+    Args:
+        digests: of the releases there are.
+        tags: their names, a registry's own tags aside.
+    """
 
     digests: tuple[str, ...]
     tags: tuple[str, ...]
@@ -61,14 +82,20 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """One destination, opened. Functions raise TransientError for a fault that may pass.
+    """One destination, opened: functions.
 
-    public(): whether everybody can read what is published. has(release, blob): whether it is there,
-    whole. put(release, blob, path, sent): uploads a file; sent(n): n more bytes went out.
-    commit(release, sources): makes a release visible; every blob is there. tag(release, tag): a
-    name for it, from now on.
-    document(digest): its bytes, not checked. read(release, blob, start): a blob's bytes from there
-    on. resolve(tag): a digest. listing(). Raises RegistryError for what is not there.
+    They raise TransientError for a fault that may pass, RegistryError for what is not there.
+
+    Args:
+        public: whether everybody can read what is published.
+        has: whether a blob of a release is there, whole.
+        put: uploads a file: release, blob, path, sent; sent(n) means that n more bytes went out.
+        commit: makes a release visible, once every blob is there; takes the blobs' paths by digest.
+        tag: a name for a release, from now on.
+        document: its bytes by digest, not checked.
+        read: release, blob, start: the blob's bytes from there on.
+        resolve: the digest that a tag names.
+        listing: all digests and tags.
     """
 
     public: Callable[[], bool]
@@ -84,10 +111,16 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of registry. scheme: what stands before '://'. needs: modules.
+    """One kind of registry.
 
-    address(text): the destination as refs show it, or RegistryError. open(address, access,
-    writing): a Store; writing: whether the place may be made when it is not there.
+    Args:
+        name: of its module.
+        scheme: what stands before '://'.
+        summary: what it is, in a few words.
+        needs: modules that must be installed.
+        address: the destination as refs show it, or RegistryError.
+        open: address, access, writing: a Store; writing: whether the place may be created when it
+            is not there.
     """
 
     name: str
@@ -104,7 +137,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Kind:
-    """Import one kind. Raises RegistryError naming the nearest."""
+    """Import one kind.
+
+    Args:
+        name: of the kind, one of `names()`.
+
+    Returns:
+        Its record.
+
+    Raises:
+        RegistryError: there is no such kind; names the nearest.
+    """
     kind: Kind = plugins.load(
         __name__, name, record="KIND", kind="kind of registry", error=RegistryError
     )
@@ -114,8 +157,15 @@ def load(name: str) -> Kind:
 def parse(text: str) -> Ref:
     """A destination or a ref: [SCHEME://]PLACE[:TAG][@sha256:DIGEST]; without a scheme a folder.
 
-    Raises RegistryError for another scheme, a broken digest or tag, and for credentials, which
-    belong into the service's own settings.
+    Args:
+        text: as a user gives it.
+
+    Returns:
+        The ref; nothing is opened.
+
+    Raises:
+        RegistryError: another scheme, a broken digest or tag, or credentials, which belong into
+            the service's own settings.
     """
     scheme, there, place = text.partition("://")
     if not there:
@@ -164,7 +214,14 @@ def _broken(text: str, evidence: str) -> RegistryError:
 
 
 def check_tag(tag: str) -> None:
-    """Raise RegistryError for a tag that no registry takes, or that says a digest."""
+    """Refuse a tag that no registry takes, or that says a digest.
+
+    Args:
+        tag: a name for a release.
+
+    Raises:
+        RegistryError: it is one of those.
+    """
     if not TAG.fullmatch(tag) or RESERVED.fullmatch(tag):
         raise RegistryError(
             f"'{tag:.200}' cannot be a tag",
@@ -174,7 +231,20 @@ def check_tag(tag: str) -> None:
 
 
 def opened(ref: Ref, access: Access, *, writing: bool = False) -> AbstractContextManager[Store]:
-    """The destination of a ref, for a `with` block. Raises DependencyError, RegistryError."""
+    """The destination of a ref, for a `with` block.
+
+    Args:
+        ref: digest and tag do not count.
+        access: how it is reached.
+        writing: whether the place may be created when it is not there.
+
+    Returns:
+        A context manager that gives the Store.
+
+    Raises:
+        DependencyError: a module that the kind needs is missing.
+        RegistryError: the place cannot be used.
+    """
     kind = load(ref.kind)
     missing = [name for name in kind.needs if importlib.util.find_spec(name) is None]
     if missing:
@@ -187,7 +257,16 @@ def opened(ref: Ref, access: Access, *, writing: bool = False) -> AbstractContex
 
 
 def no_tag(address: str, tag: str, known: Sequence[str]) -> RegistryError:
-    """The error for a tag that is not there."""
+    """The error for a tag that is not there.
+
+    Args:
+        address: of the destination.
+        tag: that was asked for.
+        known: tags that are there; the first 20 are named.
+
+    Returns:
+        The error, to be raised.
+    """
     return RegistryError(
         f"{address} has no tag '{tag}'",
         evidence=f"tags: {', '.join(sorted(known)[:20]) or 'none'}",
@@ -196,7 +275,15 @@ def no_tag(address: str, tag: str, known: Sequence[str]) -> RegistryError:
 
 
 def no_release(address: str, digest: str) -> RegistryError:
-    """The error for a digest that is not there."""
+    """The error for a digest that is not there.
+
+    Args:
+        address: of the destination.
+        digest: that was asked for.
+
+    Returns:
+        The error, to be raised.
+    """
     return RegistryError(
         f"{address} has no release {digest}",
         evidence="it was never published there, or not to its end",

@@ -57,9 +57,22 @@ class Client:
         body: Any = None,
         stream: bool = False,
     ) -> Any:
-        """One request; a requests.Response with one of the `good` codes.
+        """One request. A 401 is answered with the login, once.
 
-        body: bytes, or a function that opens them anew. A 401 is answered with the login, once.
+        Args:
+            method: of HTTP.
+            address: a path on the host, or a URL.
+            good: status codes to return.
+            headers: more than the login's.
+            body: bytes, or a function that opens them anew.
+            stream: whether the caller reads the answer's body piece by piece.
+
+        Returns:
+            A requests.Response with one of the `good` codes.
+
+        Raises:
+            TransientError: a fault that may pass.
+            RegistryError: another code, or an address without TLS on a host that has it.
         """
         url = urljoin(self.base, address)
         if urlsplit(url).scheme == "http" and self.base.startswith("https:"):
@@ -107,7 +120,15 @@ class Client:
 
     @contextlib.contextmanager
     def wrapped_errors(self) -> Iterator[None]:
-        """What requests says, as TransientError or RegistryError."""
+        """Report what requests raises as errors of our own.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            TransientError: no connection, a timeout, or an answer that broke off.
+            RegistryError: a certificate that is not trusted, or anything else.
+        """
         from requests import exceptions as wrong
 
         try:
@@ -169,7 +190,17 @@ class Client:
         return str(content.get("token") or content.get("access_token"))
 
     def json(self, answer: Any) -> Mapping[str, Any]:
-        """The JSON object of an answer."""
+        """The JSON object of an answer.
+
+        Args:
+            answer: a requests.Response.
+
+        Returns:
+            The object.
+
+        Raises:
+            RegistryError: it is no JSON, or no object.
+        """
         with self.wrapped_errors():
             content = answer.json()
         if not isinstance(content, dict):

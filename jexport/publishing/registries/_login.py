@@ -22,7 +22,14 @@ DOCKER_HUB = ("registry-1.docker.io", "docker.io", "index.docker.io", "https://i
 
 
 def login(host: str) -> tuple[str, str] | None:
-    """User and password (or token) for a registry's host, None when there are none."""
+    """The credentials for a registry's host.
+
+    Args:
+        host: with its port, if it has one.
+
+    Returns:
+        User and password (or token), None when there are none.
+    """
     names = DOCKER_HUB if host in DOCKER_HUB else (host, f"https://{host}", f"https://{host}/v1/")
     for config in _configs():
         for name in names:

@@ -25,11 +25,15 @@ BLOBS, RELEASES, TAGS = "blobs/sha256", "releases/sha256", "tags"
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:
-    """Keys and bytes. A key holds all of its bytes or is not there.
+    """Keys and bytes, as functions. A key holds all of its bytes or is not there.
 
-    holds(key, blob): whether the blob is there, as well as that can be told without moving it.
-    write(key, content); upload(key, path, blob, sent); read(key, limit): at most so many bytes, or
-    None when the key is not there; stream(key, size, start); names(prefix): below it.
+    Args:
+        holds: key, blob: whether it is there, as well as that can be seen without moving it.
+        write: key, content: a small object.
+        upload: key, path, blob, sent: a file; sent(n) means that n more bytes went out.
+        read: key, limit: at most so many bytes, None when the key is not there.
+        stream: key, size, start: the bytes from start on.
+        names: those below a prefix.
     """
 
     holds: Callable[[str, Blob], bool]

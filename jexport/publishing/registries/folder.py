@@ -26,7 +26,14 @@ STALE_S = 24 * 3600.0
 
 
 def is_registry(folder: Path) -> bool:
-    """Whether a folder is a registry, and not a folder of artifacts."""
+    """Whether a folder is a registry, and not a folder of artifacts.
+
+    Args:
+        folder: any path.
+
+    Returns:
+        False also where there is no folder.
+    """
     return (folder / _objects.MARK).is_file()
 
 

@@ -212,7 +212,14 @@ class _Repository:
 
 
 def root(release: Release) -> str:
-    """Where a release's files are; builds of one version that differ do not meet."""
+    """Where a release's files are; builds of one version that differ do not meet.
+
+    Args:
+        release: its facts and its manifest's digest count.
+
+    Returns:
+        A path in the repository.
+    """
     facts, own = release.facts, release.manifest.blob.hex[:12]
     return (
         f"{facts['name']}/{facts['task']}/{facts['target']}-{facts['precision']}"
@@ -221,7 +228,15 @@ def root(release: Release) -> str:
 
 
 def places(release: Release, blob: Blob) -> list[str]:
-    """Every path at which a blob stands in the repository."""
+    """Every path at which a blob stands in the repository.
+
+    Args:
+        release: that has the blob.
+        blob: a file's, or the model config.
+
+    Returns:
+        The paths, several for files with equal bytes.
+    """
     paths = []
     for layer in release.layers:
         if layer.blob == blob and layer.beside:

@@ -17,7 +17,15 @@ PAYLOAD = "application/vnd.in-toto+json"
 
 
 def seal(statement: object, key: Any) -> bytes:
-    """The envelope around a statement, signed with an elliptic-curve private key."""
+    """The envelope around a statement, signed with an elliptic-curve private key.
+
+    Args:
+        statement: JSON-ready.
+        key: a private key of the package cryptography.
+
+    Returns:
+        The envelope as JSON, one line without its end.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec
 
     payload = json.dumps(statement, sort_keys=True, ensure_ascii=False).encode()
@@ -34,7 +42,18 @@ def seal(statement: object, key: Any) -> bytes:
 
 
 def opened(line: bytes, public: Any) -> Any:
-    """The statement in an envelope, once this public key has signed it. Raises SignatureError."""
+    """The statement in an envelope, once this public key has signed it.
+
+    Args:
+        line: the envelope as JSON.
+        public: an elliptic-curve public key of the package cryptography.
+
+    Returns:
+        The statement, not checked further.
+
+    Raises:
+        SignatureError: in place of ValueError and the like: it has not, or this is no envelope.
+    """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -54,7 +73,14 @@ def opened(line: bytes, public: Any) -> Any:
 
 
 def key_id(public: Any) -> str:
-    """SHA-256 of a public key as PEM: how model-signing names keys in its signatures."""
+    """SHA-256 of a public key as PEM: how model-signing names keys in its signatures.
+
+    Args:
+        public: a public key of the package cryptography.
+
+    Returns:
+        64 hex digits.
+    """
     from cryptography.hazmat.primitives import serialization
 
     pem = public.public_bytes(

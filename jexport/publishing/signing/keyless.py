@@ -16,7 +16,14 @@ from jexport.publishing.signing import Policy
 def token(given: str) -> str:
     """An identity token: the one given, else the machine's own (CI), else asked for in a browser.
 
-    Raises SignatureError when none is to be had.
+    Args:
+        given: an OpenID token, '' for none.
+
+    Returns:
+        The token as text.
+
+    Raises:
+        SignatureError: none is to be had.
     """
     from sigstore import models, oidc
 
@@ -31,7 +38,18 @@ def token(given: str) -> str:
 
 
 def seal(statement: object, raw_token: str) -> bytes:
-    """The statement, signed and logged by Sigstore: one line, a Sigstore bundle."""
+    """The statement, signed and logged by Sigstore.
+
+    Args:
+        statement: JSON-ready, an in-toto statement.
+        raw_token: of the identity that signs.
+
+    Returns:
+        A Sigstore bundle as JSON, one line without its end.
+
+    Raises:
+        SignatureError: Sigstore did not sign.
+    """
     from sigstore import dsse, models, oidc
     from sigstore import sign as signing
 
@@ -47,7 +65,19 @@ def seal(statement: object, raw_token: str) -> bytes:
 
 
 def opened(line: bytes, policy: Policy) -> Any:
-    """The statement in such a line, once the identity asked for has signed it."""
+    """The statement in such a line, once the identity asked for has signed it.
+
+    Args:
+        line: a Sigstore bundle as JSON.
+        policy: its identity and issuer count.
+
+    Returns:
+        The statement, not checked further.
+
+    Raises:
+        SignatureError: in place of ValueError and Sigstore's own: it has not, this is no bundle, or
+            there is no network.
+    """
     from sigstore import models, verify
 
     try:

@@ -25,7 +25,20 @@ FULCIO_ISSUERS = ("1.3.6.1.4.1.57264.1.8", "1.3.6.1.4.1.57264.1.1")
 
 
 def sign(folder: Path, signer: Signer, *, token: str = "") -> bytes:
-    """The signature of a folder. token: Sigstore's, for a signer without a key."""
+    """The signature of a folder.
+
+    Args:
+        folder: every file in it is signed.
+        signer: a key, a certificate, or Sigstore's identity.
+        token: Sigstore's, for a signer without a key.
+
+    Returns:
+        The signature file's bytes.
+
+    Raises:
+        SignatureError: the key or certificate cannot be used, or Sigstore did not sign. Once a key
+            is loaded, errors of the library stay what they are.
+    """
     from model_signing import hashing, signing
 
     # Files of git count like any other: by default the library leaves them out.
@@ -57,7 +70,18 @@ def sign(folder: Path, signer: Signer, *, token: str = "") -> bytes:
 
 
 def private_key(signer: Signer) -> Any:
-    """The signer's key, for the provenance. Raises SignatureError."""
+    """The signer's key, for the provenance.
+
+    Args:
+        signer: one with a key.
+
+    Returns:
+        A private key of the package cryptography.
+
+    Raises:
+        SignatureError: in place of OSError, ValueError and the like: it cannot be read, or is of
+            another curve.
+    """
     from cryptography.hazmat.primitives import serialization
 
     try:
@@ -74,10 +98,21 @@ def private_key(signer: Signer) -> Any:
 def check(
     folder: Path, place: Path, policy: Policy, files: Mapping[str, str], *, called: str = ""
 ) -> Any:
-    """Refuse a folder whose signature is not what the policy asks for. Raises SignatureError.
+    """Refuse a folder whose signature is not what the policy asks for.
 
-    place: where the signature lies. files: SHA-256 by name of all that must be signed. called: what
-    errors name. Returns the public key that has signed, None where Sigstore vouches for it.
+    Args:
+        folder: what was signed.
+        place: the signature file.
+        policy: whose signature is asked for.
+        files: SHA-256 by name of all that must be signed.
+        called: what errors name.
+
+    Returns:
+        The public key that has signed, None where Sigstore vouches for it.
+
+    Raises:
+        SignatureError: in place of ValueError and the library's own: it is broken, of somebody else
+            or of something else, or there is no way to check it.
     """
     signature = place.read_bytes()
     bundle = _bundle(signature, policy)
@@ -99,7 +134,14 @@ def check(
 
 
 def check_policy(policy: Policy) -> None:
-    """Raise SignatureError for a key or root that nothing can be checked with."""
+    """Refuse a policy that nothing can be checked with.
+
+    Args:
+        policy: whose signature will be asked for.
+
+    Raises:
+        SignatureError: its key or root cannot be used.
+    """
     _verifier(policy)
 
 

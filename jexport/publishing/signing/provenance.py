@@ -22,7 +22,15 @@ BUILDER = "urn:jexport:builder"
 
 
 def statement(content: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    """The statement about an artifact. files: SHA-256 by name of all of them, manifest included."""
+    """The statement about an artifact.
+
+    Args:
+        content: of its manifest.
+        files: SHA-256 by name of all files, manifest included.
+
+    Returns:
+        JSON-ready, an in-toto statement.
+    """
     return {
         "_type": STATEMENT,
         "subject": [_named(name, digest) for name, digest in sorted(files.items())],
@@ -95,7 +103,15 @@ def _without_places(recipe: Mapping[str, Any], checkpoint: str) -> dict[str, Any
 
 
 def check(statement: object, files: Mapping[str, str]) -> None:
-    """Refuse a statement that is not SLSA provenance of exactly these files. SignatureError."""
+    """Refuse a statement that is not SLSA provenance of exactly these files.
+
+    Args:
+        statement: JSON, as somebody else may have written it.
+        files: SHA-256 by name, manifest included.
+
+    Raises:
+        SignatureError: it is about others, or no such statement.
+    """
     subjects = statement.get("subject") if isinstance(statement, dict) else None
     if not isinstance(statement, dict) or not isinstance(subjects, list):
         raise _other("it is not an in-toto statement")
