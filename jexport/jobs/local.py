@@ -41,7 +41,14 @@ SHUTDOWN_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedJob:
-    """What a job would do. cached: stages it would take from the cache; need: None if unknown."""
+    """What a job would do.
+
+    Args:
+        job: of the matrix.
+        built: its artifact (not verified), None where there is none.
+        cached: stages it would take from the cache, in their order.
+        need: what the rest needs, by estimate; None if unknown, or nothing is left to build.
+    """
 
     job: Job
     built: Path | None
@@ -51,9 +58,16 @@ class PlannedJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """Where and with what jobs run. memory_bytes: None for BUDGET_SHARE of what is free.
+    """Where and with what jobs run.
 
-    until, lengths_of, replace: as in `pipeline.build`; the first two for a single job.
+    Args:
+        out: the folder of all artifacts.
+        cache: keeps the results of finished stages.
+        workers: processes at a time.
+        memory_bytes: of all jobs at one time, None for BUDGET_SHARE of what is free.
+        replace: as in `pipeline.build`.
+        until: as in `pipeline.build`; parallel processes do not get it.
+        lengths_of: as in `pipeline.build`; parallel processes do not get it.
     """
 
     out: Path
@@ -99,7 +113,16 @@ def build_all(
 
 
 def plan(chosen: Recipe, jobs: Sequence[Job], resources: Resources) -> tuple[PlannedJob, ...]:
-    """What each job would find done, and about what the rest needs. Nothing is written."""
+    """What each job would find done, and about what the rest needs. Nothing is written.
+
+    Args:
+        chosen: the recipe.
+        jobs: what to build of it.
+        resources: where, and with which cache.
+
+    Returns:
+        A plan for each job, in their order.
+    """
     count = estimate.weights(chosen.load.model)
     planned = []
     for job in jobs:
@@ -181,7 +204,15 @@ def _build_in_parallel(
 
 
 def needs(chosen: Recipe, jobs: Sequence[Job]) -> dict[Job, int]:
-    """Bytes of memory by job, estimated; empty where the checkpoint is not here."""
+    """Memory that jobs take, by estimate.
+
+    Args:
+        chosen: the recipe.
+        jobs: what to build of it.
+
+    Returns:
+        Bytes by job; empty where the checkpoint is not here.
+    """
     count = estimate.weights(chosen.load.model)
     if count is None:
         return {}

@@ -21,7 +21,14 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact to build. gpu: the kind of GPU that its engine needs, '' for none."""
+    """One artifact to build.
+
+    Args:
+        task: a task's name.
+        target: a target's name.
+        precision: one that the target takes.
+        gpu: the kind of GPU that its engine needs, '' for none.
+    """
 
     task: str
     target: str
@@ -45,9 +52,19 @@ def jobs(
 ) -> tuple[Job, ...]:
     """Every job of these tasks and targets, in the order given; task by task.
 
-    chosen: targets. precisions: empty for all that the recipe ships and a target takes; one that is
-    asked for and that no chosen target takes is an error. gpus: kinds, for targets that need one;
-    empty for the machine that builds. Raises UnknownTargetError, PrecisionError.
+    Args:
+        recipe: its precisions count where none is asked for.
+        tasks: names of tasks.
+        chosen: names of targets.
+        precisions: empty for all that the recipe ships and a target takes.
+        gpus: kinds, for targets that need one; empty for the machine that builds.
+
+    Returns:
+        The jobs; none where no target takes a precision of the recipe.
+
+    Raises:
+        UnknownTargetError: there is no such target.
+        PrecisionError: one is asked for that no chosen target takes.
     """
     engines = {name: targets.load(name) for name in chosen}
     for precision in precisions:
@@ -73,7 +90,14 @@ def jobs(
 def every_task(recipe: Recipe) -> tuple[str, ...]:
     """The recipe's tasks; where it names none, those of the checkpoint's adapters, else `none`.
 
-    Raises UnknownTaskError for a checkpoint that is not here to be asked.
+    Args:
+        recipe: its checkpoint is asked where it names no tasks.
+
+    Returns:
+        Names of tasks.
+
+    Raises:
+        UnknownTaskError: the checkpoint is not here to be asked.
     """
     if recipe.tasks:
         return recipe.tasks
@@ -99,7 +123,22 @@ def asked(
 ) -> tuple[Job, ...]:
     """The jobs of what a user names, all within what the recipe ships; nothing named means all.
 
-    A name given twice counts once. Raises UnknownTaskError, UnknownTargetError, PrecisionError.
+    A name given twice counts once.
+
+    Args:
+        recipe: what it lists is what it ships.
+        tasks: names of tasks; ALL for every one.
+        chosen: names of targets.
+        precisions: names of precisions.
+        gpus: kinds, for targets that need one.
+
+    Returns:
+        One job or more.
+
+    Raises:
+        UnknownTaskError: a task is not shipped, or there is nothing to name all tasks.
+        UnknownTargetError: a target is not shipped, or there is none of that name.
+        PrecisionError: one is not shipped, or no target takes it.
     """
     task_names = tuple(dict.fromkeys(tasks)) or (ALL,)
     if ALL in task_names:

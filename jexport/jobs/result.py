@@ -19,10 +19,14 @@ JobListener: TypeAlias = Callable[[Job, Event], None]
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """An artifact or an error, and the seconds that the job took.
+    """What became of a job.
 
-    error: a JexportError as it was raised, or a bug with its traceback. attempts: how often the job
-    was started.
+    Args:
+        job: of the matrix.
+        artifact: None where there is an error.
+        error: a JexportError as it was raised, or a bug with its traceback; None for an artifact.
+        seconds: that the job took.
+        attempts: how often it was started.
     """
 
     job: Job
@@ -40,13 +44,27 @@ class JobResult:
         return f"failed: {lines[0]}"
 
     def announce(self, listen: JobListener) -> JobResult:
-        """Tell the listener that the job ended; itself."""
+        """Report to the listener that the job ended.
+
+        Args:
+            listen: gets one event, of the kind 'end'.
+
+        Returns:
+            The result itself.
+        """
         listen(self.job, Event(kind="end", stage="", text=self.summary, seconds=self.seconds))
         return self
 
 
 def error_to_dict(error: Exception) -> dict[str, Any]:
-    """An error, JSON-ready: a JexportError by its parts, any other as its traceback."""
+    """An error as it goes to another process.
+
+    Args:
+        error: a JexportError goes by its parts, any other as its traceback.
+
+    Returns:
+        JSON-ready, for `error_from_dict`.
+    """
     if isinstance(error, JexportError):
         return {
             "kind": type(error).__name__,
@@ -59,7 +77,14 @@ def error_to_dict(error: Exception) -> dict[str, Any]:
 
 
 def error_from_dict(value: Mapping[str, Any]) -> Exception:
-    """The error that `error_to_dict` was given; a RuntimeError for one that is not jexport's."""
+    """The error that `error_to_dict` was given.
+
+    Args:
+        value: what that returned.
+
+    Returns:
+        The error, not raised; a RuntimeError for one that is not jexport's.
+    """
     kind = getattr(errors, value.get("kind", ""), None)
     if not (isinstance(kind, type) and issubclass(kind, JexportError)):
         return RuntimeError(value["what"])

@@ -90,12 +90,24 @@ class _Work:
 
 
 def no_estimate(job: Job) -> int:
-    """The memory of a job that nobody knows: 0, and Ray looks at processors only."""
+    """The memory of a job that nobody knows: Ray looks at processors only.
+
+    Args:
+        job: any.
+
+    Returns:
+        0.
+    """
     return 0
 
 
 def nobody(job: Job, event: Event) -> None:
-    """The listener that tells nobody."""
+    """The listener that does nothing.
+
+    Args:
+        job: any.
+        event: any.
+    """
 
 
 def run(
@@ -112,16 +124,29 @@ def run(
     replace: bool = False,
     listen: JobListener = nobody,
 ) -> dict[Job, JobResult]:
-    """Run `build` once a job on the cluster at `address`; artifacts are placed below `out`.
+    """Run `build` once a job on the cluster; what a job raises is in its JobResult.
 
-    checkpoint: a folder that jobs read: nodes that have the same files at the same path read those,
-    to the others it is sent, once a node. memory: bytes that a job takes. retries: how often a job
-    is started again whose node or process was lost. placement_timeout_s: how long a job waits for a
-    node that could run it. node_dir: where nodes work, their own temporary folder unless given.
-    replace: a name may go from another checkpoint to the one of these jobs.
-    Raises ClusterError when the cluster cannot be reached or has no node for a job, before any job
-    is started; KeyboardInterrupt after every job was cancelled. What a job
-    raises is in its JobResult.
+    Args:
+        jobs: each once, also where it is given twice.
+        build: a job's function.
+        out: artifacts are placed below it.
+        address: of the cluster, HOST:PORT; 'auto' for that of this machine.
+        checkpoint: a folder that jobs read: nodes that have the same files at the same path read
+            those, to the others it is sent, once a node.
+        memory: bytes that a job takes.
+        retries: how often a job is started again whose node or process was lost.
+        placement_timeout_s: how long a job waits for a node that could run it.
+        node_dir: where nodes work, their own temporary folder unless given.
+        replace: a name may go from another checkpoint to the one of these jobs.
+        listen: gets every event, with its job.
+
+    Returns:
+        A result by job, in their order.
+
+    Raises:
+        DependencyError: ray is not installed.
+        ClusterError: no cluster, or no node for a job; before any job is started.
+        KeyboardInterrupt: on Ctrl-C, after every job was cancelled.
     """
     with connection.connected(address), open_run(out) as work_dir:
         work = _Work(
@@ -345,8 +370,22 @@ def build_all(
 ) -> tuple[JobResult, ...]:
     """What `local.build_all` does, on a cluster: every job of a recipe, artifacts below `out`.
 
-    A checkpoint in a folder is sent to the nodes; one on a hub is fetched by each. Raises
-    ClusterError before any job has begun.
+    A checkpoint in a folder is sent to the nodes; one on a hub is fetched by each.
+
+    Args:
+        chosen: the recipe.
+        jobs: what to build of it.
+        out: the folder of all artifacts, on this machine.
+        address: of the cluster, as in `run`.
+        listen: gets every event, with its job.
+        replace: a name may go from another checkpoint to the one of these jobs.
+
+    Returns:
+        A result for each job, in their order.
+
+    Raises:
+        DependencyError: ray is not installed.
+        ClusterError: no cluster, or no node for a job; before any job has begun.
     """
     folder = Path(chosen.load.model).expanduser()
     memory = needs(chosen, jobs)
@@ -364,5 +403,12 @@ def build_all(
 
 
 def pipeline_build(recipe: Mapping[str, Any]) -> node.Build:
-    """What one job calls: `jexport.building.pipeline.build`. recipe: `resolved()`."""
+    """What one job calls: `jexport.building.pipeline.build`.
+
+    Args:
+        recipe: as `Recipe.resolved()` gives it.
+
+    Returns:
+        A function that can be pickled.
+    """
     return node.PipelineBuild(recipe=dict(recipe))

@@ -16,7 +16,15 @@ CONNECT_S = 5.0
 def connected(address: str) -> Iterator[None]:
     """Connected to the cluster; a connection that there was before is used, and left open.
 
-    Raises DependencyError without ray, ClusterError when there is no cluster at that address.
+    Args:
+        address: HOST:PORT, or 'auto' for the cluster of this machine.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DependencyError: ray is not installed.
+        ClusterError: there is no cluster at that address, or it is Ray's client (ray://).
     """
     targets.check_installed(("ray",), extra="ray", purpose="running jobs on a cluster")
     import ray

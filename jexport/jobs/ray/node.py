@@ -40,9 +40,12 @@ STOP_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a job works on its node. out: for artifacts, gone when the job ends.
+    """Where a job works on its node.
 
-    kept: what outlives jobs, such as finished stages. checkpoint: the folder that was sent, if one.
+    Args:
+        out: for artifacts, gone when the job ends.
+        kept: what outlives jobs, such as finished stages.
+        checkpoint: the folder on the node that has what was sent; None where nothing was.
     """
 
     out: Path
@@ -56,9 +59,15 @@ Build: TypeAlias = Callable[[Job, Place, Listener], Artifact]
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
-    """One job for one node. code: SHA-256 of the driver's jexport, which must be the node's.
+    """One job for one node.
 
-    held: versions of the job's artifact that the driver's store has: their files need not travel.
+    Args:
+        job: of the matrix.
+        code: SHA-256 of the driver's jexport, which must be the node's.
+        held: versions of the job's artifact that the driver's store has: their files need not
+            travel.
+        node_dir: where the node works, None for its own temporary folder.
+        sent: the checkpoint on offer, None for none.
     """
 
     job: Job
@@ -70,23 +79,33 @@ class JobRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The first message: a node took the job."""
+    """The first message: a node took the job.
+
+    Args:
+        node: its address and the start of its id.
+    """
 
     node: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventMessage:
-    """An event of the job's run."""
+    """An event of the job's run.
+
+    Args:
+        event: as a listener on the node got it.
+    """
 
     event: Event
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A JexportError, as `error_to_dict` gives it: a class need not travel.
+    """A JexportError ended the job.
 
-    out: the folder for artifacts on the node, which is gone: its files come as SidecarFile.
+    Args:
+        out: the folder for artifacts on the node, which is gone: its files come as SidecarFile.
+        error: as `error_to_dict` gives it: a class need not travel.
     """
 
     out: str
@@ -95,9 +114,12 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactHeader:
-    """An artifact is ready: its manifest.json, and that file's SHA-256.
+    """An artifact is ready.
 
-    is_held: the driver has that version already, so nothing follows.
+    Args:
+        manifest: the bytes of its manifest.json.
+        sha256: of these bytes.
+        is_held: the driver has that version already, so nothing follows.
     """
 
     manifest: bytes
@@ -107,7 +129,12 @@ class ArtifactHeader:
 
 @dataclass(frozen=True, kw_only=True)
 class FileChunk:
-    """Some bytes of one file, in order."""
+    """Some bytes of one file, in order.
+
+    Args:
+        path: in the artifact's folder.
+        content: up to PIECE_BYTES.
+    """
 
     path: str
     content: bytes
@@ -115,7 +142,12 @@ class FileChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class SidecarFile:
-    """A file beside the versions of an artifact: a failed build's report, what was measured."""
+    """A file beside the versions of an artifact: a failed build's report, what was measured.
+
+    Args:
+        path: model/task/target-precision/FILE.
+        content: all of it, up to BESIDE_BYTES.
+    """
 
     path: str
     content: bytes
@@ -133,7 +165,11 @@ Message: TypeAlias = (
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineBuild:
-    """The function of a job that builds it as `jexport build` does; recipe: `Recipe.resolved()`."""
+    """The function of a job that builds it as `jexport build` does.
+
+    Args:
+        recipe: as `Recipe.resolved()` gives it.
+    """
 
     recipe: dict[str, Any]
 
@@ -158,7 +194,15 @@ class PipelineBuild:
 
 
 def work(build: Build, order: JobRequest) -> Iterator[Message]:
-    """Do one job: what it says, then its artifact. A JexportError is a message."""
+    """Do one job on a node. A JexportError is a message.
+
+    Args:
+        build: the job's function.
+        order: the job, and what the driver has.
+
+    Yields:
+        Started, the job's events, then its artifact or the error.
+    """
     yield Started(node=_name())
     out, beside = Path(), list[SidecarFile]()
     try:
@@ -266,7 +310,12 @@ def _sent(
 def rebuilt(refused: Refused, out: Path) -> Exception:
     """The error as it was raised on the node, exit code and notes included.
 
-    Files that it names below the node's folder for artifacts are named below `out`.
+    Args:
+        refused: the node's message.
+        out: files that the error names below the node's folder for artifacts are named below this.
+
+    Returns:
+        The error, not raised.
     """
 
     def here(text: str) -> str:
@@ -281,7 +330,14 @@ def rebuilt(refused: Refused, out: Path) -> Exception:
 
 
 def explained(error: Any) -> Exception:
-    """What a job's exception means, where that is known; else itself, with the node's traceback."""
+    """What a job's exception means, where that is known.
+
+    Args:
+        error: a RayTaskError.
+
+    Returns:
+        A ClusterError for a node without jexport; else itself, with the node's traceback.
+    """
     cause = getattr(error, "cause", None)
     if isinstance(cause, ModuleNotFoundError) and (cause.name or "").split(".")[0] == "jexport":
         return ClusterError(

@@ -29,7 +29,19 @@ def nodes() -> list[Node]:
 
 
 def options(job: Job, memory_bytes: int, known: Sequence[Node]) -> dict[str, Any]:
-    """What Ray is to reserve for a job. Raises ClusterError when no node has it at all."""
+    """What Ray is to reserve for a job.
+
+    Args:
+        job: its kind of GPU counts.
+        memory_bytes: that it takes, 0 if unknown.
+        known: the nodes that are alive.
+
+    Returns:
+        Options of a Ray task.
+
+    Raises:
+        ClusterError: no node has it at all.
+    """
     chosen: dict[str, Any] = {"num_cpus": 1}
     if memory_bytes:
         chosen["memory"] = memory_bytes

@@ -65,7 +65,14 @@ class Receiver:
         return existing
 
     def write(self, piece: node.FileChunk) -> None:
-        """The next piece of a file; files come one after the other, pieces in order."""
+        """The next piece of a file; files come one after the other, pieces in order.
+
+        Args:
+            piece: of a file that the manifest lists.
+
+        Raises:
+            ArtifactError: a file that is not listed, comes twice or is longer than listed.
+        """
         if self._open is None or self._open[0] != piece.path:
             self._close()
             if piece.path not in self._awaited:
@@ -101,7 +108,15 @@ class Receiver:
 
 
 def versions(out: Path, job: Job) -> tuple[str, ...]:
-    """The versions of a job's artifact that are in a store, of whichever model."""
+    """The versions of a job's artifact that are in a store, of whichever model.
+
+    Args:
+        out: the store's folder.
+        job: its task, target and precision count.
+
+    Returns:
+        Names of versions, sorted, without `latest`.
+    """
     manifests = out.glob(
         f"*/{glob.escape(job.task)}/{job.target}-{job.precision}/*/{manifest.NAME}"
     )
@@ -109,7 +124,17 @@ def versions(out: Path, job: Job) -> tuple[str, ...]:
 
 
 def keep_beside(sent: node.SidecarFile, job: Job, work_dir: Path, out: Path) -> None:
-    """Put a file beside the versions of a job's artifact, in one step. Raises ArtifactError."""
+    """Put a file beside the versions of a job's artifact, in one step.
+
+    Args:
+        sent: the file, as its node names it.
+        job: whose file it must be.
+        work_dir: a folder of the store's file system, for what is not whole.
+        out: the store's folder.
+
+    Raises:
+        ArtifactError: its name is not that of a report of this job.
+    """
     parts = sent.path.split("/")
     plain = all(part and not part.startswith(".") and "\0" not in part for part in parts)
     own = parts[1:3] == [job.task, f"{job.target}-{job.precision}"]
@@ -125,7 +150,14 @@ def keep_beside(sent: node.SidecarFile, job: Job, work_dir: Path, out: Path) -> 
 
 
 def refused(evidence: str) -> ArtifactError:
-    """The error for an artifact that is not what its node said."""
+    """The error for an artifact that is not what its node said.
+
+    Args:
+        evidence: what shows that.
+
+    Returns:
+        The error, to be raised.
+    """
     return ArtifactError(
         "an artifact from a node was refused",
         evidence=evidence,

@@ -23,7 +23,13 @@ PIECE_BYTES = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder on offer. folder: where it is on the driver's machine. source: who reads it."""
+    """A folder on offer.
+
+    Args:
+        folder: where it is on the driver's machine.
+        files: all that is on offer, with their digests.
+        source: the Ray actor that reads them, a `Source`.
+    """
 
     folder: Path
     files: tuple[FileDigest, ...]
@@ -42,7 +48,18 @@ class Source:
         self._folder, self._names = folder, frozenset(names)
 
     def read(self, name: str, offset: int) -> bytes:
-        """Up to PIECE_BYTES of a listed file."""
+        """Up to PIECE_BYTES of a listed file.
+
+        Args:
+            name: of the file, as listed.
+            offset: bytes before the piece.
+
+        Returns:
+            The piece; empty at the file's end.
+
+        Raises:
+            PermissionError: the file is not on offer.
+        """
         if name not in self._names:
             raise PermissionError(f"{name} is not on offer")
         with open(self._folder / name, "rb") as stream:
@@ -52,7 +69,17 @@ class Source:
 
 @contextlib.contextmanager
 def offered(folder: Path) -> Iterator[Checkpoint]:
-    """Offer a folder's files to the nodes. Raises CheckpointError for a folder that is none."""
+    """Offer a folder's files to the nodes, until the block ends.
+
+    Args:
+        folder: of the checkpoint.
+
+    Yields:
+        What a node needs to fetch them.
+
+    Raises:
+        CheckpointError: no file is in it, or there is no such folder.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -67,7 +94,17 @@ def offered(folder: Path) -> Iterator[Checkpoint]:
 
 
 def listed(folder: Path) -> tuple[FileDigest, ...]:
-    """Every file below a folder, links followed: a hub's cache is made of links."""
+    """Every file below a folder, links followed: a hub's cache is made of links.
+
+    Args:
+        folder: of the checkpoint; hidden folders in it are left out.
+
+    Returns:
+        The files' digests.
+
+    Raises:
+        CheckpointError: no file is in it, or there is no such folder.
+    """
     paths = []
     for parent, names, files in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
@@ -82,7 +119,18 @@ def listed(folder: Path) -> tuple[FileDigest, ...]:
 
 
 def there(sent: Checkpoint, kept: Path) -> Path:
-    """The checkpoint's folder on this node: the same path, what was sent before, or sent now."""
+    """The checkpoint's folder on this node: the same path, what was sent before, or sent now.
+
+    Args:
+        sent: the folder on offer.
+        kept: where checkpoints that were sent stay on this node.
+
+    Returns:
+        A folder that has the same files.
+
+    Raises:
+        CheckpointError: a file changed while it was sent.
+    """
     if same(sent.folder, sent.files):
         return sent.folder
     # Its own name stays: a manifest says what a checkpoint was called.
@@ -100,7 +148,15 @@ def there(sent: Checkpoint, kept: Path) -> Path:
 
 
 def same(folder: Path, files: tuple[FileDigest, ...]) -> bool:
-    """Whether a folder has these files, byte for byte; it may have more."""
+    """Whether a folder has these files, byte for byte.
+
+    Args:
+        folder: may have more, or be missing.
+        files: with their digests.
+
+    Returns:
+        False also where one cannot be read.
+    """
     try:
         return all(manifest.file_digest(folder / one.path, root=folder) == one for one in files)
     except OSError:

@@ -32,9 +32,13 @@ PLACE = re.compile(r"[a-z0-9]+://[^\s@]+\Z|[^\s:@]+\Z")
 class Step:
     """One command of one job, on one machine.
 
-    name: unique in the matrix. words: the command. artifact: where it is afterwards, below the
-    working folder. needs: the name of the step whose `artifact` the command reads, '' for none.
-    gpu: the kind of GPU that the machine must have, '' for none.
+    Args:
+        name: unique in the matrix.
+        phase: one of PHASES.
+        job: that it is a part of.
+        words: the command.
+        artifact: where it is afterwards, below the working folder.
+        needs: the name of the step whose `artifact` the command reads, '' for none.
     """
 
     name: str
@@ -46,18 +50,23 @@ class Step:
 
     @property
     def gpu(self) -> str:
-        """The kind of GPU; building up to the engine needs none."""
+        """The kind of GPU that the machine must have, '' for none: building up to the engine."""
         return self.job.gpu
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What a user may say of the machines. phases: the steps that are wanted.
+    """What a user may ask of the machines.
 
-    image: a container image that has jexport. publish: where artifacts go, '' for nowhere.
-    accept_licence: also a non-commercial model to where everybody can read it. claim: the volume
-    claim that keeps artifacts. secret: what holds the credentials, by name. gpu_label: the node
-    label that names the kind of GPU. memory_gib: what a job may take.
+    Args:
+        phases: those whose steps are written.
+        image: a container image that has jexport.
+        publish: where artifacts go, '' for nowhere.
+        accept_licence: also a non-commercial model to where everybody can read it.
+        claim: the volume claim that keeps artifacts.
+        secret: what holds the credentials, by name; '' for nothing.
+        gpu_label: the node label that names the kind of GPU.
+        memory_gib: what a job may take, in GiB.
     """
 
     phases: Sequence[str] = PHASES
@@ -77,9 +86,11 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What all jobs of a matrix share. name: the recipe's own name, a folder of every artifact.
+    """What all jobs of a matrix share.
 
-    words: the recipe, checkpoint and other flags of `jexport build`, as they are to be repeated.
+    Args:
+        name: the recipe's own name, a folder of every artifact.
+        words: recipe, checkpoint and other flags of `jexport build`, as they are to be repeated.
     """
 
     name: str
@@ -88,7 +99,13 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler:
-    """One system. write(steps, wishes): the text that it reads."""
+    """One system.
+
+    Args:
+        name: of its module.
+        summary: what it is, in a few words.
+        write: steps, wishes: the text that the system reads.
+    """
 
     name: str
     summary: str
@@ -101,7 +118,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Scheduler:
-    """Import one scheduler. Raises MatrixError naming the nearest."""
+    """Import one scheduler.
+
+    Args:
+        name: one of `names()`.
+
+    Returns:
+        Its record.
+
+    Raises:
+        MatrixError: there is no such scheduler; names the nearest.
+    """
     scheduler: Scheduler = plugins.load(
         __name__, name, record="SCHEDULER", kind="format", error=MatrixError
     )
@@ -114,6 +141,16 @@ def steps(jobs: Sequence[Job], origin: Origin) -> tuple[Step, ...]:
     A job whose engine needs a GPU is built up to the engine once, however many kinds of GPU there
     are, then completed on each; without a kind it stays portable. Each kind has a folder of its
     own: `latest` would otherwise name the engine of whichever machine was last.
+
+    Args:
+        jobs: of one matrix.
+        origin: what they share.
+
+    Returns:
+        The steps, each once.
+
+    Raises:
+        MatrixError: a kind of GPU can be neither a folder nor a label.
     """
     by_name: dict[str, Step] = {}
     for job in jobs:
@@ -167,7 +204,14 @@ def _latest(out: str, origin: Origin, job: Job) -> str:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse a kind of GPU that can be neither a folder nor a label."""
+    """Refuse a kind of GPU that can be neither a folder nor a label.
+
+    Args:
+        kind: as a user names it.
+
+    Raises:
+        MatrixError: it can be neither.
+    """
     if not KIND.fullmatch(kind):
         raise MatrixError(
             f"'{kind:.80}' cannot be a kind of GPU",
@@ -177,7 +221,14 @@ def check_kind(kind: str) -> None:
 
 
 def check_place(publish: str) -> None:
-    """Refuse a destination that is none, or that carries a name and password."""
+    """Refuse a destination that is none, or that carries a name and password.
+
+    Args:
+        publish: a folder or a URL, '' for nowhere.
+
+    Raises:
+        MatrixError: it is one of those; the value is not repeated.
+    """
     if publish and not PLACE.match(publish):
         raise MatrixError(
             "cannot publish there",

@@ -36,7 +36,18 @@ SEVERAL = ("V100", "A100", "A100-40G", "A100-80G", "H100", "H200", "B200")
 
 
 def value(kind: str, label: str) -> str:
-    """What a node's label says when it has GPUs of this kind. Raises MatrixError."""
+    """What a node's label says when it has GPUs of this kind.
+
+    Args:
+        kind: a short name, or the label's own value.
+        label: one of GPU_LABELS, or another, where kinds are its own values.
+
+    Returns:
+        The label's value.
+
+    Raises:
+        MatrixError: the kind has several values for this label, or none that is known.
+    """
     known = VALUES.get(label, {})
     if label == PRODUCT and kind in SEVERAL:
         raise MatrixError(

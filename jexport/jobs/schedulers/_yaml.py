@@ -18,7 +18,14 @@ UNPRINTED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]")
 
 
 def stream(documents: Iterable[Mapping[str, Any]]) -> str:
-    """One text of several documents."""
+    """One text of several documents.
+
+    Args:
+        documents: JSON-ready.
+
+    Returns:
+        Each document after a line '---'.
+    """
     return "".join("---\n" + "\n".join(_lines(one)) + "\n" for one in documents)
 
 

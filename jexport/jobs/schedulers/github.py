@@ -20,10 +20,21 @@ HOSTED = ["ubuntu-24.04"]
 
 
 def write(steps: Sequence[Step], wishes: Wishes) -> str:
-    """One line, since it goes through $GITHUB_OUTPUT. Raises MatrixError for too many jobs.
+    """The entries of a matrix, on one line, since it goes through $GITHUB_OUTPUT.
 
-    command: the words as a shell reads them. runs_on: for `runs-on`. carry: whether a step of the
-    next phase needs what this one makes; needs: the name of the step that made what this one takes.
+    In an entry: command: the words as a shell reads them. runs_on: for `runs-on`. carry: whether a
+    step of the next phase needs what this one makes; needs: the name of the step that made what
+    this one takes.
+
+    Args:
+        steps: of one matrix.
+        wishes: phases and publishing count.
+
+    Returns:
+        JSON.
+
+    Raises:
+        MatrixError: too many jobs.
     """
     needed = {step.needs for step in steps}
     entries = [

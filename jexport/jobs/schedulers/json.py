@@ -10,7 +10,15 @@ from jexport.jobs.schedulers import Scheduler, Step, Wishes
 
 
 def write(steps: Sequence[Step], wishes: Wishes) -> str:
-    """Every step with its job, its command as a list of words, and the step that it needs."""
+    """Every step with its job, its command as a list of words, and the step that it needs.
+
+    Args:
+        steps: of one matrix.
+        wishes: phases and publishing count.
+
+    Returns:
+        JSON.
+    """
     listed = [
         {
             "name": step.name,

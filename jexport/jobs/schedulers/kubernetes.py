@@ -31,7 +31,19 @@ RETRIES = 2
 
 
 def write(steps: Sequence[Step], wishes: Wishes) -> str:
-    """The Jobs of these steps, each after the one it needs. Raises MatrixError."""
+    """The Jobs of these steps, each after the one it needs.
+
+    Args:
+        steps: of one matrix.
+        wishes: all count; an image is needed.
+
+    Returns:
+        YAML.
+
+    Raises:
+        MatrixError: no image, a name that Kubernetes does not take, or a kind of GPU without a
+            value of the label.
+    """
     if not IMAGE.fullmatch(wishes.image):
         raise MatrixError(
             "Kubernetes needs a container image",
