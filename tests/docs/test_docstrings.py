@@ -15,7 +15,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2]
 JEXPORT = PROJECT / "jexport"
-HELP = "jexport/cli"
+HELP = "jexport/cli/"
 """Docstrings of commands are their help."""
 
 LONG = {
@@ -28,28 +28,13 @@ LONG = {
 }
 """Functions that a section more would make longer than 60 lines; what they take is in prose."""
 
-PAGE = PROJECT / "docs" / "reference" / "python.md"
-
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def modules() -> list[Path]:
-    """The file of each module that is held to it."""
-    listed = re.findall(r"^::: (\S+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    paths = set()
-    for dotted in listed:
-        parts = dotted.split(".")
-        while not (path := _file(parts)):
-            parts.pop()
-        paths.add(path)
+    """The files that are held to it."""
     every = {path.relative_to(PROJECT).as_posix(): path for path in JEXPORT.rglob("*.py")}
-    return sorted(paths | {path for name, path in every.items() if not name.startswith(HELP)})
-
-
-def _file(parts: list[str]) -> Path | None:
-    base = PROJECT.joinpath(*parts)
-    found = (base.with_suffix(".py"), base / "__init__.py")
-    return next((path for path in found if path.is_file()), None)
+    return [path for name, path in sorted(every.items()) if not name.startswith(HELP)]
 
 
 def sections(node: Function | ast.ClassDef) -> dict[str, str]:

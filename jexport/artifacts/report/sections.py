@@ -30,7 +30,7 @@ QUALITY = ("cosine, mean", "1st percentile", "lowest", "top-10 overlap")
 
 BARS: Mapping[str, str] = {
     "Size in MiB": "Size of the graph and its weights in MiB; less is better.",
-    "Texts per second": "Texts per second, in one run on the machine that built it; more is better.",
+    "Texts per second": "Texts per second, in one run on the building machine; more is better.",
 }
 """The captions of the bars."""
 
