@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,12 +147,8 @@ def _opened(folder: Path, content: Any, wish: _Source, held: contextlib.ExitStac
         )
     embedding = embedding_of(content)
     tokenizer = TextTokenizer.open(folder, max_tokens=embedding.max_tokens)
-    try:
+    with _names_the_artifact(folder):
         runner = held.enter_context(_opener(target, wish)(compiled, wish.device, wish.threads))
-    except Exception as error:
-        if not isinstance(error, JexportError):
-            error.add_note(f"jexport: opening {folder}; `jexport verify` checks its files")
-        raise
     stack = contextlib.ExitStack()
 
     def streams() -> Sequence[Runner]:
@@ -172,8 +168,24 @@ def _opened(folder: Path, content: Any, wish: _Source, held: contextlib.ExitStac
         reopen=wish,
     )
     stack.callback(held.pop_all().close)
-    embedder.warm_up()
+    try:
+        with _names_the_artifact(folder):
+            embedder.warm_up()
+    except BaseException:
+        embedder.close()
+        raise
     return embedder
+
+
+@contextlib.contextmanager
+def _names_the_artifact(folder: Path) -> Iterator[None]:
+    """Note the folder on an engine's own errors."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, JexportError):
+            error.add_note(f"jexport: opening {folder}; `jexport verify` checks its files")
+        raise
 
 
 def _opener(target: targets.Target, wish: _Source) -> Callable[..., Any]:

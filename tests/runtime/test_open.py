@@ -122,6 +122,30 @@ def test_the_engine_says_how_many_tokens_one_pass_takes(
     assert sum(passes[64]) == 10
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_an_engine_whose_first_text_fails_is_freed(
+    error: BaseException, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = opening.targets.load("onnx")
+    freed: list[str] = []
+
+    @contextlib.contextmanager
+    def runner(*args: Any) -> Iterator[Any]:
+        def fail(feeds: Any) -> Any:
+            raise error
+
+        yield fail
+        freed.append("runner")
+
+    broken = dataclasses.replace(onnx, runner=runner)
+    monkeypatch.setattr(opening.targets, "load", lambda name: broken)
+    with pytest.raises(type(error)) as caught:
+        jexport.open_artifact(artifact, device="cpu")
+    assert freed == ["runner"]
+    if isinstance(error, RuntimeError):
+        assert str(artifact) in "".join(caught.value.__notes__)
+
+
 @pytest.mark.parametrize("device", ["gpu", "", "CUDA", "cuda:"])
 def test_an_unknown_device(device: str, artifact: Path) -> None:
     with pytest.raises(ValueError, match="device is"):
