@@ -381,25 +381,28 @@ class Embedder:
     def warm_up(self) -> None:
         """Run what a first call would else pay for: a new length is then as fast as the next.
 
-        Every engine allocates its buffers with the first texts: one short text and one of
-        WARM_TOKENS are run. One that compiles each shape when it first comes (single_multiple)
-        runs one text of each length that such texts are padded to, upwards until compiling no
-        longer costs half of running. WARM_SECONDS at most.
+        Every engine allocates its buffers with the first texts: one of FIRST_TOKENS is run, and
+        one of WARM_TOKENS where that takes less than WARM_SECONDS. One that compiles each shape
+        when it first comes (single_multiple) runs a text of each length that such texts are padded
+        to, upwards until compiling no longer costs half of running, or for WARM_SECONDS.
         """
         multiple, limit = self._batching.single_multiple, self._tokenizer.max_tokens
-        begin, tokens = time.perf_counter(), multiple or min(WARM_TOKENS, limit)
         self._tokenizer.token_ids(["a"])
         with self._engine.in_use() as runner:
-            seconds = self._one_text(runner, min(FIRST_TOKENS, limit))
-            if not multiple:
-                if seconds < WARM_SECONDS:
-                    self._one_text(runner, tokens)
+            if multiple:
+                self._compile_lengths(runner, multiple, limit)
                 return
-            while tokens <= limit and time.perf_counter() - begin < WARM_SECONDS:
-                first, second = self._one_text(runner, tokens), self._one_text(runner, tokens)
-                if tokens > multiple and first <= WARM_RATIO * second:
-                    break  # but the very first run does more than its shape needs
-                tokens = round_up(tokens + 1, multiple, limit) if tokens < limit else limit + 1
+            seconds = self._one_text(runner, min(FIRST_TOKENS, limit))
+            if seconds * WARM_TOKENS / FIRST_TOKENS < WARM_SECONDS:
+                self._one_text(runner, min(WARM_TOKENS, limit))
+
+    def _compile_lengths(self, runner: Runner, multiple: int, limit: int) -> None:
+        begin, tokens = time.perf_counter(), multiple
+        while tokens <= limit and time.perf_counter() - begin < WARM_SECONDS:
+            first, second = self._one_text(runner, tokens), self._one_text(runner, tokens)
+            if tokens > multiple and first <= WARM_RATIO * second:
+                break  # but the very first run does more than its shape needs
+            tokens = round_up(tokens + 1, multiple, limit) if tokens < limit else limit + 1
 
     def _one_text(self, runner: Runner, tokens: int) -> float:
         """Run one text of so many tokens; the seconds that it took."""

@@ -20,16 +20,16 @@ def acquire(
     Whoever holds the lock may remove its file: who waited for it then takes the new one.
 
     Args:
-        path: The lock file.
-        shared: Beside other shared locks; otherwise alone.
-        wait: For those who hold it.
-        read_only: Also lock a file that may only be read.
+        path: the lock file.
+        shared: beside other shared locks, else alone.
+        wait: for those who hold it.
+        read_only: also lock a file that may only be read.
 
     Returns:
         The open file; None when the lock is taken and not `wait`.
 
     Raises:
-        OSError: The file cannot be created or locked, or is removed again and again.
+        OSError: the file cannot be created or locked, or is removed again and again.
     """
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     problem: OSError = OSError(errno.EAGAIN, "its lock file is removed again and again", str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -602,3 +603,50 @@ def test_pooled_asks_for_the_engines_own_vectors_alone() -> None:
     embedder, model = choosing("last_hidden_state", pooled=True)
     embedder.encode("a")
     assert set(model.asked) == {("last_hidden_state",)}
+
+
+def test_warming_up_runs_a_short_text_and_a_longer_one() -> None:
+    embedder, model = make()
+    embedder.warm_up()
+    assert model.shapes == [(1, 16), (1, 64)]  # as far as the limit
+
+
+def test_warming_up_leaves_a_slow_engine_at_the_short_text() -> None:
+    embedder, _ = make()
+
+    class Slow(SmallModel):
+        def __call__(self, feeds: Tensors) -> Tensors:
+            time.sleep(0.1)
+            return super().__call__(feeds)
+
+    slow = Slow()
+    Embedder(
+        tokenizer=embedder._tokenizer,
+        runner=slow,
+        embedding=EMBEDDING,
+        outputs=["last_hidden_state"],
+    ).warm_up()
+    assert slow.shapes == [(1, 16)]
+
+
+def test_warming_up_runs_each_length_that_is_compiled() -> None:
+    embedder, _ = make()
+    seen = set[int]()
+
+    class Compiling(SmallModel):
+        def __call__(self, feeds: Tensors) -> Tensors:
+            tokens = feeds["input_ids"].shape[1]
+            time.sleep(0.002 if tokens in seen or tokens > 32 else 0.03)
+            seen.add(tokens)
+            return super().__call__(feeds)
+
+    model = Compiling()
+    Embedder(
+        tokenizer=embedder._tokenizer,
+        runner=model,
+        embedding=EMBEDDING,
+        outputs=["last_hidden_state"],
+        batching=Batching(single_multiple=16),
+    ).warm_up()
+    assert [tokens for _, tokens in model.shapes[:5]] == [16, 16, 32, 32, 48]
+    assert model.shapes[-1] == (1, 48)  # compiling it costs no more than running it: the last
