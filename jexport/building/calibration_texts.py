@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jexport.datasets import calibration, sampling
 from jexport.evaluation.int8_checks import Vectors
-from jexport.quantization.evaluator import CalibrationData, embed
+from jexport.quantization.evaluator import CalibrationData, PoolingSpec, embed
 from jexport.recipe import QuantizeSpec
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
 from jexport.runtime.tokenise import TextTokenizer
@@ -61,6 +61,16 @@ class TokenizedTexts:
         """
         return self.tokenizer.model_ids(texts, prefix=self.model.embedding.prompt)
 
+    @property
+    def pooling(self) -> PoolingSpec:
+        """What becomes of token vectors: a prompt with include_prompt = false is left out."""
+        embedding = self.model.embedding
+        prompt = "" if embedding.include_prompt else embedding.prompt
+        return PoolingSpec(
+            embedding=embedding,
+            skip_tokens=self.tokenizer.prompt_tokens(prompt) if prompt else 0,
+        )
+
     def held_out(self) -> list[list[int]]:
         """The held-out texts that have tokens."""
         return [
@@ -75,14 +85,15 @@ class TokenizedTexts:
             outputs: of the runner; token vectors are pooled where it gives them.
 
         Returns:
-            float32 [texts, dimension], normalised; texts as in `held_out`.
+            float32 [texts, dimension], cut as the checkpoint states and normalised; texts as in
+            `held_out`.
         """
         names = [spec.name for spec in outputs]
         return embed(
             runner,
             self.held_out(),
             pad=self.tokenizer.pad,
-            embedding=self.model.embedding,
+            pooling=self.pooling,
             output=TOKEN_VECTORS if TOKEN_VECTORS in names else TEXT_VECTORS,
         )
 
@@ -135,7 +146,7 @@ def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationDa
         languages=[sample.language for _, sample in held],
         texts=[sample.text for _, sample in held],
         pad=texts.tokenizer.pad,
-        embedding=texts.model.embedding,
+        pooling=texts.pooling,
         metadata=metadata,
         edge_cases=edge_cases,
     )

@@ -26,9 +26,9 @@ from jexport.quantization.trial_log import TrialLog
 from jexport.recipe import CompileSpec
 from jexport.runtime.embedder import TEXT_VECTORS, TOKEN_VECTORS
 from jexport.runtime.inference import Pad, in_text_order, plan_by_tokens, run_padded
-from jexport.runtime.pool import finish, pool
+from jexport.runtime.pool import finish, pool, without_prompt
 from jexport.targets import Target
-from jexport.types import Embedding, OnnxModel, Runner, Tensors
+from jexport.types import Embedding, OnnxModel, Runner
 from jexport.workspace.run import give_back_memory
 
 if TYPE_CHECKING:
@@ -52,6 +52,37 @@ SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolingSpec:
+    """What becomes of token vectors, as in the Embedder.
+
+    Args:
+        embedding: the pooling, and the size that vectors are cut to.
+        skip_tokens: first tokens of each text that are not pooled (a prompt's, see
+            runtime.pool.without_prompt).
+    """
+
+    embedding: Embedding
+    skip_tokens: int = 0
+
+    def vectors(self, values: NDArray[np.float32], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """One vector a text, of length 1.
+
+        Args:
+            values: float32 [batch, sequence, dimension], or [batch, dimension] pooled already.
+            mask: int64 [batch, sequence] of 0 and 1.
+
+        Returns:
+            float32 [batch, dimension], or [batch, truncate_dim] where the embedding has one.
+        """
+        if values.ndim == 3:
+            mask = without_prompt(mask, self.skip_tokens)
+            values = pool(values, mask, self.embedding.pooling)
+        elif not self.embedding.truncate_dim:
+            return values
+        return finish(values, dimensions=self.embedding.truncate_dim or None, normalize=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrationData:
     """The texts of an int8 build, tokenised as users' texts will be (prompt, truncation).
 
@@ -60,7 +91,7 @@ class CalibrationData:
         held_out: token ids of each text that graphs are compared on.
         languages: of the held-out texts.
         pad: makes a padded batch.
-        embedding: pooling and sizes of the model's vectors.
+        pooling: what becomes of token vectors.
         metadata: what quantization.json says of the texts (names, digests, counts).
         edge_cases: token ids of texts that users send and no set has (the empty one); calibrated
             on, and compared apart.
@@ -71,7 +102,7 @@ class CalibrationData:
     held_out: Sequence[Sequence[int]]
     languages: Sequence[str]
     pad: Pad
-    embedding: Embedding
+    pooling: PoolingSpec
     metadata: Mapping[str, Any]
     edge_cases: Sequence[Sequence[int]] = ()
     texts: Sequence[str] = ()
@@ -82,22 +113,22 @@ def embed(
     ids: Sequence[Sequence[int]],
     *,
     pad: Pad,
-    embedding: Embedding,
+    pooling: PoolingSpec,
     output: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Texts through a runner, pooled and normalised.
+    """Texts through a runner: pooled, cut and normalised, in the direction that users get.
 
     Args:
         runner: runs the graph.
         ids: token ids of each text.
         pad: makes a padded batch.
-        embedding: how token vectors are pooled.
+        pooling: what becomes of token vectors.
         output: the graph's output to read, token vectors or text vectors.
         progress: told texts done and in all.
 
     Returns:
-        float32 [texts, dimension].
+        float32 [texts, dimension], as PoolingSpec.vectors.
     """
     done = 0
 
@@ -106,15 +137,11 @@ def embed(
         done += len(rows)
         progress(done, len(ids))
 
-    def vectors_of(outputs: Tensors, mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        vectors = np.asarray(outputs[output], np.float32)
-        if output != TOKEN_VECTORS:
-            return vectors
-        pooled = pool(vectors, mask, embedding.pooling)
-        return finish(pooled, dimensions=None, normalize=True)
-
     batches = run_padded(runner, plan_by_tokens(ids), pad=pad)
-    pooled = ((batch, vectors_of(outputs, mask)) for batch, mask, outputs in batches)
+    pooled = (
+        (batch, pooling.vectors(np.asarray(outputs[output], np.float32), mask))
+        for batch, mask, outputs in batches
+    )
     return np.stack(in_text_order(pooled, len(ids), count))
 
 
@@ -248,7 +275,7 @@ class Evaluator:
         self, vectors: NDArray[np.float32], reference: NDArray[np.float32]
     ) -> dict[str, Any]:
         width = vectors.shape[1]
-        sizes = {size for size in self.data.embedding.matryoshka if size < width} | {width}
+        sizes = {size for size in self.data.pooling.embedding.matryoshka if size < width} | {width}
         held_out = len(self.data.held_out)
         labels = parity.Labels(
             languages=tuple(self.data.languages),
@@ -318,7 +345,7 @@ class Evaluator:
                 runner,
                 [*self.data.held_out, *self.data.edge_cases],
                 pad=self.data.pad,
-                embedding=self.data.embedding,
+                pooling=self.data.pooling,
                 output=output,
                 progress=progress,
             )

@@ -17,6 +17,7 @@ from typing import Any
 
 from jexport.errors import QuantizationError
 from jexport.gates import GateFailure
+from jexport.quantization.config import INT8, INT8_WEIGHTS
 from jexport.quantization.layers import LinearLayer
 
 METRICS = ("cosine_mean", "cosine_p1", "cosine_min", "top10_overlap")
@@ -164,11 +165,13 @@ class SearchOptions:
         whole_curve: also measure beyond the cap, to every layer at higher precision; then no
             goal that does not move ends the search.
         refuse: asked about each trial that meets the goals.
+        precision: what is built, config.INT8 or config.INT8_WEIGHTS; an error offers another one.
         progress: told before each trial.
         message: told a line for each trial that misses a goal, or meets all.
     """
 
     whole_curve: bool = False
+    precision: str = INT8
     refuse: Refuse = lambda fallback: ()
     progress: Progress = lambda done, total, text: None
     message: Callable[[str], None] = lambda text: None
@@ -259,12 +262,12 @@ def find_fallback_layers(
             widest = search.attempt(_describe(plans[-1], order), plans[-1])
             stalled = goal
             if goal in widest.gaps:
-                raise _out_of_reach(search.trials, goals, order, goal)
+                raise _out_of_reach(search, order, goal)
     if options.whole_curve:
         for fallback in [*plans[len(search.trials) :], *beyond]:
             search.attempt(_describe(fallback, order), fallback)
     if chosen is None:
-        raise _out_of_reach(search.trials, goals, order)
+        raise _out_of_reach(search, order)
     return chosen, search.trials
 
 
@@ -309,31 +312,18 @@ def _prefixes(order: Sequence[LinearLayer], cap: float) -> list[list[LinearLayer
 
 
 def _out_of_reach(
-    trials: Sequence[Trial], goals: Goals, order: Sequence[LinearLayer], stalled: str = ""
+    search: _Search, order: Sequence[LinearLayer], stalled: str = ""
 ) -> QuantizationError:
     """What was tried, what is missed, and what is in the way.
 
     Args:
-        trials: all of them.
-        goals: that are missed.
+        search: that came to its end.
         order: all layers, the most sensitive first.
         stalled: the goal that did not move, '' where the cap was reached.
     """
+    trials, goals = search.trials, search.goals
     within = [trial for trial in trials if trial.share <= goals.max_share + 1e-9]
     best = max(within, key=lambda t: (t.metrics["cosine_mean"], t.metrics["top10_overlap"]))
-    beyond = next((trial for trial in trials if trial.passed), None)
-    fix = (
-        f"with {beyond.share:.0%} of the multiply-adds at higher precision the goals are met: set "
-        "quantize.max_share to that"
-        if beyond
-        else "give more calibration texts like your own, try --effort full, raise "
-        "quantize.max_share, or lower the goals in [quantize]"
-    )
-    if stalled:
-        fix = (
-            "more layers at higher precision do not help: give calibration texts like those that "
-            "are named, or allow the loss ([quantize]; [validate.gates.int8] for a group of texts)"
-        )
     seconds = sum(trial.seconds for trial in trials)
     evidence = [
         f"best of {len(within)} trials in {seconds:.0f} s: {best.description}, "
@@ -350,10 +340,35 @@ def _out_of_reach(
     return QuantizationError(
         "quantize: a goal does not move, the search stopped"
         if stalled
-        else "quantize: int8 does not reach the goals on the held-out texts",
+        else f"quantize: {search.options.precision} does not reach the goals on the held-out texts",
         evidence="\n".join(evidence),
-        fix=f"{fix}; or use --precision int8-weights",
+        fix=_way_out(search, stalled=bool(stalled)),
     )
+
+
+def _way_out(search: _Search, *, stalled: bool) -> str:
+    """What to do about a search that found nothing: only what is not done already."""
+    if search.options.precision == INT8_WEIGHTS:
+        return (
+            "give more calibration texts like your own, or lower the goals in [quantize]; "
+            "or use a float precision"
+        )
+    beyond = next((trial for trial in search.trials if trial.passed), None)
+    fix = "give more calibration texts like your own, "
+    if not search.options.whole_curve:
+        fix += "try --effort full, "
+    fix += "raise quantize.max_share, or lower the goals in [quantize]"
+    if beyond:
+        fix = (
+            f"with {beyond.share:.0%} of the multiply-adds at higher precision the goals are met: "
+            "set quantize.max_share to that"
+        )
+    if stalled:
+        fix = (
+            "more layers at higher precision do not help: give calibration texts like those that "
+            "are named, or allow the loss ([quantize]; [validate.gates.int8] for a group of texts)"
+        )
+    return f"{fix}; or use --precision {INT8_WEIGHTS}"
 
 
 def _in_the_way(trial: Trial, order: Sequence[LinearLayer]) -> list[str]:

@@ -161,6 +161,7 @@ def run(
         goals,
         search.SearchOptions(
             whole_curve=job.full,
+            precision=target.precision,
             refuse=lambda fallback: job.refusals(quantized, fallback),
             progress=callbacks.progress,
             message=callbacks.message,

@@ -181,6 +181,25 @@ def test_out_of_reach_says_how_far_it_got() -> None:
     assert caught.value.exit_code == 25
 
 
+def test_whoever_builds_int8_weights_is_not_told_to() -> None:
+    options = search.SearchOptions(precision="int8-weights")
+    with pytest.raises(QuantizationError) as caught:
+        search.find_fallback_layers(TEN, FakeEvaluator(9), RISING, goals(0.0), options)
+    assert "int8-weights does not reach the goals" in caught.value.what
+    assert "int8-weights" not in caught.value.fix
+    assert "max_share" not in caught.value.fix
+    assert "--effort full" not in caught.value.fix
+    assert "float precision" in caught.value.fix
+
+
+def test_whoever_has_tried_the_full_effort_is_not_told_to() -> None:
+    options = search.SearchOptions(whole_curve=True)
+    with pytest.raises(QuantizationError) as caught:
+        search.find_fallback_layers(TEN, FakeEvaluator(99), RISING, goals(0.3), options)
+    assert "--effort full" not in caught.value.fix
+    assert "raise quantize.max_share" in caught.value.fix
+
+
 def test_the_whole_curve_goes_on_to_everything_wide() -> None:
     evaluator = FakeEvaluator(2)
     chosen, trials = search.find_fallback_layers(
