@@ -193,6 +193,7 @@ class LoadedModel:
         tokenizer_files: copied as they are into the artifact.
         embedding: how its texts become embeddings.
         source: where it came from.
+        notes: what the user should know of it, a line each.
     """
 
     folder: Path
@@ -205,6 +206,7 @@ class LoadedModel:
     tokenizer_files: tuple[Path, ...]
     embedding: Embedding
     source: Source
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

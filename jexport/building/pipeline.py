@@ -62,8 +62,10 @@ def build(  # the front door: one keyword for each thing that a user may ask for
     request.check_machine(memory_bytes)
     cache = cache or Cache(root=out / FOLDER)
     with open_run(out, listen) as run, cache.lease() as lease:
-        with run.stage("load"):
+        with run.stage("load") as note:
             plan = BuildPlan.open(request, cache=cache, out=out, profile_texts=lengths_of)
+            for line in plan.model.notes:
+                note(line)
         store.check_name(plan.slot, identity.of_loaded(plan.model), replace=replace)
         existing = _existing(plan.slot)
         if existing is not None:

@@ -222,7 +222,22 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
             files=tuple(_digest(path, opened) for path in sorted(files)),
             code=code,
         ),
+        notes=_notes(weight_files, spec, revision),
     )
+
+
+def _notes(weight_files: Sequence[Path], spec: LoadSpec, revision: str) -> tuple[str, ...]:
+    """What there is instead of pickled weights, where such were read."""
+    if not any(path.suffix == ".bin" for path in weight_files):
+        return ()
+    conversion = hub.conversion(spec.model, revision) if revision else None
+    way_out = (
+        f"the hub has the same as safetensors: --revision {conversion.commit} "
+        f"({conversion.reference}, by {hub.CONVERTER})"
+        if conversion
+        else "`jexport convert-weights FOLDER` writes safetensors"
+    )
+    return (f"pickled weights, read with weights_only; {way_out}",)
 
 
 def _encoder(opened: _Opened) -> embedding.Encoder:

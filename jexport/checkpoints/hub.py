@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from jexport.errors import DependencyError, HubError, RemoteCodeError
@@ -18,6 +19,10 @@ PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
 
 CODE = ("*.py",)
 NEVER = ("onnx/*", "openvino/*", "*.bin", "*.pt")
+CONVERTER = "SFconvertbot"
+"""The hub's own account that converts pickled weights, each in a pull request."""
+
+CONVERSION_TITLE = "Adding `safetensors` variant of this model"
 HEX = frozenset("0123456789abcdef")
 
 
@@ -108,6 +113,51 @@ def fetch(model_id: str, revision: str, patterns: tuple[str, ...]) -> tuple[Path
             fix="remove that folder from the cache, or give a local folder with --model FOLDER",
         )
     return Path(folder), commit
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConversion:
+    """A commit with the weights of another one as safetensors.
+
+    Args:
+        reference: of the pull request, such as 'refs/pr/5'.
+        commit: its 40-hex commit, which `revision` takes.
+    """
+
+    reference: str
+    commit: str
+
+
+def conversion(model_id: str, commit: str) -> HubConversion | None:
+    """The hub's own conversion of a commit without safetensors.
+
+    As transformers does, only a pull request of CONVERTER counts whose only commit follows the one
+    asked for: anybody can open one of the same title, and an old one has old weights.
+
+    Args:
+        model_id: owner/name.
+        commit: the 40-hex commit that has pickled weights.
+
+    Returns:
+        None where there is none, or the hub cannot be asked.
+    """
+    try:
+        import huggingface_hub
+
+        hub = huggingface_hub.HfApi()
+        for one in hub.get_repo_discussions(
+            model_id, author=CONVERTER, discussion_type="pull_request"
+        ):
+            if (one.author, one.title) != (CONVERTER, CONVERSION_TITLE):
+                continue
+            if one.status not in ("open", "merged") or one.git_reference is None:
+                continue
+            commits = hub.list_repo_commits(model_id, revision=one.git_reference)
+            if [commit] == [parent.commit_id for parent in commits[1:2]]:
+                return HubConversion(reference=one.git_reference, commit=commits[0].commit_id)
+    except Exception:  # no network, no rights, another hub: it is only a hint
+        return None
+    return None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from jexport.checkpoints.shards import INDEX, SINGLE, is_finite
+from jexport.checkpoints.shards import DTYPE_NAMES, INDEX, SINGLE, is_finite
 from jexport.errors import NotFiniteError
 from jexport.types import WeightReader
 
@@ -29,6 +29,9 @@ SHARD_BYTES = 5_000_000_000
 
 ENTRY_BYTES = 160
 """Longest header entry but for the tensor's name: dtype, up to four sizes, two offsets."""
+
+SIZE_BYTES = 21
+"""Longest size of one more axis, with its comma."""
 
 ALIGNMENT = 64
 
@@ -71,6 +74,29 @@ def write(
         if shards:
             shards[-1].close()
     return _named(folder, shards)
+
+
+def write_unchanged(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors into one file, each in its own dtype; those that share memory become several.
+
+    Args:
+        path: of the file, whose folder is there.
+        tensors: by the name in the file.
+
+    Raises:
+        KeyError: a dtype that safetensors has no name for.
+        OSError: the file cannot be written.
+    """
+    header_bytes = sum(
+        len(json.dumps(name)) + ENTRY_BYTES + SIZE_BYTES * one.ndim for name, one in tensors.items()
+    )
+    shard = _Shard(path, header_bytes)
+    try:
+        for name in sorted(tensors):
+            one = tensors[name]
+            shard.add(name, one.detach().contiguous(), DTYPE_NAMES[str(one.dtype)])
+    finally:
+        shard.close()
 
 
 def _cast(name: str, weight: torch.Tensor, precision: str) -> torch.Tensor:

@@ -30,6 +30,22 @@ INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+DTYPE_NAMES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+"""torch's name of a dtype -> safetensors'."""
+
 PIECES = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 
 
@@ -97,7 +113,7 @@ def _nothing(folder: Path) -> CheckpointError:
 
 def _indexed(folder: Path, index: str) -> dict[str, Entry]:
     """The tensors of the shards that an index names."""
-    listed = _weight_map(folder / index)
+    listed = weight_map(folder / index)
     by_name = entries(folder / name for name in sorted(set(listed.values())))
     lacking = [
         f"{name} in {file}"
@@ -131,8 +147,18 @@ def files(folder: Path, weights: Mapping[str, Entry]) -> list[Path]:
     return [*paths, folder / (INDEX if (folder / INDEX).is_file() else PICKLED_INDEX)]
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name, as the index says. A name that leaves the folder is refused."""
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor, as an index says.
+
+    Args:
+        index: the file.
+
+    Returns:
+        File name by tensor name.
+
+    Raises:
+        CheckpointError: it cannot be read, or names a file outside its folder.
+    """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         listed = content["weight_map"]
@@ -215,26 +241,29 @@ def _pickled_header(path: Path) -> dict[str, Entry]:
     """A pickled file's tensors, under the names of safetensors' dtypes."""
     return {
         name: Entry(
-            path=path, dtype=_DTYPES.get(str(one.dtype), str(one.dtype)), shape=tuple(one.shape)
+            path=path, dtype=DTYPE_NAMES.get(str(one.dtype), str(one.dtype)), shape=tuple(one.shape)
         )
-        for name, one in _unpickled(path, path.stat().st_mtime_ns).items()
+        for name, one in unpickled(path, path.stat().st_mtime_ns).items()
     }
 
 
-_DTYPES = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-}
+CODE = re.compile(r"GLOBAL ([\w.]+)")
+"""How torch's text names what a pickle asks for."""
 
 
 @functools.lru_cache(maxsize=4)
-def _unpickled(path: Path, changed: int) -> dict[str, torch.Tensor]:
+def unpickled(path: Path, changed: int) -> dict[str, torch.Tensor]:
     """The tensors of a pickled file, mapped into memory where its format allows.
 
-    changed: when the file was, so that another file of the same name is another entry. Raises
-    CheckpointError for anything but named tensors.
+    Args:
+        path: of a pytorch_model.bin or one of its shards.
+        changed: when the file was, so that another file of the same name is another entry.
+
+    Returns:
+        By name; tensors may share memory with each other.
+
+    Raises:
+        CheckpointError: it holds anything but named tensors, or asks for code; none of it runs.
     """
     import torch
 
@@ -249,6 +278,14 @@ def _unpickled(path: Path, changed: int) -> dict[str, torch.Tensor]:
         if odd:
             raise ValueError(f"these are no tensors: {describe(odd)}")
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        code = CODE.search(str(error))
+        if code:  # the first line of torch's own text says how to let it run
+            raise CheckpointError(
+                f"weight file {path.name} asks for code, not only for weights; nothing of it ran",
+                evidence=f"it names {code[1]}, which torch.load(weights_only=True) does not call",
+                fix="do not open it in any other way; get the checkpoint from its authors, or as "
+                "safetensors",
+            ) from error
         first = next(iter(str(error).splitlines()), repr(error))
         raise CheckpointError(
             f"weight file {path.name} is truncated, or holds more than weights",
@@ -295,7 +332,7 @@ def reader(
 
         try:
             if entry.path.suffix == ".bin":
-                whole = _unpickled(entry.path, entry.path.stat().st_mtime_ns)[name]
+                whole = unpickled(entry.path, entry.path.stat().st_mtime_ns)[name]
                 raw = of(whole) if entry.shape else whole
             else:
                 with safetensors.safe_open(entry.path, framework="pt") as stream:

@@ -35,6 +35,7 @@ COMMANDS = {
     "cache": "jexport.cli.cache",
     "recipe": "jexport.cli.recipes",
     "doctor": "jexport.cli.doctor",
+    "convert-weights": "jexport.cli.convert_weights",
     "toy": "jexport.cli.toy",
 }
 PROGRAM, COMPLETION = "jexport", "_JEXPORT_COMPLETE"

@@ -5,16 +5,21 @@ The network is never used: HF_HUB_OFFLINE is set in tests/conftest.py.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from jexport.checkpoints import hub
 from jexport.errors import DependencyError, HubError, RemoteCodeError
@@ -269,3 +274,102 @@ def test_what_a_commit_is() -> None:
     assert hub.is_commit(NEWEST)
     for other in ("", "main", NEWEST[:39], NEWEST.upper(), "g" * 40, NEWEST + "0"):
         assert not hub.is_commit(other)
+
+
+TITLE = "Adding `safetensors` variant of this model"
+CONVERTED = "c" * 39 + "3"
+
+
+def pull(number: int, author: str = "SFconvertbot", **change: Any) -> dict[str, Any]:
+    """A pull request as the hub's API gives it."""
+    usual = {"num": number, "author": {"name": author}, "title": TITLE, "status": "open"}
+    dated = {"createdAt": "2024-01-01T00:00:00.000Z", "isPullRequest": True}
+    return usual | dated | {"repo": {"name": "someone/pickled", "type": "model"}} | change
+
+
+@pytest.fixture
+def hub_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A stand-in for the hub on 127.0.0.1: paths and what it answers, which a test fills in."""
+    answers: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.get(self.path.split("?")[0])
+            body = json.dumps(answer).encode()
+            self.send_response(200 if answer is not None else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+API = "/api/models/someone/pickled"
+
+
+def offer(answers: dict[str, Any], *pulls: dict[str, Any], parent: str = NEWEST) -> None:
+    answers[f"{API}/discussions"] = {"count": len(pulls), "start": 0, "discussions": [*pulls]}
+    for one in pulls:
+        commits = [CONVERTED, parent, OLDER]
+        answers[f"{API}/commits/refs%2Fpr%2F{one['num']}"] = [
+            {
+                "id": commit,
+                "authors": [],
+                "date": "2024-01-01T00:00:00Z",
+                "title": "",
+                "message": "",
+            }
+            for commit in commits
+        ]
+
+
+def test_the_hubs_own_conversion_is_named(
+    cache: Path, tmp_path: Path, opened: Open, hub_api: dict[str, Any], pickled: Path
+) -> None:
+    offer(hub_api, pull(4, "somebody"), pull(5, title="Adding safetensors"), pull(6))
+    [note] = opened(pickled).notes
+    assert f"--revision {CONVERTED} (refs/pr/6, by SFconvertbot)" in note
+    for pulls, parent in (
+        ([], NEWEST),
+        ([pull(4, "somebody")], NEWEST),
+        ([pull(6, status="closed")], NEWEST),
+        ([pull(6, isPullRequest=False)], NEWEST),
+        ([pull(6)], OLDER),
+    ):
+        offer(hub_api, *pulls, parent=parent)
+        [note] = opened(pickled).notes
+        assert "--revision" not in note
+        assert "jexport convert-weights" in note
+    offer(hub_api, pull(6, status="merged"))
+    assert CONVERTED in opened(pickled).notes[0]
+    hub_api.clear()  # the hub knows nothing of it: no error, it is only a hint
+    assert "convert-weights" in opened(pickled).notes[0]
+
+
+@pytest.fixture
+def pickled(cache: Path, tmp_path: Path, minilm: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cached model with pickled weights only, which snapshot_download gives."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(minilm, folder)
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    snapshot = put(cache, "someone/pickled", NEWEST, folder)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    return Path("someone/pickled")
+
+
+def test_offline_nobody_is_asked(opened: Open, pickled: Path, minilm: Path) -> None:
+    assert hub.conversion("someone/pickled", NEWEST) is None
+    assert "convert-weights" in opened(pickled).notes[0]
+    assert opened(minilm).notes == ()
