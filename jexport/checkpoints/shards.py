@@ -159,17 +159,15 @@ def weight_map(index: Path) -> dict[str, str]:
     Raises:
         CheckpointError: it cannot be read, or names a file outside its folder.
     """
+    evidence, listed = "its weight_map is empty, or no table", None
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        listed = content["weight_map"]
-        if not isinstance(listed, dict) or not listed:
-            raise ValueError("its weight_map is empty, or no table")
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        evidence = repr(error)
+    if not isinstance(listed, dict) or not listed:
         raise CheckpointError(
-            f"{index.name} cannot be read",
-            evidence=repr(error),
-            fix="download the checkpoint again",
-        ) from error
+            f"{index.name} cannot be read", evidence=evidence, fix="download the checkpoint again"
+        )
     outside = [str(name) for name in listed.values() if not _is_plain_name(name)]
     if outside:
         raise CheckpointError(
@@ -272,11 +270,7 @@ def unpickled(path: Path, changed: int) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # a file of before torch 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds {type(content).__name__}, not tensors by name")
-        odd = [str(name) for name, one in content.items() if not isinstance(one, torch.Tensor)]
-        if odd:
-            raise ValueError(f"these are no tensors: {describe(odd)}")
+        _check_named_tensors(content)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         code = CODE.search(str(error))
         if code:  # the first line of torch's own text says how to let it run
@@ -293,7 +287,18 @@ def unpickled(path: Path, changed: int) -> dict[str, torch.Tensor]:
             fix="download the checkpoint again, or save it as safetensors: "
             "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW, safe_serialization=True)",
         ) from error
-    return content
+    return content  # type: ignore[no-any-return]
+
+
+def _check_named_tensors(content: Any) -> None:
+    """Raise ValueError unless a pickle's content is tensors by name."""
+    import torch
+
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds {type(content).__name__}, not tensors by name")
+    odd = [str(name) for name, one in content.items() if not isinstance(one, torch.Tensor)]
+    if odd:
+        raise ValueError(f"these are no tensors: {describe(odd)}")
 
 
 def reader(

@@ -220,7 +220,8 @@ def _convert(source: Path, target: Path, final: Path, folder: Path) -> Converted
     digest = file_digest(source, root=folder).sha256
     answer = _answer(source, target)
     if "error" in answer:
-        raise CheckpointError(**answer["error"])
+        error = answer["error"]
+        raise CheckpointError(error["what"], evidence=error["evidence"], fix=error["fix"])
     if "errno" in answer:
         raise OSError(answer["errno"], answer["evidence"])
     return ConvertedFile(
