@@ -1,4 +1,4 @@
-"""The five tasks of jina-embeddings-v3: names, adapter index, prompt; and `none`, the plain model.
+"""The tasks of jina-embeddings-v3 and v5: names, order, prompts; and `none`, the plain model.
 
 Facts: `lora_adaptations` and `task_instructions` in the checkpoint's config.json. A checkpoint's
 own config wins over these where it has the keys; this table serves checkpoints that left them out.
@@ -24,6 +24,14 @@ JINA_V3_PROMPTS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Prompt of each task, in the order of the adapter index (trailing space included)."""
+
+JINA_V5 = ("retrieval", "text-matching", "clustering", "classification")
+"""Tasks of jina-embeddings-v5-text, each with an adapter of its own."""
+
+JINA_V5_PROMPTS: Mapping[str, str] = MappingProxyType(
+    {"query": "Query: ", "document": "Document: "}
+)
+"""Prompts of jina-embeddings-v5-text, for every task: "Document: " unless it is a query."""
 
 COUNTERPART: Mapping[str, str] = MappingProxyType(
     {"retrieval.query": "retrieval.passage", "retrieval.passage": "retrieval.query"}

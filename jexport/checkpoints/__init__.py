@@ -20,11 +20,14 @@ from jexport.checkpoints import (
     hub,
     jina_v3_native,
     jina_v3_original,
+    jina_v5,
     native_class,
+    native_mismatch,
     peft_adapter,
     remote_code,
     sentence_files,
     sentence_transformer,
+    shards,
     tokenizer_backend,
     transformer_files,
 )
@@ -42,10 +45,12 @@ from jexport.types import FileDigest, LoadedModel, LowRank, Runner, Source, Weig
 LAYOUTS: Mapping[str, Any] = {
     "jina_v3_original": jina_v3_original,
     "jina_v3_native": jina_v3_native,
+    "jina_v5": jina_v5,
     "remote_code": remote_code,
     "sentence_transformer": sentence_transformer,
 }
 JINA = ("jina_v3_original", "jina_v3_native")
+JINA_V5 = "jina_v5"
 JINA_LICENCE = "CC-BY-NC-4.0"
 """Licence of the published weights (formats of the model card); a README's own line wins."""
 
@@ -141,6 +146,8 @@ class _Opened:
         folder: the checkpoint's own.
         home: that of its tokenizer and the Transformer module's file.
         base: that of config.json and weights: another one only where an adapter's base is.
+        stated: config.json as it is.
+        config: that of the model that is assembled.
         peft: the adapter at its root, if there is one.
         transformer: what the Transformer module's file says.
     """
@@ -148,6 +155,7 @@ class _Opened:
     folder: Path
     home: Path
     base: Path
+    stated: Mapping[str, Any]
     config: Mapping[str, Any]
     layout: str
     spec: LoadSpec
@@ -185,9 +193,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
     folder, revision = locate(spec)
     opened = _open(folder, spec)
     layout, config = opened.layout, opened.config
-    offered = (*LAYOUTS[layout].known_tasks(opened.base, config), tasks.NONE)
-    tasks.check_task(task, offered)
-    _check_prompts(spec, offered)
+    _check_asked(opened, task)
     code: tuple[FileDigest, ...] = ()
     code_revision = ""
     if layout == "remote_code" or spec.trust_remote_code:
@@ -195,7 +201,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         _check_authors_code(layout, task)
     weights, adapter, weight_files = LAYOUTS[layout].read(opened.base, config, task)
     if opened.peft is not None:
-        adapter = peft_adapter.matrices(opened.peft, weights)
+        adapter = peft_adapter.matrices(opened.peft, shards.shapes(opened.base))
     encoder = _encoder(opened)
     tokenizing = encoder.tokenizing
     how, stated = embedding.read(folder, encoder, spec, task)
@@ -218,7 +224,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
             layout=layout,
             revision=revision,
             code_revision=code_revision,
-            licence=spec.licence or licence or (JINA_LICENCE if layout in JINA else ""),
+            licence=spec.licence or licence or (JINA_LICENCE if layout in (*JINA, JINA_V5) else ""),
             files=tuple(_digest(path, opened) for path in sorted(files)),
             code=code,
         ),
@@ -240,6 +246,29 @@ def _notes(weight_files: Sequence[Path], spec: LoadSpec, revision: str) -> tuple
     return (f"pickled weights, read with weights_only; {way_out}",)
 
 
+def _check_asked(opened: _Opened, task: str) -> None:
+    """Refuse a task, prompts of tasks, or code that the checkpoint does not have or need."""
+    spec = opened.spec
+    if opened.layout == JINA_V5:
+        jina_v5.check_adapter(opened.base, opened.stated, task)
+    offered = (*LAYOUTS[opened.layout].known_tasks(opened.base, opened.stated), tasks.NONE)
+    tasks.check_task(task, offered)
+    for name in spec.prompts:
+        if name not in offered:
+            raise RecipeError(
+                f"recipe key 'load.prompts.{name}' is of a task that the checkpoint does not have",
+                evidence=f"it has: {', '.join(offered)}",
+                fix=nearest(name, offered),
+            )
+    if opened.layout == JINA_V5 and spec.trust_remote_code:
+        raise RemoteCodeError(
+            "this checkpoint needs no code of its own, and jexport does not run it",
+            evidence=f"the layout is {opened.layout}: {opened.config['architectures'][0]} of "
+            "transformers, and the task's adapter",
+            fix="build without --trust-remote-code",
+        )
+
+
 def _encoder(opened: _Opened) -> embedding.Encoder:
     """The tokenizer and the sizes of the model that it feeds."""
     width, rows, positions = _sizes(opened)
@@ -259,6 +288,18 @@ def _encoder(opened: _Opened) -> embedding.Encoder:
         tokenizing=tokenizing,
         transformer=opened.transformer,
         jina=is_jina,
+        own=_own_code(opened.layout),
+    )
+
+
+def _own_code(layout: str) -> embedding.OwnCode | None:
+    """How the only module of a layout embeds, which is code of the checkpoint's own."""
+    if layout != JINA_V5:
+        return None
+    return embedding.OwnCode(
+        pooling=jina_v5.POOLING,
+        prompts=tasks.JINA_V5_PROMPTS,
+        default_prompt_name=jina_v5.DEFAULT_PROMPT,
     )
 
 
@@ -276,11 +317,13 @@ def _open(folder: Path, spec: LoadSpec) -> _Opened:
             evidence=f"{home / peft_adapter.CONFIG}; the layout is {layout}",
             fix="merge it with peft (merge_and_unload), and save the model whole",
         )
+    stated = config
     transformer = sentence_files.TransformerSettings()
     if (folder / sentence_files.MODULES).is_file():
         # Without modules.json sentence-transformers does not read it.
         transformer = sentence_files.transformer(home)
     if layout == "sentence_transformer":
+        native_mismatch.check(config)
         config = sentence_transformer.given_config(base, config, transformer.config)
     elif transformer.config or transformer.tokenizer:
         raise UnsupportedCheckpointError(
@@ -288,10 +331,13 @@ def _open(folder: Path, spec: LoadSpec) -> _Opened:
             evidence=f"{transformer.file}: {[*transformer.config, *transformer.tokenizer]}",
             fix="put them into config.json and tokenizer_config.json",
         )
+    if layout == JINA_V5:
+        config = jina_v5.native_json(base, config)
     return _Opened(
         folder=folder,
         home=home,
         base=base,
+        stated=stated,
         config=config,
         layout=layout,
         spec=spec,
@@ -318,16 +364,6 @@ def _digest(path: Path, opened: _Opened) -> FileDigest:
         return file_digest(path, root=opened.folder)
     digest = file_digest(path, root=opened.base)
     return replace(digest, path=f"base/{digest.path}")
-
-
-def _check_prompts(spec: LoadSpec, offered: Sequence[str]) -> None:
-    for name in spec.prompts:
-        if name not in offered:
-            raise RecipeError(
-                f"recipe key 'load.prompts.{name}' is of a task that the checkpoint does not have",
-                evidence=f"it has: {', '.join(offered)}",
-                fix=nearest(name, offered),
-            )
 
 
 def _check_authors_code(layout: str, task: str) -> None:
@@ -372,6 +408,8 @@ def _assemble(opened: _Opened) -> Callable[[Mapping[str, WeightReader]], Any]:
         return partial(native_class.assemble, opened.config)
     if opened.layout == "remote_code":
         return lambda weights: remote_code.assemble(opened.base, opened.spec)
+    if opened.layout == JINA_V5:
+        return partial(jina_v5.assemble, opened.config)
     arguments = opened.transformer.config
     return lambda weights: sentence_transformer.assemble(opened.base, weights, arguments)
 
@@ -386,6 +424,8 @@ def _reference(
         return partial(remote_code.reference, opened.base, opened.config, opened.spec, task)
     if opened.layout in JINA:
         return partial(native_class.reference, opened.config, weights, adapter)
+    if opened.layout == JINA_V5:
+        return partial(jina_v5.reference, opened.config, weights, adapter)
     return partial(
         sentence_transformer.reference, opened.base, weights, adapter, opened.transformer.config
     )

@@ -22,6 +22,21 @@ ENDLESS = 32_768
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnCode:
+    """How a Transformer class of the checkpoint's own embeds, where it is the only module.
+
+    Args:
+        pooling: in the module.
+        prompts: by name; config_sentence_transformers.json is put over them.
+        default_prompt_name: of them, where that file names none.
+    """
+
+    pooling: sentence_files.Pooling
+    prompts: Mapping[str, str]
+    default_prompt_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
     """What is known of the model itself.
 
@@ -33,6 +48,7 @@ class Encoder:
         tokenizing: its tokenizer.
         transformer: what the Transformer module's own file says.
         jina: whether the checkpoint is of a jina-embeddings-v3 layout.
+        own: how the checkpoint's own code embeds; None where sentence-transformers' modules say it.
     """
 
     config: Mapping[str, Any]
@@ -42,6 +58,7 @@ class Encoder:
     tokenizing: Tokenizing
     transformer: sentence_files.TransformerSettings
     jina: bool
+    own: OwnCode | None = None
 
 
 def read(
@@ -107,6 +124,8 @@ def read(
 
 def _pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
     """What modules.json says; for jina-embeddings-v3 what its own encode() does, if they agree."""
+    if encoder.own is not None:
+        return _own_pooling(folder, encoder.own)
     stated = sentence_files.pooling(folder, own_transformer=encoder.jina)
     if not encoder.jina:
         return _plain_pooling(folder, encoder) if stated is None else stated
@@ -120,6 +139,16 @@ def _pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
             fix="make them say the same",
         )
     return stated or authors
+
+
+def _own_pooling(folder: Path, own: OwnCode) -> sentence_files.Pooling:
+    """What the own module does, unless modules.json lists modules after it."""
+    listed = sentence_files.modules(folder)
+    if listed is None or (len(listed) == 1 and listed[0].kind == "Transformer"):
+        return own.pooling
+    stated = sentence_files.pooling(folder, own_transformer=True)
+    assert stated is not None, "modules.json is there"
+    return stated
 
 
 def _plain_pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
@@ -165,12 +194,14 @@ def _prompts(
     """Every prompt by its name, and the name of the default one, '' for none."""
     if encoder.jina:
         return _jina_prompts(encoder.config, own, spec, task)
+    prompts, name = dict(own.prompts), own.default_prompt_name
+    if encoder.own is not None:
+        prompts = {**encoder.own.prompts, **prompts}
+        name = name or encoder.own.default_prompt_name
     if task in spec.prompts:
         prompt = spec.prompts[task]
-        return {**own.prompts, task: prompt}, task if prompt else ""
-    named = {"query": "", "document": "", **own.prompts}
-    default = own.default_prompt_name if named.get(own.default_prompt_name) else ""
-    return dict(own.prompts), default
+        return {**prompts, task: prompt}, task if prompt else ""
+    return prompts, name if prompts.get(name) else ""
 
 
 def _jina_prompts(

@@ -8,13 +8,12 @@ scaling = lora_alpha / r. Knows nothing of merging.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jexport import tasks
-from jexport.checkpoints import native_class, native_config, shards
+from jexport.checkpoints import native_class, native_config, peft_adapter, shards
 from jexport.errors import AdapterError
 from jexport.types import LowRank, WeightReader
 
@@ -120,7 +119,7 @@ def _adapter(home: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:
     rank = settings["r"]
     scaling = native_class.scaling(settings.get("lora_alpha"), rank, where=f"{home.name}/{CONFIG}")
     entries = shards.entries([home / FILE])
-    targets = _targets(settings)
+    targets = peft_adapter.targets(settings)
     chosen = [
         (matrix, native, part)
         for matrix in native_class.adapted_matrices(config, pooler=True)
@@ -187,28 +186,6 @@ def _settings(home: Path) -> dict[str, Any]:
             fix="merge this adapter with PEFT first and build the merged checkpoint",
         )
     return dict(settings)
-
-
-def _targets(settings: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Which native modules the adapter says it adapts, by PEFT's rule; all when it does not say.
-
-    PEFT: a str is a regular expression for the whole name, a list holds names or their ends.
-    """
-    targets = settings.get("target_modules")
-    if not targets:
-        return lambda module: True
-    if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise AdapterError(
-                "the adapter does not say which matrices it adapts",
-                evidence=f"target_modules = {targets!r}: {error}",
-                fix="give a checkpoint whose adapters were saved whole",
-            ) from error
-        return lambda module: pattern.fullmatch(module) is not None
-    ends = tuple(str(name) for name in targets)
-    return lambda module: module in ends or module.endswith(tuple(f".{end}" for end in ends))
 
 
 def _native_factor(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,27 @@ def find(home: Path) -> PeftAdapter | None:
         CheckpointError: a file of it, or its base, is missing or broken.
         HubError: its base is on a hub that cannot be reached.
     """
-    path = home / CONFIG
-    if not path.is_file():
+    if not (home / CONFIG).is_file():
         return None
+    return read(home, base=_base(home, read_json(home / CONFIG)))
+
+
+def read(home: Path, *, base: Path) -> PeftAdapter:
+    """The adapter in a folder.
+
+    Args:
+        home: of adapter_config.json and the adapter's weights.
+        base: of config.json and the base's weights.
+
+    Returns:
+        The adapter; its matrices are still on the disk.
+
+    Raises:
+        UnsupportedCheckpointError: it is more than plain LoRA.
+        AdapterError: a matrix of it is missing.
+        CheckpointError: a file of it is missing or broken.
+    """
+    path = home / CONFIG
     config = read_json(path)
     keys.check(keys.ADAPTER, config, where=CONFIG)
     weights = next((home / name for name in WEIGHTS if (home / name).is_file()), None)
@@ -68,12 +86,7 @@ def find(home: Path) -> PeftAdapter | None:
             evidence=f"{home} has {CONFIG}, and neither {' nor '.join(WEIGHTS)}",
             fix="download the checkpoint again",
         )
-    return PeftAdapter(
-        config=config,
-        base=_base(home, config),
-        files=(path, weights),
-        factors=_factors(weights),
-    )
+    return PeftAdapter(config=config, base=base, files=(path, weights), factors=_factors(weights))
 
 
 def _base(home: Path, config: Mapping[str, Any]) -> Path:
@@ -118,20 +131,22 @@ def _factors(weights: Path) -> dict[str, dict[str, tuple[str, shards.Entry]]]:
     return factors
 
 
-def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:
+def matrices(adapter: PeftAdapter, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LowRank]:
     """The delta of each weight, under the weight's own name in the base's file.
 
     Args:
         adapter: as `find` gives it.
-        names: of the base's weights; they may have a prefix (`bert.`) that the adapter has not.
+        shapes: of the base's weights by name, which may have a prefix (`bert.`) that the adapter
+            has not.
 
     Returns:
         By weight name; a pooler's, which no embedding depends on, may be left out.
 
     Raises:
-        AdapterError: a module without a base weight, or of another rank than the config says.
+        AdapterError: a module without a base weight, of another rank than the config says, or of
+            another shape than the weight.
     """
-    known = list(names)
+    known = list(shapes)
     adapted: dict[str, LowRank] = {}
     strangers: list[str] = []
     for module, sides in adapter.factors.items():
@@ -151,6 +166,13 @@ def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:
                 evidence=f"lora_B {up_entry.shape}, lora_A {down_entry.shape}, r {rank}",
                 fix="give the adapter_config.json that belongs to these weights",
             )
+        if (*up_entry.shape[:1], *down_entry.shape[1:]) != tuple(shapes[place]):
+            raise AdapterError(
+                f"adapter matrix of '{module}' does not fit the base's weight",
+                evidence=f"lora_B {up_entry.shape}, lora_A {down_entry.shape}; the weight is "
+                f"{tuple(shapes[place])}",
+                fix="give the adapter that was trained on this base model",
+            )
         divisor = math.sqrt(rank) if adapter.config.get("use_rslora") else rank
         adapted[place] = LowRank(
             up=shards.reader(up, up_entry),
@@ -164,6 +186,83 @@ def matrices(adapter: PeftAdapter, names: Iterable[str]) -> dict[str, LowRank]:
             fix="give an adapter that was trained on this base model",
         )
     return adapted
+
+
+def check_whole(adapter: PeftAdapter, names: Iterable[str], adapted: Mapping[str, LowRank]) -> None:
+    """Refuse an adapter whose file lacks matrices of modules that its config says it adapts.
+
+    PEFT would fill them with zeros, and warn.
+
+    Args:
+        adapter: as `read` gives it.
+        names: of the base's weights.
+        adapted: as `matrices` gives it.
+
+    Raises:
+        AdapterError: names what is missing.
+    """
+    if not adapter.config.get("target_modules"):
+        return
+    is_target = targets(adapter.config)
+    modules = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+    asked = [module for module in modules if is_target(module)]
+    lacking = [module for module in asked if f"{module}.weight" not in adapted]
+    if lacking or not asked:
+        raise AdapterError(
+            "the adapter does not have a matrix for each module that it says it adapts",
+            evidence=f"missing: {shards.describe(lacking) or 'the base has none of the modules'}\n"
+            f"{CONFIG}: target_modules = {adapter.config['target_modules']!r:.200}",
+            fix="download the adapter again, or give one that was trained on this base model",
+        )
+
+
+def targets(config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which modules an adapter says it adapts, by PEFT's rule; all when it does not say.
+
+    PEFT: a str is a regular expression for the whole name, a list holds names or their ends;
+    layers_to_transform and exclude_modules take modules out again.
+
+    Args:
+        config: adapter_config.json.
+
+    Returns:
+        Whether a module of that name is adapted.
+
+    Raises:
+        AdapterError: target_modules is no expression that can be read.
+    """
+    named = _matching(config.get("target_modules") or None)
+    left_out = _matching(config.get("exclude_modules") or [])
+    chosen = config.get("layers_to_transform")
+    layers = (
+        None
+        if chosen is None
+        else {str(n) for n in ([chosen] if isinstance(chosen, int) else chosen)}
+    )
+
+    def is_adapted(module: str) -> bool:
+        layer = re.search(r"\.(\d+)\.", f".{module}")
+        outside = layers is not None and layer is not None and layer[1] not in layers
+        return named(module) and not left_out(module) and not outside
+
+    return is_adapted
+
+
+def _matching(stated: Any) -> Callable[[str], bool]:
+    if stated is None:
+        return lambda module: True
+    if isinstance(stated, str):
+        try:
+            pattern = re.compile(stated)
+        except re.error as error:
+            raise AdapterError(
+                "the adapter does not say which matrices it adapts",
+                evidence=f"target_modules = {stated!r}: {error}",
+                fix="give a checkpoint whose adapters were saved whole",
+            ) from error
+        return lambda module: pattern.fullmatch(module) is not None
+    ends = tuple(str(name) for name in stated)
+    return lambda module: module in ends or module.endswith(tuple(f".{end}" for end in ends))
 
 
 def _pattern(config: Mapping[str, Any], key: str, module: str) -> Any:

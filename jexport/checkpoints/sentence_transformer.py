@@ -210,10 +210,30 @@ def assemble(
         UnsupportedCheckpointError: an architecture that transformers lacks, or an encoder-decoder.
         CheckpointError, NotFiniteError: config.json or a weight cannot be used.
     """
+    with quiet_transformers():
+        config = _config(folder, arguments or {})
+    return assembled(config, weights)
+
+
+def assembled(config: Any, weights: Mapping[str, WeightReader]) -> torch.nn.Module:
+    """A model of transformers' class for this config, with exactly these weights.
+
+    Args:
+        config: of transformers.
+        weights: all of them, under the names in the file.
+
+    Returns:
+        float32, on the CPU, in eval mode, without gradients.
+
+    Raises:
+        StateDictError: weights are missing, too many or of another shape.
+        UnsupportedCheckpointError: an architecture that transformers lacks, or an encoder-decoder.
+        CheckpointError, NotFiniteError: a weight cannot be used.
+    """
     import torch
 
+    architecture = _architecture(config)
     with quiet_transformers():
-        config, architecture = _architecture(folder, arguments or {})
         model, report = architecture.from_pretrained(
             None,
             config=config,
@@ -264,11 +284,10 @@ def plain_names(weights: Mapping[str, WeightReader]) -> dict[str, WeightReader]:
     return plain
 
 
-def _architecture(folder: Path, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The checkpoint's config and transformers' class for it, never the checkpoint's own code."""
+def _architecture(config: Any) -> Any:
+    """The class of transformers for a config, never the checkpoint's own code."""
     from transformers import AutoModel
 
-    config = _config(folder, arguments)
     try:
         architecture = AutoModel._model_mapping[type(config)]
     except KeyError as error:
@@ -279,7 +298,7 @@ def _architecture(folder: Path, arguments: Mapping[str, Any]) -> tuple[Any, Any]
             evidence=f"config.json: model_type {config.model_type!r}, is_encoder_decoder = true",
             fix="give an encoder (BERT, XLM-R, MiniLM ...)",
         )
-    return config, architecture
+    return architecture
 
 
 def _config(folder: Path, arguments: Mapping[str, Any]) -> Any:
@@ -353,11 +372,23 @@ def reference(
     Raises:
         StateDictError, UnsupportedCheckpointError, CheckpointError, NotFiniteError: as `assemble`.
     """
-    model: Any = assemble(folder, weights, arguments)
+    model = with_adapter(assemble(folder, weights, arguments), adapter)
+    with eager.opened(model) as run:
+        yield run
+
+
+def with_adapter(model: Any, adapter: Mapping[str, LowRank]) -> Any:
+    """The model with an adapter beside its matrices, as PEFT runs it: nothing merged.
+
+    Args:
+        model: of transformers; it is changed.
+        adapter: deltas by weight name in the file; empty for none.
+
+    Returns:
+        The same model.
+    """
     prefix = f"{model.base_model_prefix}."
     for name, delta in adapter.items():
         module = model.get_submodule(name.removeprefix(prefix).removesuffix(".weight"))
         module.register_forward_hook(beside(delta))
-
-    with eager.opened(model) as run:
-        yield run
+    return model

@@ -88,6 +88,21 @@ def tensors(folder: Path) -> dict[str, Entry]:
     raise _nothing(folder)
 
 
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a folder's weight files.
+
+    Args:
+        folder: of the weights.
+
+    Returns:
+        By name.
+
+    Raises:
+        CheckpointError: as `tensors`.
+    """
+    return {name: entry.shape for name, entry in tensors(folder).items()}
+
+
 def _nothing(folder: Path) -> CheckpointError:
     """What is there instead of weights that can be read."""
     pieces = sorted(path.name for path in folder.glob("*-of-*") if PIECES.fullmatch(path.name))

@@ -13,12 +13,12 @@ from jexport.cli import flags
 @click.argument("folder", type=flags.PATH)
 @click.option(
     "--layout",
-    type=click.Choice(["original", "native"]),
+    type=click.Choice(["original", "native", "jina-v5-small", "jina-v5-nano"]),
     default="original",
     show_default=True,
-    help="Of jina-embeddings-v3.",
+    help="original and native: of jina-embeddings-v3.",
 )
-@click.option("--full-size", is_flag=True, help="24 layers x 1,024, 250,002 tokens (1.1 GB).")
+@click.option("--full-size", is_flag=True, help="The real model's sizes (v3 1.1 GB).")
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

@@ -1,9 +1,10 @@
 """calibration_data/ -> CalibrationSet: texts by task and language.
 
 A set is a folder with set.toml and one <task>.jsonl a task; any.jsonl serves the tasks without a
-file of their own. Each line is {"language": ..., "text": ...}, and in a set for calibration also
-{"part": "calibration" | "held_out"}: `parts` keeps the two apart. Where set.toml has `sha256`, it
-is the digest of all the .jsonl files. Knows no tokenizer: selection.py measures and chooses.
+file of their own, and ALIKE says which others do. Each line is {"language": ..., "text": ...}, and
+in a set for calibration also {"part": "calibration" | "held_out"}: `parts` keeps the two apart.
+Where set.toml has `sha256`, it is the digest of all the .jsonl files. Knows no tokenizer:
+selection.py measures and chooses.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ LONGEST_LINE_CHARS = 1 << 24
 
 CALIBRATION, HELD_OUT = "calibration", "held_out"
 SUFFIXES = (".jsonl", ".txt")
+ALIKE = {"retrieval": ("retrieval.query", "retrieval.passage"), "clustering": ("separation",)}
+"""Tasks of jina-embeddings-v5 whose texts are those of other tasks, in a set without their own."""
+
 A_LINE = 'a line is "some text" or {"text": "some text", "language": "en", "part": "calibration"}'
 
 
@@ -239,7 +243,8 @@ def _files(place: Path, task: str, source: str) -> list[Path]:
         )
     if place.suffix.lower() not in SUFFIXES:
         raise _not_text(place, f"its type is '{place.suffix}'")
-    if place.stem in JINA_V3_PROMPTS and task not in (place.stem, NONE):
+    is_alike = place.stem in ALIKE.get(task, ())
+    if place.stem in JINA_V3_PROMPTS and task not in (place.stem, NONE) and not is_alike:
         raise _other_task(place, task, f"it is named for {place.stem}")
     return [place]
 
@@ -255,6 +260,9 @@ def _files_of_folder(folder: Path, task: str) -> list[Path]:
     for path in (folder / f"{task}.jsonl", folder / "any.jsonl"):
         if path in files:
             return [path]
+    alike = [folder / f"{name}.jsonl" for name in ALIKE.get(task, ())]
+    if alike and all(path in files for path in alike):
+        return alike
     if task != NONE:
         raise _other_task(folder, task, f"it has: {', '.join(path.stem for path in files)}")
     return files

@@ -3,8 +3,8 @@
 It opens the checkpoint's folder with its own tokenizer, prompts, modules, truncation and
 normalisation; jexport's reading of the checkpoint is held against it and has no part in it. What
 a recipe changes on purpose (a prompt, a smaller length limit) is passed as the library's own
-argument. For jina-embeddings-v3, whose modules.json names the authors' code,
-reference_library_jina.py puts the model together.
+argument. For jina-embeddings-v3 and v5, whose modules.json names the authors' code,
+reference_library_jina.py and reference_library_jina_v5.py put the model together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jexport.checkpoints import remote_code
 from jexport.checkpoints.eager import torch_threads
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import JexportError, UnsupportedCheckpointError
-from jexport.evaluation import reference_library_jina
+from jexport.evaluation import reference_library_jina, reference_library_jina_v5
 from jexport.recipe import LoadSpec
 from jexport.runtime.inference import TextBatch, in_text_order, plan_by_tokens, run_batches
 from jexport.types import LoadedModel
@@ -278,6 +278,8 @@ def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[ReferenceLibrary]:
             model, prompt = reference_library_jina.assemble(
                 loaded.folder, loaded.config, spec, task
             )
+        elif loaded.source.layout in reference_library_jina_v5.LAYOUTS:
+            model, prompt = reference_library_jina_v5.assemble(loaded.folder, task), None
         else:
             model, prompt = _assemble(loaded.folder, spec), None
     library = ReferenceLibrary(

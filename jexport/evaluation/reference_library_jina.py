@@ -56,8 +56,8 @@ def assemble(
     else:
         model, more = _original(folder, config, task), {}
     width = int(config["hidden_size"])
-    modules: list[Any] = [_input_module(model, folder, more)]
-    listed = _json(folder / "modules.json", [])
+    modules: list[Any] = [input_module(model, folder, more)]
+    listed = json_file(folder / "modules.json", [])
     poolings = [one for one in listed if str(one["type"]).endswith(".Pooling")]
     if poolings:
         modules.append(Pooling.load(str(folder), subfolder=poolings[0]["path"]))
@@ -66,7 +66,7 @@ def assemble(
     if not listed or any(str(one["type"]).endswith(".Normalize") for one in listed):
         modules.append(Normalize())
     instructions = {**tasks.JINA_V3_PROMPTS, **(config.get("task_instructions") or {})}
-    settings = _json(folder / "config_sentence_transformers.json", {}) if listed else {}
+    settings = json_file(folder / "config_sentence_transformers.json", {}) if listed else {}
     built = SentenceTransformer(
         modules=modules, device="cpu", truncate_dim=settings.get("truncate_dim")
     ).eval()
@@ -78,19 +78,37 @@ def _limit(folder: Path, config: Mapping[str, Any]) -> int:
     """The window in tokens: what the files beside the weights state, within the positions."""
     window = int(config.get("max_position_embeddings") or 514) - OFFSET
     stated = (
-        _json(folder / "sentence_bert_config.json", {}).get("max_seq_length"),
-        _json(folder / "tokenizer_config.json", {}).get("model_max_length"),
+        json_file(folder / "sentence_bert_config.json", {}).get("max_seq_length"),
+        json_file(folder / "tokenizer_config.json", {}).get("model_max_length"),
     )
     first = next((one for one in stated if isinstance(one, int | float) and 0 < one < 1e9), window)
     return min(window, int(first))
 
 
-def _json(path: Path, absent: Any) -> Any:
+def json_file(path: Path, absent: Any) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        absent: given where there is none.
+
+    Returns:
+        The content, unchecked.
+    """
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else absent
 
 
-def _input_module(model: Any, folder: Path, more: Mapping[str, Any]) -> Any:
-    """The first module: AutoTokenizer, then the model. more: arguments of each forward pass."""
+def input_module(model: Any, folder: Path, more: Mapping[str, Any]) -> Any:
+    """The first module: AutoTokenizer, then the model.
+
+    Args:
+        model: of transformers.
+        folder: of the tokenizer.
+        more: arguments of each forward pass, a whole number for each text.
+
+    Returns:
+        Takes texts, gives token_embeddings [batch, sequence, hidden].
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -145,11 +163,11 @@ def _native(folder: Path, task: str) -> Any:
     model, report = JinaEmbeddingsV3Model.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
     )
-    _check(report)
+    check_report(report)
     if task != tasks.NONE:
         name = task.replace(".", "_").replace("-", "_")
         loading = model.load_adapter(str(folder / name), adapter_name=name)
-        _check(vars(loading))
+        check_report(vars(loading))
         model.set_adapter(name)
     return model.eval()
 
@@ -178,7 +196,7 @@ def _original(folder: Path, config: Mapping[str, Any], task: str) -> Any:
         output_loading_info=True,
         add_pooling_layer=False,
     )
-    _check(report)
+    check_report(report)
     if task != tasks.NONE:
         _activate(model, stored, config, task)
     return model.eval()
@@ -233,12 +251,19 @@ def _activate(model: Any, stored: Mapping[str, Any], config: Mapping[str, Any], 
     )
     report = peft.set_peft_model_state_dict(model, factors, adapter_name="task")
     missing = [name for name in report.missing_keys if "lora_" in name]
-    _check({"missing_keys": missing, "unexpected_keys": report.unexpected_keys})
+    check_report({"missing_keys": missing, "unexpected_keys": report.unexpected_keys})
     model.set_adapter("task")
 
 
-def _check(report: Mapping[str, Any]) -> None:
-    """Raise StateDictError unless the file had the model's weights; a pooler's may be more."""
+def check_report(report: Mapping[str, Any]) -> None:
+    """Refuse what from_pretrained or load_adapter could not put in place; a pooler may be more.
+
+    Args:
+        report: its loading info.
+
+    Raises:
+        StateDictError: the file does not have the model's weights.
+    """
     lacking = [str(name) for name in report["missing_keys"]]
     odd = [str(one[0]) for one in report.get("mismatched_keys") or ()]
     odd += [str(name) for name in report["unexpected_keys"] if "pooler." not in str(name)]

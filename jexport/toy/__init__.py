@@ -1,1 +1,1 @@
-"""A seeded checkpoint in the shape of jina-embeddings-v3, for tests and trials."""
+"""Seeded checkpoints in the shape of jina-embeddings-v3 and v5, for tests and trials."""

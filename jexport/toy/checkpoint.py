@@ -1,4 +1,4 @@
-"""toy: a seeded random-weight checkpoint in a jina-embeddings-v3 layout, made on the spot.
+"""toy: a seeded random-weight checkpoint in a layout of jina-embeddings, made on the spot.
 
 A toy has the architecture, the tensor names, the dtype and the companion files of the real model,
 so that everything can be tried without a hub. Its vectors mean nothing, but they behave: texts
@@ -27,11 +27,12 @@ from jexport.errors import (
     nearest,
 )
 from jexport.tasks import JINA_V3_PROMPTS
+from jexport.toy import jina_v5, weights
 from jexport.toy import tokenizer as toy_tokenizer
-from jexport.toy import weights
 from jexport.toy.weights import FULL, LORA_RANK, PARAMETRIZED, SMALL, TASKS, Drawing, Size
 
 LAYOUTS = ("original", "native")
+ALL_LAYOUTS = (*LAYOUTS, *jina_v5.LAYOUTS)
 MAX_TOKENS = 8194
 SENTENCE = "sentence_transformers.models"
 LORA_ALPHA = 1
@@ -49,12 +50,13 @@ def write(
 
     Args:
         folder: new or empty.
-        layout: 'original' (one file, adapters stacked in `parametrizations`) or 'native' (a base
-            model and one PEFT folder per task).
-        full_size: the real model's 572,310,396 parameters instead of about 480 thousand, with heads
-            of 64 as the real one (servers take few sizes).
+        layout: of jina-embeddings-v3 'original' (one file, adapters stacked in `parametrizations`)
+            or 'native' (a base model and one PEFT folder per task); of v5 'jina-v5-small' or
+            'jina-v5-nano'.
+        full_size: the real model's sizes (v3: 572,310,396 parameters) instead of about 480
+            thousand, with heads of 64 as the real one (servers take few sizes).
         tokenizer: a tokenizer.json to copy; None for the built-in byte-level BPE.
-        seed: of every number; the same in both layouts.
+        seed: of every number; the same in both layouts of v3.
 
     Returns:
         `folder`.
@@ -64,12 +66,16 @@ def write(
         TokenizerError: the tokenizer cannot be read, is not XLM-R's kind, or has too many tokens.
         DiskFullError, OutputPathError: the folder cannot be written, or is not empty.
     """
-    if layout not in LAYOUTS:
+    if layout not in ALL_LAYOUTS:
         raise UnsupportedCheckpointError(
             f"toy: there is no checkpoint layout '{layout}'",
-            evidence=f"a toy is written as: {', '.join(LAYOUTS)}",
-            fix=nearest(layout, LAYOUTS),
+            evidence=f"a toy is written as: {', '.join(ALL_LAYOUTS)}",
+            fix=nearest(layout, ALL_LAYOUTS),
         )
+    if layout in jina_v5.LAYOUTS:
+        with _whole_folder(folder) as work:
+            jina_v5.write_files(work, layout, full_size=full_size, tokenizer=tokenizer, seed=seed)
+        return folder
     size = FULL if full_size else SMALL
     tokenizer_json = toy_tokenizer.train() if tokenizer is None else toy_tokenizer.read(tokenizer)
     tokens = toy_tokenizer.rows(tokenizer_json, tokenizer)

@@ -5,6 +5,7 @@ Small, trained on sentences in 19 languages, and always the same. Knows no weigh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jexport.errors import TokenizerError
@@ -70,6 +71,42 @@ def train() -> bytes:
     return f"{tokenizer.to_str(pretty=True)}\n".encode()
 
 
+SPLIT = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
+"""Words with the space before them, single digits, signs, white space: each is encoded alone."""
+
+
+def train_byte_level(special_tokens: Sequence[str]) -> bytes:
+    """A tokenizer of Qwen's kind: NFC, byte-level BPE, and nothing put around a text.
+
+    Args:
+        special_tokens: put after the vocabulary.
+
+    Returns:
+        The bytes of tokenizer.json, UTF-8.
+    """
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.add_special_tokens(list(special_tokens))
+    return f"{tokenizer.to_str(pretty=True)}\n".encode()
+
+
 def read(path: Path) -> bytes:
     """A tokenizer.json as it is.
 
@@ -105,6 +142,31 @@ def rows(tokenizer_json: bytes, path: Path | None) -> int:
     Raises:
         TokenizerError: no tokenizer.json, or its special tokens are not XLM-R's.
     """
+    everything = ids(tokenizer_json, path)
+    special = {token: everything.get(token) for token in (*SPECIAL_TOKENS, "<mask>")}
+    expected = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
+    if special["<mask>"] is None or any(special[token] != expected[token] for token in expected):
+        raise TokenizerError(
+            f"toy: {path} does not have the special tokens of XLM-R",
+            evidence=f"it has {special}, wanted are {expected} and a <mask>",
+            fix="give the tokenizer.json of an XLM-R model, or none for the built-in one",
+        )
+    return 1 + max(everything.values())
+
+
+def ids(tokenizer_json: bytes, path: Path | None) -> dict[str, int]:
+    """Every token's id.
+
+    Args:
+        tokenizer_json: the file's bytes.
+        path: where they were read, None for the built-in one; only errors name it.
+
+    Returns:
+        By token, added ones too.
+
+    Raises:
+        TokenizerError: no tokenizer.json.
+    """
     from tokenizers import Tokenizer
 
     try:
@@ -115,12 +177,5 @@ def rows(tokenizer_json: bytes, path: Path | None) -> int:
             evidence=str(error),
             fix="give the path of a tokenizer.json, or none for the built-in one",
         ) from error
-    ids = {token: tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, "<mask>")}
-    expected = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    if ids["<mask>"] is None or any(ids[token] != expected[token] for token in expected):
-        raise TokenizerError(
-            f"toy: {path} does not have the special tokens of XLM-R",
-            evidence=f"it has {ids}, wanted are {expected} and a <mask>",
-            fix="give the tokenizer.json of an XLM-R model, or none for the built-in one",
-        )
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    return vocabulary

@@ -138,8 +138,18 @@ def _spread(name: str, shape: Shape, layers: int) -> tuple[float, float]:
     return 0.0, (1.0 if name.endswith("lora_A") else gain) / math.sqrt(shape[-1])
 
 
-def _draw(key: str, shape: Shape, mean: float, deviation: float) -> Tensor:
-    """A bfloat16 tensor of normal values, the same for the same key whatever was drawn before."""
+def draw(key: str, shape: Shape, mean: float, deviation: float) -> Tensor:
+    """A bfloat16 tensor of normal values, the same for the same key whatever was drawn before.
+
+    Args:
+        key: seeds the numbers.
+        shape: of the tensor.
+        mean: of its values.
+        deviation: of its values.
+
+    Returns:
+        The tensor.
+    """
     import torch
 
     digest = hashlib.sha256(key.encode()).digest()
@@ -167,7 +177,7 @@ def drawings(size: Size, rows: int, seed: int) -> dict[str, Drawing]:
     return {
         name: (
             shape,
-            partial(_draw, f"{seed}/{name}", shape, *_spread(name, shape, size.layers)),
+            partial(draw, f"{seed}/{name}", shape, *_spread(name, shape, size.layers)),
         )
         for name, shape in tensor_shapes(size, rows).items()
     }
