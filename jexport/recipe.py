@@ -99,7 +99,7 @@ class LoadSpec:
         code_revision: commit of a repository that the code comes from, as `revision`.
         max_tokens: longest text, special tokens included; 0 takes the checkpoint's limit.
         licence: SPDX id; '' takes the checkpoint's.
-        prompts: prompt by task, instead of the checkpoint's.
+        prompts: prompt by task, instead of the checkpoint's; by another name, beside them.
     """
 
     model: str = ""
@@ -109,6 +109,21 @@ class LoadSpec:
     max_tokens: int = 0
     licence: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """[model]: what `jexport recipe list` says of a model; it decides nothing.
+
+    Args:
+        parameters: how many weights it has; 0 where the recipe does not say.
+        dimension: size of its vectors; 0 where the recipe does not say.
+        languages: codes of ISO 639-1, or 'multilingual'.
+    """
+
+    parameters: int = 0
+    dimension: int = 0
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +267,10 @@ class Recipe:
         name: of the model, and of its folder of artifacts.
         version: of the artifacts; a digest of what went in is put behind it.
         tasks: those that it ships; empty allows every one that there is.
+        uses: names of prompts that a text may be embedded with, such as 'query' and 'document'.
         targets: those that it ships; empty allows every one.
         precisions: those that it ships; empty allows every one of the target.
+        model: what is known of it without opening it.
         load: the checkpoint.
         export: the graph.
         quantize: int8.
@@ -267,8 +284,10 @@ class Recipe:
     name: str
     version: str = "0.1.0"
     tasks: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    model: ModelSpec = field(default_factory=ModelSpec)
     load: LoadSpec = field(default_factory=LoadSpec)
     export: ExportSpec = field(default_factory=ExportSpec)
     quantize: QuantizeSpec = field(default_factory=QuantizeSpec)
@@ -372,13 +391,23 @@ def read(name_or_file: str) -> Recipe:
         raise RecipeError(
             f"no recipe '{name_or_file:.80}'",
             evidence=f"there is no shipped recipe of that name, nor a file: {error.strerror}",
-            fix=nearest(name_or_file, names()) + "; or give the path of a .toml file",
+            fix=_nearest(name_or_file) + "; or give the path of a .toml file",
         ) from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"recipe {path.name} is not valid TOML", evidence=str(error), fix="mend that line"
         ) from error
     return from_table(table, origin=path.name)
+
+
+def _nearest(name: str) -> str:
+    """A hint for the name of a recipe, in whatever case, with or without the owner on the hub."""
+    by_lower = {known.lower(): known for known in names()}
+    hint = nearest(name.rsplit("/", 1)[-1].lower(), by_lower)
+    for lower, known in by_lower.items():
+        if hint == f"did you mean '{lower}'?":
+            return f"did you mean '{known}'?"
+    return "`jexport recipe list` shows those that there are"
 
 
 def for_model(model: str) -> Recipe:
@@ -471,9 +500,12 @@ def _model_rules(recipe: Recipe) -> Iterator[_Rule]:
     yield _Rule(
         "load.prompts",
         tuple(load.prompts),
-        not recipe.tasks or set(load.prompts) <= {*recipe.tasks, NONE},
-        f"prompts of this recipe's tasks: {', '.join(recipe.tasks)}",
+        not recipe.tasks or set(load.prompts) <= {*recipe.tasks, NONE, *recipe.uses},
+        f"prompts of this recipe's tasks and uses: {', '.join((*recipe.tasks, *recipe.uses))}",
     )
+    for key in ("parameters", "dimension"):
+        size = getattr(recipe.model, key)
+        yield _Rule(f"model.{key}", size, size >= 0, "0 (not said) or more")
 
 
 def _export_rules(spec: ExportSpec) -> Iterator[_Rule]:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jexport import recipe
+from jexport import recipe, targets
 from jexport.errors import RecipeError
 
 LEAST = 'name = "m"\n'
@@ -133,6 +133,9 @@ def test_wrong_types_are_refused(text: str, key: str, wanted: str, tmp_path: Pat
         (LEAST + '[load]\ncode_revision = "abc123"', "load.code_revision"),
         (LEAST + "[load]\nmax_tokens = -1", "load.max_tokens"),
         (LEAST + 'tasks = ["a"]\n[load.prompts]\nb = "x"', "load.prompts"),
+        (LEAST + 'tasks = ["a"]\nuses = ["c"]\n[load.prompts]\nb = "x"', "load.prompts"),
+        (LEAST + "[model]\nparameters = -1", "model.parameters"),
+        (LEAST + "[model]\ndimension = -1", "model.dimension"),
         (LEAST + "[export]\nopset = 17", "export.opset"),
         (LEAST + "[export]\nopset = 99", "export.opset"),
         (LEAST + "[export]\noutputs = []", "export.outputs"),
@@ -185,15 +188,30 @@ def test_missing_name(tmp_path: Path) -> None:
         recipe.read(write(tmp_path, 'version = "1"'))
 
 
-@pytest.mark.parametrize("name", ["jina-embedings-v3", "no/such.toml", "x" * 5000, "", "."])
-def test_no_such_recipe(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("jina-embedings-v3", "did you mean 'jina-embeddings-v3'?"),
+        ("bge_m3", "did you mean 'bge-m3'?"),
+        ("labse", "did you mean 'LaBSE'?"),
+        ("BAAI/BGE-M3", "did you mean 'bge-m3'?"),
+        ("Qwen3-Embedding", "did you mean 'Qwen3-Embedding-"),
+        ("no/such.toml", "jexport recipe list"),
+        ("x" * 5000, "jexport recipe list"),
+        ("", "jexport recipe list"),
+        (".", "jexport recipe list"),
+    ],
+)
+def test_no_such_recipe(name: str, hint: str) -> None:
     with pytest.raises(RecipeError, match="no recipe") as caught:
         recipe.read(name)
-    assert "jina-embeddings-v3" in caught.value.fix
+    assert hint in caught.value.fix
+    assert "path of a .toml file" in caught.value.fix
 
 
 def test_shipped_recipes() -> None:
-    assert recipe.names() == ["all-MiniLM-L6-v2", "jina-embeddings-v3"]
+    assert len(recipe.names()) >= 27
+    assert {"all-MiniLM-L6-v2", "jina-embeddings-v3", "bge-m3", "LaBSE"} < set(recipe.names())
     jina = recipe.read("jina-embeddings-v3")
     assert jina.load.model == "jinaai/jina-embeddings-v3"
     assert jina.load.licence == "CC-BY-NC-4.0"
@@ -201,7 +219,31 @@ def test_shipped_recipes() -> None:
     assert jina.validate.gates["fp32"]["cosine_min"] >= 0.99999
     assert jina.validate.gates["fp16"]["cosine_min"] >= 0.999
     for name in recipe.names():
-        assert recipe.read(name).name == name
+        shipped = recipe.read(name)
+        assert shipped.name == name
+        assert shipped.load.model.rsplit("/", 1)[1] == name
+        assert shipped.model.parameters > 10**6
+        assert shipped.model.dimension >= 256
+        assert shipped.model.languages
+        assert set(shipped.load.prompts) <= set(shipped.uses)
+        assert set(shipped.targets) <= set(targets.names())
+        assert not shipped.load.revision
+        assert not shipped.load.trust_remote_code
+
+
+def test_the_list_of_recipes(cli: Callable[..., Any]) -> None:
+    answer = cli("recipe", "list")
+    assert answer.code == 0
+    assert max(map(len, answer.out.splitlines())) <= 100
+    lines = [line.split() for line in answer.out.splitlines() if not line.startswith(" ")]
+    assert [line[0] for line in lines[1:]] == sorted(recipe.names(), key=str.lower)
+    [bge] = (line for line in lines if line[0] == "bge-m3")
+    assert bge[1:] == ["568", "M", "1024", "multilingual", "mit"]
+    rows = json.loads(cli("recipe", "list", "--json").out)
+    assert len(rows) == len(recipe.names())
+    [e5] = (row for row in rows if row["name"] == "e5-base-v2")
+    assert e5["model"] == "intfloat/e5-base-v2"
+    assert (e5["uses"], e5["tasks"], e5["dimension"]) == (["query", "document"], ["none"], 768)
 
 
 def test_a_file_does_not_shadow_a_shipped_recipe(

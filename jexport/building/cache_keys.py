@@ -68,7 +68,7 @@ def build_inputs(
         JSON-ready values by name.
     """
     recipe_values = recipe.resolved()
-    for key in ("tasks", "targets", "precisions"):
+    for key in ("tasks", "uses", "targets", "precisions", "model"):
         del recipe_values[key]
     del recipe_values["load"]["model"]
     recipe_values["compile"].pop("timing_cache", None)  # a path; it changes the build time only

@@ -253,8 +253,8 @@ def _check_asked(opened: _Opened, task: str) -> None:
         jina_v5.check_adapter(opened.base, opened.stated, task)
     offered = (*LAYOUTS[opened.layout].known_tasks(opened.base, opened.stated), tasks.NONE)
     tasks.check_task(task, offered)
-    for name in spec.prompts:
-        if name not in offered:
+    for name in spec.prompts:  # where there are no tasks, it is a prompt by its name
+        if name not in offered and len(offered) > 1:
             raise RecipeError(
                 f"recipe key 'load.prompts.{name}' is of a task that the checkpoint does not have",
                 evidence=f"it has: {', '.join(offered)}",

@@ -198,9 +198,9 @@ def _prompts(
     if encoder.own is not None:
         prompts = {**encoder.own.prompts, **prompts}
         name = name or encoder.own.default_prompt_name
+    prompts |= spec.prompts
     if task in spec.prompts:
-        prompt = spec.prompts[task]
-        return {**prompts, task: prompt}, task if prompt else ""
+        return prompts, task if spec.prompts[task] else ""
     return prompts, name if prompts.get(name) else ""
 
 

@@ -131,6 +131,7 @@ def build(**options: Any) -> None:
     With several tasks, targets or precisions, or with --recipe and none of them, all that is
     missing is built: what the recipe ships, where nothing else is asked for.
     """
+    options["tasks"] = options["tasks"] or _only_task(options)
     is_single = _is_single(options)
     _check_options(options, is_single=is_single)
     console.tell_as_json(options["json_lines"])
@@ -146,6 +147,17 @@ def build(**options: Any) -> None:
         _build_single(recipe, jobs, options)
     else:
         _build_all(recipe, jobs, options)
+
+
+def _only_task(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The task of a recipe that has one, where all else of a build is named; else none."""
+    from jexport import recipe
+
+    is_whole = len(options["chosen_targets"]) == len(options["precisions"]) == 1
+    if options["recipe_name"] is None or not is_whole:
+        return ()
+    shipped = recipe.read(options["recipe_name"]).tasks
+    return shipped if len(shipped) == 1 else ()
 
 
 def _asks_for_one(options: Mapping[str, Any]) -> bool:

@@ -87,7 +87,7 @@ def write(
             fix="take a smaller tokenizer, or leave out full_size",
         )
     drawings = weights.drawings(size, rows, seed)
-    with _whole_folder(folder) as work:
+    with whole_folder(folder) as work:
         _write_companions(work, size, layout, rows)
         (work / "tokenizer.json").write_bytes(tokenizer_json)
         if layout == "original":
@@ -98,8 +98,18 @@ def write(
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A work folder beside `folder` that takes its name when the block ends well."""
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A work folder beside `folder` that takes its name when the block ends well.
+
+    Args:
+        folder: new or empty.
+
+    Yields:
+        The work folder.
+
+    Raises:
+        DiskFullError, OutputPathError: it cannot be written, or `folder` is not empty.
+    """
     target = folder.resolve()
     work = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
     try:

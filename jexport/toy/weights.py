@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from jexport.tasks import JINA_V3_PROMPTS
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Shape: TypeAlias = tuple[int, ...]
@@ -138,23 +139,26 @@ def _spread(name: str, shape: Shape, layers: int) -> tuple[float, float]:
     return 0.0, (1.0 if name.endswith("lora_A") else gain) / math.sqrt(shape[-1])
 
 
-def draw(key: str, shape: Shape, mean: float, deviation: float) -> Tensor:
-    """A bfloat16 tensor of normal values, the same for the same key whatever was drawn before.
+def draw(
+    key: str, shape: Shape, mean: float, deviation: float, dtype: torch.dtype | None = None
+) -> Tensor:
+    """A tensor of normal values, the same for the same key whatever was drawn before.
 
     Args:
-        key: seeds the numbers.
+        key: seeds the generator.
         shape: of the tensor.
         mean: of its values.
-        deviation: of its values.
+        deviation: their standard deviation.
+        dtype: of the tensor; None for bfloat16.
 
     Returns:
-        The tensor.
+        The tensor, on the CPU.
     """
     import torch
 
     digest = hashlib.sha256(key.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-    tensor = torch.empty(shape, dtype=torch.bfloat16)
+    tensor = torch.empty(shape, dtype=dtype or torch.bfloat16)
     flat = tensor.view(-1)
     for start in range(0, flat.numel(), BLOCK):
         block = flat[start : start + BLOCK]
