@@ -73,7 +73,7 @@ def write(
             fix=nearest(layout, ALL_LAYOUTS),
         )
     if layout in jina_v5.LAYOUTS:
-        with _whole_folder(folder) as work:
+        with whole_folder(folder) as work:
             jina_v5.write_files(work, layout, full_size=full_size, tokenizer=tokenizer, seed=seed)
         return folder
     size = FULL if full_size else SMALL

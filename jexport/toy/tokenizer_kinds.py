@@ -137,6 +137,9 @@ def _unigram(spec: TokenizerSpec) -> Tokenizer:
     lowest = min(scores.values()) - 1
     for letter in (SPACE, *sorted(set("".join(SENTENCES).replace(" ", ""))), *_letters()):
         scores.setdefault(letter, lowest)
+    # No two ways to split a word may score the same: the library may then take either.
+    for rank, piece in enumerate([*scores][len(spec.first) :], 1):
+        scores[piece] -= math.sqrt(rank) / 100
     unknown = [*scores].index(spec.unknown)
     tokenizer = Tokenizer(
         models.Unigram(vocab=[*scores.items()], unk_id=unknown, byte_fallback=False)
