@@ -132,7 +132,7 @@ def read(name: str) -> Model:
         )
     entry = _merged(entries, name)
     tokenizer = _merged(_tables(MODELS / TOKENIZERS), entry["tokenizer"])
-    spec = {
+    spec: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in tokenizer["spec"].items()
     }

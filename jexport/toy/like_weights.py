@@ -173,7 +173,7 @@ def _save(home: Path, spec: Weights, tensors: dict[str, Tensor]) -> None:
 
     names, total = sorted(tensors), spec.shards
     parts = [names[number::total] for number in range(total)]
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{total:05d}.safetensors"
         _save_file(home / file, {name: tensors[name] for name in part})

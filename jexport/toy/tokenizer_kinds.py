@@ -84,7 +84,7 @@ def make(spec: TokenizerSpec) -> Tokenizer:
     """
     from tokenizers import AddedToken, processors
 
-    tokenizer = KINDS[spec.kind](spec)
+    tokenizer: Tokenizer = KINDS[spec.kind](spec)
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in (*spec.first, *spec.last)]
     )
@@ -196,7 +196,8 @@ def _fallback_bpe(spec: TokenizerSpec) -> Tokenizer:
     )
     learned.train_from_iterator(SENTENCES, trainer)
     model = json.loads(learned.to_str())["model"]
-    learned_names = sorted(learned.get_vocab(), key=learned.token_to_id)
+    vocabulary = learned.get_vocab()
+    learned_names = sorted(vocabulary, key=vocabulary.__getitem__)
     rest = learned_names[len(spec.first) :]
     names = [*spec.first, *(f"<0x{byte:02X}>" for byte in range(256)), *rest]
     tokenizer = Tokenizer(
