@@ -100,6 +100,8 @@ class LoadSpec:
         max_tokens: longest text, special tokens included; 0 takes the checkpoint's limit.
         licence: SPDX id; '' takes the checkpoint's.
         prompts: prompt by task, instead of the checkpoint's; by another name, beside them.
+        use: which prompt, or route of a Router, an artifact is built for: 'query', 'document', the
+            name of another; '' for the checkpoint's default.
     """
 
     model: str = ""
@@ -109,6 +111,7 @@ class LoadSpec:
     max_tokens: int = 0
     licence: str = ""
     prompts: Mapping[str, str] = field(default_factory=dict)
+    use: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,27 @@ PROMPT_ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Names that sentence-transformers' encode_query and encode_document look for."""
 
 
+QUERY_NAMES = ("query",)
+DOCUMENT_NAMES = ("document", "passage", "corpus")
+"""Names that `encode_query` and `encode_document` look for; the first that is there is taken."""
+
+ALWAYS: Mapping[str, str] = MappingProxyType({"query": "", "document": ""})
+"""Prompts that every SentenceTransformer has, empty unless the checkpoint says otherwise."""
+
+
+def with_use(task: str, use: str) -> str:
+    """The name of a task and a use of it: of folders, jobs and in a manifest's `task`.
+
+    Args:
+        task: of the checkpoint.
+        use: which of its prompts or routes, '' for none in particular.
+
+    Returns:
+        'none.query', say; the task itself without a use.
+    """
+    return f"{task}.{use}" if use else task
+
+
 def named_prompts(task: str, prompt: str) -> dict[str, str]:
     """A task's prompt under its own name and those that sentence-transformers looks for.
 

@@ -23,6 +23,11 @@ It may have a method `only(names)` that gives a Runner of these outputs alone: w
 is not copied from the device. May be called from several threads at once."""
 
 
+WINDOW_TOKENS = 8_192
+"""Tokens of one forward pass where token vectors depend on no other token: a text without a length
+limit then takes no more memory the longer it is (at 1,024 columns 32 MiB)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batching:
     """How an opened engine wants its batches.
@@ -109,6 +114,10 @@ class Embedding:
         similarity: how two vectors are compared: 'cosine', 'dot', 'euclidean' or 'manhattan'.
         truncate_dim: the size that vectors are cut to after normalisation, 0 for the full size.
         include_prompt: False leaves the prompt's tokens out of the pooling.
+        use: that `prompt` is of ('query', 'document', ...), '' for the checkpoint's default.
+        side: 'query' or 'document' where the weights are those of one side of retrieval only (a
+            Router's route), '' where they embed both.
+        contextual: False where a token's vector depends on no other token: a table of vectors.
     """
 
     task: str
@@ -123,6 +132,14 @@ class Embedding:
     similarity: str = "cosine"
     truncate_dim: int = 0
     include_prompt: bool = True
+    use: str = ""
+    side: str = ""
+    contextual: bool = True
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens of the longest text in one forward pass."""
+        return self.max_tokens if self.contextual else min(self.max_tokens, WINDOW_TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)

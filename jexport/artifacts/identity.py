@@ -108,7 +108,7 @@ def of_manifest(content: Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(
         source=checkpoint["name"],
         revision=checkpoint["revision"],
-        task=content["task"],
+        task=content["embedding"]["task"],
         files=_digests(FileDigest(**one) for one in (*checkpoint["files"], *checkpoint["code"])),
     )
 

@@ -33,6 +33,9 @@ SCHEMAS: Mapping[int, Path] = {
 """Of every format that is still read. 1 held seconds, memory and speeds of the run as well; 2 knew
 one prompt, and neither the similarity nor a size that vectors are cut to."""
 
+OPTIONAL: Mapping[str, Any] = {"use": "", "side": "", "contextual": True}
+"""Keys of `embedding` that are written only where they say something else than this."""
+
 CHUNK_BYTES = 1 << 22
 
 JSON_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -116,9 +119,26 @@ def embedding_space(weights: str, embedding: Embedding) -> str:
             # Only where there are any: artifacts of before keep their space.
             **({"prompts": others} if others else {}),
             **({"truncate_dim": embedding.truncate_dim} if embedding.truncate_dim else {}),
+            **({"side": embedding.side} if embedding.side else {}),
             **({} if embedding.include_prompt else {"include_prompt": False}),
         }
     )
+
+
+def embedding_entry(embedding: Embedding) -> dict[str, Any]:
+    """An Embedding as the manifest has it, without its space.
+
+    Args:
+        embedding: of the artifact.
+
+    Returns:
+        JSON-ready.
+    """
+    entry = dataclasses.asdict(embedding)
+    kept = {
+        key: value for key, value in entry.items() if key not in OPTIONAL or value != OPTIONAL[key]
+    }
+    return {**kept, "matryoshka": list(embedding.matryoshka), "prompts": dict(embedding.prompts)}
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

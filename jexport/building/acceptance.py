@@ -117,7 +117,7 @@ def reference_key(plan: BuildPlan) -> StageKey:
     inputs = {
         **cache_keys.checkpoint_inputs(plan.model),
         "folder": cache_keys.folder_inputs(plan.model),
-        "load": {key: load[key] for key in ("prompts", "max_tokens", "trust_remote_code")},
+        "load": {key: load[key] for key in ("prompts", "use", "max_tokens", "trust_remote_code")},
         "texts": [plan.validation.name, plan.validation.sha256],
         "spec": [spec.budget_tokens, spec.max_tokens],
         "processor": cache_keys.processor(),

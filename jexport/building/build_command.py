@@ -31,7 +31,15 @@ def build_command(chosen: Recipe, slot: store.Slot, name: str, until: str = "") 
         words += ["--model", name]
         if not shipped and recipe.for_model(name).name != chosen.name:
             words += ["--name", chosen.name]
-    words += ["--task", slot.task, "--target", slot.target, "--precision", slot.precision]
+    use = chosen.load.use
+    words += ["--task", slot.task.removesuffix(f".{use}") if use else slot.task]
+    words += [
+        *(("--use", use) if use else ()),
+        "--target",
+        slot.target,
+        "--precision",
+        slot.precision,
+    ]
     words += ["--effort", chosen.quantize.effort, "--calibration", chosen.quantize.calibration]
     if chosen.quantize.allow_slower:
         words.append("--allow-slower")

@@ -174,16 +174,18 @@ class BuildPlan(BuildRequest):
         if profile_texts:
             ids = tokenizer.model_ids(list(profile_texts), prefix=model.embedding.prompt)
             lengths = [len(one) for one in ids]
-            spec = targets.profiles_for(target, recipe.compile, lengths, tokenizer.max_tokens)
+            spec = targets.profiles_for(
+                target, recipe.compile, lengths, model.embedding.forward_tokens
+            )
             recipe = dataclasses.replace(recipe, compile=spec)
-        target.compiling.accept(recipe.compile, max_tokens)
+        target.compiling.accept(recipe.compile, model.embedding.forward_tokens)
         inputs = cache_keys.build_inputs(
             recipe, model, target, request.precision, request.validation, request.calibration
         )
         slot = store.Slot(
             out=out,
             model=recipe.name,
-            task=model.embedding.task,
+            task=tasks.with_use(model.embedding.task, model.embedding.use),
             target=target.name,
             precision=request.precision,
             version=f"{recipe.version}-{manifest.sha256_of(inputs)[:12]}",
@@ -270,7 +272,7 @@ class BuildPlan(BuildRequest):
             Model, task and what it is.
         """
         what = what or f"{self.target.name}-{self.precision}"
-        return f"{self.recipe.name} {self.model.embedding.task} {what}"
+        return f"{self.recipe.name} {self.slot.task} {what}"
 
     def _export_inputs(self) -> dict[str, Any]:
         return {

@@ -25,11 +25,14 @@ from jexport.checkpoints import (
     native_mismatch,
     peft_adapter,
     remote_code,
+    routes,
     sentence_files,
     sentence_transformer,
     shards,
+    static_embedding,
     tokenizer_backend,
     transformer_files,
+    uses,
 )
 from jexport.errors import (
     CheckpointError,
@@ -40,9 +43,11 @@ from jexport.errors import (
     nearest,
 )
 from jexport.recipe import LoadSpec
-from jexport.types import FileDigest, LoadedModel, LowRank, Runner, Source, WeightReader
+from jexport.types import Embedding, FileDigest, LoadedModel, LowRank, Runner, Source, WeightReader
 
+STATIC = "static_embedding"
 LAYOUTS: Mapping[str, Any] = {
+    STATIC: static_embedding,
     "jina_v3_original": jina_v3_original,
     "jina_v3_native": jina_v3_native,
     "jina_v5": jina_v5,
@@ -131,7 +136,11 @@ def known_tasks(folder: Path) -> tuple[str, ...]:
         AdapterError: the adapter at its root was not saved whole.
         HubError: that adapter's base is on a hub that cannot be reached.
     """
+    if routes.has_router(folder):
+        return (tasks.NONE,)
     home = sentence_files.transformer_home(folder)
+    if static_embedding.matches(folder, {}):
+        return (tasks.NONE,)
     adapter = peft_adapter.find(home)
     config = transformer_files.read_json((adapter.base if adapter else home) / "config.json")
     layout = LAYOUTS[detect(folder, config)]
@@ -191,12 +200,13 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         JexportError: every other error that `stages.load.run` documents.
     """
     folder, revision = locate(spec)
-    opened = _open(folder, spec)
+    routed = routes.resolve(folder, spec.use)
+    opened = _open(routed.folder, spec)
     layout, config = opened.layout, opened.config
     _check_asked(opened, task)
     code: tuple[FileDigest, ...] = ()
     code_revision = ""
-    if layout == "remote_code" or spec.trust_remote_code:
+    if layout == "remote_code" or (spec.trust_remote_code and layout != STATIC):
         code, code_revision = remote_code.code_files(opened.base, config, spec)
         _check_authors_code(layout, task)
     weights, adapter, weight_files = LAYOUTS[layout].read(opened.base, config, task)
@@ -204,7 +214,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         adapter = peft_adapter.matrices(opened.peft, shards.shapes(opened.base))
     encoder = _encoder(opened)
     tokenizing = encoder.tokenizing
-    how, stated = embedding.read(folder, encoder, spec, task)
+    how, stated = _embedding(opened, encoder, routed, task)
     licence = transformer_files.licence(folder)
     files = {*weight_files, *tokenizing.read, *_around(opened, licence), *stated}
     return LoadedModel(
@@ -225,7 +235,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
             revision=revision,
             code_revision=code_revision,
             licence=spec.licence or licence or (JINA_LICENCE if layout in (*JINA, JINA_V5) else ""),
-            files=tuple(_digest(path, opened) for path in sorted(files)),
+            files=_digests(sorted(files), opened, routed),
             code=code,
         ),
         notes=_notes(weight_files, spec, revision),
@@ -269,22 +279,27 @@ def _check_asked(opened: _Opened, task: str) -> None:
         )
 
 
+def _embedding(
+    opened: _Opened, encoder: embedding.Encoder, routed: routes.Routed, task: str
+) -> tuple[Embedding, tuple[Path, ...]]:
+    """How texts become embeddings for the use that is asked for, and the files that decide it."""
+    stated, files = embedding.read(opened.folder, encoder, opened.spec, task)
+    how = uses.chosen(stated, opened.spec.use, routed.routes)
+    return replace(how, side=routed.side, contextual=opened.layout != STATIC), files
+
+
 def _encoder(opened: _Opened) -> embedding.Encoder:
     """The tokenizer and the sizes of the model that it feeds."""
     width, rows, positions = _sizes(opened)
-    tokenizing = tokenizer_backend.take(
-        opened.home,
-        _tokenizer(opened),
-        rows=rows,
-        do_lower_case=opened.transformer.do_lower_case,
-        as_stored=not opened.transformer.tokenizer,
-    )
+    tokenizing = _tokenizing(opened, rows)
     is_jina = opened.layout in JINA
     return embedding.Encoder(
         config=opened.config,
         width=width,
         positions=positions,
-        table=0 if is_jina else sentence_transformer.positions(opened.base, opened.config),
+        table=0
+        if is_jina or opened.layout == STATIC
+        else sentence_transformer.positions(opened.base, opened.config),
         tokenizing=tokenizing,
         transformer=opened.transformer,
         jina=is_jina,
@@ -303,9 +318,35 @@ def _own_code(layout: str) -> embedding.OwnCode | None:
     )
 
 
+def _tokenizing(opened: _Opened, rows: int) -> tokenizer_backend.Tokenizing:
+    """The tokenizer, checked against the rows of the embedding table."""
+    if opened.layout == STATIC:
+        return static_embedding.tokenizing(opened.home, rows)
+    return tokenizer_backend.take(
+        opened.home,
+        _tokenizer(opened),
+        rows=rows,
+        do_lower_case=opened.transformer.do_lower_case,
+        as_stored=not opened.transformer.tokenizer,
+    )
+
+
 def _open(folder: Path, spec: LoadSpec) -> _Opened:
     """Where its parts are, its layout, and what its Transformer module's file says."""
     home = sentence_files.transformer_home(folder)
+    if static_embedding.matches(folder, {}):
+        config = static_embedding.config(home)
+        return _Opened(
+            folder=folder,
+            home=home,
+            base=home,
+            stated=config,
+            config=config,
+            layout=STATIC,
+            spec=spec,
+            peft=None,
+            transformer=sentence_files.TransformerSettings(),
+        )
     peft = peft_adapter.find(home)
     base = peft.base if peft else home
     config = transformer_files.read_json(base / "config.json")
@@ -366,6 +407,17 @@ def _digest(path: Path, opened: _Opened) -> FileDigest:
     return replace(digest, path=f"base/{digest.path}")
 
 
+def _digests(
+    files: Sequence[Path], opened: _Opened, routed: routes.Routed
+) -> tuple[FileDigest, ...]:
+    """The digest of every file; those that a Router adds go before its route's of the same name."""
+    digests = {one.path: one for one in (_digest(path, opened) for path in files)}
+    if routed.files:
+        root = routed.files[0].parent
+        digests |= {one.path: one for one in (file_digest(p, root=root) for p in routed.files)}
+    return tuple(digests[path] for path in sorted(digests))
+
+
 def _check_authors_code(layout: str, task: str) -> None:
     """Raise RemoteCodeError where the code beside the weights cannot be the reference."""
     if layout == "jina_v3_native" and task != tasks.NONE:
@@ -404,6 +456,8 @@ def _tokenizer(opened: _Opened) -> Callable[[], Any]:
 
 
 def _assemble(opened: _Opened) -> Callable[[Mapping[str, WeightReader]], Any]:
+    if opened.layout == STATIC:
+        return partial(static_embedding.assemble, opened.config)
     if opened.layout in JINA:
         return partial(native_class.assemble, opened.config)
     if opened.layout == "remote_code":
@@ -420,6 +474,8 @@ def _reference(
     adapter: Mapping[str, LowRank],
     task: str,
 ) -> Callable[[], AbstractContextManager[Runner]]:
+    if opened.layout == STATIC:
+        return partial(static_embedding.reference, opened.config, weights)
     if opened.spec.trust_remote_code:
         return partial(remote_code.reference, opened.base, opened.config, opened.spec, task)
     if opened.layout in JINA:

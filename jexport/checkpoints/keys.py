@@ -121,7 +121,10 @@ HUB = harmless("where to fetch from; sentence-transformers puts its own value ov
 MODULES = File(
     title="modules.json, of each entry",
     keys={
-        "type": honoured("Transformer, Pooling, Normalize and Dropout; other modules are refused"),
+        "type": honoured(
+            "Transformer or StaticEmbedding or a Router of them, Pooling, Normalize and "
+            "Dropout; other modules are refused"
+        ),
         "path": honoured("the module's folder"),
         "name": honoured("names must differ, as the modules of one name replace each other"),
         "idx": NOT_READ,
@@ -330,6 +333,26 @@ DROPOUT = File(
 )
 
 _BACKEND = honoured("through the backend of AutoTokenizer, which becomes tokenizer.json")
+ROUTER = File(
+    title="router_config.json (or config.json) of a Router module",
+    keys={
+        "types": honoured("the class of each module"),
+        "structure": honoured("the modules of each route; routes may share some"),
+        "parameters": honoured("see its own table"),
+    },
+    unknown=NOT_READ,
+)
+
+ROUTER_PARAMETERS = File(
+    title="router_config.json: parameters",
+    keys={
+        "default_route": honoured("built without `--use`"),
+        "allow_empty_key": honoured("true (and missing): the first route is the default one"),
+        "route_mappings": honoured("the route of a task, for texts; other modalities are left out"),
+    },
+    unknown=RAISES,
+)
+
 TOKENIZER = File(
     title="tokenizer_config.json",
     keys={
@@ -522,6 +545,8 @@ FILES: tuple[File, ...] = (
     POOLING,
     NORMALIZE,
     DROPOUT,
+    ROUTER,
+    ROUTER_PARAMETERS,
     TOKENIZER,
     SPECIAL_TOKENS,
     GENERATION,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jexport.checkpoints import keys
+from jexport.checkpoints import keys, module_kinds
 from jexport.checkpoints.transformer_files import count, is_there, optional_json
 from jexport.errors import CheckpointError, DependencyError, UnsupportedCheckpointError
 
@@ -161,6 +161,18 @@ def modules(folder: Path) -> tuple[Module, ...] | None:
     return tuple(listed)
 
 
+def is_static(module: Module) -> bool:
+    """Whether a module is sentence-transformers' StaticEmbedding: a table, no Transformer.
+
+    Args:
+        module: the first of modules.json.
+
+    Returns:
+        False for a class of that name that is the checkpoint's own.
+    """
+    return module.kind == "StaticEmbedding" and module.type.startswith("sentence_transformers.")
+
+
 def transformer_home(folder: Path) -> Path:
     """Where config.json, weights and tokenizer are.
 
@@ -193,13 +205,16 @@ def _check_kinds(listed: tuple[Module, ...], *, own_transformer: bool) -> None:
         if not one.type.startswith("sentence_transformers.")
     ]
     kinds = [one.kind for one in listed if one.kind != "Dropout"]
+    if listed and is_static(listed[0]):  # token vectors, of which the same module takes the mean
+        kinds[:1] = ["Transformer", "Pooling"]
     if strange or kinds not in (
         ["Transformer", "Pooling"],
         ["Transformer", "Pooling", "Normalize"],
     ):
         raise _unsupported(
             "has modules that jexport does not export",
-            evidence=f"{MODULES} lists: {', '.join(one.type for one in listed) or 'none'}",
+            evidence=f"{MODULES} lists: {', '.join(one.type for one in listed) or 'none'}\n"
+            + module_kinds.described(one.kind for one in listed),
             fix="supported: Transformer, Pooling and, last, Normalize",
         )
 
@@ -223,6 +238,8 @@ def pooling(folder: Path, *, own_transformer: bool = False) -> Pooling | None:
         return None
     _check_kinds(listed, own_transformer=own_transformer)
     mode, normalize, files = None, False, [folder / MODULES]
+    if listed and is_static(listed[0]):
+        mode = Pooling(mode="mean", normalize=False)
     for one in listed[1:]:
         path = folder / one.home / "config.json"
         if one.kind == "Pooling":

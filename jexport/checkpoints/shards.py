@@ -358,11 +358,7 @@ def reader(
                 with safetensors.safe_open(entry.path, framework="pt") as stream:
                     raw = of(stream.get_slice(name)) if entry.shape else stream.get_tensor(name)
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"cannot read tensor '{name}'",
-                evidence=f"{entry.path.name}: {error}",
-                fix="download the checkpoint again",
-            ) from error
+            raise _unreadable(name, entry, error) from error
         tensor: torch.Tensor = raw.to(torch.float32, copy=True)
         del raw  # at full size half a GB that the check below need not stand beside
         if not is_finite(tensor):
@@ -375,6 +371,40 @@ def reader(
         return tensor.T.contiguous() if transpose else tensor
 
     return read
+
+
+def stored(name: str, entry: Entry) -> torch.Tensor:
+    """One tensor in the dtype of its file: numbers of rows, say, which are no weights.
+
+    Args:
+        name: in the file.
+        entry: where it is.
+
+    Returns:
+        A copy.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    import safetensors
+
+    if entry.path.suffix == ".bin":
+        tensors = unpickled(entry.path, entry.path.stat().st_mtime_ns)
+        return tensors[name].clone()
+    try:
+        with safetensors.safe_open(entry.path, framework="pt") as stream:
+            tensor: torch.Tensor = stream.get_tensor(name)
+            return tensor
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _unreadable(name, entry, error) from error
+
+
+def _unreadable(name: str, entry: Entry, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"cannot read tensor '{name}'",
+        evidence=f"{entry.path.name}: {error}",
+        fix="download the checkpoint again",
+    )
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,8 +235,25 @@ def _written(home: Path, tokenizer: Any, backend: Tokenizer) -> tuple[Path, ...]
     }
     if tokenizer.pad_token is not None:
         settings["pad_token"] = str(tokenizer.pad_token)
-    special = optional_json(home / CONVERTED[1])
-    folder = _work_dir(os.getpid()) / sha256_of([content, settings, special])[:32]
+    return kept(content, settings, optional_json(home / CONVERTED[1]))
+
+
+def kept(
+    content: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    special: Mapping[str, Any] | None = None,
+) -> tuple[Path, ...]:
+    """A tokenizer's files in a folder of this process's own, gone when it ends.
+
+    Args:
+        content: of tokenizer.json.
+        settings: of tokenizer_config.json.
+        special: of special_tokens_map.json, which is not written without.
+
+    Returns:
+        The files, tokenizer.json first; the same for the same content.
+    """
+    folder = work_dir() / sha256_of([content, settings, special or {}])[:32]
     if not folder.is_dir():
         making = Path(tempfile.mkdtemp(dir=folder.parent))
         (making / FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -246,6 +263,11 @@ def _written(home: Path, tokenizer: Any, backend: Tokenizer) -> tuple[Path, ...]
         making.rename(folder)
     names = (FILE, SETTINGS, *(CONVERTED[1:] if special else ()))
     return tuple(folder / name for name in names)
+
+
+def work_dir() -> Path:
+    """A folder of this process for files that a checkpoint should have had, gone when it ends."""
+    return _work_dir(os.getpid())
 
 
 @functools.cache

@@ -35,6 +35,7 @@ ALL = "all"
     metavar="TASK",
     help="retrieval.query, ..., none, or all; may be given several times.",
 )
+@flags.use
 @click.option(
     "--target",
     "chosen_targets",
@@ -215,7 +216,11 @@ def _jobs(recipe: Recipe, options: Mapping[str, Any]) -> tuple[Job, ...]:
     if _asks_for_one(options) and not precisions:
         precisions = (*recipe.precisions, *engines.load(targets[0]).precisions)[:1]
     if _is_single(options):
-        return (matrix.Job(task=tasks[0], target=targets[0], precision=precisions[0]),)
+        return (
+            matrix.Job(
+                task=tasks[0], target=targets[0], precision=precisions[0], use=recipe.load.use
+            ),
+        )
     if tasks == (ALL,):
         tasks = matrix.every_task(recipe)
     elif is_named:
@@ -240,7 +245,9 @@ def _build_single(recipe: Recipe, jobs: Sequence[Job], options: Mapping[str, Any
 
     [job] = jobs
     if not quiet and not json_lines:
-        console.say(f"jexport build: {recipe.load.model}, {job.task}, {job.target} {job.precision}")
+        console.say(
+            f"jexport build: {recipe.load.model}, {job.task_name}, {job.target} {job.precision}"
+        )
 
     def listen_to_stages(_: Job, event: Event) -> None:
         if event.kind not in ("begin", "end"):
@@ -298,6 +305,7 @@ def _recipe(options: Mapping[str, Any]) -> Recipe:
         "model": model,
         "revision": options["revision"],
         "code_revision": options["code_revision"],
+        "use": options["use"],
         "trust_remote_code": options["trust_remote_code"] or None,
     }
     if model is not None and recipe_name is not None and options["revision"] is None:

@@ -48,6 +48,12 @@ def as_json(help: str) -> Decorator:
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
+use = click.option(
+    "--use",
+    metavar="USE",
+    help="query, document, or another prompt of a model without adapters: the default prompt.",
+)
+
 replace = click.option(
     "--replace",
     is_flag=True,

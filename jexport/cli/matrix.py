@@ -40,6 +40,7 @@ def _listed(
     metavar="T,..|all",
     help="Default: all of the recipe.",
 )
+@flags.use
 @click.option(
     "--target",
     "chosen",
@@ -111,6 +112,7 @@ def matrix(
     recipe_name: str | None,
     model: str | None,
     name: str | None,
+    use: str | None,
     tasks: tuple[str, ...],
     chosen: tuple[str, ...],
     precisions: tuple[str, ...],
@@ -129,6 +131,9 @@ def matrix(
 
     chosen_recipe = recipe.read(recipe_name or recipe.DEFAULT_RECIPE)
     words = ["--recipe", recipe_name or recipe.DEFAULT_RECIPE]
+    if use is not None:
+        chosen_recipe = chosen_recipe.replace_load(use=use)
+        words += ("--use", use)
     chosen_jobs = jobs.asked(
         chosen_recipe, tasks=tasks, chosen=chosen, precisions=precisions, gpus=gpus
     )

@@ -166,6 +166,7 @@ def token_ids(candidate: Candidate, words: Sequence[str], use: str) -> list[list
     method = getattr(_embedder(candidate, listener), use)
     ids = []
     for text in words:
+        listener.ids = []
         method(text)
         ids.append(listener.ids)
     return ids
@@ -219,7 +220,10 @@ class _Recorder:
 
 
 class _Listener:
-    """A runner that computes nothing and keeps the token ids of the text that it was given."""
+    """A runner that computes nothing and keeps the token ids of the text that it was given.
+
+    A long text of a static embedding comes in windows, one after the other.
+    """
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = specs
@@ -227,7 +231,7 @@ class _Listener:
 
     def __call__(self, feed: Tensors) -> Tensors:
         ids, mask = feed["input_ids"], feed["attention_mask"].astype(bool)
-        self.ids = ids[0][mask[0]].tolist()
+        self.ids += ids[0][mask[0]].tolist()
         sizes = _sizes(ids.shape)
         return {
             spec.name: np.ones(tuple(int(sizes.get(one, one)) for one in spec.shape), np.float32)

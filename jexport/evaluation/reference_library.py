@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "sentence-transformers"
 ENCODE, QUERY, DOCUMENT = "encode", "encode_query", "encode_document"
+SIDES = {"query": QUERY, "document": DOCUMENT}
 USES = (ENCODE, QUERY, DOCUMENT)
 """The library's methods that give a text's vector; each may put another prompt before it."""
 
@@ -71,6 +72,7 @@ class ReferenceLibrary:
         *,
         uses: Sequence[str] = USES,
         prompt: str | None = None,
+        use: str = "",
         at_once: int = 1,
     ) -> None:
         """Take a model.
@@ -79,11 +81,13 @@ class ReferenceLibrary:
             model: in float32 and eval mode.
             uses: the methods that mean something for this checkpoint.
             prompt: put before each text by `encode`; None leaves it to the checkpoint.
+            use: load.use of the recipe: the artifact's default, which `encode` then stands for.
             at_once: forward passes at the same time, each on one thread.
         """
         self.uses = uses
         self._model = model
-        self._prompt = prompt
+        self._default = _default_call(model, prompt, use)
+        self._input = _input_module(model, use)
         self._at_once = at_once
         preprocess, lock, forward = model.preprocess, threading.Lock(), model.forward
 
@@ -99,12 +103,15 @@ class ReferenceLibrary:
     @property
     def max_tokens(self) -> int:
         """The library's length limit in tokens, special tokens included; 0 for none."""
-        limit = self._model.max_seq_length
+        limit = self._input.max_seq_length
         return int(limit) if limit is not None and limit < NOT_STATED else 0
 
     def added_tokens(self) -> list[str]:
         """The tokens that the tokenizer finds in a text before its model sees it."""
-        added: dict[str, int] = getattr(self._model.tokenizer, "get_added_vocab", dict)()
+        if hasattr(self._input.tokenizer, "get_added_tokens_decoder"):  # of the tokenizers library
+            decoder = self._input.tokenizer.get_added_tokens_decoder()
+            return [str(decoder[number].content) for number in sorted(decoder)]
+        added: dict[str, int] = getattr(self._input.tokenizer, "get_added_vocab", dict)()
         return sorted(added, key=added.__getitem__)
 
     def tokenize(self, texts: Sequence[str], use: str = ENCODE) -> list[list[int]]:
@@ -122,7 +129,8 @@ class ReferenceLibrary:
         import torch
 
         def no_pass(features: Any, **_: Any) -> Any:
-            pooled = torch.zeros(len(features["input_ids"]), 1)
+            rows = features["offsets" if "offsets" in features else "input_ids"]
+            pooled = torch.zeros(len(rows), 1)
             return _tensors({**features, "sentence_embedding": pooled})
 
         forward, self._model.forward = self._model.forward, no_pass
@@ -167,7 +175,10 @@ class ReferenceLibrary:
         Args:
             max_tokens: special tokens included.
         """
-        self._model.max_seq_length = max_tokens
+        if hasattr(self._input.tokenizer, "enable_truncation"):  # of the tokenizers library
+            self._input.tokenizer.enable_truncation(max_tokens)
+        else:
+            self._input.max_seq_length = max_tokens
 
     def can_embed(self, text: str) -> bool:
         """Whether the model has a vector for a text of this length: a position table may end.
@@ -213,17 +224,55 @@ class ReferenceLibrary:
         """Every feature of each text; padding is still in them."""
         named: dict[str, Any] = {"output_value": None, "show_progress_bar": False}
         if use == ENCODE:
-            named["prompt"] = self._prompt
+            use, more = self._default
+            named |= more
         method = getattr(self._model, use)
         with quiet():
             return list(method(texts, batch_size=batch_size, **named))
 
 
+def _default_call(
+    model: SentenceTransformer, prompt: str | None, use: str
+) -> tuple[str, dict[str, Any]]:
+    """The library's method and arguments for the texts of an artifact's use."""
+    if use in SIDES:
+        return SIDES[use], {}
+    if not use:
+        return ENCODE, {"prompt": prompt}
+    named = {"prompt_name": use} if use in model.prompts else {}
+    return ENCODE, {**named, **({"task": use} if _router(model) is not None else {})}
+
+
+def _router(model: SentenceTransformer) -> Any:
+    """The library's Router where texts go in by one, else None."""
+    first = model[0]
+    return first if hasattr(first, "_resolve_route") else None
+
+
+def _input_module(model: SentenceTransformer, use: str) -> Any:
+    """What has the tokenizer and its limit: the model, or the first module of a Router's route."""
+    router = _router(model)
+    if router is None:
+        return model
+    return router.sub_modules[router._resolve_route(task=use or None, modality="text")][0]
+
+
 def _tensors(features: Any) -> dict[str, Any]:
-    """The features of a batch that have a row a text; what else a module noted is left out."""
+    """The features of a batch that have a row a text; what else a module noted is left out.
+
+    A StaticEmbedding's token ids are one row for all texts, with the place where each begins.
+    """
     import torch
 
-    return {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+    rows = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
+    if "offsets" not in rows:
+        return rows
+    parts = torch.tensor_split(rows["input_ids"], rows.pop("offsets")[1:].tolist())
+    padded = torch.zeros(len(parts), max(1, *(len(part) for part in parts)), dtype=torch.int64)
+    mask = torch.zeros_like(padded)
+    for row, part in enumerate(parts):
+        padded[row, : len(part)], mask[row, : len(part)] = part, 1
+    return {**rows, "input_ids": padded, "attention_mask": mask}
 
 
 def _real(features: Any, name: str) -> Any:
@@ -283,10 +332,13 @@ def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[ReferenceLibrary]:
         else:
             model, prompt = _assemble(loaded.folder, spec), None
             model.prompts |= {name: text for name, text in spec.prompts.items() if name != task}
+    is_jina = loaded.source.layout in reference_library_jina.LAYOUTS
     library = ReferenceLibrary(
         model,
-        # A jina-embeddings-v3 checkpoint has no prompts by name: its task decides.
-        uses=(ENCODE,) if loaded.source.layout in reference_library_jina.LAYOUTS else USES,
+        # A jina-embeddings-v3 checkpoint has no prompts by name: its task decides. The weights of a
+        # Router's route are for one side.
+        uses=(ENCODE,) if is_jina or loaded.embedding.side else USES,
+        use=spec.use,
         prompt=spec.prompts.get(task, prompt),
         at_once=1 if spec.trust_remote_code else cores(),
     )
@@ -314,7 +366,8 @@ def _assemble(folder: Path, spec: LoadSpec) -> SentenceTransformer:
         )
 
     if not spec.trust_remote_code:
-        return open_model().eval()
+        # A StaticEmbedding is opened in the dtype of its file, whatever dtype is asked for.
+        return open_model().float().eval()
     with remote_code.allowed(folder, spec):
         model = open_model(**({"code_revision": spec.code_revision} if spec.code_revision else {}))
         remote_code.repair_buffers(model.transformers_model)

@@ -36,6 +36,9 @@ ADDED_EMBEDDED = 8
 LONGEST_EDGE_TOKENS = 512
 """Edge texts of more tokens have their ids compared only: those cost nothing."""
 
+LONGEST_TOKENS = 32_768
+"""Edge texts around a length limit are no longer than that: a static embedding has no limit."""
+
 ATTEMPTED_TOKENS = 16_384
 """Longest text that is tried to see whether a limit that the library does not state is there."""
 
@@ -149,7 +152,10 @@ def _embedded(
             "tokens, prompt included",
             fix="give validate.texts a set with texts, or raise validate.max_tokens",
         )
-    chosen, others = _edge(library, library.max_tokens or ours, limit)
+    sizes = map(len, library.tokenize([one.text for one in usual]))
+    usual = tuple(one for one, size in zip(usual, sizes, strict=True) if size)
+    longest = min(library.max_tokens or ours, LONGEST_TOKENS)
+    chosen, others = _edge(library, longest, limit)
     rows = [(one, reference_library.ENCODE) for one in (*usual, *chosen)]
     again = [usual[place] for place in _evenly(len(usual), USE_TEXTS)]
     for use in COMPARED_USES:

@@ -13,7 +13,7 @@ from jexport import targets
 from jexport.building.shipped import check_shipped
 from jexport.errors import PrecisionError, UnknownTaskError
 from jexport.recipe import Recipe
-from jexport.tasks import NONE
+from jexport.tasks import NONE, with_use
 
 ALL = "all"
 """In the place of a task's name: every task of the recipe."""
@@ -28,18 +28,25 @@ class Job:
         target: a target's name.
         precision: one that the target takes.
         gpu: the kind of GPU that its engine needs, '' for none.
+        use: the recipe's load.use, '' for none.
     """
 
     task: str
     target: str
     precision: str
     gpu: str = ""
+    use: str = ""
+
+    @property
+    def task_name(self) -> str:
+        """Task and use, as the artifact's folder is named."""
+        return with_use(self.task, self.use)
 
     @property
     def key(self) -> str:
         """Its name in tables, logs and files of other programs: unique in a matrix."""
         kind = f"-{self.gpu}" if self.gpu else ""
-        return f"{self.task}-{self.target}-{self.precision}{kind}"
+        return f"{self.task_name}-{self.target}-{self.precision}{kind}"
 
 
 def jobs(
@@ -78,7 +85,7 @@ def jobs(
             )
     chosen_precisions = precisions or recipe.precisions
     return tuple(
-        Job(task=task, target=name, precision=precision, gpu=gpu)
+        Job(task=task, target=name, precision=precision, gpu=gpu, use=recipe.load.use)
         for task in tasks
         for name, engine in engines.items()
         for precision in engine.precisions

@@ -29,9 +29,17 @@ from jexport.runtime.batches import Batch, plan, round_up
 from jexport.runtime.combine import Ids, OutputRequest
 from jexport.runtime.engine import Engine, Opened, only
 from jexport.runtime.inference import TextBatch, run_batches
-from jexport.runtime.pool import Floats, Ints, finish, mean_by_group, pool, without_prompt
+from jexport.runtime.pool import (
+    Floats,
+    Ints,
+    finish,
+    mean_by_group,
+    mean_of_windows,
+    pool,
+    without_prompt,
+)
 from jexport.runtime.tokenise import TextTokenizer, TokenOffsets, check_texts
-from jexport.types import Batching, Embedding, Runner
+from jexport.types import WINDOW_TOKENS, Batching, Embedding, Runner
 
 TOKEN_VECTORS = "last_hidden_state"
 """A graph's output before pooling: float32 [batch, sequence, dim]."""
@@ -432,6 +440,7 @@ class Embedder:
         whole = as_stated and self.embedding.include_prompt
         if not whole and TOKEN_VECTORS not in self._outputs:
             raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
+        whole = whole and self.embedding.contextual  # others may need windows of token vectors
         pooled = self._batching.pooled and whole and TEXT_VECTORS in self._outputs
         return TEXT_VECTORS if pooled else self._outputs[0]
 
@@ -474,6 +483,18 @@ class Embedder:
     ) -> Floats:
         """One vector per row of a batch, not yet cut or normalised here: float32 [batch, dim]."""
         feeds = self._tokenizer.pad(ids, shape=shape)
+        mask = feeds["attention_mask"]
+        if (
+            not self.embedding.contextual
+            and request.output == TOKEN_VECTORS
+            and mask.shape[1] > WINDOW_TOKENS
+        ):
+
+            def token_vectors(columns: slice) -> Floats:
+                part = {name: array[:, columns] for name, array in feeds.items()}
+                return self._run(runner, part, TOKEN_VECTORS)
+
+            return mean_of_windows(token_vectors, mask, WINDOW_TOKENS)[: len(ids)]
         vectors = self._run(runner, feeds, request.output)
         if request.output == TOKEN_VECTORS:
             rows = slice(len(ids))  # those after it only fill the shape

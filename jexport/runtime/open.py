@@ -14,6 +14,7 @@ from typing import Any
 
 from jexport import targets
 from jexport.artifacts import manifest
+from jexport.artifacts.manifest import OPTIONAL
 from jexport.errors import (
     ArtifactError,
     DeviceError,
@@ -221,10 +222,11 @@ def _local(path: str | Path) -> contextlib.AbstractContextManager[Path]:
 
 def _check_task(task: str, content: Any, folder: Path) -> None:
     own = content["embedding"]["task"]
-    if task not in ("", own):
+    if task not in ("", own, content["task"]):
         raise UnknownTaskError(
             f"artifact {folder} is not of the task '{task}'",
-            evidence=f"it is of the task '{own}': an artifact holds one, merged into its weights",
+            evidence=f"it is of the task '{content['task']}': an artifact holds one, merged into "
+            "its weights",
             fix=f"open the artifact of that task, or build it: jexport build --task {task}",
         )
 
@@ -259,6 +261,7 @@ def embedding_of(content: Any) -> Embedding:
         matryoshka=tuple(stated["matryoshka"]),
         max_tokens=stated["max_tokens"],
         **(_since_format_3(stated) if content["format"] >= 3 else _of_one_prompt(stated)),
+        **{key: stated[key] for key in OPTIONAL if key in stated},
     )
 
 

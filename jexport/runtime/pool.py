@@ -6,6 +6,9 @@ own `encode`, of TEI and of vLLM. This module knows no tokenizer, no engine and 
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -97,6 +100,26 @@ def _masked_sum(hidden: Floats, mask: Ints) -> Floats:
         block = slice(begin, begin + BLOCK)
         summed += np.einsum("bs,bsd->bd", weights[:, block], hidden[:, block])
     return summed.astype(np.float32)
+
+
+def mean_of_windows(
+    token_vectors: Callable[[slice], Floats], mask: Ints, window_tokens: int
+) -> Floats:
+    """Mean over the real tokens of texts whose token vectors are made a window at a time.
+
+    Args:
+        token_vectors: gives those of some columns, float32 [batch, columns, dim].
+        mask: int64 [batch, sequence] of 0 and 1.
+        window_tokens: columns at a time, so that memory does not grow with a text's length.
+
+    Returns:
+        float32 [batch, dim]; a row without any token gives zeros.
+    """
+    columns = [slice(at, at + window_tokens) for at in range(0, mask.shape[1], window_tokens)]
+    parts = (_masked_sum(token_vectors(part), mask[:, part]) for part in columns)
+    summed = functools.reduce(operator.add, (part.astype(np.float64) for part in parts))
+    means: Floats = (summed / np.maximum(mask.sum(axis=1), 1)[:, None]).astype(np.float32)
+    return means
 
 
 def mean_by_group(hidden: Floats, group: Ints, groups: int) -> Floats:

@@ -5,18 +5,11 @@ Knows no tokenizer and no engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from jexport.errors import PromptError, UnknownTaskError, nearest
-from jexport.tasks import COUNTERPART, QUERIES
+from jexport.tasks import ALWAYS, COUNTERPART, DOCUMENT_NAMES, QUERIES, QUERY_NAMES
 from jexport.types import Embedding
 
-QUERY_NAMES = ("query",)
-DOCUMENT_NAMES = ("document", "passage", "corpus")
-"""Names that `encode_query` and `encode_document` look for; the first that is there is taken."""
-
-ALWAYS: Mapping[str, str] = {"query": "", "document": ""}
-"""Prompts that every SentenceTransformer has, empty unless the checkpoint says otherwise."""
+__all__ = ["ALWAYS", "DOCUMENT_NAMES", "QUERY_NAMES", "has_sides", "name_for", "text"]
 
 
 def text(embedding: Embedding, prompt: bool | str, name: str | None) -> str:
@@ -72,6 +65,13 @@ def name_for(embedding: Embedding, names: tuple[str, ...]) -> str:
             f"this artifact does not embed {'queries' if is_query else 'documents'}",
             evidence=f"it is of the task '{embedding.task}'",
             fix=f"open the artifact of the task '{COUNTERPART[embedding.task]}'",
+        )
+    if embedding.side and (embedding.side in QUERY_NAMES) is not is_query:
+        other = "query" if is_query else "document"
+        raise UnknownTaskError(
+            f"this artifact does not embed {'queries' if is_query else 'documents'}",
+            evidence=f"its weights are those of the checkpoint's route for '{embedding.side}'",
+            fix=f"open the other artifact of this checkpoint, or build it: --use {other}",
         )
     named = {**ALWAYS, **embedding.prompts}
     return next(name for name in names if name in named)

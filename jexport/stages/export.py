@@ -102,7 +102,7 @@ def _described(
         precision=precision,
         opset=spec.opset,
         sha256=sha256_of(digests),
-        max_tokens=model.embedding.max_tokens,
+        max_tokens=model.embedding.forward_tokens,
         # A graph does not know where a prompt ends.
         pooling=model.embedding.pooling if model.embedding.include_prompt else "",
         normalize=model.embedding.normalize,
@@ -124,7 +124,7 @@ def _encoder(model: LoadedModel, spec: ExportSpec) -> Any:
 
     embedding = model.embedding
     module = _assembled(model)
-    texts = probe.of(module, max_tokens=embedding.max_tokens)
+    texts = probe.of(module, max_tokens=embedding.forward_tokens)
     own = probe.own_states(module, texts)
     encoder = wrapped(module, simplified=True)
     if not probe.agrees(encoder, texts, own):

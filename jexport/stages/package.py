@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jexport import tasks
 from jexport.artifacts import manifest, model_card
 from jexport.artifacts.manifest import write_json
-from jexport.checkpoints import JINA
-from jexport.types import CompiledModel, LoadedModel, ParityReport
+from jexport.checkpoints import JINA, STATIC
+from jexport.types import CompiledModel, Embedding, LoadedModel, ParityReport
 
 POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",
@@ -223,14 +224,13 @@ def _server_files(model: LoadedModel, out_dir: Path) -> None:
     embedding = model.embedding
     if not (out_dir / "config.json").is_file():  # a target whose engine reads it brings its own
         write_json(out_dir / "config.json", server_config(model))
+    if model.source.layout == STATIC:
+        _static_files(model, out_dir)
+        return
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
     if embedding.normalize:
         modules.append(("Normalize", "2_Normalize"))
-    listing = [
-        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for n, (kind, path) in enumerate(modules)
-    ]
-    (out_dir / "modules.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+    _write_modules(modules, out_dir)
     (out_dir / "1_Pooling").mkdir()
     pooling: dict[str, Any] = {"word_embedding_dimension": embedding.dimension}
     pooling |= {key: mode == embedding.pooling for mode, key in POOLING_KEYS.items()}
@@ -241,6 +241,26 @@ def _server_files(model: LoadedModel, out_dir: Path) -> None:
         out_dir / "sentence_bert_config.json",
         {"max_seq_length": embedding.max_tokens, "do_lower_case": False},
     )
+    _prompt_settings(embedding, out_dir)
+
+
+def _write_modules(modules: Iterable[tuple[str, str]], out_dir: Path) -> None:
+    listing = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (kind, path) in enumerate(modules)
+    ]
+    (out_dir / "modules.json").write_text(json.dumps(listing, indent=2) + "\n", encoding="utf-8")
+
+
+def _static_files(model: LoadedModel, out_dir: Path) -> None:
+    """What SentenceTransformer(FOLDER) reads beside a table; a graph has no module of that kind."""
+    if (out_dir / "model.safetensors").is_file():
+        kinds = ["StaticEmbedding", *(["Normalize"] if model.embedding.normalize else [])]
+        _write_modules(zip(kinds, ("", "1_Normalize"), strict=False), out_dir)
+    _prompt_settings(model.embedding, out_dir)
+
+
+def _prompt_settings(embedding: Embedding, out_dir: Path) -> None:
     settings: dict[str, Any] = {
         "prompts": dict(embedding.prompts),
         "default_prompt_name": embedding.default_prompt_name or None,
@@ -300,7 +320,7 @@ def _content(
         "name": spec.model_name,
         "version": spec.version,
         "inputs_sha256": spec.inputs_sha256,
-        "task": embedding.task,
+        "task": tasks.with_use(embedding.task, embedding.use),
         "target": compiled.target,
         "precision": compiled.precision,
         "licence": source.licence,
@@ -313,9 +333,7 @@ def _content(
             "code": manifest.listed(source.code),
         },
         "embedding": {
-            **dataclasses.asdict(embedding),
-            "matryoshka": list(embedding.matryoshka),
-            "prompts": dict(embedding.prompts),
+            **manifest.embedding_entry(embedding),
             "space": manifest.embedding_space(weights_digest(model), embedding),
         },
         "engine": _engine(compiled, spec.runs_on),

@@ -15,21 +15,35 @@ from typing import Any
 from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import (
     JINA,
+    STATIC,
     auto_model,
     native_config,
     sentence_transformer,
     shard_writer,
+    static_embedding,
 )
 from jexport.errors import UnsupportedCheckpointError
 from jexport.recipe import CompileSpec
 from jexport.targets import Requirements, RuntimeSupport, Target
-from jexport.types import Batching, CompiledModel, MergedModel, Runner, Signature, TensorSpec
+from jexport.types import (
+    Batching,
+    CompiledModel,
+    LoadedModel,
+    MergedModel,
+    Runner,
+    Signature,
+    TensorSpec,
+)
 
 CONFIG = "config.json"
 USE = (
     "Or, without jexport, `SentenceTransformer(FOLDER)` (the prompt is put before each text) or",
     "`AutoModel.from_pretrained(FOLDER)` (prompt, pooling and normalisation are left to you).",
     "transformers >= 5.4 and sentence-transformers >= 6; no remote code.",
+)
+USE_STATIC = (
+    "Or, without jexport, `SentenceTransformer(FOLDER)`: sentence-transformers >= 6 (the prompt is",
+    "put before each text).",
 )
 USE_BF16 = (
     "sentence-transformers pools in bfloat16 too, which costs more than the weights do, unless",
@@ -88,10 +102,15 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
         facts={
             "model_type": config["model_type"],
             "weights": len(loaded.weights),
-            "use": [*USE, *(USE_BF16 if model.precision == "bf16" else ())],
+            "use": [*_use(loaded), *(USE_BF16 if model.precision == "bf16" else ())],
             "tags": ["sentence-transformers", "transformers"],
         },
     )
+
+
+def _use(model: LoadedModel) -> tuple[str, ...]:
+    """How it is opened without jexport."""
+    return USE_STATIC if model.source.layout == STATIC else USE
 
 
 def signature(width: int) -> Signature:
@@ -131,7 +150,13 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         DependencyError: 'cuda' is asked for and torch has none, or transformers is too old.
         ValueError: another device.
     """
-    with auto_model.runner(compiled.folder, compiled.precision, device, threads) as run:
+    is_static = compiled.facts["model_type"] == static_embedding.MODEL_TYPE
+    opening = (
+        static_embedding.runner(compiled.folder, device)
+        if is_static
+        else auto_model.runner(compiled.folder, compiled.precision, device, threads)
+    )
+    with opening as run:
         yield run
 
 

@@ -16,16 +16,21 @@ import pytest
 import sentence_transformers
 import transformers
 from sentence_transformers.base import model as base_model
-from sentence_transformers.base.modules import Normalize, Transformer, transformer
+from sentence_transformers.base.modules import Normalize, Router, Transformer, transformer
 from sentence_transformers.cross_encoder import model as cross_encoder
 from sentence_transformers.multi_vector_encoder import model as multi_vector
 from sentence_transformers.sentence_transformer import model as sentence_model
-from sentence_transformers.sentence_transformer.modules import Dropout, Pooling, pooling
+from sentence_transformers.sentence_transformer.modules import (
+    Dropout,
+    Pooling,
+    StaticEmbedding,
+    pooling,
+)
 from sentence_transformers.sparse_encoder import model as sparse_encoder
 from transformers import tokenization_utils_base, tokenization_utils_tokenizers
 from transformers.models.auto import tokenization_auto
 
-from jexport.checkpoints import keys, keys_page, sentence_files
+from jexport.checkpoints import keys, keys_page, routes, sentence_files, static_embedding
 from jexport.errors import UnsupportedCheckpointError
 from jexport.runtime import prompts
 
@@ -130,6 +135,19 @@ def test_modules_of_their_own() -> None:
     modes = {sentence_files.NEW_POOLING_NAMES.get(mode, mode) for mode in Pooling.POOLING_MODES}
     assert modes == {*sentence_files.POOLINGS, "weightedmean"}
     assert list(sentence_files.POOLING_MODES) == list(pooling._LEGACY_POOLING_MODE_KWARGS)
+
+
+def test_a_router_and_a_static_embedding() -> None:
+    read = set(read_from(tree(Router.load), {"config"}))
+    assert {"types", "structure", "parameters"} <= read
+    assert not lacking(read, keys.ROUTER)
+    stated = set(Router.config_keys) | (parameters(Router) - {"sub_modules"})
+    assert "default_route" in stated
+    assert not lacking(stated, keys.ROUTER_PARAMETERS)
+    assert (routes.CONFIG, set(routes.SIDES)) == (Router.config_file_name, set(prompts.ALWAYS))
+    names = {static_embedding.TABLE, static_embedding.DISTILLED}
+    names |= {static_embedding.MAPPING, static_embedding.TOKEN_WEIGHTS}
+    assert set(read_from(tree(StaticEmbedding.load), {"weights"})) == names
 
 
 def test_rules_of_prompts_and_similarity() -> None:

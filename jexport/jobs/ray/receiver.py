@@ -112,13 +112,13 @@ def versions(out: Path, job: Job) -> tuple[str, ...]:
 
     Args:
         out: the store's folder.
-        job: its task, target and precision count.
+        job: its task, use, target and precision count.
 
     Returns:
         Names of versions, sorted, without `latest`.
     """
     manifests = out.glob(
-        f"*/{glob.escape(job.task)}/{job.target}-{job.precision}/*/{manifest.NAME}"
+        f"*/{glob.escape(job.task_name)}/{job.target}-{job.precision}/*/{manifest.NAME}"
     )
     return tuple(sorted(path.parent.name for path in manifests if not path.parent.is_symlink()))
 
@@ -137,7 +137,7 @@ def keep_beside(sent: node.SidecarFile, job: Job, work_dir: Path, out: Path) -> 
     """
     parts = sent.path.split("/")
     plain = all(part and not part.startswith(".") and "\0" not in part for part in parts)
-    own = parts[1:3] == [job.task, f"{job.target}-{job.precision}"]
+    own = parts[1:3] == [job.task_name, f"{job.target}-{job.precision}"]
     if len(parts) != 4 or not plain or not own or not parts[3].endswith(".json"):
         raise refused(f"{sent.path!r:.80} is no report of {job.key}")
     place = out.joinpath(*parts)

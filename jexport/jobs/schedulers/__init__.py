@@ -6,6 +6,7 @@ system's own format and talks to nobody: no cluster is asked, no secret is read 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ def steps(jobs: Sequence[Job], origin: Origin) -> tuple[Step, ...]:
             built = _build(job, origin, out="artifacts")
             by_name[built.name] = built
             continue
-        plain = Job(task=job.task, target=job.target, precision=job.precision)
+        plain = dataclasses.replace(job, gpu="")
         portable = _build(plain, origin, out="portable", until="compile")
         by_name[portable.name] = portable
         if job.gpu:
@@ -200,7 +201,7 @@ def _build(job: Job, origin: Origin, *, out: str, until: str = "") -> Step:
 
 
 def _latest(out: str, origin: Origin, job: Job) -> str:
-    return f"{out}/{origin.name}/{job.task}/{job.target}-{job.precision}/latest"
+    return f"{out}/{origin.name}/{job.task_name}/{job.target}-{job.precision}/latest"
 
 
 def check_kind(kind: str) -> None:

@@ -245,7 +245,7 @@ def check_belong(queries: Content, documents: Content, *, folders: tuple[str, st
     Raises:
         PairError: they are swapped, of two models, or of tasks that do not go together.
     """
-    tasks = (queries["task"], documents["task"])
+    tasks = (queries["embedding"]["task"], documents["embedding"]["task"])
     evidence = f"queries: {folders[0]} ({tasks[0]})\ndocuments: {folders[1]} ({tasks[1]})"
     if tasks == (DOCUMENTS, QUERIES):
         raise PairError(
@@ -253,11 +253,14 @@ def check_belong(queries: Content, documents: Content, *, folders: tuple[str, st
             evidence=evidence,
             fix="exchange the two",
         )
-    if tasks[0] == tasks[1]:
+    sides = (queries["embedding"].get("side", ""), documents["embedding"].get("side", ""))
+    if any(sides):
+        differs = _of_routes(sides, queries, documents, evidence)
+    elif tasks[0] == tasks[1]:
         if tasks[0] in COUNTERPART:
             raise _needs_other(tasks[0], evidence)
         differs = _first_difference(queries, documents)
-        if not differs and queries["embedding"]["space"] != documents["embedding"]["space"]:
+        if not differs and not _share_space(queries, documents):
             differs = "their embedding spaces"
     elif tasks == (QUERIES, DOCUMENTS):
         differs = _first_difference(queries, documents)
@@ -275,6 +278,30 @@ def check_belong(queries: Content, documents: Content, *, folders: tuple[str, st
         )
 
 
+def _of_routes(sides: tuple[str, str], queries: Content, documents: Content, evidence: str) -> str:
+    """What differs in two artifacts of a Router's routes. Raises PairError for the wrong sides."""
+    if sides != ("query", "document"):
+        swapped = sides == ("document", "query")
+        raise PairError(
+            "the artifacts for queries and for documents are "
+            + ("swapped" if swapped else "not of the two routes of one checkpoint"),
+            evidence=f"{evidence}\ntheir weights embed: {sides[0] or 'both'}, {sides[1] or 'both'}",
+            fix="exchange the two"
+            if swapped
+            else "build both: jexport build --use query, and --use document",
+        )
+    return _first_difference(queries, documents, compared=("dimension", "truncate_dim", "prompts"))
+
+
+def _share_space(queries: Content, documents: Content) -> bool:
+    """Whether one index may hold both; artifacts of two uses differ in the default prompt only."""
+    one, other = queries["embedding"], documents["embedding"]
+    if one.get("use", "") == other.get("use", ""):
+        return bool(one["space"] == other["space"])
+    same = ("prompts", "truncate_dim", "include_prompt")
+    return all(one[key] == other[key] for key in same)
+
+
 def _needs_other(task: str, evidence: str) -> PairError:
     other = COUNTERPART[task]
     need = f"{'queries' if other == QUERIES else 'documents'} need an artifact of {other}"
@@ -285,13 +312,17 @@ def _needs_other(task: str, evidence: str) -> PairError:
     )
 
 
-def _first_difference(one: Content, other: Content) -> str:
+def _first_difference(
+    one: Content,
+    other: Content,
+    compared: Sequence[str] = ("dimension", "matryoshka", "pooling", "normalize"),
+) -> str:
     """What shows that two artifacts come from two models, '' for nothing.
 
     Files that only one of them read are the adapter of its task. A README may change freely.
     """
     ours, theirs = one["checkpoint"], other["checkpoint"]
-    for key in ("dimension", "matryoshka", "pooling", "normalize"):
+    for key in compared:
         if one["embedding"][key] != other["embedding"][key]:
             return f"{key} ({one['embedding'][key]} and {other['embedding'][key]})"
     for key in ("revision", "code_revision"):

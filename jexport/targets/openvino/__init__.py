@@ -185,6 +185,8 @@ def finalize_package(package: PackageContext) -> Mapping[str, Any]:
     from jexport.targets.openvino import tokenizer
 
     path = package.folder / "sentence_bert_config.json"
+    if not path.is_file():  # a static embedding: sentence-transformers reads no graph of one
+        return {"tokenizer_graph": tokenizer.write(package)}
     config = json.loads(path.read_text(encoding="utf-8"))
     # `model_args` is the key's old name; sentence-transformers 6 takes both, 3 to 5 only this one.
     config["model_args"] = {"ov_config": properties(package.precision)}

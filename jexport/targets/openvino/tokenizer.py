@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jexport.targets import PackageContext
 from jexport.targets.openvino import names
+from jexport.types import WINDOW_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,7 +70,9 @@ def write(package: PackageContext) -> dict[str, Any]:
     """
     import openvino
 
-    texts = list(dict.fromkeys([*package.texts, "", "word " * package.max_tokens]))
+    texts = list(
+        dict.fromkeys([*package.texts, "", "word " * min(package.max_tokens, WINDOW_TOKENS)])
+    )
     expected = dict(zip(texts, package.tokenize(texts), strict=True))
     lost: list[str] = []
     for source in _sources(package):
