@@ -7,7 +7,7 @@ an error where transformers would only print a table of weights it made up. Know
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,15 @@ SINCE = {"jina_embeddings_v3": "5.4"}
 
 
 @contextlib.contextmanager
-def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[Runner]:
+def runner(  # as every target's runner, and two that only some need
+    folder: Path,
+    precision: str,
+    device: str,
+    threads: int,
+    *,
+    model_type: str = "",
+    check: Callable[[Mapping[str, Any]], None] = lambda config: None,
+) -> Iterator[Runner]:
     """Open a written folder with AutoModel, strictly.
 
     Args:
@@ -36,6 +44,8 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
         precision: that it was written in, 'fp32' or 'bf16'.
         device: 'auto' (CUDA when torch sees one), 'cpu' or 'cuda'.
         threads: of torch, for the whole process while this is open; 0 leaves torch's own number.
+        model_type: to open it as, in place of what config.json says.
+        check: raises for a config.json that is not as it has to be.
 
     Yields:
         Gives last_hidden_state, float32 [batch, sequence, dim]; its weights are gone at the end.
@@ -48,7 +58,11 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
     import torch
 
     place = torch_device(device)
-    model = _opened(folder, precision).to(place)
+    config = read_json(folder / "config.json")
+    check(config)
+    model = _opened(
+        folder, precision, {**config, "model_type": model_type} if model_type else {}
+    ).to(place)
     opened = [model]
     del model
 
@@ -67,10 +81,14 @@ def runner(folder: Path, precision: str, device: str, threads: int) -> Iterator[
             opened.pop().to("meta")
 
 
-def _opened(folder: Path, precision: str) -> Any:
-    from transformers import AutoModel
+def _opened(folder: Path, precision: str, config: Mapping[str, Any]) -> Any:
+    """The model; config: in place of config.json, {} for that."""
+    from transformers import CONFIG_MAPPING, AutoModel
 
-    _check_known(folder)
+    _check_known(config or read_json(folder / "config.json"))
+    named = (
+        {"config": CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))} if config else {}
+    )
     names = shards.tensors(folder)
     with quiet_transformers():
         model, report = AutoModel.from_pretrained(
@@ -80,6 +98,7 @@ def _opened(folder: Path, precision: str) -> Any:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused by check_report
+            **named,
         )
     check_report(report, names, prefix=model.base_model_prefix)
     if str(model.dtype) != f"torch.{DTYPES[precision][1]}":
@@ -91,12 +110,12 @@ def _opened(folder: Path, precision: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _check_known(folder: Path) -> None:
-    """Raise DependencyError where transformers is older than the folder's architecture."""
+def _check_known(config: Mapping[str, Any]) -> None:
+    """Raise DependencyError where transformers is older than the architecture."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind = read_json(folder / "config.json").get("model_type")
+    kind = config.get("model_type")
     if kind not in CONFIG_MAPPING:
         since = SINCE.get(str(kind))
         raise DependencyError(

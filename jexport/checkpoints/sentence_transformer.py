@@ -269,14 +269,14 @@ def plain_names(weights: Mapping[str, WeightReader]) -> dict[str, WeightReader]:
     LayerNorm's weight and bias called so (TensorFlow's: gamma and beta).
 
     Args:
-        weights: under the names in the file, of BERT or RoBERTa.
+        weights: under the names in the file, of BERT, RoBERTa, or a decoder (`model.`).
 
     Returns:
         By plain name, the same readers.
     """
     plain = {}
     for name, read in weights.items():
-        short = re.sub(r"^(bert|roberta)\.", "", name)
+        short = re.sub(r"^(bert|roberta|model)\.", "", name)
         short = short.replace("LayerNorm.gamma", "LayerNorm.weight")
         short = short.replace("LayerNorm.beta", "LayerNorm.bias")
         if not short.startswith((*POOLER, *HEADS)):

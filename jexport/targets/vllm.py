@@ -1,15 +1,19 @@
 """vllm: the merged checkpoint under names that vLLM and TEI (candle) serve without remote code.
 
-jina-embeddings-v3 becomes nomic_bert (checkpoints/nomic_bert.py); BERT and RoBERTa encoders keep
-their own architecture, under the names that both servers expect. vLLM itself is not needed here: to
-be validated, the written folder is read back and run in plain torch as vLLM would run it.
+jina-embeddings-v3 becomes nomic_bert (checkpoints/nomic_bert.py) and EuroBERT a Llama that reads
+both ways, for vLLM alone; BERT, RoBERTa and Qwen3 keep their own architecture, under the names that
+both servers expect. vLLM itself is not needed here: to be validated, the written folder is read
+back and run in torch as vLLM would run it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +25,63 @@ from jexport.checkpoints import (
     sentence_transformer,
     shard_writer,
 )
-from jexport.errors import UnsupportedCheckpointError
+from jexport.errors import CheckpointError, UnsupportedCheckpointError
 from jexport.recipe import CompileSpec
 from jexport.targets import hf
-from jexport.types import CompiledModel, MergedModel, Runner
+from jexport.types import CompiledModel, LoadedModel, MergedModel, Runner
 
-ENCODERS = {"bert": "BertModel", "roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel"}
-"""Architectures that both servers have for themselves, with learned positions."""
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How the servers want a model_type that they have a class for.
+
+    Args:
+        architecture: the name that they look for.
+        config: keys of config.json that are put over the checkpoint's.
+        defaults: keys that TEI asks for by name, and what the class takes where one is missing.
+        tei: whether TEI loads it; vLLM does.
+    """
+
+    architecture: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    tei: bool = True
+
+
+LEARNED = {"position_embedding_type": "absolute"}
+FORMS: Mapping[str, Form] = {
+    "bert": Form(architecture="BertModel", config=LEARNED),
+    "roberta": Form(architecture="RobertaModel", config=LEARNED),
+    "xlm-roberta": Form(architecture="XLMRobertaModel", config=LEARNED),
+    "qwen3": Form(
+        architecture="Qwen3Model",
+        defaults={
+            "attention_bias": False,
+            "head_dim": 128,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": None,
+            "use_sliding_window": False,
+        },
+    ),
+    "eurobert": Form(
+        architecture="LlamaModel", config={"model_type": "llama", "is_causal": False}, tei=False
+    ),
+}
+"""By the checkpoint's model_type. Sources: vLLM 0.32 registry.py (`*Model` is served as the
+`*ForCausalLM` of that name, as an embedder), llama.py (is_causal); TEI 1.9 models/qwen3.rs."""
 
 POOLINGS = ("mean", "cls", "last")
 """What both servers read from 1_Pooling."""
 
 WAY_OUT = "use --target hf (transformers, sentence-transformers) or --target onnx (TEI's ort)"
-USE = (
-    "Or serve it: `vllm serve FOLDER --dtype {dtype}`,",
-    "or `text-embeddings-router --model-id FOLDER`.",
-    "vLLM does not put the prompt before a text, TEI does with `--default-prompt-name`.",
+USE = "Or serve it: `vllm serve FOLDER --dtype {dtype}`,"
+USE_TEI = "or `text-embeddings-router --model-id FOLDER`."
+NO_PROMPTS = "vLLM does not put the prompt before a text"
+TEI_PROMPTS = ", TEI does with `--default-prompt-name`."
+LLAMA = "llama"
+NOT_CAUSAL = (
+    "Do not open it with transformers or sentence-transformers: it is EuroBERT under the name of",
+    "Llama, which reads both ways in vLLM only, by `is_causal`. The target `hf` is for them.",
 )
 NOT_TRANSFORMERS = (
     "Do not open it with transformers or sentence-transformers: their `nomic_bert` is another",
@@ -67,11 +112,13 @@ def check(model: MergedModel) -> None:
         activation = config.get("hidden_act", "gelu")
         if activation != "gelu":
             evidence = f"hidden_act = {activation!r}; the architecture that is written has gelu"
-    elif not loaded.weights or config.get("model_type") not in ENCODERS:
+    elif not loaded.weights or config.get("model_type") not in FORMS:
         evidence = (
             f"model_type {config.get('model_type')!r} (layout {loaded.source.layout}); "
-            f"there are: jina-embeddings-v3, {', '.join(ENCODERS)}"
+            f"there are: jina-embeddings-v3, {', '.join(FORMS)}"
         )
+    elif _rope(config).get("rope_type", "default") != "default":
+        evidence = f"RoPE of type {_rope(config)['rope_type']!r}, which TEI does not read"
     elif config.get("position_embedding_type", "absolute") != "absolute":
         evidence = f"position_embedding_type = {config['position_embedding_type']!r}"
     if evidence:
@@ -80,6 +127,28 @@ def check(model: MergedModel) -> None:
             evidence=evidence,
             fix=WAY_OUT,
         )
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What config.json says of RoPE, in the words of transformers 5 or those of version 4."""
+    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return stated if isinstance(stated, Mapping) else {}
+
+
+def _own_architecture(loaded: LoadedModel, dtype: str) -> tuple[dict[str, Any], Form]:
+    """config.json of an architecture that the servers have, and its form.
+
+    The base of RoPE also stands where transformers 4 wrote it: TEI reads it nowhere else.
+    """
+    form = FORMS[loaded.config["model_type"]]
+    theta = _rope(loaded.config).get("rope_theta")
+    return {
+        **form.defaults,
+        **sentence_transformer.config_json(loaded.config, dtype),
+        **({"rope_theta": theta} if theta else {}),
+        **form.config,
+        "architectures": [form.architecture],
+    }, form
 
 
 def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
@@ -96,19 +165,20 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
     loaded = model.model
     assert not loaded.adapter, "merge comes first"
     dtype = shard_writer.DTYPES[model.precision][1]
-    use = [line.format(dtype=dtype) for line in USE]
+    use, servers = [USE.format(dtype=dtype)], ["vllm", "tei"]
     validated_by = "transformers, from the written folder"
     if loaded.source.layout in JINA:
         config = nomic_bert.config_json(loaded.config, loaded.embedding, model.precision)
         weights = nomic_bert.relabelled(loaded.weights, config["n_layer"])
-        use += NOT_TRANSFORMERS
+        warning: tuple[str, ...] = NOT_TRANSFORMERS
         validated_by = "plain torch, from the written folder, read as vLLM reads it"
     else:
         weights = sentence_transformer.plain_names(loaded.weights)
-        config = sentence_transformer.config_json(loaded.config, dtype) | {
-            "architectures": [ENCODERS[loaded.config["model_type"]]],
-            "position_embedding_type": "absolute",
-        }
+        config, form = _own_architecture(loaded, dtype)
+        servers = servers if form.tei else ["vllm"]
+        warning = NOT_CAUSAL if config["model_type"] == LLAMA else ()
+    use += [USE_TEI, NO_PROMPTS + TEI_PROMPTS] if "tei" in servers else [f"{NO_PROMPTS}."]
+    use += warning
     files = shard_writer.write(out_dir, weights, model.precision)
     write_json(out_dir / hf.CONFIG, config)
     return CompiledModel(
@@ -122,7 +192,8 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
             "weights": len(weights),
             "validated_by": validated_by,
             "use": use,
-            "tags": ["text-embeddings-inference"],
+            "served_by": servers,
+            "tags": ["text-embeddings-inference"] if "tei" in servers else [],
         },
     )
 
@@ -132,7 +203,7 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
     """Open the folder in this process, without vLLM.
 
     Relabelled jina-embeddings-v3 runs in plain torch, read as vLLM reads it; an encoder of its own
-    architecture in transformers.
+    architecture in transformers, EuroBERT under its own name.
 
     Args:
         compiled: what `build` wrote.
@@ -148,10 +219,33 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         DependencyError: 'cuda' is asked for and torch has none, or transformers is too old.
         ValueError: another device.
     """
-    relabelled = compiled.facts["model_type"] == nomic_bert.MODEL_TYPE
-    open_folder = nomic_bert.runner if relabelled else auto_model.runner
-    with open_folder(compiled.folder, compiled.precision, device, threads) as run:
+    with _opening(compiled.facts["model_type"])(
+        compiled.folder, compiled.precision, device, threads
+    ) as run:
         yield run
+
+
+def _opening(
+    model_type: str,
+) -> Callable[[Path, str, str, int], AbstractContextManager[Runner]]:
+    """Who opens a written folder of that model_type."""
+    if model_type == nomic_bert.MODEL_TYPE:
+        return nomic_bert.runner
+    if model_type == LLAMA:
+        return partial(auto_model.runner, check=_check_both_ways, model_type="eurobert")
+    return auto_model.runner
+
+
+def _check_both_ways(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless vLLM's Llama would look at the tokens on both sides."""
+    expected = {"architectures": ["LlamaModel"], "is_causal": False}
+    odd = [f"{key} = {config.get(key)!r}" for key in expected if config.get(key) != expected[key]]
+    if odd:
+        raise CheckpointError(
+            "config.json is not that of EuroBERT for vLLM",
+            evidence=", ".join(odd),
+            fix="build it again",
+        )
 
 
 # A merged checkpoint as hf's is: precisions, devices and what it needs are the same.

@@ -63,6 +63,13 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
             evidence=f"it loads: {', '.join(engine.ways)}; '{target}' is for: {', '.join(able)}",
             fix=f"build one that it loads: --target {next(iter(engine.ways))}",
         )
+    served_by = content["engine"]["facts"].get("served_by", [name])
+    if name not in served_by and name != "jexport":
+        raise ServingError(
+            f"{engine.title} has no class for this artifact's architecture",
+            evidence=f"it is a {content['engine']['facts']['model_type']} that reads both ways",
+            fix=f"serve it with {' or '.join(served_by)}, or build --target onnx",
+        )
     if is_for_cuda(content) and name not in FOR_CUDA:
         raise ServingError(
             f"the line of {engine.title} opens an artifact on the CPU, and this one is for CUDA",
