@@ -282,6 +282,13 @@ def test_prompts_are_sentence_transformers(
     chosen = opened(saved, prompts={"none": "text: "})
     wanted = model.encode(texts, prompt_name="document")
     assert np.abs(reference_vectors(chosen, texts) - wanted).max() <= 1e-6
+    beside = opened(saved, prompts={"document": "title: ", "clustering": "group: "})
+    assert beside.embedding.prompt == "search for: "
+    assert dict(beside.embedding.prompts) == {
+        "query": "search for: ",
+        "document": "title: ",
+        "clustering": "group: ",
+    }
     settings = saved / "config_sentence_transformers.json"
     edit_json(settings, default_prompt_name=None)
     assert opened(saved).embedding.prompt == ""

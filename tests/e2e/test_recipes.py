@@ -65,6 +65,23 @@ def test_without_recipe_and_model_the_jina_recipe_is_meant(
     assert "did you mean 'retrieval.passage'?" in mistyped.err
 
 
+def test_the_name_of_a_recipe_is_all_that_is_needed(
+    cli: Callable[..., Any], nothing_left: Path
+) -> None:
+    """One task, so none is asked for; what is missing here is a hub to fetch the model from."""
+    words = ("--target", "openvino", "--precision", "int8", "--out", nothing_left)
+    answer = cli("build", "--recipe", "bge-m3", *words)
+    assert (answer.code, answer.out) == (18, "")
+    assert "BAAI/bge-m3" in answer.err
+    assert "--model FOLDER" in answer.err
+    assert "Traceback" not in answer.err
+    mistyped = cli("build", "--recipe", "bge_m3", *words)
+    assert mistyped.code == 5
+    assert "did you mean 'bge-m3'?" in mistyped.err
+    several = cli("build", "--recipe", "jina-embeddings-v3", *words)
+    assert "retrieval.query" in several.err
+
+
 def test_a_recipe_file(small: Path, cli: Callable[..., Any], canned: Any, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f'name = "mine"\nversion = "7"\n[load]\nmodel = "{small}"\n')
