@@ -63,6 +63,7 @@ class TokenizerSpec:
         template: special tokens around a text, which is `$A`; '' for none.
         unknown: token for what the vocabulary lacks; '' for none.
         lowercase: whether text is lowered first (WordPiece).
+        sentinels: how many of T5's <extra_id_N> are behind all others, the highest N first.
     """
 
     kind: str
@@ -71,6 +72,13 @@ class TokenizerSpec:
     template: str = ""
     unknown: str = ""
     lowercase: bool = False
+    sentinels: int = 0
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """Every special token, in the order in which they get ids."""
+        sentinels = (f"<extra_id_{number}>" for number in reversed(range(self.sentinels)))
+        return (*self.first, *self.last, *sentinels)
 
 
 def make(spec: TokenizerSpec) -> Tokenizer:
@@ -86,7 +94,7 @@ def make(spec: TokenizerSpec) -> Tokenizer:
 
     tokenizer: Tokenizer = KINDS[spec.kind](spec)
     tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in (*spec.first, *spec.last)]
+        [AddedToken(token, special=True, normalized=False) for token in spec.special]
     )
     if spec.template:
         used = [word for word in spec.template.split() if word != "$A"]
