@@ -20,7 +20,7 @@ from jexport.building.calibration_texts import TokenizedTexts
 from jexport.building.shipped import check_shipped
 from jexport.cache.stages import Cache, StageKey
 from jexport.datasets import calibration, sampling
-from jexport.errors import CalibrationError, UnknownTaskError
+from jexport.errors import CalibrationError, PrecisionError, UnknownTaskError
 from jexport.recipe import INT8_PRECISIONS, Recipe
 from jexport.runtime.tokenise import TextTokenizer
 from jexport.stages import export, load, quantize
@@ -168,6 +168,7 @@ class BuildPlan(BuildRequest):
         """
         recipe, target = request.recipe, request.target
         model = _load(cache, recipe, request.task)
+        _check_int8(request, model)
         export.check_dimension(recipe.export, model)
         max_tokens = model.embedding.max_tokens
         tokenizer = TextTokenizer.open(model.tokenizer_files[0].parent, max_tokens=max_tokens)
@@ -344,6 +345,16 @@ class BuildPlan(BuildRequest):
         """What was asked for, with the recipe as it was settled."""
         names = [one.name for one in dataclasses.fields(BuildRequest)]
         return BuildRequest(**{name: getattr(self, name) for name in names})
+
+
+def _check_int8(request: BuildRequest, model: LoadedModel) -> None:
+    """Refuse int8 for a model without layers, before the calibration texts are embedded."""
+    if request.is_int8 and not model.embedding.contextual:
+        raise PrecisionError(
+            "a static embedding has nothing to quantize",
+            evidence="it is a table of token vectors: there is no MatMul layer",
+            fix="use --precision fp32 (fp16 on onnx halves the table)",
+        )
 
 
 def _load(cache: Cache, recipe: Recipe, task: str) -> LoadedModel:

@@ -112,6 +112,8 @@ def check(model: MergedModel) -> None:
         activation = config.get("hidden_act", "gelu")
         if activation != "gelu":
             evidence = f"hidden_act = {activation!r}; the architecture that is written has gelu"
+    elif not loaded.embedding.contextual:
+        evidence = "it is a static embedding: neither of them has a model without layers"
     elif not loaded.weights or config.get("model_type") not in FORMS:
         evidence = (
             f"model_type {config.get('model_type')!r} (layout {loaded.source.layout}); "
