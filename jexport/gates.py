@@ -3,8 +3,8 @@
 Knows where in parity's metrics a number stands, not how it was measured, nor what a recipe wants.
 It never passes on nothing: no gate, or a gate without its value, is a ParityError.
 
-A text counts in the gates over all texts. A group of texts (a language, a length) counts where its
-texts are enough to say something of it, see `least_texts`.
+A text counts in the gates over all texts. A group of texts (a language, length or kind) counts
+where its texts are enough to say something of it, see `least_texts`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Gate:
         metric: its name in a group of the metrics.
         places: where in the metrics.
         at_least: whether the bound is the lowest good value, else the highest.
-        group_texts: a language or length of fewer texts is not held to it.
+        group_texts: a language, length or kind of fewer texts is not held to it.
     """
 
     metric: str
@@ -101,7 +101,7 @@ GATES: Mapping[str, Gate] = MappingProxyType(
         ),
         "group_loss": Gate(
             metric="loss_low",
-            places=("overall", "by_language", "by_length"),
+            places=("overall", "by_language", "by_length", "by_kind"),
             at_least=False,
             group_texts=GROUP_TEXTS,
         ),
@@ -220,14 +220,17 @@ def _gated_groups(metrics: Mapping[str, Any], key: str) -> Iterator[tuple[str, M
         "by_language": "language '{}'",
         "by_length": "length {}",
         "by_dimension": "dimension {}",
+        "by_kind": "kind '{}'",
     }
     metric, least = GATES[key].metric, GATES[key].group_texts
     for place in GATES[key].places:
+        if place == "by_kind" and place not in metrics:
+            continue  # not every text set has kinds
         groups = {place: metrics.get(place)}
         if place in words and groups[place]:
             groups = {words[place].format(name): m for name, m in metrics[place].items()}
         for name, group in groups.items():
-            if place in ("by_language", "by_length") and _texts(group) < least:
+            if place in ("by_language", "by_length", "by_kind") and _texts(group) < least:
                 continue
             value = group.get(metric) if isinstance(group, Mapping) else None
             if isinstance(value, bool) or not isinstance(value, int | float):

@@ -293,10 +293,12 @@ class Sample:
     Args:
         text: as it is embedded, without a prompt.
         language: ISO 639-1.
+        kind: what sort of text it is, such as 'verse' or 'code'; '' for its task's usual ones.
     """
 
     text: str
     language: str
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

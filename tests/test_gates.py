@@ -257,6 +257,16 @@ def test_a_groups_loss_is_told_with_its_interval() -> None:
         assert word in failure.words
 
 
+def test_a_kind_of_text_is_held_to_its_loss() -> None:
+    metrics = metrics_with(0.0, ("by_language", "th"), "loss_low")
+    assert gate(metrics, {"group_loss": 0.004}) == ()
+    verse = {**metrics["by_language"]["th"], "texts": 8, "loss": 0.0061, "loss_low": 0.0052}
+    metrics["by_kind"] = {"verse": verse, "code": {**verse, "texts": 6}}
+    (failure,) = failures(metrics, {"group_loss": 0.004})  # six texts are no group
+    assert failure.goal == "kind 'verse': loss_low"
+    assert "0.00610 of 8 texts" in failure.words
+
+
 def test_a_mean_over_all_is_asked_of_groups_where_nothing_else_is() -> None:
     assert complete({"cosine_mean": 0.996})["group_loss"] == 0.004
     assert complete({"cosine_mean": 0.996, "group_loss": 0.01})["group_loss"] == 0.01

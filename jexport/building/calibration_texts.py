@@ -125,6 +125,7 @@ def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationDa
         if ids
     ]
     held_ids = [sampling.cut_ids(ids, limit) for ids, _ in held]
+    kinds = [sample.kind for _, sample in held]
     metadata = {
         "calibration": {
             "name": parts.calibration.name,
@@ -145,6 +146,7 @@ def calibration_data(texts: TokenizedTexts, spec: QuantizeSpec) -> CalibrationDa
         held_out=held_ids,
         languages=[sample.language for _, sample in held],
         texts=[sample.text for _, sample in held],
+        kinds=kinds if any(kinds) else (),
         pad=texts.tokenizer.pad,
         pooling=texts.pooling,
         metadata=metadata,

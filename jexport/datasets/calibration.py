@@ -1,10 +1,11 @@
 """calibration_data/ -> CalibrationSet: texts by task and language.
 
 A set is a folder with set.toml and one <task>.jsonl a task; any.jsonl serves the tasks without a
-file of their own, and ALIKE says which others do. Each line is {"language": ..., "text": ...}, and
-in a set for calibration also {"part": "calibration" | "held_out"}: `parts` keeps the two apart.
-Where set.toml has `sha256`, it is the digest of all the .jsonl files. Knows no tokenizer:
-selection.py measures and chooses.
+file of their own, ALIKE says which others do, and every.jsonl has texts for each task beside those.
+Each line is {"language": ..., "text": ...}, and in a set for calibration also
+{"part": "calibration" | "held_out"}: `parts` keeps the two apart. Texts of a "kind" are a group of
+their own, beside their language's. Where set.toml has `sha256`, it is the digest of all the .jsonl
+files. Knows no tokenizer: selection.py measures and chooses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ LONGEST_LINE_CHARS = 1 << 24
 """No text: a line is read as a whole, so a longer one is refused before it fills the memory."""
 
 CALIBRATION, HELD_OUT = "calibration", "held_out"
+EVERY = "every.jsonl"
 SUFFIXES = (".jsonl", ".txt")
 ALIKE = {"retrieval": ("retrieval.query", "retrieval.passage"), "clustering": ("separation",)}
 """Tasks of jina-embeddings-v5 whose texts are those of other tasks, in a set without their own."""
@@ -174,8 +176,8 @@ def parts(source: str, task: str) -> Parts:
 
     Args:
         source: name of a shipped set (it wins over a folder of that name: write ./name for the
-            folder), a folder (<task>.jsonl, else any.jsonl; set.toml is optional) or one file,
-            .jsonl or .txt.
+            folder), a folder (<task>.jsonl, else any.jsonl, and every.jsonl; set.toml is optional)
+            or one file, .jsonl or .txt.
         task: 'none' takes texts of any task, of all the folder's files in turn unless it has a
             none.jsonl or any.jsonl.
 
@@ -188,12 +190,13 @@ def parts(source: str, task: str) -> Parts:
     """
     shipped = source in _shipped()
     place = data_folder() / source if shipped else Path(source)
-    divided = [_divided(path, task, shipped=shipped) for path in _files(place, task, source)]
-    calibration = _distinct(_in_turn([part[0] for part in divided]))
+    files = _files(place, task, source)
+    divided = {path.name: _divided(path, task, shipped=shipped) for path in files}
+    calibration = _distinct(_in_turn({name: part[0] for name, part in divided.items()}))
     seen = {_key(sample.text) for sample in calibration}
     held_out = [
         sample
-        for sample in _distinct(_in_turn([part[1] for part in divided]))
+        for sample in _distinct(_in_turn({name: part[1] for name, part in divided.items()}))
         if _key(sample.text) not in seen
     ]
     if not calibration and not held_out:
@@ -257,12 +260,15 @@ def _files_of_folder(folder: Path, task: str) -> list[Path]:
     if not files:
         names = sorted(path.name for path in folder.glob("*"))[:10]
         raise _not_text(folder, f"there is no .jsonl file in it, only: {', '.join(names) or '-'}")
+    added = [path for path in files if path.name == EVERY]
     for path in (folder / f"{task}.jsonl", folder / "any.jsonl"):
         if path in files:
-            return [path]
+            return [path, *added]
     alike = [folder / f"{name}.jsonl" for name in ALIKE.get(task, ())]
     if alike and all(path in files for path in alike):
-        return alike
+        return [*alike, *added]
+    if added == files:
+        return files
     if task != NONE:
         raise _other_task(folder, task, f"it has: {', '.join(path.stem for path in files)}")
     return files
@@ -338,16 +344,27 @@ def _distinct(samples: Iterable[Sample]) -> list[Sample]:
     return list(first.values())
 
 
-def _in_turn(files: Sequence[Sequence[Sample]]) -> list[Sample]:
-    """Turn k: one text of each file, the k-th file's first; so each language begins elsewhere."""
-    if len(files) == 1:
-        return list(files[0])
-    queues = [by_language(samples) for samples in files]
+def _in_turn(files: Mapping[str, Sequence[Sample]]) -> list[Sample]:
+    """One text of each task's file in turn, the k-th file's first in turn k; EVERY's come last.
+
+    So each language begins with another task.
+
+    Args:
+        files: samples by the name of their file.
+
+    Returns:
+        All samples.
+    """
+    added = list(files.get(EVERY, ()))
+    own = [samples for name, samples in files.items() if name != EVERY]
+    if len(own) < 2:
+        return [*(own[0] if own else ()), *added]
+    queues = [by_language(samples) for samples in own]
     merged = []
     for turn in range(max(map(len, queues))):
         start = turn % len(queues)
         merged += [q[turn] for q in queues[start:] + queues[:start] if turn < len(q)]
-    return merged
+    return merged + added
 
 
 def _bad_line(path: Path, number: int, what: str, *, evidence: str) -> CalibrationError:
@@ -388,8 +405,8 @@ def _line(path: Path, number: int, line: str, task: str) -> _Line:
     if not isinstance(entry, dict):
         entry = {"text": entry}
     text, language = entry.get("text"), entry.get("language", UNKNOWN_LANGUAGE)
-    part = entry.get("part")
-    for key, value in (("text", text), ("language", language)):
+    part, kind = entry.get("part"), entry.get("kind", "")
+    for key, value in (("text", text), ("language", language), ("kind", kind)):
         if not isinstance(value, str):
             raise _bad_line(path, number, f"has no string as its {key}", evidence=line[:80])
         if any("\ud800" <= character <= "\udfff" for character in value):
@@ -403,4 +420,5 @@ def _line(path: Path, number: int, line: str, task: str) -> _Line:
         )
     if task != NONE and entry.get("task", task) != task:
         raise _other_task(path, task, f"line {number} is for {entry['task']!r}")
-    return _Line(number=number, sample=Sample(text=text, language=language), part=part)
+    sample = Sample(text=text, language=language, kind=kind)
+    return _Line(number=number, sample=sample, part=part)

@@ -20,17 +20,19 @@ Tokenize = Callable[[list[str]], list[list[int]]]
 
 
 def by_language(samples: Sequence[Sample]) -> list[Sample]:
-    """Round robin over the languages, each in the order it came.
+    """Round robin over the languages and kinds, each in the order it came.
 
     Args:
-        samples: of any languages.
+        samples: of any languages; those of a kind are in its turn, not in their language's.
 
     Returns:
         All of them.
     """
     queues: dict[str, list[Sample]] = {}
     for sample in samples:
-        queues.setdefault(sample.language, []).append(sample)
+        queues.setdefault(f"kind {sample.kind}" if sample.kind else sample.language, []).append(
+            sample
+        )
     turns = itertools.zip_longest(*queues.values())
     return [sample for turn in turns for sample in turn if sample is not None]
 
@@ -38,7 +40,7 @@ def by_language(samples: Sequence[Sample]) -> list[Sample]:
 def sample(
     full: CalibrationSet, tokenize: Tokenize, *, count: int, max_tokens: int
 ) -> tuple[list[list[int]], int]:
-    """Token ids of some texts, round robin over the languages.
+    """Token ids of some texts, round robin over the languages and kinds.
 
     Args:
         full: the texts.

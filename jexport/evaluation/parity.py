@@ -54,11 +54,13 @@ class Labels:
         languages: one per text.
         lengths: of each text in tokens, special tokens included.
         dimensions: Matryoshka sizes to compare, the full size included.
+        kinds: what sort of text each is, '' for a usual one; () where no text is of a kind.
     """
 
     languages: tuple[str, ...]
     lengths: tuple[int, ...]
     dimensions: tuple[int, ...]
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
     Returns:
         {"texts", "overall": M, "by_language": {"th": M}, "languages": {"largest_loss"},
         "by_length": {"5-8": M}, "by_dimension": {"64": M}, "tokens": T or None when neither side
-        has tokens}. largest_loss: mean cosine lost by the language that loses most, over that of
+        has tokens}, and "by_kind": {"verse": M} where texts have kinds. largest_loss: mean cosine
+        lost by the language that loses most, over that of
         all; of languages with GROUP_TEXTS texts that lose more than LEAST_LOSS, 0 without any.
 
     Raises:
@@ -124,6 +127,8 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
     by_language = {
         name: _summary(full, languages == name) for name in sorted(set(labels.languages))
     }
+    kinds = np.array(labels.kinds, dtype=np.object_)
+    by_kind = {name: _summary(full, kinds == name) for name in sorted(set(labels.kinds) - {""})}
     return {
         "texts": texts,
         "overall": overall,
@@ -135,6 +140,7 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
         },
         "by_dimension": by_dimension,
         "tokens": _compare_tokens(reference.tokens, candidate.tokens, labels.languages),
+        **({"by_kind": by_kind} if by_kind else {}),
     }
 
 
@@ -360,7 +366,10 @@ def _check_embeddings(
 
 def _check_labels(labels: Labels, texts: int, width: int) -> None:
     """Raise ParityError unless there is one label per text and every dimension is there."""
-    for field, values in (("languages", labels.languages), ("lengths", labels.lengths)):
+    fields: dict[str, tuple[Any, ...]] = {"languages": labels.languages, "lengths": labels.lengths}
+    if labels.kinds:
+        fields["kinds"] = labels.kinds
+    for field, values in fields.items():
         if len(values) != texts:
             raise ParityError(
                 f"labels do not fit the texts: {len(values)} {field} for {texts} texts",

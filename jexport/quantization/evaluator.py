@@ -96,6 +96,7 @@ class CalibrationData:
         edge_cases: token ids of texts that users send and no set has (the empty one); calibrated
             on, and compared apart.
         texts: the held-out texts themselves, for messages; () where they are not known.
+        kinds: of the held-out texts, '' for usual ones; () where none is of a kind.
     """
 
     calibration: Sequence[Sequence[int]]
@@ -106,6 +107,7 @@ class CalibrationData:
     metadata: Mapping[str, Any]
     edge_cases: Sequence[Sequence[int]] = ()
     texts: Sequence[str] = ()
+    kinds: Sequence[str] = ()
 
 
 def embed(
@@ -281,6 +283,7 @@ class Evaluator:
             languages=tuple(self.data.languages),
             lengths=tuple(len(one) for one in self.data.held_out),
             dimensions=tuple(sorted(sizes)),
+            kinds=tuple(self.data.kinds),
         )
         comparison = parity.compare(
             parity.Outputs(embeddings=reference[:held_out]),
@@ -306,18 +309,20 @@ class Evaluator:
         reference: NDArray[np.float32],
         failed: Sequence[GateFailure],
     ) -> tuple[str, ...]:
-        """The held-out texts of the lowest cosines, in words: of languages that failed, if any."""
+        """The held-out texts of the lowest cosines, in words: of the languages and kinds that
+        failed, if any.
+        """
         count = len(self.data.held_out)
         cosines = (vectors[:count].astype(np.float64) * reference[:count]).sum(axis=1)
         goals = [one.goal for one in failed]
-        named = {
-            language
-            for language in set(self.data.languages)
-            if any(goal.startswith(f"language '{language}':") for goal in goals)
-        }
-        rows = [
-            row for row in np.argsort(cosines) if self.data.languages[row] in named or not named
-        ]
+
+        def missed(row: int) -> bool:
+            groups = [f"language '{self.data.languages[row]}':"]
+            groups += [f"kind '{self.data.kinds[row]}':"] if self.data.kinds else []
+            return any(goal.startswith(tuple(groups)) for goal in goals)
+
+        order = np.argsort(cosines)
+        rows = [row for row in order if missed(int(row))] or list(order)
         return tuple(self._in_words(int(row), float(cosines[row])) for row in rows[:NAMED])
 
     def _in_words(self, row: int, cosine: float) -> str:

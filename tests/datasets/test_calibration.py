@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from jexport import gates
 from jexport.datasets import calibration
 from jexport.errors import CalibrationError
 from jexport.types import Sample
 
 SETS = sorted(path.parent for path in calibration.data_folder().glob("*/set.toml"))
 FILES = sorted(path for folder in SETS for path in folder.glob("*.jsonl"))
+EVERYDAY = calibration.data_folder() / "everyday"
 FOLDERS = sorted(path for path in calibration.data_folder().iterdir() if path.is_dir())
 
 
@@ -49,6 +51,7 @@ def test_set_toml_is_complete(folder: Path) -> None:
 def test_every_text_is_one_of_its_kind_and_normal(path: Path) -> None:
     entries = lines(path)
     keys = {"language", "text"} if path.parent.name == "parity" else {"language", "part", "text"}
+    keys |= {"kind"} if path.name == calibration.EVERY else set()
     texts = [entry["text"] for entry in entries]
     assert [text for text, count in Counter(texts).items() if count > 1] == []
     folded = Counter(" ".join(text.casefold().split()) for text in texts)
@@ -62,7 +65,11 @@ def test_every_text_is_one_of_its_kind_and_normal(path: Path) -> None:
         assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.name != calibration.EVERY],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
 def test_every_language_has_as_many_texts_and_several_lengths(path: Path) -> None:
     about = tomllib.loads((path.parent / "set.toml").read_text(encoding="utf-8"))
     for part in {entry.get("part") for entry in lines(path)}:
@@ -74,6 +81,23 @@ def test_every_language_has_as_many_texts_and_several_lengths(path: Path) -> Non
     for language in about["languages"]:
         sizes = [len(e["text"].encode()) for e in entries if e["language"] == language]
         assert max(sizes) > 4 * min(sizes), language
+
+
+def test_every_kind_has_texts_for_both_parts_in_several_languages() -> None:
+    about = tomllib.loads((EVERYDAY / "set.toml").read_text(encoding="utf-8"))
+    entries = lines(EVERYDAY / calibration.EVERY)
+    assert {entry["language"] for entry in entries} <= set(about["languages"])
+    kinds = {entry["kind"] for entry in entries}
+    assert kinds >= {"dialogue", "aphorism", "title", "code", "table", "address", "mixed"}
+    assert kinds >= {"prose", "verse"}
+    for kind in kinds:
+        own = [entry for entry in entries if entry["kind"] == kind]
+        assert Counter(entry["part"] for entry in own)["calibration"] >= 24, kind
+        # enough to be held to the gates of a group
+        assert Counter(entry["part"] for entry in own)["held_out"] >= gates.GROUP_TEXTS, kind
+        for part in ("calibration", "held_out"):
+            languages = {entry["language"] for entry in own if entry["part"] == part}
+            assert len(languages) > 3 or kind == "code", (kind, part)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")

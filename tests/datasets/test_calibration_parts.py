@@ -56,21 +56,23 @@ def refused(source: str, task: str = "none") -> str:
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_has_its_own_texts_in_thirty_languages(task: str) -> None:
     found = calibration.parts("everyday", task)
-    assert len(found.calibration.samples) == 210
-    assert len(found.held_out.samples) == 90
-    for part in (found.calibration, found.held_out):
+    for part, own, kinds in ((found.calibration, 210, 249), (found.held_out, 90, 83)):
         assert part.name == "everyday"
-        assert len({sample.language for sample in part.samples}) == 30
-    lines = [json.loads(line) for line in (EVERYDAY / f"{task}.jsonl").open(encoding="utf-8")]
-    assert texts(found.held_out) == [e["text"] for e in lines if e["part"] == "held_out"]
+        assert len([sample for sample in part.samples if not sample.kind]) == own
+        assert len([sample for sample in part.samples if sample.kind]) == kinds
+        assert len({sample.language for sample in part.samples if not sample.kind}) == 30
+    for name in (f"{task}.jsonl", "every.jsonl"):
+        lines = [json.loads(line) for line in (EVERYDAY / name).open(encoding="utf-8")]
+        held_out = {e["text"] for e in lines if e["part"] == "held_out"}
+        assert held_out < set(texts(found.held_out))
 
 
 def test_no_text_of_any_task_is_held_out_and_calibrated_on_or_compared_with() -> None:
     every = [calibration.parts("everyday", task) for task in TASKS]
     calibrated = {text for found in every for text in texts(found.calibration)}
     held_out = {text for found in every for text in texts(found.held_out)}
-    assert len(calibrated) == 5 * 210
-    assert len(held_out) == 5 * 90
+    assert len(calibrated) == 5 * 210 + 249
+    assert len(held_out) == 5 * 90 + 83
     compared = set(texts(calibration.read("parity", "none")))
     assert not calibrated & held_out
     assert not (calibrated | held_out) & compared
@@ -78,21 +80,25 @@ def test_no_text_of_any_task_is_held_out_and_calibrated_on_or_compared_with() ->
 
 def test_without_a_task_all_files_come_in_turn() -> None:
     task_of = {
-        text: task
+        sample.text: "every task" if sample.kind else task
         for task in TASKS
         for part in [calibration.parts("everyday", task)]
-        for text in [*texts(part.calibration), *texts(part.held_out)]
+        for sample in [*part.calibration.samples, *part.held_out.samples]
     }
     found = calibration.parts("everyday", "none")
-    assert len(found.calibration.samples) == 5 * 210
-    assert len(found.held_out.samples) == 5 * 90
+    assert len(found.calibration.samples) == 5 * 210 + 249
+    assert len(found.held_out.samples) == 5 * 90 + 83
     for length in (5, 30, 100, 333):
         counts = Counter(task_of[text] for text in texts(found.calibration)[:length])
         assert len(counts) == 5
         assert max(counts.values()) - min(counts.values()) <= 1
     assert len({sample.language for sample in found.calibration.samples[:150]}) == 30
     # One text a language, as `sample` takes them, is not of one task either.
-    first = {sample.language: sample.text for sample in reversed(found.calibration.samples)}
+    first = {
+        sample.language: sample.text
+        for sample in reversed(found.calibration.samples)
+        if not sample.kind
+    }
     assert set(Counter(task_of[text] for text in first.values()).values()) == {6}
     assert found == calibration.parts("everyday", "none")
 
@@ -100,10 +106,36 @@ def test_without_a_task_all_files_come_in_turn() -> None:
 def test_a_text_a_language_differs_by_task_where_files_list_languages_one_after_another() -> None:
     found = calibration.parts("everyday", "none").calibration
     ids, _ = sampling.sample(
-        found, lambda batch: [[hash(text)] for text in batch], count=30, max_tokens=9
+        found, lambda batch: [[hash(text)] for text in batch], count=40, max_tokens=9
     )
-    own = {hash(text) for text in texts(calibration.parts("everyday", "separation").calibration)}
-    assert sum(one[0] in own for one in ids) == 6
+    separation = calibration.parts("everyday", "separation").calibration.samples
+    own = {hash(sample.text) for sample in separation if not sample.kind}
+    assert sum(one[0] in own for one in ids) == 6  # of 30; the other ten are one of each kind
+
+
+@pytest.mark.parametrize("task", [TASKS[0], "none"])
+def test_every_kind_is_calibrated_on_where_not_all_texts_are(task: str) -> None:
+    found = calibration.parts("everyday", task).calibration
+    kinds = {sample.kind for sample in found.samples if sample.kind}
+    taken = Counter(sample.kind for sample in sampling.by_language(found.samples)[:120])
+    assert {kind for kind in taken if kind} == kinds
+    assert min(taken[kind] for kind in kinds) == 3
+    assert taken[""] == 90  # three of each language
+
+
+def test_texts_for_every_task_come_beside_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    write(folder / "separation.jsonl", parted(32, 8))
+    verses = [{**one, "kind": "verse"} for one in parted(4, 4, word="verse")]
+    write(folder / "every.jsonl", verses)
+    found = calibration.parts(str(folder), "separation")
+    assert len(found.calibration.samples) == 36
+    assert [sample.kind for sample in found.held_out.samples].count("verse") == 4
+    assert calibration.parts(str(folder), "none").calibration.samples
+    write(folder / "any.jsonl", parted(40, 8, word="any"))
+    assert len(calibration.parts(str(folder), "classification").calibration.samples) == 44
+    write(folder / "every.jsonl", [{**one, "kind": 3} for one in verses])
+    assert "no string as its kind" in refused(str(folder), "separation")
 
 
 def test_the_parity_set_is_not_for_calibration() -> None:
@@ -269,7 +301,7 @@ def test_a_shipped_name_wins_and_a_path_reaches_the_folder(
 ) -> None:
     folder.rename(folder.with_name("everyday"))
     monkeypatch.chdir(folder.parent)
-    assert len(calibration.parts("everyday", "separation").held_out.samples) == 90
+    assert len(calibration.parts("everyday", "separation").held_out.samples) == 90 + 83
     assert len(calibration.parts("./everyday", "separation").held_out.samples) == 8
     monkeypatch.chdir("everyday")
     assert calibration.parts(".", "separation").calibration.name == "everyday"

@@ -335,6 +335,23 @@ def test_tied_ranks_against_scipy() -> None:
     assert overall["spearman"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_kinds_of_texts_are_groups_of_their_own() -> None:
+    angles = [0.0, 0.4, 0.9, 1.3]
+    reference = np.array([[math.cos(a), math.sin(a)] for a in angles], dtype=np.float32)
+    candidate = reference.copy()
+    candidate[1] = (math.cos(0.5), math.sin(0.5))
+    names = {"languages": ("x",) * 4, "lengths": (3,) * 4, "dimensions": (2,)}
+    sides = Outputs(embeddings=reference), Outputs(embeddings=candidate)
+    metrics = compare(*sides, Labels(**names, kinds=("", "verse", "code", "verse")))
+    assert sorted(metrics["by_kind"]) == ["code", "verse"]
+    assert metrics["by_kind"]["code"]["loss"] == pytest.approx(0, abs=1e-12)
+    assert metrics["by_kind"]["verse"]["texts"] == 2
+    assert metrics["by_kind"]["verse"]["loss"] == pytest.approx((1 - math.cos(0.1)) / 2, rel=1e-4)
+    assert "by_kind" not in compare(*sides, Labels(**names))
+    with pytest.raises(ParityError, match="3 kinds for 4 texts"):
+        compare(*sides, Labels(**names, kinds=("verse",) * 3))
+
+
 def test_tied_neighbours_share_the_last_place() -> None:
     """Text 0 sees ten texts in a fan and two duplicates on its border; each gets half a place."""
     angles = [0.0, *(0.02 * step for step in range(1, 10)), 1.0, 1.0]

@@ -204,7 +204,7 @@ def headline(quantization: Facts, parity: Facts) -> list[tuple[Measure, Held, He
 
 
 def worst_loss(metrics: Facts) -> float | None:
-    """The largest loss of a language or length that its texts prove.
+    """The largest loss of a language, length or kind that its texts prove.
 
     Args:
         metrics: of parity.json, or the held-out ones of quantization.json.
@@ -212,7 +212,8 @@ def worst_loss(metrics: Facts) -> float | None:
     Returns:
         The loss; None where no group of enough texts says it, as in older reports.
     """
-    groups_ = [*mapping(metrics, "by_language").values(), *mapping(metrics, "by_length").values()]
+    keys = ("by_language", "by_length", "by_kind")
+    groups_ = [group for key in keys for group in mapping(metrics, key).values()]
     losses = [
         number(group.get("loss_low"))
         for group in groups_
@@ -343,7 +344,7 @@ def groups(metrics: Facts, key: str, *, worst_first: bool = False) -> list[tuple
 
     Args:
         metrics: of parity.json, or the held-out ones of quantization.json.
-        key: 'by_language', 'by_length' or 'by_dimension'.
+        key: 'by_language', 'by_kind', 'by_length' or 'by_dimension'.
         worst_first: by the lowest 1st percentile, else in the file's order.
 
     Returns:

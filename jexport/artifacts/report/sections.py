@@ -128,7 +128,7 @@ Group = tuple[str, str, list[tuple[str, Facts]], list[tuple[str, ...]]]
 
 
 def groups(metrics: Facts) -> Iterator[Group]:
-    """By language, length and dimension.
+    """By language, kind, length and dimension.
 
     Args:
         metrics: of parity.json, or the held-out ones of quantization.json.
@@ -139,6 +139,7 @@ def groups(metrics: Facts) -> Iterator[Group]:
     """
     for key, words, worst_first in (
         ("by_language", "language", True),
+        ("by_kind", "kind of text", True),
         ("by_length", "length in tokens", False),
         ("by_dimension", "Matryoshka dimension", False),
     ):

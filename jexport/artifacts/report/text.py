@@ -86,7 +86,11 @@ def _facts(quantization: Facts, parity: Facts, manifest: Facts, width: int) -> l
     facts.append(("rankings", f"top-10 with {other}: {mixes}" if mixes else ""))
     held_out = mapping(quantization, "held_out_quality")
     metrics = held_out if held_out else mapping(parity, "metrics")
-    for key, words in (("by_language", "worst languages"), ("by_length", "worst lengths")):
+    for key, words in (
+        ("by_language", "worst languages"),
+        ("by_kind", "worst kinds of text"),
+        ("by_length", "worst lengths"),
+    ):
         worst = findings.groups(metrics, key, worst_first=True)[:5]
         text = ", ".join(f"{name} {cosine(group.get('cosine_p1'))}" for name, group in worst)
         facts.append((words, f"{text} (p1)" if text else ""))
