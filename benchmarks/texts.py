@@ -1,6 +1,8 @@
-"""Real texts of mixed length that every machine has: docstrings of Python's standard library.
+"""Real texts for measuring, that nothing is tuned on: English, white space folded, each once.
 
-They are read where Python is installed and never stored; English, white space folded, each once.
+Docstrings of Python's standard library, which every machine has, and short literary texts (verse,
+dialogue, aphorisms, riddles) of Debian's package `fortunes`, which `make literary` unpacks. Both
+are read where they lie and never stored.
 """
 
 from __future__ import annotations
@@ -22,6 +24,21 @@ def paragraphs(count: int, *, seed: int = 0) -> list[str]:
     """`count` paragraphs of docstrings, which is how long texts are cut for retrieval."""
     parts = (part for text in _read() for part in re.split(r"\n\s*\n", text))
     return _chosen((" ".join(part.split()) for part in parts), count, seed)
+
+
+FORTUNES = (Path(".literary/usr/share/games/fortunes"), Path("/usr/share/games/fortunes"))
+LITERARY = ("literature", "songs-poems", "wisdom", "love", "people", "riddles", "tao", "art")
+SHORT = range(10, 401)
+
+
+def literary(count: int, *, seed: int = 0) -> list[str]:
+    """`count` short literary texts of SHORT characters, in a seeded order."""
+    folder = next((place for place in FORTUNES if place.is_dir()), None)
+    if folder is None:
+        raise SystemExit("no literary texts here: make literary (Debian's package fortunes)")
+    read = (text for name in LITERARY for text in (folder / name).read_text("utf-8").split("\n%\n"))
+    folded = (" ".join(text.split()) for text in read)
+    return _chosen((text for text in folded if len(text) in SHORT), count, seed)
 
 
 def _chosen(found: Iterator[str], count: int, seed: int) -> list[str]:
