@@ -93,8 +93,8 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
         {"texts", "overall": M, "by_language": {"th": M}, "languages": {"largest_loss"},
         "by_length": {"5-8": M}, "by_dimension": {"64": M}, "tokens": T or None when neither side
         has tokens}, and "by_kind": {"verse": M} where texts have kinds. largest_loss: mean cosine
-        lost by the language that loses most, over that of
-        all; of languages with GROUP_TEXTS texts that lose more than LEAST_LOSS, 0 without any.
+        lost by the language that loses most, over that of all; of languages with GROUP_TEXTS texts
+        that lose more than LEAST_LOSS, 0 without any.
 
     Raises:
         ParityError: fewer than two texts, sides or labels that differ in shape, a NaN, an infinity
@@ -127,8 +127,7 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
     by_language = {
         name: _summary(full, languages == name) for name in sorted(set(labels.languages))
     }
-    kinds = np.array(labels.kinds, dtype=np.object_)
-    by_kind = {name: _summary(full, kinds == name) for name in sorted(set(labels.kinds) - {""})}
+    by_kind = _by_kind(full, labels)
     return {
         "texts": texts,
         "overall": overall,
@@ -142,6 +141,12 @@ def compare(reference: Outputs, candidate: Outputs, labels: Labels) -> dict[str,
         "tokens": _compare_tokens(reference.tokens, candidate.tokens, labels.languages),
         **({"by_kind": by_kind} if by_kind else {}),
     }
+
+
+def _by_kind(full: _Comparison, labels: Labels) -> dict[str, dict[str, float]]:
+    """M of each kind of text."""
+    kinds = np.array(labels.kinds, dtype=np.object_)
+    return {name: _summary(full, kinds == name) for name in sorted(set(labels.kinds) - {""})}
 
 
 def _largest_loss(
