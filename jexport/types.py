@@ -104,7 +104,8 @@ class Embedding:
     Args:
         task: that the weights are for, 'none' for a model without tasks.
         prompt: put before each text.
-        pooling: 'mean', 'cls', 'max', 'mean_sqrt_len' or 'last'.
+        pooling: 'mean', 'cls', 'max', 'mean_sqrt_len', 'weightedmean' or 'last'; several joined by
+            '+' where `modules` has them.
         normalize: whether the model's own vectors have length 1.
         dimension: full size of a vector.
         matryoshka: smaller sizes it was trained for (vectors are cut, then normalised again).
@@ -118,6 +119,9 @@ class Embedding:
         side: 'query' or 'document' where the weights are those of one side of retrieval only (a
             Router's route), '' where they embed both.
         contextual: False where a token's vector depends on no other token: a table of vectors.
+        modules: what makes a text's vector of its token vectors, a line each, where that is more
+            than one pooling and its normalisation: the engine does all of it, and gives no token
+            vectors.
     """
 
     task: str
@@ -135,6 +139,7 @@ class Embedding:
     use: str = ""
     side: str = ""
     contextual: bool = True
+    modules: tuple[str, ...] = ()
 
     @property
     def forward_tokens(self) -> int:
@@ -196,6 +201,23 @@ class LowRank:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadModule:
+    """One module after the transformer.
+
+    Args:
+        kind: the class's name in sentence-transformers: 'Pooling', 'Dense', 'LayerNorm' or
+            'Normalize'.
+        config: its config.json with every key that takes effect, under the names of
+            sentence-transformers 6; `pooling_mode` is a list of Embedding's names of poolings.
+        weights: a reader by the name in its file.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    weights: Mapping[str, WeightReader]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A checkpoint opened for one task; weights stay on disk until `assemble` reads them.
 
@@ -211,6 +233,8 @@ class LoadedModel:
         embedding: how its texts become embeddings.
         source: where it came from.
         notes: what the user should know of it, a line each.
+        head: the modules after the transformer in their order, the first is the Pooling; () where
+            they are one pooling and its normalisation, which `embedding` names.
     """
 
     folder: Path
@@ -224,6 +248,7 @@ class LoadedModel:
     embedding: Embedding
     source: Source
     notes: tuple[str, ...] = ()
+    head: tuple[HeadModule, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

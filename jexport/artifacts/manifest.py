@@ -33,7 +33,7 @@ SCHEMAS: Mapping[int, Path] = {
 """Of every format that is still read. 1 held seconds, memory and speeds of the run as well; 2 knew
 one prompt, and neither the similarity nor a size that vectors are cut to."""
 
-OPTIONAL: Mapping[str, Any] = {"use": "", "side": "", "contextual": True}
+OPTIONAL: Mapping[str, Any] = {"use": "", "side": "", "contextual": True, "modules": ()}
 """Keys of `embedding` that are written only where they say something else than this."""
 
 CHUNK_BYTES = 1 << 22
@@ -121,6 +121,7 @@ def embedding_space(weights: str, embedding: Embedding) -> str:
             **({"truncate_dim": embedding.truncate_dim} if embedding.truncate_dim else {}),
             **({"side": embedding.side} if embedding.side else {}),
             **({} if embedding.include_prompt else {"include_prompt": False}),
+            **({"modules": list(embedding.modules)} if embedding.modules else {}),
         }
     )
 
@@ -138,7 +139,8 @@ def embedding_entry(embedding: Embedding) -> dict[str, Any]:
     kept = {
         key: value for key, value in entry.items() if key not in OPTIONAL or value != OPTIONAL[key]
     }
-    return {**kept, "matryoshka": list(embedding.matryoshka), "prompts": dict(embedding.prompts)}
+    kept |= {"matryoshka": list(embedding.matryoshka), "prompts": dict(embedding.prompts)}
+    return kept | ({"modules": list(embedding.modules)} if embedding.modules else {})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

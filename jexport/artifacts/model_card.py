@@ -202,6 +202,8 @@ def _usage(content: Mapping[str, Any]) -> list[str]:
         "`attention_mask` (int64 [batch, sequence]); pooling and normalisation are outside of it",
         "unless it has the output `sentence_embedding`.",
     ]
+    if modules := content["embedding"].get("modules"):
+        others = [*others, f"Texts become vectors by: {'; '.join(modules)}."]
     return [
         "## Use it",
         "",

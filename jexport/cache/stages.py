@@ -179,7 +179,7 @@ class Lease:
             source: a file of a result of this lease.
             destination: its path in the artifact.
         """
-        if source.parent in self._stored:
+        if self._stored.intersection(source.parents):
             copy(source, destination)
         else:
             shutil.move(source, destination)

@@ -43,7 +43,16 @@ from jexport.errors import (
     nearest,
 )
 from jexport.recipe import LoadSpec
-from jexport.types import Embedding, FileDigest, LoadedModel, LowRank, Runner, Source, WeightReader
+from jexport.types import (
+    Embedding,
+    FileDigest,
+    HeadModule,
+    LoadedModel,
+    LowRank,
+    Runner,
+    Source,
+    WeightReader,
+)
 
 STATIC = "static_embedding"
 LAYOUTS: Mapping[str, Any] = {
@@ -214,7 +223,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
         adapter = peft_adapter.matrices(opened.peft, shards.shapes(opened.base))
     encoder = _encoder(opened)
     tokenizing = encoder.tokenizing
-    how, stated = _embedding(opened, encoder, routed, task)
+    how, head, stated = _embedding(opened, encoder, routed, task)
     licence = transformer_files.licence(folder)
     files = {*weight_files, *tokenizing.read, *_around(opened, licence), *stated}
     return LoadedModel(
@@ -239,6 +248,7 @@ def open_checkpoint(spec: LoadSpec, task: str) -> LoadedModel:
             code=code,
         ),
         notes=_notes(weight_files, spec, revision),
+        head=head,
     )
 
 
@@ -281,11 +291,11 @@ def _check_asked(opened: _Opened, task: str) -> None:
 
 def _embedding(
     opened: _Opened, encoder: embedding.Encoder, routed: routes.Routed, task: str
-) -> tuple[Embedding, tuple[Path, ...]]:
-    """How texts become embeddings for the use that is asked for, and the files that decide it."""
-    stated, files = embedding.read(opened.folder, encoder, opened.spec, task)
+) -> tuple[Embedding, tuple[HeadModule, ...], tuple[Path, ...]]:
+    """How texts become embeddings for the use that is asked for, and what embedding.read gives."""
+    stated, head, files = embedding.read(opened.folder, encoder, opened.spec, task)
     how = uses.chosen(stated, opened.spec.use, routed.routes)
-    return replace(how, side=routed.side, contextual=opened.layout != STATIC), files
+    return replace(how, side=routed.side, contextual=opened.layout != STATIC), head, files
 
 
 def _encoder(opened: _Opened) -> embedding.Encoder:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import shards
 from jexport.checkpoints.eager import memory_errors, torch_threads
-from jexport.checkpoints.sentence_transformer import check_report
+from jexport.checkpoints.sentence_transformer import check_report, model_class
 from jexport.checkpoints.shard_writer import DTYPES
 from jexport.checkpoints.transformer_files import quiet_transformers, read_json
 from jexport.errors import CheckpointError, DependencyError
@@ -83,22 +83,23 @@ def runner(  # as every target's runner, and two that only some need
 
 def _opened(folder: Path, precision: str, config: Mapping[str, Any]) -> Any:
     """The model; config: in place of config.json, {} for that."""
-    from transformers import CONFIG_MAPPING, AutoModel
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     _check_known(config or read_json(folder / "config.json"))
-    named = (
-        {"config": CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))} if config else {}
-    )
     names = shards.tensors(folder)
     with quiet_transformers():
-        model, report = AutoModel.from_pretrained(
+        stated = (
+            CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+            if config
+            else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        )
+        model, report = model_class(stated).from_pretrained(
             folder,
+            config=stated,
             dtype="auto",
-            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, and refused by check_report
-            **named,
         )
     check_report(report, names, prefix=model.base_model_prefix)
     if str(model.dtype) != f"torch.{DTYPES[precision][1]}":

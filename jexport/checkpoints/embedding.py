@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jexport import tasks
-from jexport.checkpoints import sentence_files
+from jexport.checkpoints import module_stack, sentence_files
 from jexport.checkpoints.tokenizer_backend import Tokenizing
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
 from jexport.recipe import LoadSpec
-from jexport.types import Embedding
+from jexport.types import Embedding, HeadModule
 
 ENDLESS = 32_768
 """Length limit of a model that has none: no table of positions, and no file states one."""
@@ -31,7 +31,7 @@ class OwnCode:
         default_prompt_name: of them, where that file names none.
     """
 
-    pooling: sentence_files.Pooling
+    pooling: module_stack.Stack
     prompts: Mapping[str, str]
     default_prompt_name: str
 
@@ -63,7 +63,7 @@ class Encoder:
 
 def read(
     folder: Path, encoder: Encoder, spec: LoadSpec, task: str
-) -> tuple[Embedding, tuple[Path, ...]]:
+) -> tuple[Embedding, tuple[HeadModule, ...], tuple[Path, ...]]:
     """How the checkpoint's texts become embeddings.
 
     Args:
@@ -73,14 +73,46 @@ def read(
         task: whose prompt is taken.
 
     Returns:
-        The Embedding, and the files that decide its pooling.
+        The Embedding; the modules after the transformer where they are more than it says; the files
+        that decide them.
 
     Raises:
         CheckpointError: its files contradict each other.
         UnsupportedCheckpointError: they ask for something that jexport does not have.
         DependencyError: its authors ask for a package that is not here.
     """
-    pooling = _pooling(folder, encoder)
+    pooling = _pooling(folder, encoder, spec)
+    _check(encoder, pooling)
+    limit = _limit(encoder)
+    if spec.max_tokens > limit:
+        raise UnsupportedCheckpointError(
+            f"load.max_tokens = {spec.max_tokens} is more than the checkpoint takes",
+            evidence=f"its own files allow {limit}",
+            fix=f"set load.max_tokens to {limit} or less",
+        )
+    own = sentence_files.settings(folder)
+    prompts, default = _prompts(encoder, own, spec, task)
+    dimension = pooling.dimension or encoder.width
+    embedding = Embedding(
+        task=task,
+        prompt=prompts[default] if default else "",
+        pooling=pooling.mode,
+        normalize=pooling.normalize,
+        dimension=dimension,
+        matryoshka=_matryoshka(encoder.config, pooling),
+        max_tokens=spec.max_tokens or limit,
+        prompts=prompts,
+        default_prompt_name=default,
+        similarity=own.similarity,
+        truncate_dim=own.truncate_dim if own.truncate_dim < dimension else 0,
+        include_prompt=pooling.include_prompt,
+        modules=pooling.modules,
+    )
+    return embedding, pooling.head, pooling.files
+
+
+def _check(encoder: Encoder, pooling: module_stack.Stack) -> None:
+    """Refuse a pooling of another model, and padding that changes vectors."""
     if pooling.width not in (0, encoder.width):
         raise CheckpointError(
             "the Pooling module is of another model",
@@ -96,42 +128,26 @@ def read(
             fix="set padding_side to 'right' in tokenizer_config.json, for the vector that each "
             "text has alone",
         )
-    limit = _limit(encoder)
-    if spec.max_tokens > limit:
-        raise UnsupportedCheckpointError(
-            f"load.max_tokens = {spec.max_tokens} is more than the checkpoint takes",
-            evidence=f"its own files allow {limit}",
-            fix=f"set load.max_tokens to {limit} or less",
-        )
-    own = sentence_files.settings(folder)
-    prompts, default = _prompts(encoder, own, spec, task)
-    embedding = Embedding(
-        task=task,
-        prompt=prompts[default] if default else "",
-        pooling=pooling.mode,
-        normalize=pooling.normalize,
-        dimension=encoder.width,
-        matryoshka=_matryoshka(encoder.config),
-        max_tokens=spec.max_tokens or limit,
-        prompts=prompts,
-        default_prompt_name=default,
-        similarity=own.similarity,
-        truncate_dim=own.truncate_dim if own.truncate_dim < encoder.width else 0,
-        include_prompt=pooling.include_prompt,
-    )
-    return embedding, pooling.files
 
 
-def _pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
+def _pooling(folder: Path, encoder: Encoder, spec: LoadSpec) -> module_stack.Stack:
     """What modules.json says; for jina-embeddings-v3 what its own encode() does, if they agree."""
     if encoder.own is not None:
         return _own_pooling(folder, encoder.own)
-    stated = sentence_files.pooling(folder, own_transformer=encoder.jina)
+    stated = module_stack.read(
+        folder, own_transformer=encoder.jina, trust_code=spec.trust_remote_code
+    )
     if not encoder.jina:
         return _plain_pooling(folder, encoder) if stated is None else stated
+    if stated is not None and stated.head:
+        raise UnsupportedCheckpointError(
+            "modules after the pooling of a jina-embeddings-v3 checkpoint are not exported",
+            evidence=f"{sentence_files.MODULES}: {'; '.join(stated.modules)}",
+            fix="remove them from modules.json: the authors' own encode() does not run them",
+        )
     # The authors' encode() pools over the mask unless emb_pooler says cls, and normalises.
     named = encoder.config.get("emb_pooler")
-    authors = sentence_files.Pooling(mode="cls" if named == "cls" else "mean", normalize=True)
+    authors = module_stack.Stack(mode="cls" if named == "cls" else "mean", normalize=True)
     if stated is not None and named is not None and stated.mode != authors.mode:
         raise UnsupportedCheckpointError(
             "the checkpoint says two things about its pooling",
@@ -141,17 +157,17 @@ def _pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
     return stated or authors
 
 
-def _own_pooling(folder: Path, own: OwnCode) -> sentence_files.Pooling:
+def _own_pooling(folder: Path, own: OwnCode) -> module_stack.Stack:
     """What the own module does, unless modules.json lists modules after it."""
     listed = sentence_files.modules(folder)
     if listed is None or (len(listed) == 1 and listed[0].kind == "Transformer"):
         return own.pooling
-    stated = sentence_files.pooling(folder, own_transformer=True)
+    stated = module_stack.read(folder, own_transformer=True)
     assert stated is not None, "modules.json is there"
     return stated
 
 
-def _plain_pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
+def _plain_pooling(folder: Path, encoder: Encoder) -> module_stack.Stack:
     """What sentence-transformers does without modules.json: no normalisation, no prompt.
 
     Source: `SentenceTransformer._load_default_modules` of version 6.2.
@@ -165,7 +181,7 @@ def _plain_pooling(folder: Path, encoder: Encoder) -> sentence_files.Pooling:
         )
     named = encoder.config.get("architectures") or [""]
     is_causal = str(named[0]).endswith("ForCausalLM") and encoder.config.get("is_causal", True)
-    return sentence_files.Pooling(mode="last" if is_causal else "mean", normalize=False)
+    return module_stack.Stack(mode="last" if is_causal else "mean", normalize=False)
 
 
 def _limit(encoder: Encoder) -> int:
@@ -250,10 +266,17 @@ def _jina_prompt(config: Mapping[str, Any], task: str) -> str:
     return str({**tasks.JINA_V3_PROMPTS, **instructions}.get(task, ""))
 
 
-def _matryoshka(config: Mapping[str, Any]) -> tuple[int, ...]:
+def _matryoshka(config: Mapping[str, Any], stack: module_stack.Stack) -> tuple[int, ...]:
+    """The smaller sizes that the config states, unless each size has a Dense module of its own."""
+    if stack.other_widths:
+        return ()
     sizes = config.get("matryoshka_dimensions") or ()
     try:
-        return tuple(sorted(int(size) for size in sizes))
+        return tuple(
+            size
+            for size in sorted(int(size) for size in sizes)
+            if not stack.head or size <= stack.dimension
+        )
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             "config.json does not list the vector's smaller sizes",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jexport import tasks
 from jexport.checkpoints import eager, peft_adapter, sentence_transformer, shards
-from jexport.checkpoints.sentence_files import Pooling
+from jexport.checkpoints.module_stack import Stack
 from jexport.checkpoints.transformer_files import count, quiet_transformers
 from jexport.errors import AdapterError, CheckpointError, JexportError, UnsupportedCheckpointError
 from jexport.types import LowRank, Runner, WeightReader
@@ -34,7 +34,7 @@ ONLY_QWEN3 = ".self_attn.q_norm.weight"
 MATRYOSHKA = (32, 64, 128, 256, 512, 768, 1024)
 """Sizes that both models were trained for, up to their width; their config.json has no list."""
 
-POOLING = Pooling(mode="last", normalize=True)
+POOLING = Stack(mode="last", normalize=True)
 DEFAULT_PROMPT = "document"
 
 

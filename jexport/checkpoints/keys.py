@@ -122,8 +122,8 @@ MODULES = File(
     title="modules.json, of each entry",
     keys={
         "type": honoured(
-            "Transformer or StaticEmbedding or a Router of them, Pooling, Normalize and "
-            "Dropout; other modules are refused"
+            "Transformer or StaticEmbedding or a Router of them, then Pooling, then Dense, "
+            "LayerNorm, Normalize and Dropout in any order; other modules are refused"
         ),
         "path": honoured("the module's folder"),
         "name": honoured("names must differ, as the modules of one name replace each other"),
@@ -300,9 +300,15 @@ POOLING = File(
     keys={
         "embedding_dimension": honoured("must be the model's width"),
         "word_embedding_dimension": honoured("old name of embedding_dimension"),
-        "pooling_mode": honoured("cls, mean, max, mean_sqrt_len_tokens or lasttoken, one of them"),
+        "pooling_mode": honoured(
+            "cls, mean, max, mean_sqrt_len_tokens, weightedmean or lasttoken, or a list of them, "
+            "whose vectors are joined in its order"
+        ),
         **{
-            f"pooling_mode_{mode}": honoured("old form of pooling_mode; not read beside it")
+            f"pooling_mode_{mode}": honoured(
+                "old form of pooling_mode; not read beside it. Several are joined in the order "
+                "cls, max, mean, mean_sqrt_len, weightedmean, last"
+            )
             for mode in (
                 "cls_token",
                 "mean_tokens",
@@ -312,7 +318,10 @@ POOLING = File(
                 "weightedmean_tokens",
             )
         },
-        "include_prompt": honoured("false leaves the prompt's tokens out of the pooling"),
+        "include_prompt": honoured(
+            "false leaves the prompt's tokens out of the pooling; refused where more than a "
+            "normalisation follows the pooling, or several poolings are joined"
+        ),
     },
     unknown=RAISES,
 )
@@ -324,6 +333,33 @@ NORMALIZE = File(
         "module_output_name": refused("another vector than the text's", "sentence_embedding"),
     },
     unknown=harmless("the module reads its own two keys and drops all others"),
+)
+
+DENSE = File(
+    title="2_Dense/config.json",
+    keys={
+        "in_features": honoured("must be the size of the vectors before it"),
+        "out_features": honoured("the size of the vectors after it"),
+        "bias": honoured("as in torch.nn.Linear; absent: true"),
+        "activation_function": honoured(
+            "a class of torch; absent, or a path that is not torch's: Tanh, as in "
+            "sentence-transformers without trust_remote_code"
+        ),
+        "use_residual": honoured(
+            "adds the vector before it, by residual.weight where the sizes differ"
+        ),
+        "module_input_name": refused("another vector than the text's", "sentence_embedding"),
+        "module_output_name": refused("another vector than the text's", "sentence_embedding"),
+        "init_weight": refused("a start value, no part of what is saved"),
+        "init_bias": refused("a start value, no part of what is saved"),
+    },
+    unknown=harmless("sentence-transformers warns of it, and drops it"),
+)
+
+LAYER_NORM = File(
+    title="config.json of a LayerNorm module",
+    keys={"dimension": honoured("must be the size of the vectors before it")},
+    unknown=RAISES,
 )
 
 DROPOUT = File(
@@ -467,7 +503,10 @@ CONFIG = File(
         "quantization_config": refused("the float checkpoint is needed"),
         "torch_dtype": harmless("artifacts are built, and judged, in float32 arithmetic"),
         "dtype": harmless("artifacts are built, and judged, in float32 arithmetic"),
-        "is_encoder_decoder": refused("encoder-decoder models are not exported", False),
+        "is_encoder_decoder": honoured(
+            "of T5, mT5 and UMT5 the encoder alone is taken, as in sentence-transformers; other "
+            "encoder-decoders are refused"
+        ),
         "max_position_embeddings": honoured(
             "caps the length limit where nothing else states one; "
             "also under its name in the architecture's "
@@ -543,6 +582,8 @@ FILES: tuple[File, ...] = (
     PROCESSING,
     PROCESSING_TEXT,
     POOLING,
+    DENSE,
+    LAYER_NORM,
     NORMALIZE,
     DROPOUT,
     ROUTER,

@@ -14,6 +14,7 @@ UNSUPPORTED: Mapping[str, str] = {
     "WordWeights": "weighs the token vectors of whole words (tf-idf) before they are pooled",
     "CNN": "a convolution over the vectors of whole words",
     "LSTM": "a recurrent network over the vectors of whole words",
+    "WeightedLayerPooling": "takes a mean over the hidden states of several layers",
     "CLIPModel": "embeds images and texts",
     "CLIPTextModel": "embeds images and texts",
     "SparseStaticEmbedding": "gives sparse vectors, one weight a token of the vocabulary",

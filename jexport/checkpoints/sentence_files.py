@@ -1,4 +1,4 @@
-"""The files that sentence-transformers adds: modules, pooling, prompts, length limit.
+"""The files that sentence-transformers adds: modules, prompts, length limit.
 
 As versions 2 to 6.2 write them. What becomes of each key is in keys.py: a key that would change a
 vector and that jexport does not have is refused, never left out. Knows no weight.
@@ -6,15 +6,14 @@ vector and that jexport does not have is refused, never left out. Knows no weigh
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jexport.checkpoints import keys, module_kinds
-from jexport.checkpoints.transformer_files import count, is_there, optional_json
+from jexport.checkpoints.transformer_files import optional_json
 from jexport.errors import CheckpointError, DependencyError, UnsupportedCheckpointError
 
 MODULES = "modules.json"
@@ -23,18 +22,7 @@ KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", 
 TRANSFORMER = tuple(f"sentence_{kind}_config.json" for kind in KINDS)
 """Names that the Transformer module's own file has had; the first that is not empty is read."""
 
-POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "last",
-}
-NEW_POOLING_NAMES = {"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}
-"""Version 6 writes `pooling_mode` with these names instead of the flags above."""
-
-POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "last")
+AFTER_THE_TRANSFORMER = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 ARGUMENTS = (
     ("model_kwargs", "model_args", keys.MODEL_KWARGS),
@@ -45,25 +33,6 @@ ARGUMENTS = (
 
 FETCHING = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "trust_remote_code")
 """Arguments that sentence-transformers puts its own value over, or strips."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pooling:
-    """What follows the transformer.
-
-    Args:
-        mode: one of POOLINGS.
-        normalize: whether vectors then get length 1.
-        width: of its vectors, 0 where the file does not say.
-        include_prompt: False leaves the prompt's tokens out of the pooling.
-        files: what was read.
-    """
-
-    mode: str
-    normalize: bool
-    width: int = 0
-    include_prompt: bool = True
-    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,106 +162,32 @@ def transformer_home(folder: Path) -> Path:
     # A class of the checkpoint's own keeps its files where its own code looks for them.
     if listed and not listed[0].type.startswith("sentence_transformers."):
         return folder
-    _check_kinds(listed, own_transformer=False)
+    check_kinds(listed, own_transformer=False)
     return folder / listed[0].home
 
 
-def _check_kinds(listed: tuple[Module, ...], *, own_transformer: bool) -> None:
-    """Raise UnsupportedCheckpointError for a module that jexport would have to leave out."""
-    strange = [
-        one.type
-        for one in listed[own_transformer:]
-        if not one.type.startswith("sentence_transformers.")
+def check_kinds(listed: Sequence[Module], *, own_transformer: bool) -> None:
+    """Refuse a module that jexport would have to leave out.
+
+    Args:
+        listed: the entries of modules.json.
+        own_transformer: takes a Transformer class that is the checkpoint's own.
+
+    Raises:
+        UnsupportedCheckpointError: there are such modules, or none at all; says what they are.
+    """
+    known = [
+        (one.kind in (AFTER_THE_TRANSFORMER if place else ("Transformer", "StaticEmbedding")))
+        and one.type.startswith("sentence_transformers.")
+        for place, one in enumerate(listed)
     ]
-    kinds = [one.kind for one in listed if one.kind != "Dropout"]
-    if listed and is_static(listed[0]):  # token vectors, of which the same module takes the mean
-        kinds[:1] = ["Transformer", "Pooling"]
-    if strange or kinds not in (
-        ["Transformer", "Pooling"],
-        ["Transformer", "Pooling", "Normalize"],
-    ):
+    if not listed or not all(known[own_transformer:]):
         raise _unsupported(
             "has modules that jexport does not export",
             evidence=f"{MODULES} lists: {', '.join(one.type for one in listed) or 'none'}\n"
             + module_kinds.described(one.kind for one in listed),
-            fix="supported: Transformer, Pooling and, last, Normalize",
+            fix=f"supported: Transformer, then {', '.join(AFTER_THE_TRANSFORMER)}",
         )
-
-
-def pooling(folder: Path, *, own_transformer: bool = False) -> Pooling | None:
-    """How token vectors become a text's vector, by modules.json and its modules' files.
-
-    Args:
-        folder: the checkpoint's own.
-        own_transformer: takes a Transformer class that is the checkpoint's own.
-
-    Returns:
-        The pooling; None without modules.json.
-
-    Raises:
-        CheckpointError: a file is missing or broken, or does not say the width.
-        UnsupportedCheckpointError: a module or mode that jexport would have to leave out.
-    """
-    listed = modules(folder)
-    if listed is None:
-        return None
-    _check_kinds(listed, own_transformer=own_transformer)
-    mode, normalize, files = None, False, [folder / MODULES]
-    if listed and is_static(listed[0]):
-        mode = Pooling(mode="mean", normalize=False)
-    for one in listed[1:]:
-        path = folder / one.home / "config.json"
-        if one.kind == "Pooling":
-            mode = _pooling(folder, one.home)
-        else:
-            known = keys.NORMALIZE if one.kind == "Normalize" else keys.DROPOUT
-            keys.check(known, optional_json(path), where=f"{one.home}/{path.name}")
-            normalize |= one.kind == "Normalize"
-        if is_there(path):
-            files.append(path)
-    assert mode is not None, "_check_kinds asks for a Pooling"
-    return dataclasses.replace(mode, normalize=normalize, files=tuple(files))
-
-
-def _pooling(folder: Path, home: str) -> Pooling:
-    path = folder / home / "config.json"
-    if not is_there(path):
-        raise CheckpointError(
-            "the Pooling module has no config.json",
-            evidence=f"{path} is missing",
-            fix="download the checkpoint again",
-        )
-    settings = optional_json(path)
-    where = f"{home}/{path.name}"
-    keys.check(keys.POOLING, settings, where=where)
-    named = settings.get("pooling_mode")
-    if "pooling_mode" not in settings:
-        # Without any flag sentence-transformers takes the mean, too.
-        modes = [mode for key, mode in POOLING_MODES.items() if settings.get(key)] or ["mean"]
-    else:
-        modes = [
-            NEW_POOLING_NAMES.get(str(mode), str(mode))
-            for mode in (named if isinstance(named, list) else [named])
-        ]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise _unsupported(
-            "pools in a way that jexport does not have",
-            evidence=f"{where} asks for: {', '.join(modes) or 'nothing'}",
-            fix=f"supported, one at a time: {', '.join(POOLINGS)}",
-        )
-    widths = [key for key in ("embedding_dimension", "word_embedding_dimension") if key in settings]
-    if not widths:
-        raise CheckpointError(
-            "the Pooling module does not say its width",
-            evidence=f"{where} has no embedding_dimension; sentence-transformers does not open it",
-            fix="add it: the model's hidden_size",
-        )
-    return Pooling(
-        mode=modes[0],
-        normalize=False,
-        width=count(settings, widths[0]),
-        include_prompt=bool(settings.get("include_prompt", True)),
-    )
 
 
 def transformer(home: Path) -> TransformerSettings:

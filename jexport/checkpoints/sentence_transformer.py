@@ -48,6 +48,12 @@ ROBERTA = (
 BART = ("bart", "mbart", "plbart", "opt", "biogpt", "blenderbot")
 """Architectures whose table has two rows before the first position (transformers 5.23)."""
 
+ENCODERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""Encoder-decoders of which sentence-transformers takes the encoder alone, and its class."""
+
+DECODER = ("decoder.", "lm_head.")
+"""What such a file may hold beside the encoder."""
+
 COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Buffers that transformers 4 wrote into the file and version 5 makes itself: 0, 1, 2 ..."""
 
@@ -95,11 +101,11 @@ def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
 def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """The weights as they are in the file, without buffers that only count.
+    """The weights as they are in the file, without a decoder and buffers that only count.
 
     Args:
         folder: of the weights.
-        config: not looked at.
+        config: its model_type says whether there may be a decoder.
         task: not looked at: `known_tasks` has none.
 
     Returns:
@@ -113,6 +119,7 @@ def read(
         name: shards.reader(name, entry)
         for name, entry in entries.items()
         if not name.endswith(COUNTERS)
+        and not (config.get("model_type") in ENCODERS and name.startswith(DECODER))
     }
     return weights, {}, shards.files(folder, entries)
 
@@ -286,17 +293,36 @@ def plain_names(weights: Mapping[str, WeightReader]) -> dict[str, WeightReader]:
 
 def _architecture(config: Any) -> Any:
     """The class of transformers for a config, never the checkpoint's own code."""
-    from transformers import AutoModel
-
     try:
-        architecture = AutoModel._model_mapping[type(config)]
+        return model_class(config)
     except KeyError as error:
         raise _unknown(error) from error
+
+
+def model_class(config: Any) -> Any:
+    """The class of transformers for a config: of some encoder-decoders that of the encoder.
+
+    Args:
+        config: as AutoConfig makes it.
+
+    Returns:
+        The class.
+
+    Raises:
+        KeyError: transformers has none.
+        UnsupportedCheckpointError: another encoder-decoder.
+    """
+    import transformers
+
+    if config.model_type in ENCODERS:
+        return getattr(transformers, ENCODERS[config.model_type])
+    architecture = transformers.AutoModel._model_mapping[type(config)]
     if config.is_encoder_decoder:
         raise UnsupportedCheckpointError(
             "jexport does not export encoder-decoder models",
             evidence=f"config.json: model_type {config.model_type!r}, is_encoder_decoder = true",
-            fix="give an encoder (BERT, XLM-R, MiniLM ...)",
+            fix="give an encoder (BERT, XLM-R, MiniLM ...), or one of which the encoder is taken: "
+            f"{', '.join(ENCODERS)}",
         )
     return architecture
 

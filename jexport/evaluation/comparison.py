@@ -213,6 +213,8 @@ class Comparison:
     def _compared(self, embedded: Embedded, name: str) -> dict[str, Any]:
         """One output of the candidate beside the reference vectors, group by group."""
         given, vectors = self.reference, _vectors(embedded, name)
+        if name != HIDDEN and self.candidate.embedding.truncate_dim:
+            vectors = vectors[:, : self.candidate.embedding.truncate_dim]
         expected = _cut(given.vectors, vectors) if name != HIDDEN else given.vectors
         if vectors.shape[1] != expected.shape[1]:
             raise ParityError(

@@ -17,7 +17,7 @@ from jexport.errors import UnsupportedGraphError, nearest
 from jexport.graph import edit
 
 HIDDEN, POOLED = "last_hidden_state", "sentence_embedding"
-MODES = ("mean", "cls", "max", "mean_sqrt_len", "last")
+MODES = ("mean", "cls", "max", "mean_sqrt_len", "weightedmean", "last")
 
 MIN_TOKENS, MIN_NORM = 1e-9, 1e-12
 """Clamps of counts and lengths: those of the runtime's own pooling (runtime/pool.py)."""
@@ -74,6 +74,8 @@ class _Appender:
         count = self.node("ReduceSum", [weights, self.axis(1)], {"keepdims": 1}, name="count")
         if pooling == "max":
             vectors = self._largest(hidden, mask, count)
+        elif pooling == "weightedmean":
+            vectors = self._weighted_mean(hidden, weights)
         elif pooling in ("cls", "last"):
             vectors = self._weighed(hidden, self._one_token(weights, count, pooling))
         else:
@@ -96,6 +98,14 @@ class _Appender:
         row = self.node("Unsqueeze", [weights, self.axis(1)], name="row")
         matmul = self.node("MatMul", [row, hidden], name="sum")
         return self.node("Squeeze", [matmul, self.axis(1)], name="vectors")
+
+    def _weighted_mean(self, hidden: ir.Value, weights: ir.Value) -> ir.Value:
+        """The mean in which the weight of a token is its number, from 1 on."""
+        number = self.node("CumSum", [weights, self.scalar(1)], name="number")
+        number = self.node("Mul", [number, weights], name="weight")
+        total = self.node("ReduceSum", [number, self.axis(1)], {"keepdims": 1}, name="total")
+        size = self.node("Max", [total, self.number(MIN_TOKENS)], name="weights_sum")
+        return self.node("Div", [self._weighed(hidden, number), size], name="weighted_mean")
 
     def _one_token(self, weights: ir.Value, count: ir.Value, pooling: str) -> ir.Value:
         """1 at the first or last token of each text, else 0: float32 [batch, sequence].

@@ -28,6 +28,7 @@ def tidy(model: ir.Model) -> None:
     """
     graph = model.graph
     name_nodes(graph)
+    drop_identities(graph)
     constant_reshapes(graph)
     finite_constants(graph)
     fold_transposes(graph)
@@ -39,6 +40,19 @@ def tidy(model: ir.Model) -> None:
     graph.sort()
     _strip(model)
     _name_weights(graph)
+
+
+def drop_identities(graph: ir.Graph) -> None:
+    """Let whoever reads an Identity read what it reads, as UMT5's layers leave one each.
+
+    Args:
+        graph: changed in place; an Identity that is an output stays.
+    """
+    for node in list(graph):
+        if node.op_type == "Identity" and not node.outputs[0].is_graph_output():
+            source = node.inputs[0]
+            assert source is not None, "an Identity has an input"
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
 
 
 def operators(model: ir.Model) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from jexport.errors import UnsupportedCheckpointError
+from jexport.graph import head
 from jexport.types import Embedding
 
 MASKED = -10_000.0
@@ -187,15 +187,18 @@ class Encoder(torch.nn.Module):
         outputs: Sequence[str],
         dimension: int,
         *,
+        after: torch.nn.Module | None = None,
         simplified: bool = True,
     ) -> None:
         """Make a model ready for the trace; it is changed.
 
+        after: makes text vectors of token vectors and mask, where pooling and normalising does not.
         simplified: False leaves its masks and lookups as they are, where another form of them does
         not give the model's own hidden states.
         """
         super().__init__()
         self.model = model
+        self.head = after
         self.embedding = embedding
         self.outputs = tuple(outputs)
         self.dimension = dimension
@@ -221,7 +224,7 @@ class Encoder(torch.nn.Module):
             if name == "last_hidden_state":
                 outputs.append(hidden)
             else:
-                outputs.append(_sentence(hidden, mask, self.embedding, self.dimension))
+                outputs.append(self._sentence(hidden, mask))
         return tuple(outputs)
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -247,6 +250,20 @@ class Encoder(torch.nn.Module):
         )
         return hidden
 
+    def _sentence(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Pool in float32, cut to `dimension`, L2-normalise: the order of the authors' encode().
+
+        The last where the checkpoint normalises; a head has done that, unless it is cut.
+        """
+        if self.head is not None:
+            vectors = self.head(hidden, mask)
+        else:
+            vectors = head.pooled(hidden, mask, self.embedding.pooling)
+        if self.dimension:
+            vectors = vectors[:, : self.dimension]
+        done = self.head is not None and not self.dimension
+        return head.unit(vectors) if self.embedding.normalize and not done else vectors
+
     def _additive(self, mask: torch.Tensor) -> Any:
         """What is added to attention's scores: [batch, 1, 1, sequence], or one for each layer kind.
 
@@ -260,41 +277,6 @@ class Encoder(torch.nn.Module):
         far = (steps[:, None] - steps[None, :]).abs() > self.model.config.sliding_window
         windowed = padding + far.to(torch.float32) * MASKED
         return {"full_attention": padding, "sliding_attention": windowed}
-
-
-def _sentence(
-    hidden: torch.Tensor, mask: torch.Tensor, embedding: Embedding, dimension: int
-) -> torch.Tensor:
-    """Pool in float32, cut to `dimension`, L2-normalise: the order of the authors' encode().
-
-    The last where the checkpoint normalises.
-
-    The same numbers as runtime/pool.py gives: padding on either side, zeros for an empty row.
-    """
-    weights, pooling = mask[:, :, None], embedding.pooling
-    if pooling in ("cls", "last"):
-        count = mask.cumsum(1)
-        weight = 1.0 if pooling == "cls" else mask.sum(1, keepdim=True)
-        chosen = mask * (count == weight).to(torch.float32)
-        pooled = (hidden * chosen[:, :, None]).sum(1)
-    elif pooling == "mean":
-        pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-    elif pooling == "mean_sqrt_len":
-        pooled = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9).sqrt()
-    elif pooling == "max":
-        pooled = (hidden + (1.0 - weights) * -1e9).amax(1) * weights.amax(1)
-    else:
-        raise UnsupportedCheckpointError(
-            f"pooling '{pooling}' is not exported into a graph",
-            evidence="export.outputs asks for sentence_embedding",
-            fix="export last_hidden_state: every runtime pools it outside of the graph",
-        )
-    if dimension:
-        pooled = pooled[:, :dimension]
-    if not embedding.normalize:
-        return pooled
-    unit: torch.Tensor = pooled / pooled.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    return unit
 
 
 def _take_additive_mask(model: Any) -> bool:

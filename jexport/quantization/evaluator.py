@@ -76,9 +76,7 @@ class PoolingSpec:
         """
         if values.ndim == 3:
             mask = without_prompt(mask, self.skip_tokens)
-            values = pool(values, mask, self.embedding.pooling)
-        elif not self.embedding.truncate_dim:
-            return values
+            values = pool(values, mask, self.embedding.pooling, skipped=self.skip_tokens)
         return finish(values, dimensions=self.embedding.truncate_dim or None, normalize=True)
 
 

@@ -439,7 +439,9 @@ class Embedder:
         as_stated = normalize or not self.embedding.normalize
         whole = as_stated and self.embedding.include_prompt
         if not whole and TOKEN_VECTORS not in self._outputs:
-            raise _needs_token_vectors("normalize=False", f"{TEXT_VECTORS} is already normalised")
+            raise self._needs_token_vectors(
+                "normalize=False", f"{TEXT_VECTORS} is already normalised"
+            )
         whole = whole and self.embedding.contextual  # others may need windows of token vectors
         pooled = self._batching.pooled and whole and TEXT_VECTORS in self._outputs
         return TEXT_VECTORS if pooled else self._outputs[0]
@@ -499,7 +501,7 @@ class Embedder:
         if request.output == TOKEN_VECTORS:
             rows = slice(len(ids))  # those after it only fill the shape
             mask = without_prompt(feeds["attention_mask"][rows], request.skip)
-            vectors = pool(vectors[rows], mask, self.embedding.pooling)
+            vectors = pool(vectors[rows], mask, self.embedding.pooling, skipped=request.skip)
         return vectors[: len(ids)]
 
     def _run(self, runner: Runner, feeds: Mapping[str, Ints], output: str) -> Floats:
@@ -519,7 +521,7 @@ class Embedder:
     def _check_late_chunking(self, chunks: Sequence[str]) -> None:
         """Refuse what has no token vectors to average, and chunks that are not a list of str."""
         if TOKEN_VECTORS not in self._outputs:
-            raise _needs_token_vectors("late chunking", f"the graph gives only {TEXT_VECTORS}")
+            raise self._needs_token_vectors("late chunking", f"the graph gives only {TEXT_VECTORS}")
         if self.embedding.pooling != "mean":
             raise UnsupportedGraphError(
                 "late chunking: the model does not pool with the mean",
@@ -533,6 +535,19 @@ class Embedder:
                 fix="split the text first, or use encode",
             )
         check_texts(chunks)
+
+    def _needs_token_vectors(self, what: str, evidence: str) -> UnsupportedGraphError:
+        if self.embedding.modules:
+            return UnsupportedGraphError(
+                f"{what} needs token vectors, and this artifact's engine gives none",
+                evidence="it gives the vectors of texts, by: " + "; ".join(self.embedding.modules),
+                fix="leave it out: no artifact of this checkpoint can do that",
+            )
+        return UnsupportedGraphError(
+            f"{what} needs the graph's {TOKEN_VECTORS}",
+            evidence=evidence,
+            fix=f"build an artifact whose recipe exports the output {TOKEN_VECTORS}",
+        )
 
 
 def _opened_again(reopen: Callable[[], Embedder]) -> Embedder:
@@ -577,12 +592,4 @@ def _too_long(name: str, tokens: int, limit: int) -> TextTooLongError:
         f"{name} is too long",
         evidence=f"{tokens} tokens with prompt and special tokens; the limit is {limit}",
         fix="split it, or let encode truncate it (truncate=True; no --no-truncate)",
-    )
-
-
-def _needs_token_vectors(what: str, evidence: str) -> UnsupportedGraphError:
-    return UnsupportedGraphError(
-        f"{what} needs the graph's {TOKEN_VECTORS}",
-        evidence=evidence,
-        fix=f"build an artifact whose recipe exports the output {TOKEN_VECTORS}",
     )

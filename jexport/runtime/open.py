@@ -261,7 +261,11 @@ def embedding_of(content: Any) -> Embedding:
         matryoshka=tuple(stated["matryoshka"]),
         max_tokens=stated["max_tokens"],
         **(_since_format_3(stated) if content["format"] >= 3 else _of_one_prompt(stated)),
-        **{key: stated[key] for key in OPTIONAL if key in stated},
+        **{
+            key: tuple(stated[key]) if isinstance(stated[key], list) else stated[key]
+            for key in OPTIONAL
+            if key in stated
+        },
     )
 
 

@@ -19,7 +19,7 @@ from jexport.errors import UnsupportedGraphError, nearest
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
 
-MODES = ("mean", "cls", "max", "mean_sqrt_len", "last")
+MODES = ("mean", "cls", "max", "mean_sqrt_len", "weightedmean", "last")
 
 BLOCK = 128
 """Tokens whose vectors are added up in float32."""
@@ -28,7 +28,7 @@ _MIN_TOKENS = 1e-9  # the clamp of the authors and of sentence-transformers
 _MIN_NORM = 1e-12  # torch.nn.functional.normalize's eps
 
 
-def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
+def pool(hidden: Floats, mask: Ints, mode: str, *, skipped: int = 0) -> Floats:
     """Pool token vectors over the tokens whose mask is 1.
 
     Source: the authors' `XLMRobertaModel.mean_pooling` and sentence-transformers' `Pooling`.
@@ -37,7 +37,9 @@ def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
         hidden: float32 [batch, sequence, dim].
         mask: int64 [batch, sequence] of 0 and 1, padding on either side.
         mode: 'mean' (sum over max(count, 1e-9)), 'mean_sqrt_len' (the same over its square root),
-            'cls' (first token), 'last' (last token), 'max' (largest value in each column).
+            'weightedmean' (each token's weight is its number, from 1 on), 'cls' (first token),
+            'last' (last token), 'max' (largest value in each column).
+        skipped: tokens before the first of the mask that have a number all the same: a prompt's.
 
     Returns:
         float32 [batch, dim]; a row without any token gives zeros.
@@ -51,6 +53,10 @@ def pool(hidden: Floats, mask: Ints, mode: str) -> Floats:
         size = np.maximum(counts.astype(np.float32), _MIN_TOKENS)[:, None]
         divisor = size if mode == "mean" else np.sqrt(size)
         pooled = _masked_sum(hidden, mask) / divisor
+    elif mode == "weightedmean":
+        numbers = (mask.cumsum(axis=1) + skipped) * mask
+        size = np.maximum(numbers.sum(axis=1).astype(np.float32), _MIN_TOKENS)[:, None]
+        pooled = _masked_sum(hidden, numbers) / size
     elif mode == "max":
         pooled = np.where(mask[:, :, None] > 0, hidden, -np.inf).max(axis=1)
     elif mode == "cls":
@@ -88,7 +94,7 @@ def without_prompt(mask: Ints, tokens: int) -> Ints:
 
 
 def _masked_sum(hidden: Floats, mask: Ints) -> Floats:
-    """Sum of the real tokens' vectors: float32 [batch, dim], in an order of its own.
+    """Sum of the token vectors, each times its number in `mask`: float32 [batch, dim].
 
     Token after token in float32, BLOCK of them, the blocks in float64: padding to the right, other
     texts of the batch, threads and processors change no bit. A BLAS product did (OpenBLAS on AVX2:

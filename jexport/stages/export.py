@@ -70,6 +70,7 @@ def run(
             fix="use --precision fp32 or fp16",
         )
     check_dimension(spec, model)
+    spec = dataclasses.replace(spec, outputs=outputs_of(model, spec))
     encoder = _encoder(model, spec)
     keep_fp32 = half.Keep(spec.keep_fp32)
     if precision == "fp16" or will_be_half:
@@ -104,7 +105,7 @@ def _described(
         sha256=sha256_of(digests),
         max_tokens=model.embedding.forward_tokens,
         # A graph does not know where a prompt ends.
-        pooling=model.embedding.pooling if model.embedding.include_prompt else "",
+        pooling="" if model.head or not model.embedding.include_prompt else model.embedding.pooling,
         normalize=model.embedding.normalize,
     )
 
@@ -115,14 +116,15 @@ def _encoder(model: LoadedModel, spec: ExportSpec) -> Any:
     Where the simplified form does not (a causal mask taken for a bidirectional one, say), the
     module is read again and traced as it is. Raises UnsupportedGraphError.
     """
-    from jexport.graph import probe, traceable
+    from jexport.graph import head, probe, traceable
 
     def wrapped(module: Any, *, simplified: bool) -> Any:
         return traceable.Encoder(
-            module, embedding, spec.outputs, spec.dimension, simplified=simplified
+            module, embedding, spec.outputs, spec.dimension, after=after, simplified=simplified
         ).eval()
 
     embedding = model.embedding
+    after = head.Head(model.head) if model.head else None
     module = _assembled(model)
     texts = probe.of(module, max_tokens=embedding.forward_tokens)
     own = probe.own_states(module, texts)
@@ -175,6 +177,21 @@ def in_half(model: OnnxModel, spec: ExportSpec, out_dir: Path) -> OnnxModel:
     return dataclasses.replace(model, path=out_dir / GRAPH, sha256=sha256_of(digests))
 
 
+def outputs_of(model: LoadedModel, spec: ExportSpec) -> tuple[str, ...]:
+    """What the model's graph gives: where modules follow its pooling, text vectors and no others.
+
+    A server that finds token vectors would pool them, and leave these modules out.
+
+    Args:
+        model: the opened checkpoint.
+        spec: [export] of the recipe.
+
+    Returns:
+        `spec.outputs`, or ('sentence_embedding',).
+    """
+    return ("sentence_embedding",) if model.head else spec.outputs
+
+
 def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
     """Refuse what a graph of this model cannot give.
 
@@ -187,7 +204,7 @@ def check_dimension(spec: ExportSpec, model: LoadedModel) -> None:
         UnsupportedCheckpointError: the graph is to pool and cannot: it does not know where a prompt
             ends.
     """
-    if "sentence_embedding" in spec.outputs and not model.embedding.include_prompt:
+    if "sentence_embedding" in outputs_of(model, spec) and not model.embedding.include_prompt:
         raise UnsupportedCheckpointError(
             "this model leaves its prompt out of the pooling, which a graph cannot do",
             evidence="its Pooling has include_prompt = false; export.outputs has "
@@ -214,7 +231,7 @@ def as_shipped(model: LoadedModel, spec: ExportSpec) -> LoadedModel:
         The model itself where nothing is cut, or token vectors are given too.
     """
     size = spec.dimension
-    if not size or "last_hidden_state" in spec.outputs:
+    if not size or "last_hidden_state" in outputs_of(model, spec):
         return model
     embedding = dataclasses.replace(
         model.embedding,

@@ -17,16 +17,10 @@ from typing import Any
 from jexport import tasks
 from jexport.artifacts import manifest, model_card
 from jexport.artifacts.manifest import write_json
-from jexport.checkpoints import JINA, STATIC
+from jexport.checkpoints import JINA, STATIC, module_writer
+from jexport.checkpoints.sentence_files import MODULES
 from jexport.types import CompiledModel, Embedding, LoadedModel, ParityReport
 
-POOLING_KEYS = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "max": "pooling_mode_max_tokens",
-    "mean_sqrt_len": "pooling_mode_mean_sqrt_len_tokens",
-    "last": "pooling_mode_lasttoken",
-}
 QUANTIZATION = "quantization.json"
 """The extra file that the model card quotes."""
 
@@ -92,6 +86,7 @@ def run(
         ArtifactError: the folder does not match its own manifest.
     """
     for name in compiled.files:
+        (out_dir / name).parent.mkdir(exist_ok=True)
         transfer(compiled.folder / name, out_dir / name)
     _tokenizer(model, out_dir)
     _server_files(model, out_dir)
@@ -227,16 +222,11 @@ def _server_files(model: LoadedModel, out_dir: Path) -> None:
     if model.source.layout == STATIC:
         _static_files(model, out_dir)
         return
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    if embedding.normalize:
-        modules.append(("Normalize", "2_Normalize"))
-    _write_modules(modules, out_dir)
-    (out_dir / "1_Pooling").mkdir()
-    pooling: dict[str, Any] = {"word_embedding_dimension": embedding.dimension}
-    pooling |= {key: mode == embedding.pooling for mode, key in POOLING_KEYS.items()}
-    if not embedding.include_prompt:
-        pooling["include_prompt"] = False
-    write_json(out_dir / "1_Pooling" / "config.json", pooling)
+    if not (out_dir / MODULES).is_file():  # as of a target that writes modules with weights
+        width = model.head[0].config["embedding_dimension"] if model.head else embedding.dimension
+        # Behind a graph with modules these two say what pools and that vectors have length 1.
+        plain = module_writer.plain(embedding, width)
+        module_writer.write(out_dir, plain, "", include_prompt=embedding.include_prompt)
     write_json(
         out_dir / "sentence_bert_config.json",
         {"max_seq_length": embedding.max_tokens, "do_lower_case": False},

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import (
     JINA,
     STATIC,
     auto_model,
+    module_stack,
+    module_writer,
     native_config,
     sentence_transformer,
     shard_writer,
@@ -32,10 +36,12 @@ from jexport.types import (
     MergedModel,
     Runner,
     Signature,
+    Tensors,
     TensorSpec,
 )
 
 CONFIG = "config.json"
+TOKEN_VECTORS, TEXT_VECTORS = "last_hidden_state", "sentence_embedding"
 USE = (
     "Or, without jexport, `SentenceTransformer(FOLDER)` (the prompt is put before each text) or",
     "`AutoModel.from_pretrained(FOLDER)` (prompt, pooling and normalisation are left to you).",
@@ -93,12 +99,13 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
         config = sentence_transformer.config_json(loaded.config, dtype)
     files = shard_writer.write(out_dir, loaded.weights, model.precision)
     write_json(out_dir / CONFIG, config)
+    modules = module_writer.write(out_dir, loaded.head, model.precision) if loaded.head else ()
     return CompiledModel(
         target="hf",
         precision=model.precision,
         folder=out_dir,
-        files=(*files, CONFIG),
-        signature=signature(loaded.embedding.dimension),
+        files=(*files, CONFIG, *modules),
+        signature=signature(loaded.embedding.dimension, whole=bool(loaded.head)),
         facts={
             "model_type": config["model_type"],
             "weights": len(loaded.weights),
@@ -113,22 +120,24 @@ def _use(model: LoadedModel) -> tuple[str, ...]:
     return USE_STATIC if model.source.layout == STATIC else USE
 
 
-def signature(width: int) -> Signature:
+def signature(width: int, *, whole: bool = False) -> Signature:
     """What a merged checkpoint takes and gives: token vectors, pooled by who opens it.
 
     Args:
-        width: of a token vector.
+        width: of a token vector, or of a text's.
+        whole: gives text vectors, by the modules that are written beside the transformer.
 
     Returns:
-        int64 ids and mask [batch, sequence] -> float32 [batch, sequence, width].
+        int64 ids and mask [batch, sequence] -> float32 [batch, sequence, width], or [batch, width].
     """
     shape = ("batch", "sequence")
+    name, lead = (TEXT_VECTORS, shape[:1]) if whole else (TOKEN_VECTORS, shape)
     return Signature(
         inputs=tuple(
             TensorSpec(name=name, dtype="int64", shape=shape)
             for name in ("input_ids", "attention_mask")
         ),
-        outputs=(TensorSpec(name="last_hidden_state", dtype="float32", shape=(*shape, width)),),
+        outputs=(TensorSpec(name=name, dtype="float32", shape=(*lead, width)),),
     )
 
 
@@ -142,7 +151,8 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         threads: of torch; 0 leaves its own number.
 
     Yields:
-        A runner that gives last_hidden_state in float32.
+        A runner that gives last_hidden_state in float32, or sentence_embedding where modules with
+        weights follow the pooling.
 
     Raises:
         StateDictError: a weight is missing, unexpected or of another shape.
@@ -157,7 +167,40 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         else auto_model.runner(compiled.folder, compiled.precision, device, threads)
     )
     with opening as run:
-        yield run
+        yield with_modules(compiled, run)
+
+
+def with_modules(compiled: CompiledModel, run: Runner) -> Runner:
+    """A runner that also runs the modules that are written beside the transformer.
+
+    Args:
+        compiled: says by its signature whether there are any.
+        run: gives last_hidden_state.
+
+    Returns:
+        `run` itself where there are none; else one that gives sentence_embedding, by float32
+        arithmetic on the CPU.
+
+    Raises:
+        StateDictError, CheckpointError: as module_stack.read.
+    """
+    if compiled.signature.output(TEXT_VECTORS) is None:
+        return run
+    import torch
+
+    from jexport.graph.head import Head
+
+    stack = module_stack.read(compiled.folder)
+    assert stack is not None, "the signature names what modules.json lists"
+    head = Head(stack.head)
+
+    def whole(feed: Tensors) -> Tensors:
+        hidden = torch.from_numpy(np.asarray(run(feed)[TOKEN_VECTORS]))
+        mask = torch.from_numpy(np.asarray(feed["attention_mask"])).to(torch.float32)
+        with torch.inference_mode():
+            return {TEXT_VECTORS: head(hidden, mask).numpy()}
+
+    return whole
 
 
 def batching(compiled: CompiledModel, device: str) -> Batching:

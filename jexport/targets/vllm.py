@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,8 @@ from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import (
     JINA,
     auto_model,
+    module_stack,
+    module_writer,
     nomic_bert,
     sentence_transformer,
     shard_writer,
@@ -28,7 +30,7 @@ from jexport.checkpoints import (
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
 from jexport.recipe import CompileSpec
 from jexport.targets import hf
-from jexport.types import CompiledModel, LoadedModel, MergedModel, Runner
+from jexport.types import CompiledModel, HeadModule, LoadedModel, MergedModel, Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,13 @@ FORMS: Mapping[str, Form] = {
 POOLINGS = ("mean", "cls", "last")
 """What both servers read from 1_Pooling."""
 
+ACTIVATIONS = (module_stack.TANH, "torch.nn.modules.linear.Identity")
+"""Of a Dense module. Source: TEI's backends/candle/src/models/dense.rs, whose default is Identity;
+vLLM's get_act_fn knows more."""
+
+PROJECTION = "one Pooling, then Dense (Tanh or Identity, without a residual), then Normalize"
+"""Source: vLLM's _load_st_projector and try_get_dense_modules, TEI's router/src/lib.rs."""
+
 WAY_OUT = "use --target hf (transformers, sentence-transformers) or --target onnx (TEI's ort)"
 USE = "Or serve it: `vllm serve FOLDER --dtype {dtype}`,"
 USE_TEI = "or `text-embeddings-router --model-id FOLDER`."
@@ -108,6 +117,10 @@ def check(model: MergedModel) -> None:
     evidence = ""
     if pooling not in POOLINGS:
         evidence = f"its pooling is '{pooling}'; they have: {', '.join(POOLINGS)}"
+    elif loaded.head and not _is_projection(loaded.head):
+        evidence = (
+            f"its modules are: {'; '.join(loaded.embedding.modules)}; they read: {PROJECTION}"
+        )
     elif loaded.source.layout in JINA:
         activation = config.get("hidden_act", "gelu")
         if activation != "gelu":
@@ -153,6 +166,19 @@ def _own_architecture(loaded: LoadedModel, dtype: str) -> tuple[dict[str, Any], 
     }, form
 
 
+def _is_projection(head: Sequence[HeadModule]) -> bool:
+    """Whether both servers run all of these modules, and nothing else."""
+    _, *after = head
+    if after and after[-1].kind == "Normalize":
+        after.pop()
+    return all(
+        one.kind == "Dense"
+        and one.config["activation_function"] in ACTIVATIONS
+        and not one.config["use_residual"]
+        for one in after
+    )
+
+
 def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
     """Write model.safetensors (or shards and their index) and config.json.
 
@@ -183,12 +209,13 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
     use += warning
     files = shard_writer.write(out_dir, weights, model.precision)
     write_json(out_dir / hf.CONFIG, config)
+    modules = module_writer.write(out_dir, loaded.head, model.precision) if loaded.head else ()
     return CompiledModel(
         target="vllm",
         precision=model.precision,
         folder=out_dir,
-        files=(*files, hf.CONFIG),
-        signature=hf.signature(loaded.embedding.dimension),
+        files=(*files, hf.CONFIG, *modules),
+        signature=hf.signature(loaded.embedding.dimension, whole=bool(loaded.head)),
         facts={
             "model_type": config["model_type"],
             "weights": len(weights),
@@ -213,7 +240,8 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         threads: of torch; 0 leaves its own number.
 
     Yields:
-        A runner that gives last_hidden_state in float32.
+        A runner that gives last_hidden_state in float32, or sentence_embedding where Dense modules
+        follow the pooling.
 
     Raises:
         StateDictError: a weight is missing, unexpected or of another shape.
@@ -224,7 +252,7 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
     with _opening(compiled.facts["model_type"])(
         compiled.folder, compiled.precision, device, threads
     ) as run:
-        yield run
+        yield hf.with_modules(compiled, run)
 
 
 def _opening(

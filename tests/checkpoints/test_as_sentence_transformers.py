@@ -142,7 +142,9 @@ def test_settings_are_sentence_transformers(
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("mode", ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens"])
+@pytest.mark.parametrize(
+    "mode", ["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"]
+)
 def test_a_prompt_outside_of_the_pooling(
     mode: str, normalize: bool, saved: Path, opened: Open, edit_json: Edit
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers.base.modules import Dense
 
 from jexport.errors import (
     AdapterError,
@@ -447,9 +448,12 @@ def test_modules_of_a_fine_tune_are_followed(
     (small_copy / "modules.json").write_text(json.dumps(modules[:2]))
     how = opened(small_copy).embedding
     assert (how.pooling, how.normalize) == ("cls", False)
-    modules[2]["type"] = "sentence_transformers.models.Dense"
+    modules[2] |= {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}
     (small_copy / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UnsupportedCheckpointError, match="modules that jexport does not export"):
+    (small_copy / "2_Dense").mkdir()
+    width = json.loads(pooling.read_text())["word_embedding_dimension"]
+    Dense(width, 16).save(str(small_copy / "2_Dense"))
+    with pytest.raises(UnsupportedCheckpointError, match="modules after the pooling of a jina"):
         opened(small_copy)
 
 

@@ -16,12 +16,13 @@ import pytest
 import sentence_transformers
 import transformers
 from sentence_transformers.base import model as base_model
-from sentence_transformers.base.modules import Normalize, Router, Transformer, transformer
+from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer, transformer
 from sentence_transformers.cross_encoder import model as cross_encoder
 from sentence_transformers.multi_vector_encoder import model as multi_vector
 from sentence_transformers.sentence_transformer import model as sentence_model
 from sentence_transformers.sentence_transformer.modules import (
     Dropout,
+    LayerNorm,
     Pooling,
     StaticEmbedding,
     pooling,
@@ -30,7 +31,14 @@ from sentence_transformers.sparse_encoder import model as sparse_encoder
 from transformers import tokenization_utils_base, tokenization_utils_tokenizers
 from transformers.models.auto import tokenization_auto
 
-from jexport.checkpoints import keys, keys_page, routes, sentence_files, static_embedding
+from jexport.checkpoints import (
+    keys,
+    keys_page,
+    module_stack,
+    routes,
+    sentence_files,
+    static_embedding,
+)
 from jexport.errors import UnsupportedCheckpointError
 from jexport.runtime import prompts
 
@@ -132,9 +140,11 @@ def test_modules_of_their_own() -> None:
     assert not lacking(read | set(Pooling.config_key_renames), keys.POOLING)
     assert not lacking(parameters(Normalize) | set(Normalize.config_keys), keys.NORMALIZE)
     assert not lacking(parameters(Dropout), keys.DROPOUT)
-    modes = {sentence_files.NEW_POOLING_NAMES.get(mode, mode) for mode in Pooling.POOLING_MODES}
-    assert modes == {*sentence_files.POOLINGS, "weightedmean"}
-    assert list(sentence_files.POOLING_MODES) == list(pooling._LEGACY_POOLING_MODE_KWARGS)
+    assert not lacking(parameters(Dense) | set(Dense.config_keys), keys.DENSE)
+    assert not lacking(parameters(LayerNorm), keys.LAYER_NORM)
+    modes = {module_stack.NEW_POOLING_NAMES.get(mode, mode) for mode in Pooling.POOLING_MODES}
+    assert modes == set(module_stack.POOLINGS)
+    assert list(module_stack.POOLING_MODES) == list(pooling._LEGACY_POOLING_MODE_KWARGS)
 
 
 def test_a_router_and_a_static_embedding() -> None:

@@ -14,9 +14,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from jexport.checkpoints import module_kinds
 from jexport.errors import (
     CheckpointError,
     NotFiniteError,
@@ -190,13 +191,9 @@ def test_poolings_of_older_versions_are_read(saved: Path, opened: Open) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        {"pooling_mode": ["cls", "mean"]},
-        {"pooling_mode": "weightedmean"},
         {"pooling_mode": "attention"},
+        {"pooling_mode": ["cls", "attention"]},
         {"pooling_mode": []},
-        {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-        {"pooling_mode_mean_tokens": True, "pooling_mode_weightedmean_tokens": True},
-        {"pooling_mode_weightedmean_tokens": True},
     ],
 )
 def test_another_pooling_is_refused(content: Any, saved: Path, opened: Open) -> None:
@@ -212,11 +209,15 @@ def test_a_pooling_of_another_model_is_refused(saved: Path, opened: Open) -> Non
         opened(saved)
 
 
-def test_dense_and_other_modules_are_refused(tmp_path: Path, opened: Open) -> None:
-    write_sentence(tmp_path, Pooling(32, "mean"), Dense(32, 16), Normalize())
+@pytest.mark.parametrize("kind", [*module_kinds.UNSUPPORTED, "Transformer", "Unheard"])
+def test_other_modules_are_refused_by_name(kind: str, saved: Path, opened: Open) -> None:
+    modules = json.loads((saved / "modules.json").read_text())
+    modules.append({"name": "x", "path": "x", "type": f"sentence_transformers.models.{kind}"})
+    (saved / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UnsupportedCheckpointError, match="modules that jexport does not") as caught:
-        opened(tmp_path / "saved")
-    assert "Dense" in caught.value.evidence
+        opened(saved)
+    assert kind in caught.value.evidence
+    assert module_kinds.UNSUPPORTED.get(kind, "") in caught.value.evidence
 
 
 OLD, NEW = "sentence_transformers.models.", "sentence_transformers.base.modules."
@@ -546,12 +547,14 @@ def test_an_encoder_decoder_is_refused(saved: Path, opened: Open) -> None:
     sizes = {
         "vocab_size": 331,
         "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 48,
-        "num_layers": 1,
-        "num_heads": 4,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
     }
-    transformers.T5Model(transformers.T5Config(**sizes)).save_pretrained(saved)
+    transformers.BartModel(transformers.BartConfig(**sizes)).save_pretrained(saved)
     with pytest.raises(UnsupportedCheckpointError, match="encoder-decoder"):
         assembled(opened(saved))
 

@@ -235,12 +235,12 @@ def read_index(content: bytes, folder: Path) -> None:
 
 
 def read_modules(content: bytes, folder: Path) -> None:
-    from jexport.checkpoints import sentence_files
+    from jexport.checkpoints import module_stack, sentence_files
 
     (folder / sentence_files.MODULES).write_bytes(content)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    found = sentence_files.pooling(folder)
+    found = module_stack.read(folder)
     assert found is not None
     assert all(path.resolve().is_relative_to(folder.resolve()) for path in found.files)
 

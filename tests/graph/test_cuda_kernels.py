@@ -19,7 +19,7 @@ from jexport.recipe import CompileSpec
 from jexport.targets import onnx as target
 
 HIDDEN = "last_hidden_state"
-POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "last")
+POOLINGS = ("mean", "cls", "max", "mean_sqrt_len", "weightedmean", "last")
 ENCODERS = (
     "minilm",
     "small",

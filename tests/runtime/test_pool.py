@@ -18,6 +18,7 @@ def written_out(tokens: np.ndarray[Any, np.dtype[np.float64]], mode: str) -> Any
     return {
         "mean": lambda: tokens.sum(0) / max(len(tokens), 1e-9),
         "mean_sqrt_len": lambda: tokens.sum(0) / np.sqrt(max(len(tokens), 1e-9)),
+        "weightedmean": lambda: np.average(tokens, axis=0, weights=range(1, len(tokens) + 1)),
         "cls": lambda: tokens[0],
         "last": lambda: tokens[-1],
         "max": lambda: tokens.max(0),

@@ -76,6 +76,15 @@ def way(name: str, content: Mapping[str, Any]) -> Way:
             evidence=f"graph steps: {', '.join(content['engine']['facts']['cuda']['steps'])}",
             fix=f"serve it with {' or '.join(FOR_CUDA)}, or build it without compile.cuda",
         )
+    modules = content["embedding"].get("modules")
+    if modules and form.pools_itself:
+        able = [one for one, other in ENGINES.items() if target in other.ways]
+        raise ServingError(
+            f"{engine.title} pools token vectors itself, and would leave modules of this one out",
+            evidence="; ".join(modules),
+            fix="serve it with "
+            + " or ".join(one for one in able if not ENGINES[one].ways[target].pools_itself),
+        )
     pooling = content["embedding"]["pooling"]
     if form.poolings and pooling not in form.poolings:
         raise ServingError(

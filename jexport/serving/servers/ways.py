@@ -24,6 +24,8 @@ class Way:
         normalizes: of an engine that normalises every vector, what can be done about it; '' where
             it does as the artifact says.
         cuts: whether it knows truncate_dim.
+        pools_itself: whether it asks for token vectors, and so does not load an artifact whose
+            engine gives text vectors alone (`modules` of its manifest).
     """
 
     line: Callable[[Served], str]
@@ -35,6 +37,7 @@ class Way:
     named: str = ""
     normalizes: str = ""
     cuts: bool = False
+    pools_itself: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ ENGINES: Mapping[str, Engine] = {
             ),
             "openvino": Way(
                 line=lines.sentence_transformers(', backend="openvino"'),
+                pools_itself=True,
                 needs={"sentence-transformers": ">=3.2", "openvino": ">=2026.4"},
                 prompts=True,
                 named=BY_SIDE,
@@ -100,6 +104,7 @@ ENGINES: Mapping[str, Engine] = {
                 line=lines.sentence_transformers(
                     ', backend="onnx", model_kwargs={"provider": "CPUExecutionProvider"}'
                 ),
+                pools_itself=True,
                 needs={"sentence-transformers": ">=3.2,<6", **OPTIMUM_ONNX},
                 prompts=True,
                 named=BY_SIDE,
@@ -110,11 +115,11 @@ ENGINES: Mapping[str, Engine] = {
     ),
     "transformers": Engine(
         title="transformers",
-        ways={"hf": Way(line=lines.auto_model, jina=TRANSFORMERS_5, note=LEFT)},
+        ways={"hf": Way(line=lines.auto_model, jina=TRANSFORMERS_5, note=LEFT, pools_itself=True)},
     ),
     "optimum": Engine(
         title="Optimum",
-        ways={"onnx": Way(line=lines.optimum, needs=OPTIMUM_ONNX, note=LEFT)},
+        ways={"onnx": Way(line=lines.optimum, needs=OPTIMUM_ONNX, note=LEFT, pools_itself=True)},
     ),
     "langchain": Engine(
         title="LangChain",
@@ -144,7 +149,10 @@ ENGINES: Mapping[str, Engine] = {
         title="fastembed",
         ways={
             "onnx": Way(
-                line=lines.fastembed, needs={"fastembed": ">=0.9"}, poolings=("mean", "cls")
+                line=lines.fastembed,
+                pools_itself=True,
+                needs={"fastembed": ">=0.9"},
+                poolings=("mean", "cls"),
             )
         },
     ),
@@ -173,6 +181,7 @@ ENGINES: Mapping[str, Engine] = {
         ways={
             "openvino": Way(
                 line=lines.openvino_genai,
+                pools_itself=True,
                 needs={"openvino-genai": ">=2026.4"},
                 poolings=tuple(lines.GENAI_POOLINGS),
                 prompts=True,
@@ -184,6 +193,7 @@ ENGINES: Mapping[str, Engine] = {
         ways={
             "onnx": Way(
                 line=lines.infinity,
+                pools_itself=True,
                 needs={"infinity-emb": ">=0.0.78"},
                 poolings=("mean", "cls"),
                 note=STRIPS,
@@ -228,6 +238,7 @@ ENGINES: Mapping[str, Engine] = {
         ways={
             "openvino": Way(
                 line=lines.model_server,
+                pools_itself=True,
                 needs={"openvino-model-server": ">=2026.4"},
                 poolings=tuple(lines.GENAI_POOLINGS),
             )
