@@ -273,8 +273,9 @@ def _check_asked(opened: _Opened, task: str) -> None:
         jina_v5.check_adapter(opened.base, opened.stated, task)
     offered = (*LAYOUTS[opened.layout].known_tasks(opened.base, opened.stated), tasks.NONE)
     tasks.check_task(task, offered)
+    by_name = tuple(tasks.JINA_V5_PROMPTS) if opened.layout == JINA_V5 else ()
     for name in spec.prompts:  # where there are no tasks, it is a prompt by its name
-        if name not in offered and len(offered) > 1:
+        if name not in (*offered, *by_name) and len(offered) > 1:
             raise RecipeError(
                 f"recipe key 'load.prompts.{name}' is of a task that the checkpoint does not have",
                 evidence=f"it has: {', '.join(offered)}",

@@ -331,8 +331,9 @@ def opened(loaded: LoadedModel, spec: LoadSpec) -> Iterator[ReferenceLibrary]:
             model, prompt = reference_library_jina_v5.assemble(loaded.folder, task), None
         else:
             model, prompt = _assemble(loaded.folder, spec), None
-            model.prompts |= {name: text for name, text in spec.prompts.items() if name != task}
     is_jina = loaded.source.layout in reference_library_jina.LAYOUTS
+    if not is_jina:
+        model.prompts |= {name: text for name, text in spec.prompts.items() if name != task}
     library = ReferenceLibrary(
         model,
         # A jina-embeddings-v3 checkpoint has no prompts by name: its task decides. The weights of a

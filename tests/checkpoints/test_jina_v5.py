@@ -22,6 +22,7 @@ from jexport.errors import (
     AdapterError,
     CheckpointError,
     JexportError,
+    RecipeError,
     RemoteCodeError,
     StateDictError,
     UnknownTaskError,
@@ -170,6 +171,17 @@ def test_prompts_of_the_checkpoint_and_of_the_recipe(
     assert own.embedding.prompt == "Passage: "
     _, wanted = next(iter(judged(own, TEXTS, prompts={"retrieval": "Passage: "})))
     assert np.abs(embedder(own).encode(TEXTS) - wanted).max() < 2e-6
+
+
+def test_a_prompt_of_the_recipe_by_its_name(copy: Path) -> None:
+    model = opened(copy, "retrieval", prompts={"query": "Find: "})
+    assert model.embedding.prompts == {"query": "Find: ", "document": "Document: "}
+    assert model.embedding.prompt == "Document: "
+    ours = embedder(model)
+    for use, wanted in judged(model, TEXTS, prompts={"query": "Find: "}):
+        assert np.abs(getattr(ours, use)(TEXTS) - wanted).max() < 2e-6, use
+    with pytest.raises(RecipeError, match="other"):
+        opened(copy, "retrieval", prompts={"other": "Find: "})
 
 
 def test_names_and_config_are_those_of_the_native_model(toys: dict[str, Path]) -> None:
