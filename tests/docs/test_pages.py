@@ -93,3 +93,18 @@ def test_what_the_site_needs_is_pinned_within_the_extra() -> None:
 
 def test_the_package_is_typed() -> None:
     assert resources.files("jexport").joinpath("py.typed").is_file()
+
+
+def test_the_table_of_models_names_recipes_and_rounds_down() -> None:
+    """`make test-recipes` writes it again."""
+    from jexport import recipe
+
+    models = runpy.run_path(str(DOCS / "models.py"))
+    page = models["PAGE"].read_text(encoding="utf-8")
+    rows = page.partition(models["START"])[2].partition(models["END"])[0].splitlines()[2:]
+    assert {row.split("`")[1] for row in rows} <= set(recipe.names())
+    row = {"name": "a", "kind": "bert", "target": "hf", "precision": "fp32", "direct": 0.99999951}
+    other = {**row, "precision": "bf16", "direct": 1.0, "cosine_min": 0.5}
+    text = models["page"](page, [other, {**row, "cosine_min": 1.0000001}])
+    assert "| hf fp32 | hf bf16 |" in text
+    assert "| `a` | bert | 0.999999 | 0.500000 |" in text

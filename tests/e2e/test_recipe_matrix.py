@@ -47,6 +47,7 @@ JOBS = [
         ("onnx", "fp16"),
         ("openvino", "fp32"),
         ("hf", "fp32"),
+        ("vllm", "fp32"),
         *((("onnx", "int8"), ("openvino", "int8")) if name in INT8 else ()),
     )
     if precision in recipe.read(name).precisions and target in recipe.read(name).targets
