@@ -377,6 +377,7 @@ def _open(folder: Path, spec: LoadSpec) -> _Opened:
     if layout == "sentence_transformer":
         native_mismatch.check(config)
         config = sentence_transformer.given_config(base, config, transformer.config)
+        sentence_transformer.check_native(config)
     elif transformer.config or transformer.tokenizer:
         raise UnsupportedCheckpointError(
             "arguments for a model that its own code opens are not passed on",

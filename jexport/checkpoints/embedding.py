@@ -267,8 +267,12 @@ def _jina_prompt(config: Mapping[str, Any], task: str) -> str:
 
 
 def _matryoshka(config: Mapping[str, Any], stack: module_stack.Stack) -> tuple[int, ...]:
-    """The smaller sizes that the config states, unless each size has a Dense module of its own."""
-    if stack.other_widths:
+    """The smaller sizes that the config states, where a smaller vector is a cut of the whole.
+
+    It is none where each size has a Dense module of its own; nomic_bert's authors put a LayerNorm
+    before the cut, which no file says.
+    """
+    if stack.other_widths or config.get("model_type") == "nomic_bert":
         return ()
     sizes = config.get("matryoshka_dimensions") or ()
     try:

@@ -125,11 +125,20 @@ def relabelled(weights: Mapping[str, WeightReader], layers: int) -> dict[str, We
             for module, native in LAYER.items():
                 named[f"encoder.{at}.{module}.{kind}"] = weights[f"{at}.{native}.{kind}"]
             parts = [weights[f"{at}.self_attn.{part}.{kind}"] for part in PARTS]
-            named[f"encoder.{at}.{FUSED}.{kind}"] = _stacked(parts)
+            named[f"encoder.{at}.{FUSED}.{kind}"] = stacked(parts)
     return named
 
 
-def _stacked(parts: list[WeightReader]) -> WeightReader:
+def stacked(parts: list[WeightReader]) -> WeightReader:
+    """Several matrices as one, one below the other.
+
+    Args:
+        parts: read when the whole is read.
+
+    Returns:
+        The reader of the whole.
+    """
+
     def read() -> torch.Tensor:
         import torch
 

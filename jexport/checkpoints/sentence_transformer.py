@@ -98,6 +98,58 @@ def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
+def check_native(config: Mapping[str, Any]) -> None:
+    """Refuse a config.json whose keys transformers' class would leave unread.
+
+    nomic_bert had code of its own before transformers had the class: no experts, other names.
+
+    Args:
+        config: config.json of a native architecture.
+
+    Raises:
+        UnsupportedCheckpointError: the class would build another network, without an error.
+    """
+    if config.get("model_type") != "nomic_bert":
+        return
+    from transformers import NomicBertConfig
+
+    with quiet_transformers():
+        native = NomicBertConfig(**{k: v for k, v in config.items() if k != "model_type"})
+    odd = [
+        f"{key} = {config[key]!r}, and the class has {value!r}"
+        for key, value in _nomic_values(native).items()
+        if key in config and config[key] != value
+    ]
+    if config.get("num_experts") and config.get("moe_every_n_layers"):
+        odd.append(f"num_experts = {config['num_experts']}, and the class has no experts")
+    if odd:
+        raise UnsupportedCheckpointError(
+            "transformers' nomic_bert is another network than this checkpoint's",
+            evidence=f"config.json: {'; '.join(odd)}",
+            fix="let it run its own code: --trust-remote-code, with the .py files beside the "
+            "weights or a pinned revision",
+        )
+
+
+def _nomic_values(native: Any) -> dict[str, Any]:
+    """What transformers' class has for each key of the authors' own config.json."""
+    return {
+        "n_embd": native.hidden_size,
+        "n_head": native.num_attention_heads,
+        "n_inner": native.intermediate_size,
+        "n_layer": native.num_hidden_layers,
+        "layer_norm_epsilon": native.layer_norm_eps,
+        "rotary_emb_base": native.rope_parameters["rope_theta"],
+        "activation_function": {"silu": "swiglu"}.get(native.hidden_act, native.hidden_act),
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False,
+        "prenorm": False,
+        "qkv_proj_bias": False,
+        "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False,
+    }
+
+
 def read(
     folder: Path, config: Mapping[str, Any], task: str
 ) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:

@@ -29,6 +29,10 @@ TOKENIZER_FILES = (
 )
 
 
+OLD_NAMES = {"nomic_bert": {"hidden_size": "n_embd"}}
+"""Keys of config.json from before transformers had the architecture, by model_type."""
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars, tables and warnings from transformers: jexport checks what it loads."""
@@ -142,6 +146,7 @@ def width_and_rows(config: Mapping[str, Any]) -> tuple[int, int]:
 
     kind = str(config.get("model_type"))
     names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    names = {**names, **OLD_NAMES.get(kind, {})}
     hidden, rows = (
         key if key in config else names.get(key, key) for key in ("hidden_size", "vocab_size")
     )

@@ -106,6 +106,13 @@ class ReferenceLibrary:
         limit = self._input.max_seq_length
         return int(limit) if limit is not None and limit < NOT_STATED else 0
 
+    @property
+    def window(self) -> int:
+        """Tokens that a layer of the model sees at most, on one side or both; 0 for all of them."""
+        from jexport.graph import probe
+
+        return max(probe.windows(getattr(self._model[0], "auto_model", None)), default=0)
+
     def added_tokens(self) -> list[str]:
         """The tokens that the tokenizer finds in a text before its model sees it."""
         if hasattr(self._input.tokenizer, "get_added_tokens_decoder"):  # of the tokenizers library

@@ -6,6 +6,7 @@ library itself. Knows no artifact.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ def _embedded(
     usual = tuple(one for one, size in zip(usual, sizes, strict=True) if size)
     longest = min(library.max_tokens or ours, LONGEST_TOKENS)
     chosen, others = _edge(library, longest, limit)
+    chosen += _beyond_window(library, usual, limit)
     rows = [(one, reference_library.ENCODE) for one in (*usual, *chosen)]
     again = [usual[place] for place in _evenly(len(usual), USE_TEXTS)]
     for use in COMPARED_USES:
@@ -206,6 +208,39 @@ def _edge(
         fits = 0 < size <= min(limit, LONGEST_EDGE_TOKENS)
         (chosen if fits and text in selected else others).append(Sample(text=text, language=EDGE))
     return chosen, others
+
+
+def _beyond_window(
+    library: reference_library.ReferenceLibrary, embedded: Sequence[Sample], limit: int
+) -> list[Sample]:
+    """A text longer than the attention's window, where none of those that are embedded is.
+
+    Shorter texts have the same vectors whatever the window is; so have the edge texts of one word.
+    Raises ParityError where the tokenizer has no such text.
+    """
+    window = library.window
+    if not 0 < window < limit:
+        return []
+    texts = [one.text for one in embedded]
+    if max(map(len, library.tokenize(texts))) > window:
+        return []
+    # Of many words: what sees fewer of one word repeated sees the same.
+    words = " ".join(texts).split() or [edge_texts.WORD]
+    size = min(limit, window + window // 8 + 8)
+    text = " ".join(itertools.islice(itertools.cycle(words), size))
+    [ids] = library.tokenize([text])
+    if len(ids) > size:
+        fewer = size * size // len(ids) + 1
+        shorter = " ".join(itertools.islice(itertools.cycle(words), fewer))
+        [cut] = library.tokenize([shorter])
+        text, ids = (shorter, cut) if len(cut) > window else (text, ids)
+    if len(ids) <= window:
+        raise ParityError(
+            "validate: no text is longer than the attention's window",
+            evidence=f"the window is {window} tokens, the longest text {len(ids)}",
+            fix="give validate.texts a set with longer texts",
+        )
+    return [Sample(text=text, language=EDGE)]
 
 
 def _evenly(count: int, amount: int) -> list[int]:

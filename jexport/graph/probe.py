@@ -60,14 +60,9 @@ def of(model: Any, *, max_tokens: int) -> Probe:
     Returns:
         The same random ids each time.
     """
-    config = model.config
-    try:
-        text = config.get_text_config()
-    except Exception:  # transformers raises what it likes where a config has several parts
-        text = config
+    text = _text_config(model)
     rows = _rows(model, text)
-    windows = [size for key in WINDOWS for size in _sizes(getattr(text, key, None))]
-    length = max(SHORTEST, 2 * max(windows, default=0) + 8)
+    length = max(SHORTEST, 2 * max(windows(model), default=0) + 8)
     length = max(3, min(length, LONGEST, max_tokens))
     lengths = (length, max(3, length // 3), 3)
     pad = getattr(text, "pad_token_id", None) or 0
@@ -80,6 +75,27 @@ def of(model: Any, *, max_tokens: int) -> Probe:
         )
         mask[row, :count] = 1
     return Probe(ids=ids, mask=mask, lengths=lengths)
+
+
+def windows(model: Any) -> list[int]:
+    """Sizes of attention that does not see the whole text.
+
+    Args:
+        model: of transformers; None for another kind.
+
+    Returns:
+        Tokens, as its config says them; empty where every layer sees all.
+    """
+    text = _text_config(model)
+    return [size for key in WINDOWS for size in _sizes(getattr(text, key, None))]
+
+
+def _text_config(model: Any) -> Any:
+    config = getattr(model, "config", None)
+    try:
+        return config.get_text_config()  # type: ignore[union-attr]
+    except Exception:  # transformers raises what it likes where a config has several parts
+        return config
 
 
 def _rows(model: Any, text: Any) -> int:

@@ -57,7 +57,12 @@ def unsupported(error: BaseException, module: Any, *, what: str = "") -> Unsuppo
     place = _place(chain, module) or _file(text)
     operator = _operator(text)
     root = chain[-1]
-    lines = [f"in {place}" if place else "", f"at operator {operator}" if operator else ""]
+    experts = _experts(module) if isinstance(module, torch.nn.Module) else ""
+    lines = [
+        f"in {place}" if place else "",
+        f"at operator {operator}" if operator else "",
+        f"a mixture of experts ({experts}): which of them run depends on the text" * bool(experts),
+    ]
     message = _first_lines(str(root)) or _first_lines(text) or "no message"
     return UnsupportedGraphError(
         what or f"{type(getattr(module, 'model', module)).__name__} cannot be exported as a graph",
@@ -96,6 +101,12 @@ def _place(chain: list[BaseException], module: Any) -> str:
         if place:
             return place
     return ""
+
+
+def _experts(module: torch.nn.Module) -> str:
+    """The class of the first module that holds experts, '' for a dense model."""
+    kinds = (type(one).__name__ for one in module.modules())
+    return next((kind for kind in kinds if "Expert" in kind or "SparseMoe" in kind), "")
 
 
 def _file(text: str) -> str:

@@ -1,9 +1,9 @@
 """vllm: the merged checkpoint under names that vLLM and TEI (candle) serve without remote code.
 
 jina-embeddings-v3 becomes nomic_bert (checkpoints/nomic_bert.py) and EuroBERT a Llama that reads
-both ways, for vLLM alone; BERT, RoBERTa and Qwen3 keep their own architecture, under the names that
-both servers expect. vLLM itself is not needed here: to be validated, the written folder is read
-back and run in torch as vLLM would run it.
+both ways, for vLLM alone; every other model keeps its own architecture, under names that the
+servers expect (checkpoints/server_layouts.py); one server may take what the other does not. vLLM
+itself is not needed here: to be validated, the written folder is read back and run in torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,55 +24,17 @@ from jexport.checkpoints import (
     module_writer,
     nomic_bert,
     sentence_transformer,
+    server_layouts,
     shard_writer,
 )
+from jexport.checkpoints.server_layouts import ServerLayout
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
 from jexport.recipe import CompileSpec
 from jexport.targets import hf
 from jexport.types import CompiledModel, HeadModule, LoadedModel, MergedModel, Runner
 
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """How the servers want a model_type that they have a class for.
-
-    Args:
-        architecture: the name that they look for.
-        config: keys of config.json that are put over the checkpoint's.
-        defaults: keys that TEI asks for by name, and what the class takes where one is missing.
-        tei: whether TEI loads it; vLLM does.
-    """
-
-    architecture: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    tei: bool = True
-
-
-LEARNED = {"position_embedding_type": "absolute"}
-FORMS: Mapping[str, Form] = {
-    "bert": Form(architecture="BertModel", config=LEARNED),
-    "roberta": Form(architecture="RobertaModel", config=LEARNED),
-    "xlm-roberta": Form(architecture="XLMRobertaModel", config=LEARNED),
-    "qwen3": Form(
-        architecture="Qwen3Model",
-        defaults={
-            "attention_bias": False,
-            "head_dim": 128,
-            "rms_norm_eps": 1e-6,
-            "sliding_window": None,
-            "use_sliding_window": False,
-        },
-    ),
-    "eurobert": Form(
-        architecture="LlamaModel", config={"model_type": "llama", "is_causal": False}, tei=False
-    ),
-}
-"""By the checkpoint's model_type. Sources: vLLM 0.32 registry.py (`*Model` is served as the
-`*ForCausalLM` of that name, as an embedder), llama.py (is_causal); TEI 1.9 models/qwen3.rs."""
-
-POOLINGS = ("mean", "cls", "last")
-"""What both servers read from 1_Pooling."""
+JINA_POOLINGS = ("mean", "cls")
+"""Poolings of a relabelled jina-embeddings-v3 that both servers have."""
 
 ACTIVATIONS = (module_stack.TANH, "torch.nn.modules.linear.Identity")
 """Of a Dense module. Source: TEI's backends/candle/src/models/dense.rs, whose default is Identity;
@@ -87,7 +48,8 @@ USE = "Or serve it: `vllm serve FOLDER --dtype {dtype}`,"
 USE_TEI = "or `text-embeddings-router --model-id FOLDER`."
 NO_PROMPTS = "vLLM does not put the prompt before a text"
 TEI_PROMPTS = ", TEI does with `--default-prompt-name`."
-LLAMA = "llama"
+BOTH = (server_layouts.VLLM, server_layouts.TEI)
+BY_TRANSFORMERS = "transformers, from the written folder"
 NOT_CAUSAL = (
     "Do not open it with transformers or sentence-transformers: it is EuroBERT under the name of",
     "Llama, which reads both ways in vLLM only, by `is_causal`. The target `hf` is for them.",
@@ -104,7 +66,7 @@ def fingerprint() -> dict[str, Any]:
 
 
 def check(model: MergedModel) -> None:
-    """Refuse an architecture, activation or pooling that vLLM and TEI would not take as it is.
+    """Refuse an architecture, activation or pooling that neither vLLM nor TEI takes as it is.
 
     Args:
         model: merged.
@@ -112,58 +74,40 @@ def check(model: MergedModel) -> None:
     Raises:
         UnsupportedCheckpointError: says which of them, and what there is instead.
     """
-    loaded = model.model
-    config, pooling = loaded.config, loaded.embedding.pooling
-    evidence = ""
-    if pooling not in POOLINGS:
-        evidence = f"its pooling is '{pooling}'; they have: {', '.join(POOLINGS)}"
-    elif loaded.head and not _is_projection(loaded.head):
-        evidence = (
-            f"its modules are: {'; '.join(loaded.embedding.modules)}; they read: {PROJECTION}"
-        )
-    elif loaded.source.layout in JINA:
-        activation = config.get("hidden_act", "gelu")
-        if activation != "gelu":
-            evidence = f"hidden_act = {activation!r}; the architecture that is written has gelu"
-    elif not loaded.embedding.contextual:
-        evidence = "it is a static embedding: neither of them has a model without layers"
-    elif not loaded.weights or config.get("model_type") not in FORMS:
-        evidence = (
-            f"model_type {config.get('model_type')!r} (layout {loaded.source.layout}); "
-            f"there are: jina-embeddings-v3, {', '.join(FORMS)}"
-        )
-    elif _rope(config).get("rope_type", "default") != "default":
-        evidence = f"RoPE of type {_rope(config)['rope_type']!r}, which TEI does not read"
-    elif config.get("position_embedding_type", "absolute") != "absolute":
-        evidence = f"position_embedding_type = {config['position_embedding_type']!r}"
-    if evidence:
+    able, evidence = _servers(model)
+    if not able:
         raise UnsupportedCheckpointError(
-            "this checkpoint cannot be written for both vLLM and TEI",
+            "this checkpoint cannot be written for vLLM or TEI",
             evidence=evidence,
             fix=WAY_OUT,
         )
 
 
-def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What config.json says of RoPE, in the words of transformers 5 or those of version 4."""
-    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return stated if isinstance(stated, Mapping) else {}
+def _servers(model: MergedModel) -> tuple[tuple[str, ...], str]:
+    """The servers that take a checkpoint, and why others do not."""
+    loaded = model.model
+    if loaded.head and not _is_projection(loaded.head):
+        return (), (
+            f"its modules are: {'; '.join(loaded.embedding.modules)}; they read: {PROJECTION}"
+        )
+    if not loaded.embedding.contextual:
+        return (), "it is a static embedding: neither of them has a model without layers"
+    if loaded.source.layout not in JINA:
+        return server_layouts.servers(loaded)
+    activation = loaded.config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        return (), f"hidden_act = {activation!r}; the architecture that is written has gelu"
+    pooling = loaded.embedding.pooling
+    if pooling not in JINA_POOLINGS:
+        return (), f"its pooling is '{pooling}'; they have: {', '.join(JINA_POOLINGS)}"
+    return BOTH, ""
 
 
-def _own_architecture(loaded: LoadedModel, dtype: str) -> tuple[dict[str, Any], Form]:
-    """config.json of an architecture that the servers have, and its form.
-
-    The base of RoPE also stands where transformers 4 wrote it: TEI reads it nowhere else.
-    """
-    form = FORMS[loaded.config["model_type"]]
-    theta = _rope(loaded.config).get("rope_theta")
-    return {
-        **form.defaults,
-        **sentence_transformer.config_json(loaded.config, dtype),
-        **({"rope_theta": theta} if theta else {}),
-        **form.config,
-        "architectures": [form.architecture],
-    }, form
+def _own_architecture(loaded: LoadedModel, dtype: str) -> tuple[dict[str, Any], ServerLayout]:
+    """config.json of an architecture that the servers have, and its layout."""
+    own = sentence_transformer.config_json(loaded.config, dtype)
+    layout = server_layouts.LAYOUTS[loaded.config["model_type"]]
+    return own | server_layouts.keys(loaded.config), layout
 
 
 def _is_projection(head: Sequence[HeadModule]) -> bool:
@@ -177,6 +121,16 @@ def _is_projection(head: Sequence[HeadModule]) -> bool:
         and not one.config["use_residual"]
         for one in after
     )
+
+
+def _usage(able: Sequence[str], dtype: str) -> list[str]:
+    """The lines that say how it is served."""
+    if server_layouts.VLLM not in able:
+        return ["Or serve it: `text-embeddings-router --model-id FOLDER`."]
+    lines = [USE.format(dtype=dtype)]
+    if server_layouts.TEI not in able:
+        return [lines[0].rstrip(",") + ".", f"{NO_PROMPTS}."]
+    return [*lines, USE_TEI, NO_PROMPTS + TEI_PROMPTS]
 
 
 def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel:
@@ -193,20 +147,22 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
     loaded = model.model
     assert not loaded.adapter, "merge comes first"
     dtype = shard_writer.DTYPES[model.precision][1]
-    use, servers = [USE.format(dtype=dtype)], ["vllm", "tei"]
-    validated_by = "transformers, from the written folder"
+    able, reason = _servers(model)
+    validated_by, opened_as = BY_TRANSFORMERS, ""
+    notes: tuple[str, ...] = ()
     if loaded.source.layout in JINA:
         config = nomic_bert.config_json(loaded.config, loaded.embedding, model.precision)
         weights = nomic_bert.relabelled(loaded.weights, config["n_layer"])
-        warning: tuple[str, ...] = NOT_TRANSFORMERS
+        notes = NOT_TRANSFORMERS
         validated_by = "plain torch, from the written folder, read as vLLM reads it"
     else:
-        weights = sentence_transformer.plain_names(loaded.weights)
-        config, form = _own_architecture(loaded, dtype)
-        servers = servers if form.tei else ["vllm"]
-        warning = NOT_CAUSAL if config["model_type"] == LLAMA else ()
-    use += [USE_TEI, NO_PROMPTS + TEI_PROMPTS] if "tei" in servers else [f"{NO_PROMPTS}."]
-    use += warning
+        config, layout = _own_architecture(loaded, dtype)
+        weights = layout.names(loaded.weights)
+        notes = tuple(f"{note}." for server, note in layout.notes.items() if server in able)
+        if loaded.config["model_type"] == server_layouts.EUROBERT:
+            notes, opened_as = NOT_CAUSAL, server_layouts.EUROBERT
+    use = [*_usage(able, dtype), *notes]
+    use += [f"Not for every server: {reason}."] if reason else []
     files = shard_writer.write(out_dir, weights, model.precision)
     write_json(out_dir / hf.CONFIG, config)
     modules = module_writer.write(out_dir, loaded.head, model.precision) if loaded.head else ()
@@ -221,8 +177,9 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
             "weights": len(weights),
             "validated_by": validated_by,
             "use": use,
-            "served_by": servers,
-            "tags": ["text-embeddings-inference"] if "tei" in servers else [],
+            "served_by": list(able),
+            "tags": ["text-embeddings-inference"] if server_layouts.TEI in able else [],
+            **({"opened_as": opened_as} if opened_as else {}),
         },
     )
 
@@ -249,20 +206,21 @@ def runner(compiled: CompiledModel, device: str, threads: int) -> Iterator[Runne
         DependencyError: 'cuda' is asked for and torch has none, or transformers is too old.
         ValueError: another device.
     """
-    with _opening(compiled.facts["model_type"])(
-        compiled.folder, compiled.precision, device, threads
-    ) as run:
+    with _opening(compiled.facts)(compiled.folder, compiled.precision, device, threads) as run:
         yield hf.with_modules(compiled, run)
 
 
 def _opening(
-    model_type: str,
+    facts: Mapping[str, Any],
 ) -> Callable[[Path, str, str, int], AbstractContextManager[Runner]]:
-    """Who opens a written folder of that model_type."""
-    if model_type == nomic_bert.MODEL_TYPE:
+    """Who opens a written folder."""
+    relabelled = facts["model_type"] == nomic_bert.MODEL_TYPE
+    if relabelled and facts.get("validated_by") != BY_TRANSFORMERS:
         return nomic_bert.runner
-    if model_type == LLAMA:
-        return partial(auto_model.runner, check=_check_both_ways, model_type="eurobert")
+    if "opened_as" in facts:
+        return partial(
+            auto_model.runner, check=_check_both_ways, model_type=str(facts["opened_as"])
+        )
     return auto_model.runner
 
 

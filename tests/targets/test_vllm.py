@@ -286,7 +286,7 @@ def test_a_jina_checkpoint_that_servers_would_run_otherwise(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "mpnet"}, "'mpnet'"),
+        ({"model_type": "electra"}, "'electra'"),
         ({"model_type": None}, "None"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"embedding": {"pooling": "mean_sqrt_len"}}, "mean_sqrt_len"),
