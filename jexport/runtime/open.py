@@ -261,12 +261,14 @@ def embedding_of(content: Any) -> Embedding:
         matryoshka=tuple(stated["matryoshka"]),
         max_tokens=stated["max_tokens"],
         **(_since_format_3(stated) if content["format"] >= 3 else _of_one_prompt(stated)),
-        **{
-            key: tuple(stated[key]) if isinstance(stated[key], list) else stated[key]
-            for key in OPTIONAL
-            if key in stated
-        },
+        **_optional(stated),
     )
+
+
+def _optional(stated: Any) -> dict[str, Any]:
+    """Keys that are there only where they say something; a list of JSON as a tuple."""
+    given = {key: stated[key] for key in OPTIONAL if key in stated}
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in given.items()}
 
 
 def _since_format_3(stated: Any) -> dict[str, Any]:
