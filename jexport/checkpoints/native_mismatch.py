@@ -18,6 +18,9 @@ PLAIN: Mapping[str, tuple[Any, ...]] = {
 }
 """Keys that transformers' class of 5.23 may not have, and the values that ask for no more."""
 
+ROTARY = ("rope", "rotary")
+"""Values of position_embedding_type that a class with rope_parameters meets (GTE)."""
+
 CODE = ("jina-bert-implementation", "jina-bert-v2-qk-post-norm", "JinaBert")
 """Parts of names in auto_map: repositories and classes of jina-embeddings-v2."""
 
@@ -36,6 +39,7 @@ def check(config: Mapping[str, Any]) -> None:
         f"{key} = {config[key]!r:.80}"
         for key, plain in PLAIN.items()
         if key in config and config[key] not in plain and not _has(kind, key)
+        if config[key] not in ROTARY or not _has(kind, "rope_parameters")
     ]
     named = repr(config.get("auto_map"))
     odd += [f"auto_map names {part}" for part in CODE if part in named]

@@ -173,3 +173,13 @@ def test_by_the_command_line(cli: Any, tmp_path: Path) -> None:
     jina = cli("toy", "--like", "jina-embeddings-v3", tmp_path / "j")
     assert jina.code == 0
     assert content(tmp_path / "j" / "config.json")["lora_adaptations"]
+
+
+def test_no_stand_in_is_taken_for_another_network() -> None:
+    from jexport.checkpoints import native_mismatch
+
+    for name in set(like.names()) - set(like.LAYOUTS):
+        native_mismatch.check(like.read(name).config)
+    rotary = {"model_type": "bert", "position_embedding_type": "rope"}
+    with pytest.raises(UnsupportedCheckpointError, match="its network is another"):
+        native_mismatch.check(rotary)
