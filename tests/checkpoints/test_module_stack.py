@@ -163,7 +163,14 @@ STACKS: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", STACKS)
+RARE = ("EmbeddingGemma", "everything")
+"""Stacks that `make test` opens in torch alone; their graphs are exported once a week."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.rare if name in RARE else ()) for name in STACKS],
+)
 def test_a_graph_gives_the_librarys_vectors(name: str, tmp_path: Path, opened: Open) -> None:
     kind, modules = STACKS[name]
     saved = write(tmp_path, *modules, kind=kind)
@@ -289,7 +296,7 @@ def test_what_is_refused_of_a_dense_module(
     assert "2_Dense" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["MT5", "UMT5"])
+@pytest.mark.parametrize("kind", [pytest.param("MT5", marks=pytest.mark.rare), "UMT5"])
 def test_a_whole_encoder_decoder_gives_its_encoder(kind: str, tmp_path: Path, opened: Open) -> None:
     saved = write(tmp_path, Pooling(WIDTH, "mean"), Normalize(), kind=kind)
     torch.manual_seed(5)

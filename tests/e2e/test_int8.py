@@ -307,6 +307,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     return seen
 
 
+@pytest.mark.rare
 def test_what_the_engine_refuses_leads_to_the_next_candidate(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +321,7 @@ def test_what_the_engine_refuses_leads_to_the_next_candidate(
     manifest.verify(built)
 
 
+@pytest.mark.rare
 def test_the_search_is_judged_by_what_validate_judges(small: Path, tmp_path: Path) -> None:
     """A gate of [validate] alone, which the held-out texts of the search never meet."""
     strict = quick(small, max_share=0.0)
