@@ -29,8 +29,8 @@ TEXTS = [
     "图书馆每天早上八点开门，晚上九点关门。",
     "a",
 ]
-OFTEN = ("bge-m3", "e5-base-v2", "Qwen3-Embedding-0.6B")
-"""Of three kinds: the pickled file, prompts of the card, a decoder's last token."""
+OFTEN = ("bge-m3", "Qwen3-Embedding-0.6B")
+"""Of two kinds: the pickled file of an encoder, a decoder's last token and its prompts."""
 
 INT8 = ("Qwen3-Embedding-0.6B", "LaBSE", "gte-modernbert-base")
 """Of three kinds: a decoder, a Dense layer, a window."""
