@@ -508,7 +508,7 @@ def test_schema_uses_only_words_that_our_reader_knows() -> None:
     ("path", "value", "said"),
     [
         (("embedding", "dimension"), 0, "'embedding.dimension' is 0"),
-        (("embedding", "pooling"), "median", "'embedding.pooling' is 'median', not 'mean'"),
+        (("embedding", "pooling"), "median", "'embedding.pooling' is 'median'"),
         (("embedding", "normalize"), 1, "'embedding.normalize' is int, not boolean"),
         (("parity", "passed"), False, "'parity.passed' is False, not True"),
         (("parity", "cosine_min"), 2, "'parity.cosine_min' is 2"),

@@ -228,7 +228,7 @@ def test_builds_of_which_one_fails(
     text = "\n".join(rest)
     assert "".join(rest).startswith("".join(map(str, sorted(paths, reverse=True))))
     assert "wrong-onnx-fp32:\nerror: unknown task 'wrong'\n" in text
-    assert re.search(r"2 of 3 built, 1 failed; \d+ s of work$", text)
+    assert re.search(r"2 of 3 built, 1 failed; \d+ (s|min) of work$", text)
     assert text.count("waiting") == 0
 
 

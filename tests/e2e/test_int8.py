@@ -273,6 +273,7 @@ def test_queries_and_passages_are_validated_together(
         build_int8(quick(small, pair_top10_overlap=1.0001), tmp_path / "strict", "retrieval.query")
 
 
+@pytest.mark.rare
 def test_a_task_without_a_counterpart_has_no_pair(small: Path, tmp_path: Path) -> None:
     built = build_int8(quick(small), tmp_path, "separation")
     assert "pair" not in store.measured(built)

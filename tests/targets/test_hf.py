@@ -147,7 +147,7 @@ def test_bf16_keeps_rotary_frequencies_in_float32(
     from jexport.checkpoints import auto_model
 
     made = target.build(in_precision(merged, "bf16"), CompileSpec(), tmp_path)
-    model = auto_model._opened(made.folder, "bf16")
+    model = auto_model._opened(made.folder, "bf16", {})
     assert model.dtype == torch.bfloat16
     assert model.rotary_emb.inv_freq.dtype == torch.float32
     found = states(made)
