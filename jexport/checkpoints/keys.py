@@ -368,7 +368,6 @@ DROPOUT = File(
     unknown=RAISES,
 )
 
-_BACKEND = honoured("through the backend of AutoTokenizer, which becomes tokenizer.json")
 ROUTER = File(
     title="router_config.json (or config.json) of a Router module",
     keys={
@@ -389,6 +388,7 @@ ROUTER_PARAMETERS = File(
     unknown=RAISES,
 )
 
+_BACKEND = honoured("through the backend of AutoTokenizer, which becomes tokenizer.json")
 TOKENIZER = File(
     title="tokenizer_config.json",
     keys={

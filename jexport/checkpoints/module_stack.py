@@ -130,12 +130,6 @@ def read(folder: Path, *, own_transformer: bool = False, trust_code: bool = Fals
 
 def _static(folder: Path, after: Sequence[sentence_files.Module], files: Sequence[Path]) -> Stack:
     """A table of token vectors takes their mean itself; only a Normalize may follow."""
-    if any(one.kind != "Normalize" for one in after):
-        raise _unsupported(
-            "has modules that jexport does not export behind a StaticEmbedding",
-            evidence=f"{sentence_files.MODULES} lists: {', '.join(one.kind for one in after)}",
-            fix="supported there: Normalize and Dropout",
-        )
     for one in after:
         path = folder / one.home / "config.json"
         keys.check(keys.NORMALIZE, optional_json(path), where=f"{one.home}/{path.name}")

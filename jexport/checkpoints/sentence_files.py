@@ -22,7 +22,12 @@ KINDS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", 
 TRANSFORMER = tuple(f"sentence_{kind}_config.json" for kind in KINDS)
 """Names that the Transformer module's own file has had; the first that is not empty is read."""
 
-AFTER_THE_TRANSFORMER = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+AFTER: Mapping[str, tuple[str, ...]] = {
+    "Transformer": ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout"),
+    "StaticEmbedding": ("Normalize", "Dropout"),
+}
+"""Modules that are exported, by the first of them, which gives the token vectors."""
+
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 ARGUMENTS = (
     ("model_kwargs", "model_args", keys.MODEL_KWARGS),
@@ -176,9 +181,10 @@ def check_kinds(listed: Sequence[Module], *, own_transformer: bool) -> None:
     Raises:
         UnsupportedCheckpointError: there are such modules, or none at all; says what they are.
     """
+    first = listed[0].kind if listed else ""
+    after = AFTER.get(first, AFTER["Transformer"])
     known = [
-        (one.kind in (AFTER_THE_TRANSFORMER if place else ("Transformer", "StaticEmbedding")))
-        and one.type.startswith("sentence_transformers.")
+        one.kind in (after if place else AFTER) and one.type.startswith("sentence_transformers.")
         for place, one in enumerate(listed)
     ]
     if not listed or not all(known[own_transformer:]):
@@ -186,7 +192,7 @@ def check_kinds(listed: Sequence[Module], *, own_transformer: bool) -> None:
             "has modules that jexport does not export",
             evidence=f"{MODULES} lists: {', '.join(one.type for one in listed) or 'none'}\n"
             + module_kinds.described(one.kind for one in listed),
-            fix=f"supported: Transformer, then {', '.join(AFTER_THE_TRANSFORMER)}",
+            fix="supported: " + "; ".join(f"{one}, then {', '.join(AFTER[one])}" for one in AFTER),
         )
 
 

@@ -233,6 +233,7 @@ OLD, NEW = "sentence_transformers.models.", "sentence_transformers.base.modules.
         ([f"{OLD}Pooling", f"{OLD}Transformer"], False),
         ([f"{OLD}Transformer", f"{OLD}Normalize", f"{OLD}Pooling"], False),
         ([f"{OLD}Transformer", f"{OLD}Pooling", f"{OLD}LayerNorm"], False),
+        ([f"{OLD}StaticEmbedding", f"{OLD}Pooling"], False),
         (["custom_st.Transformer", f"{OLD}Pooling", f"{OLD}Normalize"], False),
         ([f"{OLD}Transformer", "my_code.Pooling", f"{OLD}Normalize"], False),
         ([], False),
