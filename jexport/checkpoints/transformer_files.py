@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jexport.errors import CheckpointError, JexportError, TokenizerError
+from jexport.errors import (
+    CheckpointError,
+    JexportError,
+    TokenizerError,
+    UnsupportedCheckpointError,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,6 +36,9 @@ TOKENIZER_FILES = (
 
 OLD_NAMES = {"nomic_bert": {"hidden_size": "n_embd"}}
 """Keys of config.json from before transformers had the architecture, by model_type."""
+
+PROJECTED = {"embedding_gemma2_text": "embedding_dim"}
+"""Key of the width that a model's last layer projects its hidden states to, by model_type."""
 
 
 @contextlib.contextmanager
@@ -141,16 +149,31 @@ def width_and_rows(config: Mapping[str, Any]) -> tuple[int, int]:
 
     Raises:
         CheckpointError: one of them is missing or no whole number of at least 1.
+        UnsupportedCheckpointError: the config is of a model of several modalities.
     """
     from transformers import CONFIG_MAPPING
 
     kind = str(config.get("model_type"))
     names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    if isinstance(config.get("text_config"), Mapping) and "hidden_size" not in {**names, **config}:
+        raise _of_several_modalities(config)
     names = {**names, **OLD_NAMES.get(kind, {})}
     hidden, rows = (
         key if key in config else names.get(key, key) for key in ("hidden_size", "vocab_size")
     )
-    return count(config, hidden), count(config, rows)
+    return count(config, PROJECTED.get(kind, hidden)), count(config, rows)
+
+
+def _of_several_modalities(config: Mapping[str, Any]) -> UnsupportedCheckpointError:
+    """The error for a model that takes images or sound beside texts: its text part is a model."""
+    parts = sorted(key for key in config if key.endswith("_config"))
+    stated = config["text_config"].get("model_type", "its text_config's")
+    return UnsupportedCheckpointError(
+        f"this is a model of several modalities, '{config.get('model_type')}'",
+        evidence=f"config.json has {', '.join(parts)}, and no sizes of its own",
+        fix=f"save its text model alone (model_type {stated!r}): model.language_model."
+        "save_pretrained(FOLDER), with its tokenizer and the modules of sentence-transformers",
+    )
 
 
 def check_rows(parts: Mapping[str, Any], rows: int) -> None:

@@ -2,8 +2,8 @@
 
 modules.json of these checkpoints names the authors' code alone, so the parts are put together here:
 transformers' Qwen3 or EuroBERT with the task's adapter active beside the base weights,
-AutoTokenizer's ids, and sentence-transformers' own Pooling and Normalize. Nothing here is shared
-with what is built.
+AutoTokenizer's ids, and sentence-transformers' own Pooling and Normalize, or the modules that a
+fine-tune lists after its transformer. Nothing here is shared with what is built.
 """
 
 from __future__ import annotations
@@ -35,16 +35,11 @@ def assemble(folder: Path, task: str) -> SentenceTransformer:
         StateDictError: transformers does not find each weight.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     model = _model(folder, task)
     settings = json_file(folder / "config_sentence_transformers.json", {})
     built = SentenceTransformer(
-        modules=[
-            input_module(model, folder, {}),
-            Pooling(model.config.hidden_size, "lasttoken"),
-            Normalize(),
-        ],
+        modules=[input_module(model, folder, {}), *_after(folder, model.config.hidden_size)],
         device="cpu",
         prompts={**PROMPTS, **(settings.get("prompts") or {})},
         default_prompt_name=settings.get("default_prompt_name") or "document",
@@ -54,6 +49,21 @@ def assemble(folder: Path, task: str) -> SentenceTransformer:
     positions: int = model.config.max_position_embeddings
     built.max_seq_length = min(positions, int(limit)) if limit else positions
     return built
+
+
+def _after(folder: Path, width: int) -> list[Any]:
+    """What turns token vectors into a text's: the authors' way, unless modules.json lists more."""
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+    from sentence_transformers.util import import_from_string
+
+    listed = json_file(folder / "modules.json", [])[1:]
+    if not listed:
+        return [Pooling(width, "lasttoken"), Normalize()]
+    classes: list[Any] = [import_from_string(one["type"]) for one in listed]
+    return [
+        kind.load(str(folder), subfolder=one["path"], local_files_only=True)
+        for kind, one in zip(classes, listed, strict=True)
+    ]
 
 
 def _model(folder: Path, task: str) -> Any:

@@ -250,6 +250,54 @@ def test_a_plain_repository_of_one_task(
         assert np.abs(getattr(ours, use)(TEXTS) - wanted).max() < 2e-6
 
 
+def list_modules(folder: Path, *after: tuple[str, dict[str, Any]]) -> None:
+    """What a fine-tune saved with modules of its own has; its first module is the authors'."""
+    path = folder / "modules.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))[:1]
+    for number, (kind, config) in enumerate(after, 1):
+        home = f"{number}_{kind}"
+        entries.append(
+            {
+                "idx": number,
+                "name": str(number),
+                "path": home,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+        )
+        (folder / home).mkdir()
+        (folder / home / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    path.write_text(json.dumps(entries), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("mode", "known", "normalize"),
+    [("mean", "mean", True), ("cls", "cls", False), ("lasttoken", "last", True)],
+)
+def test_the_pooling_of_a_fine_tune_is_taken(
+    mode: str, known: str, normalize: bool, copy: Path
+) -> None:
+    before = embedder(opened(copy, "retrieval")).encode(TEXTS)
+    pooling = ("Pooling", {"embedding_dimension": 128, "pooling_mode": mode})
+    list_modules(copy, pooling, *([("Normalize", {})] if normalize else []))
+    model = opened(copy, "retrieval")
+    assert (model.embedding.pooling, model.embedding.normalize) == (known, normalize)
+    ours = embedder(model)
+    for use, wanted in judged(model, TEXTS):
+        assert np.abs(getattr(ours, use)(TEXTS) - wanted).max() < 2e-5, use
+        length = np.linalg.norm(wanted, axis=1)
+        assert bool(np.abs(length - 1).max() < 1e-5) == normalize
+        if use == "encode":
+            changed = np.abs(wanted / length[:, None] - before).max() > 0.01
+            assert bool(changed) == (mode != "lasttoken")
+
+
+def test_modules_without_a_pooling_are_refused(copy: Path) -> None:
+    list_modules(copy, ("Normalize", {}))
+    with pytest.raises(UnsupportedCheckpointError, match="does not pool once") as caught:
+        opened(copy, "retrieval")
+    assert "modules.json lists: Transformer, Normalize" in caught.value.evidence
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,94 @@ def test_experts_are_all_there_or_refused_by_name(kind: str, tmp_path: Path) -> 
     assert "a mixture of experts" in caught.value.evidence
     assert "--target hf" in caught.value.fix
     compared(checkpoint, built(checkpoint, tmp_path / "out", "hf"))
+
+
+GEMMA2 = {
+    "embedding_dim": 48,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 1,
+    "num_key_value_heads": 2,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "num_hidden_layers": 3,
+}
+"""As EmbeddingGemma 2 has it: a projection behind the last layer to more than its layers' width,
+wider heads where a layer sees the whole text, and a window to both sides where it does not."""
+
+GEMMA2_PROMPTS = {
+    "query": "task: search result | query: ",
+    "document": "title: none | text: ",
+    "STS": "task: sentence similarity | query: ",
+}
+
+
+def embeddinggemma_2(folder: Path) -> tuple[Path, Path]:
+    """The whole model without its towers, and the text model as an error tells one to save it."""
+    from transformers import AutoModel, EmbeddingGemma2Config, EmbeddingGemma2Model
+
+    text = folder / "text"
+    tiny["make"]("embedding_gemma2_text", text, **GEMMA2)
+    edit(text / "config.json", matryoshka_dimensions=[16, 32])
+    classes = (
+        "base.modules.transformer.Transformer",
+        "sentence_transformer.modules.pooling.Pooling",
+        "base.modules.normalize.Normalize",
+    )
+    homes = ("", "1_Pooling", "2_Normalize")
+    listed = [
+        {"idx": n, "name": str(n), "path": home, "type": f"sentence_transformers.{name}"}
+        for n, (home, name) in enumerate(zip(homes, classes, strict=True))
+    ]
+    (text / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    pooling = {"embedding_dimension": 48, "pooling_mode": "mean", "include_prompt": True}
+    (text / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
+    settings = {"prompts": GEMMA2_PROMPTS, "default_prompt_name": None}
+    (text / "config_sentence_transformers.json").write_text(json.dumps(settings), encoding="utf-8")
+    modality = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    (text / "sentence_bert_config.json").write_text(
+        json.dumps(
+            {
+                "transformer_task": "feature-extraction",
+                "modality_config": modality,
+                "module_output_name": "token_embeddings",
+            }
+        ),
+        encoding="utf-8",
+    )
+    inner = AutoModel.from_pretrained(text, dtype=torch.float32)
+    whole = EmbeddingGemma2Model(EmbeddingGemma2Config(text_config=inner.config.to_dict())).eval()
+    whole.language_model.load_state_dict(inner.state_dict())
+    shutil.copytree(text, folder / "whole")
+    (folder / "whole" / "model.safetensors").unlink()
+    whole.save_pretrained(folder / "whole")
+    return folder / "whole", text
+
+
+@pytest.mark.parametrize("target", ["hf", pytest.param("onnx", marks=pytest.mark.rare)])
+def test_the_text_model_of_embeddinggemma_2(target: str, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from transformers import EmbeddingGemma2Model
+
+    whole, text = embeddinggemma_2(tmp_path)
+    with pytest.raises(UnsupportedCheckpointError, match="several modalities") as caught:
+        built(whole, tmp_path / "refused", target)
+    assert "model.language_model.save_pretrained" in caught.value.fix
+    artifact = built(text, tmp_path / "out", target)
+    compared(text, artifact)
+    library = SentenceTransformer(str(text), device="cpu", local_files_only=True)
+    composite = EmbeddingGemma2Model.from_pretrained(whole, dtype=torch.float32)
+    texts = list(one["TEXTS"])
+    with open_artifact(artifact) as model:
+        for use in ("encode_query", "encode_document"):
+            wanted = getattr(library, use)(texts)
+            assert one["distance"](getattr(model, use)(texts), wanted)[1] <= one["SAME"]
+        cut = library.encode(texts, truncate_dim=16, normalize_embeddings=True)
+        assert one["distance"](model.encode(texts, dimensions=16), cut)[1] <= one["SAME"]
+        ids = library.tokenizer(texts[-1], return_tensors="pt", truncation=True)
+        with torch.inference_mode():
+            states = composite(**ids).last_hidden_state[0].mean(dim=0)
+        states = states / states.norm()
+        assert float(states @ torch.from_numpy(model.encode(texts[-1]))) > 0.99999
 
 
 def test_a_type_that_transformers_lacks_is_refused_by_name(tmp_path: Path) -> None:

@@ -298,6 +298,8 @@ def _spread(model: Any, seed: int) -> None:
 
 def _width(model: Any) -> int:
     """The size of a hidden state, as the config says it or as the model gives it."""
+    if hasattr(model, "embedding_projection"):  # EmbeddingGemma 2: wider than its layers
+        return int(model.embedding_projection.out_features)
     try:
         size = model.config.get_text_config().hidden_size
     except Exception:
