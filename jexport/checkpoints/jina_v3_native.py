@@ -14,8 +14,10 @@ from typing import Any
 
 from jexport import tasks
 from jexport.checkpoints import native_class, native_config, peft_adapter, shards
-from jexport.errors import AdapterError
-from jexport.types import LowRank, WeightReader
+from jexport.checkpoints.jina_v3 import JinaV3
+from jexport.checkpoints.layout import Opened, Parts
+from jexport.errors import AdapterError, RemoteCodeError
+from jexport.types import LowRank
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
@@ -42,17 +44,50 @@ PLAIN_STARTS = (True, "gaussian", "orthogonal", "eva")
 PREFIXES = ("base_model.model.", "roberta.", "model.")
 
 
-def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout.
+class JinaV3Native(JinaV3):
+    """transformers' own layout: a base and one PEFT folder per task."""
 
-    Args:
-        folder: not looked at.
-        config: its config.json, whose model_type decides.
+    name = "jina_v3_native"
 
-    Returns:
-        True also for a merged checkpoint, which has no adapter folders.
-    """
-    return config.get("model_type") == "jina_embeddings_v3"
+    def matches(self, folder: Path, config: Mapping[str, Any], *, trust_code: bool) -> bool:
+        """By config.json's model_type; a merged checkpoint, too, which has no adapter folders."""
+        return config.get("model_type") == "jina_embeddings_v3"
+
+    def known_tasks(self, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those of the list, or of the usual five, that have an adapter folder."""
+        listed = native_class.listed_tasks(config) or tuple(tasks.JINA_V3_PROMPTS)
+        return tuple(task for task in listed if (folder / folder_name(task)).is_dir())
+
+    def check(self, opened: Opened, task: str) -> None:
+        """Refuse a task with the code beside the weights as reference.
+
+        Raises:
+            RemoteCodeError: that code does not know the adapters.
+        """
+        if opened.spec.trust_remote_code and task in self.known_tasks(opened.base, opened.stated):
+            raise RemoteCodeError(
+                "the code beside this checkpoint does not know its PEFT adapters",
+                evidence=f"the layout is {self.name}, the task '{task}'",
+                fix="build without --trust-remote-code",
+            )
+
+    def read(self, folder: Path, config: Mapping[str, Any], task: str) -> Parts:
+        """Weights under native names. Other tasks' adapter files are not opened.
+
+        Raises:
+            UnsupportedCheckpointError: an option that the native class does not have.
+            StateDictError: the base's weights are not those that config.json asks for.
+            AdapterError: the adapter is not whole, of another shape, or not plain LoRA.
+        """
+        native_config.check_config(config)
+        base = shards.tensors(folder)
+        pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in base)
+        weights = native_class.native_weights(((n, n) for n in base), base, config, pooler=pooler)
+        paths = shards.files(folder, base)
+        if task == tasks.NONE:
+            return weights, {}, paths
+        home = folder / folder_name(task)
+        return weights, _adapter(home, config), [*paths, home / CONFIG, home / FILE]
 
 
 def folder_name(task: str) -> str:
@@ -65,53 +100,6 @@ def folder_name(task: str) -> str:
         The name of a folder beside the base's weights: the task's, `.` and `-` as `_`.
     """
     return task.replace(".", "_").replace("-", "_")
-
-
-def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tasks that have an adapter folder.
-
-    Args:
-        folder: of the base model.
-        config: its config.json; where it lists no adapters, the usual five are looked for.
-
-    Returns:
-        In the order of the list; empty for a merged checkpoint.
-
-    Raises:
-        CheckpointError: config.json lists the adapters in a way that cannot be read.
-    """
-    listed = native_class.listed_tasks(config) or tuple(tasks.JINA_V3_PROMPTS)
-    return tuple(task for task in listed if (folder / folder_name(task)).is_dir())
-
-
-def read(
-    folder: Path, config: Mapping[str, Any], task: str
-) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """Find what one task needs. Other tasks' adapter files are not opened.
-
-    Args:
-        folder: of the base model; the adapters' folders are in it.
-        config: its config.json.
-        task: one of `known_tasks`, or 'none' for the base model alone.
-
-    Returns:
-        Weights under native names, the task's deltas under the same, and the files that hold them.
-
-    Raises:
-        CheckpointError: a file is missing or broken, or config.json is.
-        UnsupportedCheckpointError: an option that the native class does not have.
-        StateDictError: the base's weights are not those that config.json asks for.
-        AdapterError: the adapter is not whole, of another shape, or not plain LoRA.
-    """
-    native_config.check_config(config)
-    base = shards.tensors(folder)
-    pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in base)
-    weights = native_class.native_weights(((n, n) for n in base), base, config, pooler=pooler)
-    paths = shards.files(folder, base)
-    if task == tasks.NONE:
-        return weights, {}, paths
-    home = folder / folder_name(task)
-    return weights, _adapter(home, config), [*paths, home / CONFIG, home / FILE]
 
 
 def _adapter(home: Path, config: Mapping[str, Any]) -> dict[str, LowRank]:

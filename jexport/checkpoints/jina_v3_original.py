@@ -14,44 +14,55 @@ from typing import Any
 
 from jexport import tasks
 from jexport.checkpoints import native_class, native_config, shards
+from jexport.checkpoints.jina_v3 import JinaV3
+from jexport.checkpoints.layout import Parts
 from jexport.checkpoints.transformer_files import count
-from jexport.types import LowRank, WeightReader
+from jexport.types import LowRank
 
 STACK = ".parametrizations.weight"
 LORA_A, LORA_B, BASE = f"{STACK}.0.lora_A", f"{STACK}.0.lora_B", f"{STACK}.original"
 
 
-def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout.
+class JinaV3Original(JinaV3):
+    """All tasks stacked in the weight file; merged, plain weights."""
 
-    Args:
-        folder: not looked at.
-        config: its config.json; RoPE or `lora_adaptations` tell it from a plain XLM-RoBERTa.
+    name = "jina_v3_original"
 
-    Returns:
-        True also for a merged checkpoint that kept these keys.
-    """
-    rotary = config.get("position_embedding_type") == "rotary"
-    return (rotary or "lora_adaptations" in config) and config.get("model_type") in (
-        None,
-        "xlm-roberta",
-    )
+    def matches(self, folder: Path, config: Mapping[str, Any], *, trust_code: bool) -> bool:
+        """RoPE or `lora_adaptations` tell it from a plain XLM-RoBERTa, also when it is merged."""
+        rotary = config.get("position_embedding_type") == "rotary"
+        return (rotary or "lora_adaptations" in config) and config.get("model_type") in (
+            None,
+            "xlm-roberta",
+        )
 
+    def known_tasks(self, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those stacked in the weight file, by their index; none when they are merged already."""
+        return _listed(config) if _adapted(shards.tensors(folder)) else ()
 
-def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tasks whose adapters are stacked in the weight file.
+    def read(self, folder: Path, config: Mapping[str, Any], task: str) -> Parts:
+        """Weights under native names, out of the stacks.
 
-    Args:
-        folder: of the weight file, whose header is read.
-        config: its config.json; where it lists no adapters, they are the usual five.
+        The adapters have to be whole for any task, `none` too; but only the chosen one's numbers
+        are read later, so a NaN in another goes unseen.
 
-    Returns:
-        In the order of their index; empty when the weights are merged already.
-
-    Raises:
-        CheckpointError: the weight file or the list in config.json cannot be read.
-    """
-    return _listed(config) if _adapted(shards.tensors(folder)) else ()
+        Raises:
+            UnsupportedCheckpointError: an option that the native class does not have.
+            StateDictError: the base's weights are not those that config.json asks for.
+            AdapterError: the stacked adapters are not whole, or of another shape.
+        """
+        native_config.check_config(config)
+        entries = shards.tensors(folder)
+        adapted = _adapted(entries)
+        base = {name: entry for name, entry in entries.items() if name not in adapted}
+        plain = [
+            (name.removesuffix(BASE) + ".weight" if name.endswith(BASE) else name, name)
+            for name in base
+        ]
+        pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in entries)
+        weights = native_class.native_weights(plain, base, config, pooler=pooler)
+        adapter = _adapter(entries, config, task, pooler=pooler) if adapted else {}
+        return weights, adapter, shards.files(folder, entries)
 
 
 def _listed(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -61,42 +72,6 @@ def _listed(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _adapted(entries: Mapping[str, shards.Entry]) -> set[str]:
     return {name for name in entries if name.endswith((LORA_A, LORA_B))}
-
-
-def read(
-    folder: Path, config: Mapping[str, Any], task: str
-) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """Find what one task needs.
-
-    The adapters have to be whole for any task, `none` too; but only the chosen one's numbers are
-    read later, so a NaN in another goes unseen.
-
-    Args:
-        folder: of the weight file.
-        config: its config.json.
-        task: one of `known_tasks`, or 'none' for the base model alone.
-
-    Returns:
-        Weights under native names, the task's deltas under the same, and the files that hold them.
-
-    Raises:
-        CheckpointError: a file is missing or broken, or config.json is.
-        UnsupportedCheckpointError: an option that the native class does not have.
-        StateDictError: the base's weights are not those that config.json asks for.
-        AdapterError: the stacked adapters are not whole, or of another shape.
-    """
-    native_config.check_config(config)
-    entries = shards.tensors(folder)
-    adapted = _adapted(entries)
-    base = {name: entry for name, entry in entries.items() if name not in adapted}
-    plain = [
-        (name.removesuffix(BASE) + ".weight" if name.endswith(BASE) else name, name)
-        for name in base
-    ]
-    pooler = any(name.removeprefix("roberta.").startswith("pooler.") for name in entries)
-    weights = native_class.native_weights(plain, base, config, pooler=pooler)
-    adapter = _adapter(entries, config, task, pooler=pooler) if adapted else {}
-    return weights, adapter, shards.files(folder, entries)
 
 
 def _adapter(

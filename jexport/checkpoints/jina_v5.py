@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from jexport import tasks
 from jexport.checkpoints import eager, peft_adapter, sentence_transformer, shards
+from jexport.checkpoints.embedding import OwnCode
+from jexport.checkpoints.layout import JINA_LICENCE, Opened, OwnFormat, Parts, Sizes, stated_sizes
 from jexport.checkpoints.module_stack import Stack
+from jexport.checkpoints.sentence_files import TransformerSettings
 from jexport.checkpoints.transformer_files import count, quiet_transformers
-from jexport.errors import AdapterError, CheckpointError, JexportError, UnsupportedCheckpointError
+from jexport.errors import (
+    AdapterError,
+    CheckpointError,
+    JexportError,
+    RemoteCodeError,
+    UnsupportedCheckpointError,
+)
 from jexport.types import LowRank, Runner, WeightReader
 
 if TYPE_CHECKING:
@@ -38,34 +47,118 @@ POOLING = Stack(mode="last", normalize=True)
 DEFAULT_PROMPT = "document"
 
 
-def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout.
+class JinaV5(OwnFormat):
+    """A native model under another name, and one PEFT folder per task."""
 
-    Args:
-        folder: not looked at.
-        config: its config.json, whose model_type decides.
+    name = "jina_v5"
+    licence = JINA_LICENCE
+    own = OwnCode(
+        pooling=POOLING, prompts=tasks.JINA_V5_PROMPTS, default_prompt_name=DEFAULT_PROMPT
+    )
 
-    Returns:
-        True also for a merged checkpoint, which has no adapters.
-    """
-    return config.get("model_type") == MODEL_TYPE
+    def matches(self, folder: Path, config: Mapping[str, Any], *, trust_code: bool) -> bool:
+        """By config.json's model_type; a merged checkpoint, too, which has no adapters."""
+        return config.get("model_type") == MODEL_TYPE
 
+    def known_tasks(self, folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those that config.json lists, or the usual four; none without an adapters folder.
 
-def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tasks that the checkpoint says it has adapters for.
+        A listed task whose folder is missing is an error once it is opened.
+        """
+        return listed_tasks(config) if (folder / ADAPTERS).is_dir() else ()
 
-    Args:
-        folder: of the base model.
-        config: its config.json; where it lists no tasks, they are the usual four.
+    def check(self, opened: Opened, task: str) -> None:
+        """Refuse a listed task without its adapter's folder, and code that is trusted.
 
-    Returns:
-        In the order of the list, also those whose folder is missing: that is an error once the
-        task is opened. Empty without an adapters folder: a merged checkpoint.
+        Raises:
+            AdapterError: the folder is missing.
+            RemoteCodeError: the native class needs no code.
+        """
+        home = opened.base / ADAPTERS / task
+        if task in listed_tasks(opened.stated) and not home.is_dir():
+            raise AdapterError(
+                f"there is no adapter for the task '{task}'",
+                evidence=f"no folder {home}; without it the vectors would be the raw base model's",
+                fix=f"download {ADAPTERS}/{task} of this checkpoint, or --task none for a "
+                "checkpoint whose adapter was merged",
+            )
+        if opened.spec.trust_remote_code:
+            raise RemoteCodeError(
+                "this checkpoint needs no code of its own, and jexport does not run it",
+                evidence=f"the layout is {self.name}: {opened.config['architectures'][0]} of "
+                "transformers, and the task's adapter",
+                fix="build without --trust-remote-code",
+            )
 
-    Raises:
-        CheckpointError: config.json lists the tasks in a way that cannot be read.
-    """
-    return listed_tasks(config) if (folder / ADAPTERS).is_dir() else ()
+    def model_config(
+        self, base: Path, stated: Mapping[str, Any], transformer: TransformerSettings
+    ) -> dict[str, Any]:
+        """That of the native model which this one is under another name, and its trained sizes.
+
+        Raises:
+            UnsupportedCheckpointError: is_decoder says another model than the weights are.
+        """
+        config = super().model_config(base, stated, transformer)
+        kind = _backbone(base, config)
+        left_out = ("auto_map", "task_names", "_name_or_path")
+        width = count(config, "hidden_size")
+        return {
+            "matryoshka_dimensions": [size for size in MATRYOSHKA if size <= width],
+            **{key: value for key, value in config.items() if key not in left_out},
+            "model_type": kind,
+            "architectures": [ARCHITECTURES[kind]],
+        }
+
+    def read(self, folder: Path, config: Mapping[str, Any], task: str) -> Parts:
+        """Weights under the names in the file. Other tasks' adapters are not opened.
+
+        Raises:
+            UnsupportedCheckpointError: the adapter is more than plain LoRA.
+            AdapterError: the adapter is not whole, or does not fit the base.
+        """
+        weights, _, paths = sentence_transformer.read(folder, config, task)
+        if task == tasks.NONE:
+            return weights, {}, paths
+        home = folder / ADAPTERS / task
+        shapes = shards.shapes(folder)
+        with _naming(home):
+            adapter = peft_adapter.read(home, base=folder)
+            deltas = peft_adapter.matrices(adapter, shapes)
+            peft_adapter.check_whole(adapter, shapes, deltas)
+        return weights, deltas, [*paths, *adapter.files]
+
+    def sizes(self, opened: Opened) -> Sizes:
+        """Those that config.json states, and a table of positions where there is one."""
+        table = sentence_transformer.positions(opened.base, opened.config)
+        return stated_sizes(opened.config, table=table)
+
+    def assemble(self, opened: Opened, weights: Mapping[str, WeightReader]) -> torch.nn.Module:
+        """A model of transformers' class with exactly these weights."""
+        from transformers import CONFIG_MAPPING
+
+        config = opened.config
+        try:
+            with quiet_transformers():
+                native = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
+            raise CheckpointError(
+                "config.json has a value that the model cannot take",
+                evidence=" ".join(str(error).split()),
+                fix="give the config.json that belongs to these weights",
+            ) from error
+        return sentence_transformer.assembled(native, weights)
+
+    @contextlib.contextmanager
+    def reference(
+        self,
+        opened: Opened,
+        weights: Mapping[str, WeightReader],
+        adapter: Mapping[str, LowRank],
+    ) -> Iterator[Runner]:
+        """The native model with the adapter beside its matrices, never merged."""
+        assembled = self.assemble(opened, weights)
+        with eager.opened(sentence_transformer.with_adapter(assembled, adapter)) as run:
+            yield run
 
 
 def listed_tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -94,58 +187,6 @@ def listed_tasks(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_adapter(folder: Path, config: Mapping[str, Any], task: str) -> None:
-    """Refuse a task whose adapter is missing, by the name of its folder.
-
-    Args:
-        folder: of the base model.
-        config: its config.json.
-        task: asked for; one that the checkpoint does not list is somebody else's to refuse.
-
-    Raises:
-        AdapterError: the checkpoint lists the task and has no folder for it.
-    """
-    home = folder / ADAPTERS / task
-    if task in listed_tasks(config) and not home.is_dir():
-        raise AdapterError(
-            f"there is no adapter for the task '{task}'",
-            evidence=f"no folder {home}; without it the vectors would be the raw base model's",
-            fix=f"download {ADAPTERS}/{task} of this checkpoint, or --task none for a checkpoint "
-            "whose adapter was merged",
-        )
-
-
-def read(
-    folder: Path, config: Mapping[str, Any], task: str
-) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """Find what one task needs. Other tasks' adapters are not opened.
-
-    Args:
-        folder: of the base model; the adapters' folders are below it.
-        config: not looked at.
-        task: one of `known_tasks`, or 'none' for the base model alone.
-
-    Returns:
-        Weights under the names in the file, the task's deltas under the same, and the files that
-        hold them.
-
-    Raises:
-        CheckpointError: a file is missing or broken.
-        UnsupportedCheckpointError: the adapter is more than plain LoRA.
-        AdapterError: the adapter is not whole, or does not fit the base.
-    """
-    weights, _, paths = sentence_transformer.read(folder, config, task)
-    if task == tasks.NONE:
-        return weights, {}, paths
-    home = folder / ADAPTERS / task
-    shapes = shards.shapes(folder)
-    with _naming(home):
-        adapter = peft_adapter.read(home, base=folder)
-        deltas = peft_adapter.matrices(adapter, shapes)
-        peft_adapter.check_whole(adapter, shapes, deltas)
-    return weights, deltas, [*paths, *adapter.files]
-
-
 @contextlib.contextmanager
 def _naming(home: Path) -> Iterator[None]:
     """An error of what is read here names the adapter's folder."""
@@ -157,32 +198,6 @@ def _naming(home: Path) -> Iterator[None]:
             evidence=f"in {home}\n{error.evidence}",
             fix=error.fix,
         ) from error
-
-
-def native_json(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of the native model that this one is under another name.
-
-    Args:
-        folder: of the weights, whose names tell Qwen3 from EuroBERT.
-        config: the checkpoint's config.json.
-
-    Returns:
-        For transformers' own class; with the smaller sizes that its authors trained.
-
-    Raises:
-        UnsupportedCheckpointError: is_decoder says another model than the weights are.
-        CheckpointError: a weight file or the width cannot be read.
-    """
-    kind = _backbone(folder, config)
-    left_out = ("auto_map", "task_names", "_name_or_path")
-    width = count(config, "hidden_size")
-    sizes = [size for size in MATRYOSHKA if size <= width]
-    return {
-        "matryoshka_dimensions": sizes,
-        **{key: value for key, value in config.items() if key not in left_out},
-        "model_type": kind,
-        "architectures": [ARCHITECTURES[kind]],
-    }
 
 
 def _backbone(folder: Path, config: Mapping[str, Any]) -> str:
@@ -201,55 +216,3 @@ def _backbone(folder: Path, config: Mapping[str, Any]) -> str:
             fix="give the config.json and the weights of one and the same checkpoint",
         )
     return QWEN3 if has_norm else EUROBERT
-
-
-def assemble(config: Mapping[str, Any], weights: Mapping[str, WeightReader]) -> torch.nn.Module:
-    """A model of transformers' class with exactly these weights.
-
-    Args:
-        config: as `native_json` gives it.
-        weights: all of them, under the names in the file.
-
-    Returns:
-        float32, on the CPU, in eval mode, without gradients.
-
-    Raises:
-        StateDictError: weights are missing, too many or of another shape.
-        CheckpointError, NotFiniteError: the config or a weight cannot be used.
-    """
-    from transformers import CONFIG_MAPPING
-
-    try:
-        with quiet_transformers():
-            native = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-    except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
-        raise CheckpointError(
-            "config.json has a value that the model cannot take",
-            evidence=" ".join(str(error).split()),
-            fix="give the config.json that belongs to these weights",
-        ) from error
-    return sentence_transformer.assembled(native, weights)
-
-
-@contextlib.contextmanager
-def reference(
-    config: Mapping[str, Any],
-    weights: Mapping[str, WeightReader],
-    adapter: Mapping[str, LowRank],
-) -> Iterator[Runner]:
-    """The native model with the adapter beside its matrices, never merged.
-
-    Args:
-        config: as `native_json` gives it.
-        weights: all of them, under the names in the file.
-        adapter: the task's deltas by weight name; empty for the base model.
-
-    Yields:
-        Gives last_hidden_state, float32 [batch, sequence, dim].
-
-    Raises:
-        StateDictError, CheckpointError, NotFiniteError: as `assemble`.
-    """
-    model = sentence_transformer.with_adapter(assemble(config, weights), adapter)
-    with eager.opened(model) as run:
-        yield run

@@ -31,26 +31,10 @@ from jexport.checkpoints.transformer_files import (
 )
 from jexport.errors import CheckpointError, JexportError, NotFiniteError, RemoteCodeError
 from jexport.recipe import LoadSpec
-from jexport.types import FileDigest, LowRank, Runner, Tensors, WeightReader
+from jexport.types import FileDigest, Runner, Tensors
 
 if TYPE_CHECKING:
     import torch
-
-
-def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint of no known layout brings code of its own.
-
-    Args:
-        folder: not looked at; `code_files` checks that the code is there.
-        config: its config.json.
-
-    Returns:
-        Whether auto_map names a class for AutoModel.
-
-    Raises:
-        CheckpointError: auto_map cannot be read.
-    """
-    return "AutoModel" in auto_map(config)
 
 
 def auto_map(config: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -89,38 +73,6 @@ def _no_class(value: object) -> CheckpointError:
 
 
 _NAME = re.compile(r"(?:[\w.-]+/[\w.-]+--)?\w+\.\w+")
-
-
-def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """An unknown layout has no task but `none`.
-
-    Args:
-        folder: not looked at.
-        config: not looked at.
-
-    Returns:
-        Always empty.
-    """
-    return ()
-
-
-def read(
-    folder: Path, config: Mapping[str, Any], task: str
-) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """The weight files; their names mean nothing here, the remote class reads them itself.
-
-    Args:
-        folder: of the weights, whose headers are checked.
-        config: not looked at.
-        task: not looked at: `known_tasks` has none.
-
-    Returns:
-        No weights, no adapter, and the files that the weights are in.
-
-    Raises:
-        CheckpointError: a weight file is missing or broken.
-    """
-    return {}, {}, shards.files(folder, shards.tensors(folder))
 
 
 def code_files(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jexport.checkpoints import eager, sentence_files, shards
+from jexport.checkpoints import eager, shards
 from jexport.checkpoints.native_class import beside, mismatch
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
@@ -58,19 +58,6 @@ COUNTERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 """Buffers that transformers 4 wrote into the file and version 5 makes itself: 0, 1, 2 ..."""
 
 
-def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a folder holds this layout; one with code of its own is asked for first.
-
-    Args:
-        folder: modules.json in it is enough.
-        config: of the model; an architecture that transformers has is enough, too.
-
-    Returns:
-        True also for folders that other layouts match: `detect` asks this one last.
-    """
-    return (folder / sentence_files.MODULES).is_file() or is_native(config)
-
-
 def is_native(config: Mapping[str, Any]) -> bool:
     """Whether transformers has a class of its own for the model, whatever auto_map names.
 
@@ -83,19 +70,6 @@ def is_native(config: Mapping[str, Any]) -> bool:
     from transformers import CONFIG_MAPPING
 
     return config.get("model_type") in CONFIG_MAPPING
-
-
-def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """No adapters, so no task but `none`.
-
-    Args:
-        folder: not looked at.
-        config: not looked at.
-
-    Returns:
-        Always empty.
-    """
-    return ()
 
 
 def check_native(config: Mapping[str, Any]) -> None:

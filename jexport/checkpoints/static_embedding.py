@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from jexport.checkpoints import eager, sentence_files, shards, tokenizer_backend
+from jexport.checkpoints.layout import Opened, OwnFormat, Parts
 from jexport.checkpoints.tokenizer_backend import FILE, Tokenizing
 from jexport.checkpoints.transformer_files import check_rows, optional_json
 from jexport.errors import CheckpointError, DeviceError, TokenizerError
@@ -40,56 +41,108 @@ PADS = ("[PAD]", "<pad>", "<|endoftext|>")
 """Tokens to stand in a padded place; the mask leaves it out, so that any would do."""
 
 
-def matches(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether modules.json begins with a StaticEmbedding.
+class StaticEmbedding(OwnFormat):
+    """A table of token vectors, without a network."""
 
-    Args:
-        folder: the checkpoint's own.
-        config: not looked at: there need be none.
+    name = "static_embedding"
+    contextual = False
+    takes_code = False
 
-    Returns:
-        False for a class of that name that is the checkpoint's own.
-    """
-    listed = sentence_files.modules(folder) or ()
-    return any(sentence_files.is_static(one) for one in listed[:1])
+    def matches(self, folder: Path, config: Mapping[str, Any], *, trust_code: bool) -> bool:
+        """Whether modules.json begins with the library's own StaticEmbedding."""
+        listed = sentence_files.modules(folder) or ()
+        return any(sentence_files.is_static(one) for one in listed[:1])
 
+    def stated_config(self, base: Path) -> dict[str, Any]:
+        """The sizes of the table; sentence-transformers reads nothing of a config.json.
 
-def known_tasks(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """No adapters, so no task but `none`.
+        matryoshka_dimensions are taken where there is one that states them.
+        """
+        entries = shards.tensors(base)
+        table = entries[_table_name(entries, base)]
+        rows = entries[MAPPING].shape[0] if _is_mapped(entries) else table.shape[0]
+        stated = optional_json(base / "config.json").get("matryoshka_dimensions")
+        return {
+            "model_type": MODEL_TYPE,
+            "hidden_size": table.shape[1],
+            "vocab_size": rows,
+            "pad_token_id": 0,
+            **({"matryoshka_dimensions": stated} if stated else {}),
+        }
 
-    Args:
-        folder: not looked at.
-        config: not looked at.
+    def read(self, folder: Path, config: Mapping[str, Any], task: str) -> Parts:
+        """The weight TABLE, with one row a token id, and no adapter."""
+        entries = shards.tensors(folder)
+        name = _table_name(entries, folder)
+        table = shards.reader(name, entries[name])
+        is_plain = name == TABLE or not {MAPPING, TOKEN_WEIGHTS} & entries.keys()
+        weight = table if is_plain else partial(_folded, table, entries)
+        return {TABLE: weight}, {}, shards.files(folder, entries)
 
-    Returns:
-        Always empty.
-    """
-    return ()
+    def tokenizing(self, opened: Opened, rows: int) -> Tokenizing:
+        """tokenizer.json without its post-processor, which adds special tokens.
 
+        Its limit is LIMITLESS unless the file cuts texts itself, as the library then does, too.
+        """
+        import json
 
-def config(home: Path) -> dict[str, Any]:
-    """What takes the place of config.json, of which sentence-transformers reads nothing.
+        path = opened.home / FILE
+        backend = _backend(path)
+        content = json.loads(backend.to_str())
+        check_rows(content, rows)
+        cut = content.get("truncation") or {}
+        stored = content.get("padding") or {}
+        known = [backend.token_to_id(token) for token in PADS]
+        pad = next((one for one in known if one is not None), int(stored.get("pad_id", 0)))
+        pad = pad if 0 <= pad < rows else 0
+        # No post-processor: what it does is put special tokens around a text, and offsets, which no
+        # vector depends on. The padding only tells the runtime an id.
+        backend.post_processor = None
+        backend.enable_padding(pad_id=pad, pad_token=backend.id_to_token(pad) or "")
+        files = tokenizer_backend.kept(
+            json.loads(backend.to_str()), {"tokenizer_class": "PreTrainedTokenizerFast"}
+        )
+        return Tokenizing(
+            files=files,
+            read=(path,),
+            open=partial(_of_transformers, files[0]),
+            max_length=int(cut.get("max_length") or LIMITLESS),
+            chat_template=False,
+            pads_left=False,
+        )
 
-    Args:
-        home: the module's folder.
+    def assemble(self, opened: Opened, weights: Mapping[str, WeightReader]) -> torch.nn.Module:
+        """A module that looks a vector up for each token: last_hidden_state for input_ids."""
+        import torch
 
-    Returns:
-        The sizes of the table; matryoshka_dimensions where a config.json states them.
+        class TokenTable(torch.nn.Module):
+            """One vector a token, whatever stands beside it."""
 
-    Raises:
-        CheckpointError: there is no table, or it is of another form.
-    """
-    entries = shards.tensors(home)
-    table = entries[_table_name(entries, home)]
-    rows = entries[MAPPING].shape[0] if _is_mapped(entries) else table.shape[0]
-    stated = optional_json(home / "config.json").get("matryoshka_dimensions")
-    return {
-        "model_type": MODEL_TYPE,
-        "hidden_size": table.shape[1],
-        "vocab_size": rows,
-        "pad_token_id": 0,
-        **({"matryoshka_dimensions": stated} if stated else {}),
-    }
+            def __init__(self) -> None:
+                super().__init__()
+                self.config = SimpleNamespace(**opened.config)
+                table = weights[TABLE]()
+                rows, width = table.shape
+                self.embedding = torch.nn.Embedding(rows, width, _weight=table, _freeze=True)
+
+            def forward(
+                self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+            ) -> SimpleNamespace:
+                """Look up [batch, sequence] ids."""
+                return SimpleNamespace(last_hidden_state=self.embedding(input_ids))
+
+        return TokenTable().eval()
+
+    @contextlib.contextmanager
+    def reference(
+        self,
+        opened: Opened,
+        weights: Mapping[str, WeightReader],
+        adapter: Mapping[str, LowRank],
+    ) -> Iterator[Runner]:
+        """The table in torch."""
+        with eager.opened(self.assemble(opened, weights)) as run:
+            yield run
 
 
 def _table_name(entries: Mapping[str, shards.Entry], home: Path) -> str:
@@ -109,30 +162,6 @@ def _table_name(entries: Mapping[str, shards.Entry], home: Path) -> str:
 
 def _is_mapped(entries: Mapping[str, shards.Entry]) -> bool:
     return TABLE not in entries and MAPPING in entries
-
-
-def read(
-    folder: Path, config: Mapping[str, Any], task: str
-) -> tuple[dict[str, WeightReader], dict[str, LowRank], list[Path]]:
-    """The table, with one row a token id.
-
-    Args:
-        folder: of the weights.
-        config: not looked at.
-        task: not looked at: `known_tasks` has none.
-
-    Returns:
-        The weight TABLE, no adapter, and the files that hold it.
-
-    Raises:
-        CheckpointError: a file is missing or broken, or a dtype holds no weights.
-    """
-    entries = shards.tensors(folder)
-    name = _table_name(entries, folder)
-    table = shards.reader(name, entries[name])
-    is_plain = name == TABLE or not {MAPPING, TOKEN_WEIGHTS} & entries.keys()
-    weight = table if is_plain else partial(_folded, table, entries)
-    return {TABLE: weight}, {}, shards.files(folder, entries)
 
 
 def _folded(table: WeightReader, entries: Mapping[str, shards.Entry]) -> torch.Tensor:
@@ -159,48 +188,6 @@ def _folded(table: WeightReader, entries: Mapping[str, shards.Entry]) -> torch.T
     return vectors.contiguous()
 
 
-def tokenizing(home: Path, rows: int) -> Tokenizing:
-    """The module's tokenizer, which adds no special tokens.
-
-    Args:
-        home: of tokenizer.json.
-        rows: of the table.
-
-    Returns:
-        tokenizer.json without its post-processor, in a folder of this process's own; its limit is
-        LIMITLESS unless the file cuts texts itself, as the library then does, too.
-
-    Raises:
-        TokenizerError: it is missing or broken, or gives ids that the table lacks.
-    """
-    import json
-
-    path = home / FILE
-    backend = _backend(path)
-    content = json.loads(backend.to_str())
-    check_rows(content, rows)
-    cut = content.get("truncation") or {}
-    stored = content.get("padding") or {}
-    known = [backend.token_to_id(token) for token in PADS]
-    pad = next((one for one in known if one is not None), int(stored.get("pad_id", 0)))
-    pad = pad if 0 <= pad < rows else 0
-    # No post-processor: what it does is put special tokens around a text, and offsets, which no
-    # vector depends on. The padding only tells the runtime an id.
-    backend.post_processor = None
-    backend.enable_padding(pad_id=pad, pad_token=backend.id_to_token(pad) or "")
-    files = tokenizer_backend.kept(
-        json.loads(backend.to_str()), {"tokenizer_class": "PreTrainedTokenizerFast"}
-    )
-    return Tokenizing(
-        files=files,
-        read=(path,),
-        open=partial(_of_transformers, files[0]),
-        max_length=int(cut.get("max_length") or LIMITLESS),
-        chat_template=False,
-        pads_left=False,
-    )
-
-
 def _backend(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
@@ -220,56 +207,6 @@ def _of_transformers(path: Path) -> Any:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
-
-
-def assemble(config: Mapping[str, Any], weights: Mapping[str, WeightReader]) -> torch.nn.Module:
-    """A module that looks a vector up for each token.
-
-    Args:
-        config: as `config` gives it.
-        weights: TABLE.
-
-    Returns:
-        float32, on the CPU; gives last_hidden_state [batch, sequence, width] for input_ids.
-
-    Raises:
-        CheckpointError, NotFiniteError: the table cannot be used.
-    """
-    import torch
-
-    class TokenTable(torch.nn.Module):
-        """One vector a token, whatever stands beside it."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.config = SimpleNamespace(**config)
-            table = weights[TABLE]()
-            rows, width = table.shape
-            self.embedding = torch.nn.Embedding(rows, width, _weight=table, _freeze=True)
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
-            """Look up [batch, sequence] ids."""
-            return SimpleNamespace(last_hidden_state=self.embedding(input_ids))
-
-    return TokenTable().eval()
-
-
-@contextlib.contextmanager
-def reference(config: Mapping[str, Any], weights: Mapping[str, WeightReader]) -> Iterator[Runner]:
-    """The table in torch.
-
-    Args:
-        config: as `config` gives it.
-        weights: TABLE.
-
-    Yields:
-        Gives last_hidden_state, float32 [batch, sequence, width].
-
-    Raises:
-        CheckpointError, NotFiniteError: as `assemble`.
-    """
-    with eager.opened(assemble(config, weights)) as run:
-        yield run
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 from jexport import tasks
 from jexport.artifacts import manifest, model_card
 from jexport.artifacts.manifest import write_json
-from jexport.checkpoints import JINA, STATIC, module_writer
+from jexport.checkpoints import JINA_V3, module_writer
 from jexport.checkpoints.sentence_files import MODULES
 from jexport.types import CompiledModel, Embedding, LoadedModel, ParityReport
 
@@ -219,7 +219,7 @@ def _server_files(model: LoadedModel, out_dir: Path) -> None:
     embedding = model.embedding
     if not (out_dir / "config.json").is_file():  # a target whose engine reads it brings its own
         write_json(out_dir / "config.json", server_config(model))
-    if model.source.layout == STATIC:
+    if not model.embedding.contextual:
         _static_files(model, out_dir)
         return
     if not (out_dir / MODULES).is_file():  # as of a target that writes modules with weights
@@ -274,7 +274,7 @@ def server_config(model: LoadedModel) -> dict[str, Any]:
         The content, JSON-ready.
     """
     limit = {"max_position_embeddings": model.embedding.max_tokens}  # Infinity cuts there
-    if model.source.layout not in JINA:
+    if model.source.layout not in JINA_V3:
         own = {key: value for key, value in model.config.items() if key != "auto_map"}
         return own | limit
     sizes = (

@@ -16,8 +16,7 @@ import numpy as np
 
 from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import (
-    JINA,
-    STATIC,
+    JINA_V3,
     auto_model,
     module_stack,
     module_writer,
@@ -93,7 +92,7 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
     loaded = model.model
     assert not loaded.adapter, "merge comes first"
     dtype = shard_writer.DTYPES[model.precision][1]
-    if loaded.source.layout in JINA:
+    if loaded.source.layout in JINA_V3:
         config = native_config.merged_json(loaded.config, loaded.embedding.matryoshka, dtype)
     else:
         config = sentence_transformer.config_json(loaded.config, dtype)
@@ -117,7 +116,7 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
 
 def _use(model: LoadedModel) -> tuple[str, ...]:
     """How it is opened without jexport."""
-    return USE_STATIC if model.source.layout == STATIC else USE
+    return USE if model.embedding.contextual else USE_STATIC
 
 
 def signature(width: int, *, whole: bool = False) -> Signature:

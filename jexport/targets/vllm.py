@@ -18,7 +18,7 @@ from typing import Any
 
 from jexport.artifacts.manifest import write_json
 from jexport.checkpoints import (
-    JINA,
+    JINA_V3,
     auto_model,
     module_stack,
     module_writer,
@@ -92,7 +92,7 @@ def _servers(model: MergedModel) -> tuple[tuple[str, ...], str]:
         )
     if not loaded.embedding.contextual:
         return (), "it is a static embedding: neither of them has a model without layers"
-    if loaded.source.layout not in JINA:
+    if loaded.source.layout not in JINA_V3:
         return server_layouts.servers(loaded)
     activation = loaded.config.get("hidden_act", "gelu")
     if activation != "gelu":
@@ -150,7 +150,7 @@ def build(model: MergedModel, spec: CompileSpec, out_dir: Path) -> CompiledModel
     able, reason = _servers(model)
     validated_by, opened_as = BY_TRANSFORMERS, ""
     notes: tuple[str, ...] = ()
-    if loaded.source.layout in JINA:
+    if loaded.source.layout in JINA_V3:
         config = nomic_bert.config_json(loaded.config, loaded.embedding, model.precision)
         weights = nomic_bert.relabelled(loaded.weights, config["n_layer"])
         notes = NOT_TRANSFORMERS
