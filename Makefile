@@ -41,8 +41,11 @@ demo: setup ## Build two artifacts, embed three sentences, print their similarit
 test: setup ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not rare"
 
+# The second line is a real vLLM on every architecture of its table: 25 minutes beside other work, most
+# of them spent looking at its own classes.
 test-rare: setup ## Run the tests that `make test` leaves to once a week: kills at each step, whole searches
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m rare
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m rare tests/servers/*/check_*.py
 
 test-recipes: setup ## Build every recipe on a seeded checkpoint with its model's files (many minutes); writes docs/models.md
 	rm -rf .recipes
@@ -73,7 +76,7 @@ gpu-check: ## tests/gpu, bench-gpu and a summary into the folder OUT, in 8 minut
 	$(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_WORDS) --out "$(OUT)" $(GPU_OPTIONS)
 
 test-servers: setup .servers/docker-registry/.tried ## Load artifacts in other engines, in environments made once in .servers; updates the tables
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=15 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=15 -m "not rare" \
 	  tests/servers/check_*.py tests/servers/*/check_*.py
 	$(BIN)/python tests/servers/results.py
 
