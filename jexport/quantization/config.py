@@ -14,8 +14,9 @@ with a second int8 term for what rounding left of the activations; int8 weights 
 
 LAYER_PRECISIONS = (INT8, INT8_RESIDUAL, INT8_WEIGHTS)
 
-FULL_EFFORT_GRID = ((0.8, 1.0), (0.85, 1.0), (0.9, 1.0), (0.85, 0.9))
-"""SmoothQuant's strength and clip that `full` tries, the recipe's own first."""
+FULL_EFFORT_GRID = ((0.85, 1.0), (0.5, 1.0), (0.85, 0.9))
+"""SmoothQuant's strength, which balanced factors start from, and clip that `full` tries, the
+recipe's own first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,12 @@ class QuantizationConfig:
 
     Args:
         scheme: of the activations, one of quant_params.SCHEMES.
-        smoothing: SmoothQuant's strength, 0 to 1.
+        smoothing: SmoothQuant's strength, 0 to 1; 0 for no factors.
         clip: share of the range that is kept of inputs with more channels than the output (an
             MLP's second matrix); 1 for all of it.
         precision: of the layers, INT8 or INT8_WEIGHTS.
         gptq: round weights by GPTQ, else to nearest.
+        balance: move SmoothQuant's factors to the least noise, else its formula's.
     """
 
     scheme: str
@@ -36,6 +38,7 @@ class QuantizationConfig:
     clip: float = 1.0
     precision: str = INT8
     gptq: bool = True
+    balance: bool = True
 
     def key(self, fallback: Sequence[str]) -> str:
         """The name of one trial, for files and the trial log.
@@ -47,7 +50,8 @@ class QuantizationConfig:
             All that is chosen, joined by '-'.
         """
         parts = [self.scheme, self.precision, f"{self.smoothing:g}", f"{self.clip:g}"]
-        return "-".join([*parts, "gptq" if self.gptq else "nearest", *sorted(fallback)])
+        parts += ["gptq" if self.gptq else "nearest"] + ["balanced"] * self.balance
+        return "-".join([*parts, *sorted(fallback)])
 
 
 def candidate_configs(own: QuantizationConfig) -> Iterator[tuple[str, QuantizationConfig]]:
@@ -59,18 +63,20 @@ def candidate_configs(own: QuantizationConfig) -> Iterator[tuple[str, Quantizati
     Yields:
         What each is, in words, and the config; the recipe's own is among them once.
     """
-    plain = replace(own, smoothing=0.0, clip=1.0, gptq=False)
+    plain = replace(own, smoothing=0.0, clip=1.0, gptq=False, balance=False)
     yield "round to nearest", plain
     yield (
         f"SmoothQuant {own.smoothing:g}, round to nearest",
         replace(plain, smoothing=own.smoothing),
     )
     yield "GPTQ", replace(plain, gptq=True)
+    formula = replace(plain, smoothing=own.smoothing, gptq=True)
+    yield f"SmoothQuant {own.smoothing:g}, GPTQ", formula
     pairs = [(own.smoothing, own.clip)]
     pairs += [pair for pair in FULL_EFFORT_GRID if pair not in pairs]
     for smoothing, clip in pairs:
         clipped = "" if clip == 1 else f", clip {clip:g}"
         yield (
-            f"SmoothQuant {smoothing:g}, GPTQ{clipped}",
+            f"SmoothQuant {smoothing:g} balanced, GPTQ{clipped}",
             replace(own, smoothing=smoothing, clip=clip),
         )

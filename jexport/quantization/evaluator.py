@@ -32,6 +32,7 @@ from jexport.types import Embedding, OnnxModel, Runner
 from jexport.workspace.run import give_back_memory
 
 if TYPE_CHECKING:
+    from jexport.quantization.channel_shifting import ChannelShift
     from jexport.quantization.outlier_splitting import ChannelSplit
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx_data"
@@ -158,6 +159,7 @@ class Evaluator:
         trial_log: what was measured before.
         tables: whether embedding tables become int8.
         splits: activations with split outlier channels.
+        shifts: activations with shifted channels.
     """
 
     model: OnnxModel
@@ -168,6 +170,7 @@ class Evaluator:
     trial_log: TrialLog
     tables: bool = True
     splits: Sequence[ChannelSplit] = ()
+    shifts: Sequence[ChannelShift] = ()
 
     def write(
         self, quantizations: Mapping[str, LayerQuantization], folder: Path, precision: str
@@ -185,11 +188,13 @@ class Evaluator:
         import onnx_ir as ir
 
         from jexport.graph import storage
+        from jexport.quantization.channel_shifting import shift_channels
         from jexport.quantization.outlier_splitting import split_channels
         from jexport.quantization.qdq import insert_qdq
 
         folder.mkdir(parents=True, exist_ok=True)
         graph = ir.load(self.model.path)
+        shift_channels(graph, self.shifts, {})
         split_channels(graph, self.splits, {})
         insert_qdq(graph, quantizations, tables=self.tables)
         storage.save(graph, folder / GRAPH)

@@ -24,7 +24,7 @@ from jexport.quantization.gptq import gptq
 from jexport.quantization.layers import LinearLayer
 from jexport.quantization.observers import ActivationStats
 from jexport.quantization.quant_params import QuantParams
-from jexport.quantization.smoothquant import smoothing_factors
+from jexport.quantization.smoothquant import InputRange, balance_factors, smoothing_factors
 from jexport.workspace.threads import one_blas_thread
 
 Array = NDArray[np.float32]
@@ -220,7 +220,17 @@ def _factors(inputs: Sequence[ActivationStats], weight: Array, config: Quantizat
         return np.ones(len(weight), np.float32)
     minimum = np.minimum.reduce([stats.minimum for stats in inputs])
     maximum = np.maximum.reduce([stats.maximum for stats in inputs])
-    return smoothing_factors(minimum, maximum, weight, config.smoothing)
+    factors = smoothing_factors(minimum, maximum, weight, config.smoothing)
+    if not config.smoothing or not config.balance:
+        return factors
+    energy = sum(np.diag(stats.gram).astype(np.float64) / max(stats.tokens, 1) for stats in inputs)
+    observed = InputRange(
+        minimum=minimum,
+        maximum=maximum,
+        energy=np.asarray(energy) / len(inputs),
+        scheme=config.scheme,
+    )
+    return balance_factors(factors, observed, weight)
 
 
 def _reader(path: Path) -> Callable[[], NDArray[np.int8]]:

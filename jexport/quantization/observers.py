@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class ActivationStats:
         maximum: float32 [channels].
         gram: float32 [channels, channels], the sum of x^T x.
         samples: float32 [<= SAMPLE_ROWS, channels], spread evenly over all batches.
+        total: float64 [channels], the sum of x.
         tokens: how many were seen.
     """
 
@@ -45,6 +46,7 @@ class ActivationStats:
     maximum: Array
     gram: Array
     samples: Array
+    total: NDArray[np.float64]
     tokens: int = 0
 
     @classmethod
@@ -62,6 +64,7 @@ class ActivationStats:
             maximum=np.full(channels, -np.inf, np.float32),
             gram=np.zeros((channels, channels), np.float32),
             samples=np.empty((0, channels), np.float32),
+            total=np.zeros(channels, np.float64),
         )
 
     def update(self, values: Array, keep: int) -> None:
@@ -74,10 +77,32 @@ class ActivationStats:
         np.minimum(self.minimum, values.min(axis=0), out=self.minimum)
         np.maximum(self.maximum, values.max(axis=0), out=self.maximum)
         self.gram += values.T @ values
+        self.total += values.sum(axis=0, dtype=np.float64)
         self.tokens += len(values)
         if keep:
             chosen = np.linspace(0, len(values) - 1, num=min(keep, len(values)), dtype=np.int64)
             self.samples = np.concatenate([self.samples, values[chosen]])
+
+    def shifted(self, offsets: Array) -> ActivationStats:
+        """Those of the activation less an offset a channel.
+
+        Args:
+            offsets: float32 [channels].
+
+        Returns:
+            New ones.
+        """
+        exact = offsets.astype(np.float64)
+        # sum (x - z)^T (x - z), in float64: most of a channel that lies far from 0 cancels out.
+        half = np.outer(self.total - self.tokens * exact / 2, exact)
+        return replace(
+            self,
+            minimum=self.minimum - offsets,
+            maximum=self.maximum - offsets,
+            gram=(self.gram - (half + half.T)).astype(np.float32),
+            samples=self.samples - offsets,
+            total=self.total - self.tokens * exact,
+        )
 
 
 def collect_stats(

@@ -147,6 +147,7 @@ def _repeat_stats(stats: ActivationStats, source: NDArray[np.int64]) -> Activati
         maximum=stats.maximum[source],
         gram=stats.gram[np.ix_(source, source)],
         samples=stats.samples[:, source],
+        total=stats.total[source],
     )
 
 

@@ -47,6 +47,7 @@ from jexport.workspace.memory import available_bytes
 from jexport.workspace.run import give_back_memory
 
 if TYPE_CHECKING:
+    from jexport.quantization.channel_shifting import ChannelShift
     from jexport.quantization.outlier_splitting import ChannelSplit
 
 REPORT, PAGE = "quantization.json", "report.html"
@@ -303,10 +304,10 @@ def _observe(
     place: _Place,
     callbacks: Callbacks,
 ) -> tuple[_Job, dict[str, ActivationStats]]:
-    """Reference vectors and statistics by the float graph, outlier channels split."""
+    """Reference vectors and statistics by the float graph, channels shifted, outliers split."""
     import onnx_ir as ir
 
-    from jexport.quantization import outlier_splitting
+    from jexport.quantization import channel_shifting, outlier_splitting
 
     source = ir.load(model.path)
     layers = find_linear_layers(source)
@@ -330,14 +331,17 @@ def _observe(
     work_dir = place.out_dir / "statistics"
     stats = _collect_stats(model, layers, data, _Place(place.runtime, work_dir), callbacks)
     splits: tuple[ChannelSplit, ...] = ()
+    shifts: tuple[ChannelShift, ...] = ()
     if target.precision == INT8:
+        shifts = channel_shifting.find_shifts(source, stats)
+        channel_shifting.shift_channels(source, shifts, stats)
         splits = outlier_splitting.find_outlier_channels(source, stats, weight)
         outlier_splitting.split_channels(source, splits, stats)
         layers = find_linear_layers(source)
     job = _Job(
         layers=layers,
         weight=weight,
-        evaluator=replace(evaluator, splits=splits),
+        evaluator=replace(evaluator, splits=splits, shifts=shifts),
         spec=spec,
         target=target,
         callbacks=callbacks,
@@ -461,6 +465,7 @@ def _write(
             **_report(quantized, quantizations, outcome, job.spec.effort),
             **evaluator.data.metadata,
             "copied": [split.report() for split in evaluator.splits],
+            "shifted": [shift.normalization for shift in evaluator.shifts],
             "techniques": outcome.techniques,
             "held_out_quality": evaluator.compare(quantizations, job.reference),
             "bytes": {"fp32": _bytes(evaluator.model.path.parent), precision: _bytes(out_dir)},

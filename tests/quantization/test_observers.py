@@ -67,6 +67,7 @@ def test_equal_to_numpy_and_padding_never_enters(pad: Any, poison: float) -> Non
         np.testing.assert_array_equal(one_stats.minimum, rows.min(axis=0))
         np.testing.assert_array_equal(one_stats.maximum, rows.max(axis=0))
         np.testing.assert_allclose(one_stats.gram, rows.T @ rows, rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(one_stats.total, rows.sum(axis=0), rtol=1e-12)
         assert {
             one.dtype
             for one in (one_stats.minimum, one_stats.maximum, one_stats.gram, one_stats.samples)
