@@ -26,14 +26,14 @@ MEMORY_PER_WEIGHT = {"quantize": 11.4, "validate": 10.2}
 the checkpoint's own forward pass beside the engine's), 6.39 GB (quantize)."""
 
 SECONDS_PER_WEIGHT = {
-    "load": 9e-9,
-    "export": 75e-9,
+    "load": 38e-9,
+    "export": 139e-9,
     "quantize": 1850e-9,
     "compile": 9e-9,
-    "validate": 297e-9,
-    "package": 9e-9,
+    "validate": 152e-9,
+    "package": 12e-9,
 }
-"""BENCHMARKS.md, 559 M weights on two cores: 5, 42, 5 and 166 s; quantize is 0.85 s a calibration
+"""BENCHMARKS.md, 559 M weights on two cores: 21, 78, 5, 85 and 7 s; quantize is 0.85 s a calibration
 text and 163 s, of 1,024 texts."""
 
 SECONDS_AT_LEAST = 8.0
