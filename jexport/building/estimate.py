@@ -33,8 +33,8 @@ SECONDS_PER_WEIGHT = {
     "validate": 152e-9,
     "package": 12e-9,
 }
-"""BENCHMARKS.md, 559 M weights on two cores: 21, 78, 5, 85 and 7 s; quantize is 0.85 s a calibration
-text and 163 s, of 1,024 texts."""
+"""BENCHMARKS.md, 559 M weights on two cores: 21, 78, 5, 85 and 7 s; quantize is 0.85 s a
+calibration text and 163 s, of 1,024 texts."""
 
 SECONDS_AT_LEAST = 8.0
 """Starting, and tracing a graph, whatever its size."""

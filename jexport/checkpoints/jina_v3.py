@@ -33,5 +33,8 @@ class JinaV3(OwnFormat):
         weights: Mapping[str, WeightReader],
         adapter: Mapping[str, LowRank],
     ) -> AbstractContextManager[Runner]:
-        """The native model with the adapter beside its matrices, as PEFT runs it."""
-        return native_class.reference(opened.config, weights, adapter)
+        """The native model with the adapter beside its matrices; it has no pooler to adapt."""
+        pooler = f"{native_class.POOLER}.weight"
+        return super().reference(
+            opened, weights, {name: one for name, one in adapter.items() if name != pooler}
+        )

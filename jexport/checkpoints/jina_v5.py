@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jexport import tasks
-from jexport.checkpoints import eager, peft_adapter, sentence_transformer, shards
+from jexport.checkpoints import peft_adapter, sentence_transformer, shards
 from jexport.checkpoints.embedding import OwnCode
 from jexport.checkpoints.layout import JINA_LICENCE, Opened, OwnFormat, Parts, Sizes, stated_sizes
 from jexport.checkpoints.module_stack import Stack
@@ -28,7 +28,7 @@ from jexport.errors import (
     RemoteCodeError,
     UnsupportedCheckpointError,
 )
-from jexport.types import LowRank, Runner, WeightReader
+from jexport.types import WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -147,18 +147,6 @@ class JinaV5(OwnFormat):
                 fix="give the config.json that belongs to these weights",
             ) from error
         return sentence_transformer.assembled(native, weights)
-
-    @contextlib.contextmanager
-    def reference(
-        self,
-        opened: Opened,
-        weights: Mapping[str, WeightReader],
-        adapter: Mapping[str, LowRank],
-    ) -> Iterator[Runner]:
-        """The native model with the adapter beside its matrices, never merged."""
-        assembled = self.assemble(opened, weights)
-        with eager.opened(sentence_transformer.with_adapter(assembled, adapter)) as run:
-            yield run
 
 
 def listed_tasks(config: Mapping[str, Any]) -> tuple[str, ...]:

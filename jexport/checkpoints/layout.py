@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jexport.checkpoints import (
+    eager,
     native_mismatch,
     peft_adapter,
     sentence_files,
@@ -274,7 +275,10 @@ class Layout:
         weights: Mapping[str, WeightReader],
         adapter: Mapping[str, LowRank],
     ) -> AbstractContextManager[Runner]:
-        """The forward pass with the adapter beside its matrices, never merged.
+        """The forward pass with the adapter beside its matrices, as PEFT runs it, never merged.
+
+        Independent of the merge stage: a wrong merge, or another task's adapter in it, shows
+        against this. Attention is sdpa, so 8,192 tokens fit in memory.
 
         Args:
             opened: config and arguments.
@@ -287,9 +291,8 @@ class Layout:
         Raises:
             JexportError: as `assemble`.
         """
-        return sentence_transformer.reference(
-            opened.base, weights, adapter, opened.transformer.config
-        )
+        model = sentence_transformer.with_adapter(self.assemble(opened, weights), adapter)
+        return eager.opened(model)
 
 
 class SentenceTransformers(Layout):

@@ -7,18 +7,17 @@ the CPU, because a meta buffer holds no numbers.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jexport.checkpoints import eager, shards
+from jexport.checkpoints import shards
 from jexport.checkpoints.native_config import native_config
 from jexport.checkpoints.transformer_files import count, quiet_transformers
 from jexport.errors import AdapterError, CheckpointError, StateDictError
-from jexport.types import LowRank, Runner, WeightReader
+from jexport.types import LowRank, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -348,35 +347,6 @@ def assemble(config: Mapping[str, Any], weights: Mapping[str, WeightReader]) -> 
     left = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     assert not left, f"still on the meta device: {left}"
     return model  # type: ignore[no-any-return]
-
-
-@contextlib.contextmanager
-def reference(
-    config: Mapping[str, Any],
-    weights: Mapping[str, WeightReader],
-    adapter: Mapping[str, LowRank],
-) -> Iterator[Runner]:
-    """The native model with the adapter beside its matrices, as PEFT runs it: nothing merged.
-
-    Independent of the merge stage: a wrong merge, or another task's adapter in it, shows against
-    this. Attention is sdpa, so 8,192 tokens fit in memory.
-
-    Args:
-        config: config.json of either layout.
-        weights: by native name, as `native_weights` gives them.
-        adapter: the task's deltas by native weight name; empty for the base model.
-
-    Yields:
-        Gives last_hidden_state, float32 [batch, sequence, hidden_size].
-    """
-    model: Any = assemble(config, weights)
-    for name, delta in adapter.items():
-        module = name.removesuffix(".weight")
-        if module != POOLER:
-            model.get_submodule(module).register_forward_hook(beside(delta))
-
-    with eager.opened(model) as run:
-        yield run
 
 
 def beside(delta: LowRank) -> Any:

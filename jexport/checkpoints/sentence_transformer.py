@@ -6,17 +6,16 @@ architecture's history of names; what it reports as missing, unexpected or misma
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jexport.checkpoints import eager, shards
+from jexport.checkpoints import shards
 from jexport.checkpoints.native_class import beside, mismatch
 from jexport.checkpoints.transformer_files import quiet_transformers
 from jexport.errors import CheckpointError, UnsupportedCheckpointError
-from jexport.types import LowRank, Runner, WeightReader
+from jexport.types import LowRank, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -405,32 +404,6 @@ def check_report(report: Mapping[str, Any], names: Iterable[str], *, prefix: str
         raise mismatch(missing, unexpected, mismatched + failed)
 
 
-@contextlib.contextmanager
-def reference(
-    folder: Path,
-    weights: Mapping[str, WeightReader],
-    adapter: Mapping[str, LowRank],
-    arguments: Mapping[str, Any],
-) -> Iterator[Runner]:
-    """The forward pass of transformers, with sdpa attention, the adapter beside its matrices.
-
-    Args:
-        folder: of config.json.
-        weights: all of them, under the names in the file.
-        adapter: deltas by weight name, never merged; empty for none.
-        arguments: for AutoConfig, over what config.json says.
-
-    Yields:
-        Gives last_hidden_state, float32 [batch, sequence, dim].
-
-    Raises:
-        StateDictError, UnsupportedCheckpointError, CheckpointError, NotFiniteError: as `assemble`.
-    """
-    model = with_adapter(assemble(folder, weights, arguments), adapter)
-    with eager.opened(model) as run:
-        yield run
-
-
 def with_adapter(model: Any, adapter: Mapping[str, LowRank]) -> Any:
     """The model with an adapter beside its matrices, as PEFT runs it: nothing merged.
 
@@ -441,7 +414,7 @@ def with_adapter(model: Any, adapter: Mapping[str, LowRank]) -> Any:
     Returns:
         The same model.
     """
-    prefix = f"{model.base_model_prefix}."
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for name, delta in adapter.items():
         module = model.get_submodule(name.removeprefix(prefix).removesuffix(".weight"))
         module.register_forward_hook(beside(delta))

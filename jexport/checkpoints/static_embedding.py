@@ -16,12 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from jexport.checkpoints import eager, sentence_files, shards, tokenizer_backend
+from jexport.checkpoints import sentence_files, shards, tokenizer_backend
 from jexport.checkpoints.layout import Opened, OwnFormat, Parts
 from jexport.checkpoints.tokenizer_backend import FILE, Tokenizing
 from jexport.checkpoints.transformer_files import check_rows, optional_json
 from jexport.errors import CheckpointError, DeviceError, TokenizerError
-from jexport.types import LowRank, Runner, Tensors, WeightReader
+from jexport.types import Runner, Tensors, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -132,17 +132,6 @@ class StaticEmbedding(OwnFormat):
                 return SimpleNamespace(last_hidden_state=self.embedding(input_ids))
 
         return TokenTable().eval()
-
-    @contextlib.contextmanager
-    def reference(
-        self,
-        opened: Opened,
-        weights: Mapping[str, WeightReader],
-        adapter: Mapping[str, LowRank],
-    ) -> Iterator[Runner]:
-        """The table in torch."""
-        with eager.opened(self.assemble(opened, weights)) as run:
-            yield run
 
 
 def _table_name(entries: Mapping[str, shards.Entry], home: Path) -> str:
