@@ -39,19 +39,16 @@ class Batching:
         in_flight: batches that may run or wait at once; tokenising and copying overlap with
             running.
         pooled: whether the engine's own `sentence_embedding` is asked for, where the graph has one.
-        fixed_rows: when the number of rows repeats too (runtime/batches.py), for an engine that
-            keeps code for every shape; the rows that are missing are filled and dropped. 'many': in
-            calls of two full batches and more.
-        single_multiple: what length_multiple is for one text alone, whose shapes are then compiled
-            when the engine is opened; 0 for the same, and none.
+        few_shapes: when passes repeat (runtime/batches.py), for an engine that keeps code for every
+            shape; rows that are missing are filled and dropped. 'many': in calls of two full
+            batches and more; 'always': for one text too, and opening runs its lengths.
     """
 
     tokens: int = 1024
     length_multiple: int = 1
     in_flight: int = 1
     pooled: bool = False
-    fixed_rows: Literal["never", "many", "always"] = "never"
-    single_multiple: int = 0
+    few_shapes: Literal["never", "many", "always"] = "never"
 
 
 WeightReader: TypeAlias = Callable[[], Any]

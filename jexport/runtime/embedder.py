@@ -25,7 +25,7 @@ from jexport.errors import (
     UnsupportedGraphError,
 )
 from jexport.runtime import prompts, windows
-from jexport.runtime.batches import Batch, plan, round_up
+from jexport.runtime.batches import PASS_MULTIPLE, Batch, plan, round_up
 from jexport.runtime.combine import Ids, OutputRequest
 from jexport.runtime.engine import Engine, Opened, only
 from jexport.runtime.inference import TextBatch, run_batches
@@ -391,26 +391,26 @@ class Embedder:
 
         Every engine allocates its buffers with the first texts: one of FIRST_TOKENS is run, and
         one of WARM_TOKENS where that takes less than WARM_SECONDS. One that compiles each shape
-        when it first comes (single_multiple) runs a text of each length that such texts are padded
+        when it first comes (few_shapes) runs a text of each length that such texts are padded
         to, upwards until compiling no longer costs half of running, or for WARM_SECONDS.
         """
-        multiple, limit = self._batching.single_multiple, self._tokenizer.max_tokens
+        limit = self._tokenizer.max_tokens
         self._tokenizer.token_ids(["a"])
         with self._engine.in_use() as runner:
-            if multiple:
-                self._compile_lengths(runner, multiple, limit)
+            if self._batching.few_shapes == "always":
+                self._compile_lengths(runner, limit)
                 return
             seconds = self._one_text(runner, min(FIRST_TOKENS, limit))
             if seconds * WARM_TOKENS / FIRST_TOKENS < WARM_SECONDS:
                 self._one_text(runner, min(WARM_TOKENS, limit))
 
-    def _compile_lengths(self, runner: Runner, multiple: int, limit: int) -> None:
-        begin, tokens = time.perf_counter(), multiple
+    def _compile_lengths(self, runner: Runner, limit: int) -> None:
+        begin, tokens = time.perf_counter(), min(PASS_MULTIPLE, limit)
         while tokens <= limit and time.perf_counter() - begin < WARM_SECONDS:
             first, second = self._one_text(runner, tokens), self._one_text(runner, tokens)
-            if tokens > multiple and first <= WARM_RATIO * second:
+            if tokens > PASS_MULTIPLE and first <= WARM_RATIO * second:
                 break  # but the very first run does more than its shape needs
-            tokens = round_up(tokens + 1, multiple, limit) if tokens < limit else limit + 1
+            tokens = round_up(tokens + 1, PASS_MULTIPLE, limit) if tokens < limit else limit + 1
 
     def _one_text(self, runner: Runner, tokens: int) -> float:
         """Run one text of so many tokens; the seconds that it took."""

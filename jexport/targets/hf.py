@@ -213,9 +213,9 @@ def batching(compiled: CompiledModel, device: str) -> Batching:
         device: 'cpu' or 'cuda'.
 
     Returns:
-        The default on CUDA, else with fixed_rows='many'.
+        The default on CUDA, else with few_shapes='many'.
     """
-    return Batching() if device == "cuda" else Batching(fixed_rows="many")
+    return Batching() if device == "cuda" else Batching(few_shapes="many")
 
 
 TARGET = Target(

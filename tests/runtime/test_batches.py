@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jexport.runtime.batches import plan, plan_batches, round_up
 from jexport.types import Batching
 
-FEW_SHAPES = Batching(fixed_rows="always", single_multiple=16)
+FEW_SHAPES = Batching(few_shapes="always")
 """As the target openvino asks for."""
 
 
@@ -19,24 +19,21 @@ FEW_SHAPES = Batching(fixed_rows="always", single_multiple=16)
     lengths=st.lists(st.integers(0, 500), max_size=80),
     limit=st.integers(1, 3000),
     multiple=st.sampled_from([1, 2, 8, 64]),
-    fixed_rows=st.sampled_from(["never", "many", "always"]),
-    single_multiple=st.sampled_from([0, 16]),
+    few_shapes=st.sampled_from(["never", "many", "always"]),
 )
 def test_each_row_is_in_one_batch_that_holds_it(
     lengths: list[int],
     limit: int,
     multiple: int,
-    fixed_rows: Literal["never", "many", "always"],
-    single_multiple: int,
+    few_shapes: Literal["never", "many", "always"],
 ) -> None:
-    batching = Batching(
-        length_multiple=multiple, fixed_rows=fixed_rows, single_multiple=single_multiple
-    )
+    batching = Batching(length_multiple=multiple, few_shapes=few_shapes)
     batches = plan(lengths, batching, limit, 512)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(len(lengths)))
     for batch in batches:
         rows, tokens = batch.shape
         assert rows >= len(batch.rows) >= 1
+        assert rows == 1 or rows * tokens <= limit
         assert max(1, *(lengths[row] for row in batch.rows)) <= tokens <= 512
 
 
@@ -74,66 +71,70 @@ def short_texts(count: int, seed: int) -> list[int]:
     return [int(n) for n in words + 2 + rng.binomial(words, 0.25)]
 
 
-def test_few_shapes_pad_little_and_repeat() -> None:
-    """A million texts meet no shape that 20,000 have not met, and pad less than 5 %."""
-    shapes: set[tuple[int, int]] = set()
-    padded = real = 0
-    first: set[tuple[int, int]] = set()
-    for window in range(60):
-        lengths = short_texts(4096, seed=window)
-        batches = plan(lengths, FEW_SHAPES, FEW_SHAPES.tokens, 512)
-        shapes |= {batch.shape for batch in batches}
-        padded += sum(rows * tokens for rows, tokens in (batch.shape for batch in batches))
-        real += sum(lengths)
-        if window == 4:
-            first = set(shapes)
-    assert padded <= 1.05 * real
-    assert len(first) < 40
-    assert len(shapes) <= 1.1 * len(first)
+def mixed_texts(count: int, seed: int) -> list[int]:
+    """Tokens of docstrings, about: lognormal, half of them below 30, cut at 256."""
+    return [int(n) for n in np.clip(np.random.default_rng(seed).lognormal(3.4, 0.9, count), 3, 256)]
 
 
-def test_small_calls_share_shapes() -> None:
-    shapes = set()
+def padding(shapes: list[tuple[int, int]], lengths: list[int]) -> float:
+    return sum(rows * tokens for rows, tokens in shapes) / sum(lengths) - 1
+
+
+def shapes_of(lengths: list[int]) -> list[tuple[int, int]]:
+    return [batch.shape for batch in plan(lengths, FEW_SHAPES, FEW_SHAPES.tokens, 256)]
+
+
+def test_calls_of_a_hundred_to_thousands_of_texts_pad_little() -> None:
+    for count, most in ((100, 0.08), (150, 0.06), (200, 0.05), (640, 0.04), (4096, 0.02)):
+        for texts in (short_texts, mixed_texts):
+            calls = [texts(count, seed) for seed in range(10 if count < 1000 else 1)]
+            shapes = [shape for call in calls for shape in shapes_of(call)]
+            assert padding(shapes, [n for call in calls for n in call]) <= most, (count, texts)
+
+
+def test_the_life_of_a_process_meets_few_numbers_of_tokens() -> None:
+    """What is compiled is compiled for rows x tokens; calls of any size share 48 of those."""
     rng = np.random.default_rng(0)
-    for _ in range(2000):
-        lengths = [int(n) for n in rng.integers(3, 36, rng.integers(2, 17))]
-        batches = plan(lengths, FEW_SHAPES, FEW_SHAPES.tokens, 512)
-        shapes |= {batch.shape for batch in batches}
-    assert all(rows & (rows - 1) == 0 and tokens % 4 == 0 for rows, tokens in shapes)
-    assert len(shapes) <= 5 * 9
-    [long, short] = plan([500, 10], FEW_SHAPES, FEW_SHAPES.tokens, 512)
-    assert (long.shape, short.shape) == ((1, 512), (1, 12))
+    shapes: set[tuple[int, int]] = set()
+    for call in range(120):
+        texts = short_texts if call % 2 else mixed_texts
+        shapes |= set(shapes_of(texts(int(rng.integers(1, 700)), seed=call)))
+    assert len({rows * tokens for rows, tokens in shapes}) <= 48
+    assert len(shapes) <= 300
+    assert all(tokens <= 256 and rows * tokens <= 1024 for rows, tokens in shapes)
 
 
-def test_what_fills_rows_and_lengths_counts_as_padding() -> None:
-    """Calls of 16 texts, as 16 threads make them, and of 256: filled up after cutting, 64, 63 %."""
-    for count, most in ((16, 1.4), (256, 1.35)):
-        padded = real = 0
-        for seed in range(40):
-            lengths = short_texts(count, seed=seed)
-            shapes = [batch.shape for batch in plan(lengths, FEW_SHAPES, FEW_SHAPES.tokens, 512)]
-            assert all(rows * tokens <= FEW_SHAPES.tokens for rows, tokens in shapes)
-            padded += sum(rows * tokens for rows, tokens in shapes)
-            real += sum(lengths)
-        assert padded <= most * real
+def test_more_texts_meet_hardly_a_number_of_tokens_that_20_000_did_not() -> None:
+    calls = [set(shapes_of(short_texts(4096, seed=window))) for window in range(16)]
+    first, every = set().union(*calls[:5]), set().union(*calls)
+    assert len(every) <= 1.1 * len(first) <= 66  # of hundreds that any shape would give
+    # Their code, which is what takes memory, is that of the numbers of tokens.
+    sizes = [{rows * tokens for rows, tokens in shapes} for shapes in (first, every)]
+    assert len(sizes[1]) <= 1.1 * len(sizes[0])
 
 
-def test_one_text_alone_has_a_ladder_of_its_own() -> None:
-    assert [plan([n], FEW_SHAPES, FEW_SHAPES.tokens, 512)[0].shape for n in (1, 16, 17, 500)] == [
-        (1, 16),
-        (1, 16),
-        (1, 32),
-        (1, 512),
-    ]
+def test_what_fills_a_batch_counts_as_padding() -> None:
+    """Calls of 16 texts, as 16 threads make them: filled up after cutting, 64 %."""
+    calls = [short_texts(16, seed=seed) for seed in range(40)]
+    shapes = [shape for call in calls for shape in shapes_of(call)]
+    assert padding(shapes, [n for call in calls for n in call]) <= 0.3
+    assert shapes_of([240, 10]) == [(1, 240), (1, 16)]
+
+
+def test_one_text_alone_runs_in_a_length_of_the_ladder() -> None:
+    for limit, longest in ((512, 512), (500, 500)):  # the model's limit may be on no ladder
+        plans = [plan([n], FEW_SHAPES, 1024, limit)[0].shape for n in (0, 1, 16, 17, 490)]
+        assert plans == [(1, 16), (1, 16), (1, 16), (1, 32), (1, min(496, longest))]
+    assert plan([500], FEW_SHAPES, 64, 500)[0].shape == (1, 500)  # over the limit of a pass
 
 
 def test_many_texts_have_few_shapes_and_few_texts_their_own() -> None:
     """hf: rows repeat from two full batches on; below that nothing is filled up."""
     rng = np.random.default_rng(0)
-    batching = Batching(fixed_rows="many")
+    batching = Batching(few_shapes="many")
     many = [int(length) for length in rng.integers(5, 30, 4096)]
     shapes = [batch.shape for batch in plan(many, batching, 1024, 512)]
-    assert len(set(shapes)) <= 32
+    assert len(set(shapes)) <= 50
     assert sum(rows * tokens for rows, tokens in shapes) <= 1.05 * sum(many)
     few = many[:16]
     assert plan(few, batching, 1024, 512) == plan(few, Batching(), 1024, 512)

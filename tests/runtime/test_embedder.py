@@ -646,7 +646,7 @@ def test_warming_up_runs_each_length_that_is_compiled() -> None:
         runner=model,
         embedding=EMBEDDING,
         outputs=["last_hidden_state"],
-        batching=Batching(single_multiple=16),
+        batching=Batching(few_shapes="always"),
     ).warm_up()
     assert [tokens for _, tokens in model.shapes[:5]] == [16, 16, 32, 32, 48]
     assert model.shapes[-1] == (1, 48)  # compiling it costs no more than running it: the last
