@@ -650,3 +650,21 @@ def test_warming_up_runs_each_length_that_is_compiled() -> None:
     ).warm_up()
     assert [tokens for _, tokens in model.shapes[:5]] == [16, 16, 32, 32, 48]
     assert model.shapes[-1] == (1, 48)  # compiling it costs no more than running it: the last
+
+
+@pytest.mark.parametrize("count", [1, 7, 150])
+def test_few_shapes_give_each_text_its_own_vector(count: int) -> None:
+    embedder, _ = make()
+    texts = [SEVERAL[number % len(SEVERAL)] + " river" * (number % 9) for number in range(count)]
+    model = SmallModel()
+    few = Embedder(
+        tokenizer=embedder._tokenizer,
+        runner=model,
+        embedding=EMBEDDING,
+        outputs=["last_hidden_state"],
+        batching=Batching(few_shapes="always"),
+    )
+    np.testing.assert_allclose(
+        few.encode(texts), [alone(embedder, text) for text in texts], atol=1e-6
+    )
+    assert all(rows * tokens % 16 == 0 for rows, tokens in model.shapes)
