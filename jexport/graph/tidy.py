@@ -18,6 +18,8 @@ from onnx_ir.passes import common
 from jexport.graph import edit
 
 ODD = ("IsNaN", "Where", "IsInf", "Identity", "Dropout", "Loop", "If", "Scan")
+ACTIVATION = "/activation_function/"
+"""In the names of nodes that a Dense module's activation is made of."""
 
 
 def tidy(model: ir.Model) -> None:
@@ -104,10 +106,13 @@ def check(model: ir.Model, *, allow_odd: bool) -> None:
 
 
 def _is_odd(node: ir.Node) -> bool:
-    """One of ODD; a Where over integers (buckets of relative positions) masks nothing."""
+    """One of ODD; a Where over integers (buckets of relative positions) masks nothing.
+
+    Nor does one in an activation behind the pooling: Softplus, and others, are two formulas.
+    """
     kind = node.outputs[0].dtype
-    chooses = node.op_type == "Where" and kind is not None and kind.is_integer()
-    return node.op_type in ODD and not chooses
+    chooses = (kind is not None and kind.is_integer()) or ACTIVATION in (node.name or "")
+    return node.op_type in ODD and not (node.op_type == "Where" and chooses)
 
 
 def name_nodes(graph: ir.Graph) -> None:

@@ -131,6 +131,11 @@ def same(ours: Any, theirs: Any, **options: Any) -> None:
 
 
 GELU, IDENTITY = torch.nn.GELU(), torch.nn.Identity()
+ELEMENTWISE = ("SiLU", "Mish", "Softplus", "LeakyReLU", "ELU", "CELU", "SELU", "Hardswish")
+ELEMENTWISE += ("Hardsigmoid", "Softsign", "LogSigmoid", "Softshrink", "Tanhshrink", "ReLU6")
+ELEMENTWISE += ("Hardtanh", "Hardshrink", "Sigmoid", "ReLU")
+"""Activations of torch that need no argument; sentence-transformers keeps their names alone."""
+
 STACKS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "LaBSE": ("Bert", (Pooling(WIDTH, "cls"), Dense(WIDTH, WIDTH), Normalize())),
     "distiluse": ("Bert", (Pooling(WIDTH, "mean"), Dense(WIDTH, 16))),
@@ -160,10 +165,21 @@ STACKS: dict[str, tuple[str, tuple[Any, ...]]] = {
             LayerNorm(20),
         ),
     ),
+    "activations": (
+        "Bert",
+        (
+            Pooling(WIDTH, "mean"),
+            *(
+                Dense(WIDTH, WIDTH, activation_function=getattr(torch.nn, name)())
+                for name in ELEMENTWISE
+            ),
+            Normalize(),
+        ),
+    ),
 }
 
 
-RARE = ("EmbeddingGemma", "everything")
+RARE = ("EmbeddingGemma", "everything", "activations")
 """Stacks that `make test` opens in torch alone; their graphs are exported once a week."""
 
 

@@ -7,17 +7,23 @@ stand-in engine computes is onnxruntime's; whether TensorRT computes it too, tes
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import jexport
 from jexport.artifacts import manifest
 from jexport.errors import ArtifactError, DeviceError
 
+static_models: Any = SimpleNamespace(
+    **runpy.run_path(str(Path(__file__).parents[1] / "checkpoints" / "static_models.py"))
+)
 TASK = "retrieval.query"
 RECIPE = """name = "small"
 [compile]
@@ -142,3 +148,51 @@ def test_profiles_that_overlap_leave_nothing(
     assert "profiles 0 and 1 overlap" in answer.err
     out = tmp_path / "out"
     assert not out.exists() or not list(out.iterdir())
+
+
+def stack(folder: Path) -> Path:
+    """Two poolings joined, Dense, LayerNorm, Dense without a bias: all of it in the graph."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Normalize
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+    width = static_models.WIDTH
+    encoder = static_models.encoder(folder.with_name("encoder"))
+    modules = [
+        encoder,
+        Pooling(width, pooling_mode=["lasttoken", "weightedmean"]),
+        Dense(2 * width, width),
+        LayerNorm(width),
+        Dense(width, 24, bias=False, activation_function=torch.nn.GELU()),
+        Normalize(),
+    ]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+    return folder
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize("kind", ["stack", "static"])
+def test_modules_and_a_table_as_a_plan(
+    kind: str, bench: Any, cli: Callable[..., Any], texts: list[str], tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    saved = tmp_path / "saved"
+    checkpoint = stack(saved) if kind == "stack" else static_models.save_static(saved)
+    words = (
+        "--task",
+        "none",
+        "--target",
+        "trt",
+        "--validate-tokens",
+        64,
+        "--out",
+        tmp_path / "out",
+    )
+    answer = cli("build", "--model", checkpoint, *words)
+    assert answer.code == 0, answer.err
+    library = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+    many = [*texts, "the harbour at night " * 400, ""]
+    with jexport.open_artifact(answer.path) as embedder:
+        np.testing.assert_allclose(embedder.encode(many), library.encode(many), atol=2e-5)
+    assert bench.gpu.leaks() == {"device": 0, "host": 0, "handles": 0}
