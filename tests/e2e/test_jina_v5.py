@@ -6,12 +6,14 @@ Every build is also judged while it is made (validate); here vectors, uses and f
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import jexport
 from jexport.artifacts import manifest
@@ -108,3 +110,42 @@ def check_sentence_transformers(path: Path, judge: Any) -> None:
     for use in ("encode", "encode_query", "encode_document"):
         wanted, found = (getattr(one, use)(TEXTS) for one in (judge, opened))
         assert (found * wanted).sum(axis=1).min() > 0.999, use
+
+
+def list_modules(folder: Path) -> None:
+    """A fine-tune with a pooling and a projection of its own behind the authors' module."""
+    from sentence_transformers.base.modules import Dense
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))[:1]
+    torch.manual_seed(4)
+    for number, module in enumerate((Pooling(128, "mean"), Dense(128, 48)), 1):
+        home = f"{number}_{type(module).__name__}"
+        (folder / home).mkdir()
+        module.save(str(folder / home))
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        listed.append({"idx": number, "name": str(number), "path": home, "type": kind})
+    (folder / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize("target", ["onnx", "vllm"])
+def test_a_fine_tune_with_modules_of_its_own(
+    target: str, toys: dict[str, Path], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(toys[SMALL], tmp_path / "tuned"))
+    list_modules(folder)
+    answer = cli(
+        *("build", "--recipe", RECIPES[SMALL], "--model", folder, "--task", "retrieval"),
+        *("--target", target, "--out", tmp_path / "out", "--validate-tokens", 64),
+    )
+    assert answer.code == 0, answer.err
+    judge = reference_library_jina_v5.assemble(folder, "retrieval")
+    usual = reference_library_jina_v5.assemble(toys[SMALL], "retrieval")
+    assert judge.get_embedding_dimension() == 48
+    assert usual.get_embedding_dimension() == 128
+    with jexport.open_artifact(answer.path) as model:
+        for use in ("encode", "encode_query"):
+            wanted, found = (getattr(one, use)([*TEXTS, LONG]) for one in (judge, model))
+            lengths = np.linalg.norm(wanted, axis=1) * np.linalg.norm(found, axis=1)
+            assert ((found * wanted).sum(axis=1) / lengths).min() > 0.999999, use
