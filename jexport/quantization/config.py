@@ -28,7 +28,7 @@ class QuantizationConfig:
         smoothing: SmoothQuant's strength, 0 to 1; 0 for no factors.
         clip: share of the range that is kept of inputs with more channels than the output (an
             MLP's second matrix); 1 for all of it.
-        precision: of the layers, INT8 or INT8_WEIGHTS.
+        precision: of the layers, one of LAYER_PRECISIONS.
         gptq: round weights by GPTQ, else to nearest.
         balance: move SmoothQuant's factors to the least noise, else its formula's.
     """

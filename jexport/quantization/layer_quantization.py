@@ -23,7 +23,7 @@ from jexport.quantization.config import (
 from jexport.quantization.gptq import gptq
 from jexport.quantization.layers import LinearLayer
 from jexport.quantization.observers import ActivationStats
-from jexport.quantization.quant_params import QuantParams
+from jexport.quantization.quant_params import RESIDUAL_STEPS, STEPS, QuantParams
 from jexport.quantization.smoothquant import InputRange, balance_factors, smoothing_factors
 from jexport.workspace.threads import one_blas_thread
 
@@ -229,6 +229,7 @@ def _factors(inputs: Sequence[ActivationStats], weight: Array, config: Quantizat
         maximum=maximum,
         energy=np.asarray(energy) / len(inputs),
         scheme=config.scheme,
+        steps=RESIDUAL_STEPS if config.precision == INT8_RESIDUAL else STEPS,
     )
     return balance_factors(factors, observed, weight)
 

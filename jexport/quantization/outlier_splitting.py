@@ -9,6 +9,10 @@ scale a column is as coarse as this row asks for. A channel that is there m time
 
 In float the copies are columns of W and rows of V / m; SmoothQuant then finds a channel that is m
 times easier. As many copies as are needed; every engine sees an MLP that is 2 % wider.
+
+A gated MLP, (act(x G) * (x U)) V, is where decoders have their massive activations (Sun et al.
+2024, arXiv 2402.17762): a few channels are hundreds of times beyond the rest, at single tokens.
+Each copy is a column of G and one of U, which are one matrix [G U] here.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from jexport.graph import edit
 from jexport.quantization.observers import ActivationStats
 
 ACTIVATIONS = ("Gelu", "Relu", "Tanh")
+GATE_OPS = (*ACTIVATIONS, "Sigmoid", "Mul", "Swish", "HardSigmoid", "Erf", "Add", "Div")
+"""What a gate is made of, each number for itself; SiLU is x * Sigmoid(x)."""
 
 CHANNELS_PER_COPY, MULTIPLE = 64, 16
 """Copies: one for so many channels, rounded up to a multiple of what integer kernels like. Twice as
@@ -58,17 +64,30 @@ class ChannelSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class _Mlp:
-    """act(x W + b) V: its nodes. bias: the Add and b, None without one."""
+    """act(x W + b) V: its nodes.
+
+    bias: the Add and b, None without one. activation: the last node before V. split: of a gated
+    MLP, what parts x [G U] into halves. inner: outputs of the nodes between W and V, W's own aside.
+    """
 
     first: ir.Node
     bias: tuple[ir.Node, ir.Value] | None
     activation: ir.Node
     second: ir.Node
+    split: ir.Node | None = None
+    inner: tuple[ir.Value, ...] = ()
 
     @property
     def between(self) -> ir.Value:
         """What the second layer reads."""
         return self.activation.outputs[0]
+
+    @property
+    def width(self) -> int:
+        """Channels that the second layer reads."""
+        weight = self.second.inputs[1]
+        assert weight is not None
+        return edit.sizes(weight.const_value)[0]
 
 
 def find_outlier_channels(
@@ -152,8 +171,11 @@ def _repeat_stats(stats: ActivationStats, source: NDArray[np.int64]) -> Activati
 
 
 def _mlps(model: ir.Model) -> Iterator[_Mlp]:
-    """Two linear layers with an activation between them that nothing else reads."""
+    """Two linear layers with an activation, or a gate, between them that nothing else reads."""
     for node in model.graph:
+        gated = _gated(node)
+        if gated is not None:
+            yield gated
         if node.op_type not in ACTIVATIONS or node.domain:
             continue
         value, second = node.inputs[0], edit.only_user(node.outputs[0])
@@ -162,6 +184,55 @@ def _mlps(model: ir.Model) -> Iterator[_Mlp]:
         first, bias = _linear_and_bias(value)
         if _is_linear(first) and _is_linear(second) and second.inputs[0] is node.outputs[0]:
             yield _Mlp(first=first, bias=bias, activation=node, second=second)
+
+
+def _gated(node: ir.Node) -> _Mlp | None:
+    """The gated MLP whose two sides a node multiplies; None where it is none."""
+    second = edit.only_user(node.outputs[0]) if node.op_type == "Mul" else None
+    if not _is_linear(second) or second.inputs[0] is not node.outputs[0]:
+        return None
+    nodes, open_values, split = {node}, [*node.inputs], None
+    while open_values:
+        value = open_values.pop()
+        producer = value.producer() if value is not None else None
+        if value is None or producer is None:
+            if edit.scalar(value) is None:  # numbers of single channels would have to be repeated
+                return None
+        elif producer.op_type == "Split" and not producer.domain:
+            if split not in (None, producer):
+                return None
+            split = producer
+        elif producer.op_type not in GATE_OPS or producer.domain:
+            return None
+        elif producer not in nodes:
+            nodes.add(producer)
+            open_values += producer.inputs
+    if split is None or not _halves(split):
+        return None
+    inner = [value for one in (split, *nodes) for value in one.outputs]
+    readers = {user for value in inner for user in value.consumers()}
+    source = split.inputs[0]
+    if source is None or edit.only_user(source) is not split or readers - nodes != {second}:
+        return None
+    if any(value.is_graph_output() for value in inner):
+        return None
+    first, bias = _linear_and_bias(source)
+    if not _is_linear(first):
+        return None
+    return _Mlp(
+        first=first, bias=bias, activation=node, second=second, split=split, inner=tuple(inner)
+    )
+
+
+def _halves(split: ir.Node) -> bool:
+    """Whether it parts the last axis into two of one size, which a constant gives."""
+    axis, sizes = split.attributes.get("axis"), edit.array(split.inputs[-1])
+    source = split.inputs[0]
+    rank = len(source.shape) if source is not None and source.shape is not None else 0
+    last = axis is not None and axis.as_int() in (-1, rank - 1)
+    return (
+        last and len(split.inputs) == 2 and sizes is not None and sizes.tolist() == [sizes[0]] * 2
+    )
 
 
 def _linear_and_bias(value: ir.Value) -> tuple[ir.Node | None, tuple[ir.Node, ir.Value] | None]:
@@ -189,18 +260,26 @@ def _weight_name(linear: ir.Node) -> str:
 
 
 def _widen_first(work: edit.Edit, mlp: _Mlp, source: NDArray[np.int64]) -> None:
-    """Let the first layer give these columns."""
-    _replace_weight(work, mlp.first, (-1, len(source)), lambda weight: weight[:, source])
-    values = [mlp.first.outputs[0], mlp.between]
+    """Let the first layer give these columns, in both halves where it has two."""
+    columns = source
+    if mlp.split is not None:
+        columns = np.concatenate([source, source + mlp.width])
+        sizes = np.array([len(source)] * 2, np.int64)
+        mlp.split.replace_input_with(1, work.constant(f"{mlp.split.name}.copied", sizes))
+    _replace_weight(work, mlp.first, (-1, len(columns)), lambda weight: weight[:, columns])
+    values = [mlp.first.outputs[0]]
     if mlp.bias is not None:
         node, bias = mlp.bias
         assert bias.const_value is not None
-        repeated = work.constant(f"{bias.name}.copied", bias.const_value.numpy()[source])
+        repeated = work.constant(f"{bias.name}.copied", bias.const_value.numpy()[columns])
         node.replace_input_with(list(node.inputs).index(bias), repeated)
         values.append(node.outputs[0])
-    for value in values:
+    for value, width in [
+        *((value, len(columns)) for value in values),
+        *((value, len(source)) for value in (mlp.between, *mlp.inner)),
+    ]:
         if value.shape is not None:
-            value.shape = ir.Shape([*list(value.shape)[:-1], len(source)])
+            value.shape = ir.Shape([*list(value.shape)[:-1], width])
 
 
 def _widen_second(

@@ -13,6 +13,10 @@ UINT8, SYMMETRIC = "uint8", "symmetric"
 SCHEMES = (UINT8, SYMMETRIC)
 """Of activations: uint8 with a zero point, or int8 around zero. Weights are always symmetric."""
 
+STEPS = 255
+RESIDUAL_STEPS = STEPS * 254
+"""Steps of an activation's range in one int8 term, and in two (QuantParams.residual)."""
+
 MIN_RANGE = 1e-5
 
 MIN_SCALE = np.float32(2.0**-23)
@@ -59,7 +63,9 @@ class QuantParams:
     def residual(self) -> QuantParams:
         """Parameters for this one's rounding error, which is half a step to either side at most."""
         zero_point = 128 if self.scheme == UINT8 else 0
-        return QuantParams(scale=self.scale / 254, zero_point=zero_point, scheme=self.scheme)
+        return QuantParams(
+            scale=self.scale * STEPS / RESIDUAL_STEPS, zero_point=zero_point, scheme=self.scheme
+        )
 
 
 def activation_params(minimum: float, maximum: float, scheme: str) -> QuantParams:

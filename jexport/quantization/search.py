@@ -245,7 +245,7 @@ def find_fallback_layers(
             it cost, and the layers and texts that are in the way.
     """
     options = options or SearchOptions()
-    order = sorted(layers, key=lambda layer: (-sensitivity[layer.name] / layer.share, layer.name))
+    order = _by_sensitivity(layers, sensitivity)
     plans = _prefixes(_within_cap(order, goals.max_share), goals.max_share)
     beyond = [p for p in _prefixes(order, 1.0) if p not in plans] if options.whole_curve else []
     search = _Search(measure=measure, goals=goals, options=options, total=len(plans) + len(beyond))
@@ -269,6 +269,29 @@ def find_fallback_layers(
     if chosen is None:
         raise _out_of_reach(search, order)
     return chosen, search.trials
+
+
+def most_sensitive(
+    layers: Sequence[LinearLayer], sensitivity: Mapping[str, float], cap: float
+) -> list[LinearLayer]:
+    """The layers that fall back first, up to a cap.
+
+    Args:
+        layers: to choose from.
+        sensitivity: as for find_fallback_layers.
+        cap: on their share of the multiply-adds.
+
+    Returns:
+        In the order in which they fall back.
+    """
+    return _within_cap(_by_sensitivity(layers, sensitivity), cap)
+
+
+def _by_sensitivity(
+    layers: Sequence[LinearLayer], sensitivity: Mapping[str, float]
+) -> list[LinearLayer]:
+    """The most sensitive first, per share of the multiply-adds."""
+    return sorted(layers, key=lambda layer: (-sensitivity[layer.name] / layer.share, layer.name))
 
 
 def _stalled_goal(trials: Sequence[Trial]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jexport.quantization.quant_params import MIN_RANGE, SYMMETRIC
+from jexport.quantization.quant_params import MIN_RANGE, STEPS, SYMMETRIC
 
 Array = NDArray[np.float32]
 Exact = NDArray[np.float64]
@@ -65,12 +65,14 @@ class InputRange:
         maximum: float32 [in_features].
         energy: float [in_features], mean square.
         scheme: of the activation, one of quant_params.SCHEMES.
+        steps: that the activation's range is cut into, quant_params.STEPS or RESIDUAL_STEPS.
     """
 
     minimum: Array
     maximum: Array
     energy: NDArray[np.floating]
     scheme: str
+    steps: int = STEPS
 
     def sides(self) -> tuple[Exact, Exact]:
         """How far each channel reaches below and above 0; the same where steps are symmetric.
@@ -89,7 +91,7 @@ class _Noise:
     """The rounding noise of x / f times f W, and its gradient.
 
     low, high: reach of the channels, [in_features]. rows: sum of squares of W's rows. powers:
-    (|W| / largest) ** NORM, [in_features, columns]. energy: of x, [in_features].
+    (|W| / largest) ** NORM, [in_features, columns]. energy: of x, [in_features]. steps: of x.
     """
 
     low: Exact
@@ -98,6 +100,7 @@ class _Noise:
     powers: Array
     largest: float
     energy: Exact
+    steps: int
 
     def gradient(self, logs: Exact) -> tuple[float, Exact]:
         """Mean square of the output's noise, summed over columns, up to a factor.
@@ -112,7 +115,7 @@ class _Noise:
         low, low_share = _norm(self.low / factors)
         high, high_share = _norm(self.high / factors)
         rows = self.rows * factors**2
-        inputs = ((low + high) / 255) ** 2 * rows.sum()
+        inputs = ((low + high) / self.steps) ** 2 * rows.sum()
         inputs_gradient = 2 * rows / rows.sum() - 2 * (low * low_share + high * high_share) / (
             low + high
         )
@@ -168,6 +171,7 @@ def balance_factors(factors: Array, inputs: InputRange, weight: Array) -> Array:
         powers=np.asarray((magnitudes / np.float32(largest)) ** NORM, np.float32),
         largest=largest,
         energy=energy,
+        steps=inputs.steps,
     )
     logs = np.log(factors.astype(np.float64))
     best, least = logs, np.inf

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from jexport.gates import GateFailure
 from jexport.quantization import observers, quant_params, search
 from jexport.quantization.config import (
     INT8,
+    INT8_RESIDUAL,
     INT8_WEIGHTS,
     LAYER_PRECISIONS,
     QuantizationConfig,
@@ -57,6 +59,10 @@ GOALS = (*recipe.GOALS, "symmetric", "pair_top10_overlap", "effort", "allow_slow
 
 MEASURED_SENSITIVITY = 50_000_000
 """Weights up to which `fast`, too, measures each layer's sensitivity by embeddings."""
+
+SENSITIVITY_TEXTS = 96
+"""Held-out texts, spread evenly, that a layer's sensitivity is measured on: only the order counts,
+and both sides of each difference are measured on the same ones."""
 
 WeightReader = Callable[[str], NDArray[np.float32]]
 
@@ -152,6 +158,7 @@ def run(
     give_back_memory()
     own = job.quantize_layers(stats, job.own_config)
     quantized, techniques = _best_config(job, stats, own) if job.full else (own, [])
+    job = replace(job, fallbacks=_fallbacks(job, stats, quantized))
     del stats, own
     give_back_memory()
     goals = _goals(spec, target)
@@ -168,7 +175,13 @@ def run(
             message=callbacks.message,
         ),
     )
-    outcome = _Outcome(chosen=chosen, trials=trials, goals=goals, techniques=techniques)
+    outcome = _Outcome(
+        config=next(iter(quantized.values())).config,
+        chosen=chosen,
+        trials=trials,
+        goals=goals,
+        techniques=techniques,
+    )
     return _write(job, quantized, outcome, out_dir)
 
 
@@ -220,7 +233,11 @@ class _Place:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One run: what all its steps share. reference: the held-out texts by the float graph."""
+    """One run: what all its steps share.
+
+    reference: the held-out texts by the float graph. fallbacks: layers that have another weight at
+    the fallback precision, by name. sample: how many held-out texts, '' for all, in the trial log.
+    """
 
     layers: Sequence[LinearLayer]
     weight: WeightReader
@@ -230,11 +247,19 @@ class _Job:
     target: QuantizationTarget
     callbacks: Callbacks
     work_dir: Path
+    fallbacks: Mapping[str, QuantizedLayer] = field(default_factory=dict)
+    sample: str = ""
 
     @property
     def full(self) -> bool:
         """Whether to try more than the recipe's own config."""
         return self.spec.effort == "full" and self.target.precision == INT8
+
+    @property
+    def measures_sensitivity(self) -> bool:
+        """Whether each layer's sensitivity is measured by embeddings."""
+        weights = sum(layer.in_features * layer.out_features for layer in self.layers)
+        return self.target.precision == INT8 and (self.full or weights <= MEASURED_SENSITIVITY)
 
     @property
     def own_config(self) -> QuantizationConfig:
@@ -247,11 +272,14 @@ class _Job:
         )
 
     def quantize_layers(
-        self, stats: Mapping[str, ActivationStats], config: QuantizationConfig
+        self,
+        stats: Mapping[str, ActivationStats],
+        config: QuantizationConfig,
+        layers: Sequence[LinearLayer] = (),
     ) -> dict[str, QuantizedLayer]:
-        """Every layer under one config, by name."""
+        """Every layer under one config, or some of them, by name."""
         return quantize_layers(
-            self.layers,
+            layers or self.layers,
             self.weight,
             stats,
             config,
@@ -264,11 +292,15 @@ class _Job:
     ) -> dict[str, LayerQuantization]:
         """Every layer's quantization, some of them at the fallback precision."""
         return {
-            name: replace(one.quantization, precision=self.target.fallback)
+            name: replace(self.layer(name, one).quantization, precision=self.target.fallback)
             if name in fallback
             else one.quantization
             for name, one in quantized.items()
         }
+
+    def layer(self, name: str, int8: QuantizedLayer) -> QuantizedLayer:
+        """A layer as it is rounded for the fallback precision; as for int8 where that is it."""
+        return self.fallbacks.get(name, int8)
 
     def measure(
         self, quantized: Mapping[str, QuantizedLayer], fallback: Sequence[str]
@@ -276,9 +308,28 @@ class _Job:
         """The graph with some layers at the fallback precision against the float graph."""
         config = next(iter(quantized.values())).config
         return self.evaluator.measure(
-            f"{self.target.fallback} {config.key(fallback)}",
+            f"{self.target.fallback} {config.key(fallback)}{self.sample}",
             self.with_fallback(quantized, fallback),
             self.reference,
+        )
+
+    def on_sample(self, count: int) -> _Job:
+        """The same with fewer held-out texts."""
+        data = self.evaluator.data
+        texts = len(data.held_out)
+        rows = np.linspace(0, texts - 1, num=min(count, texts), dtype=np.int64)
+        sampled = replace(
+            data,
+            held_out=[data.held_out[row] for row in rows],
+            languages=[data.languages[row] for row in rows],
+            texts=[data.texts[row] for row in rows] if data.texts else (),
+            kinds=[data.kinds[row] for row in rows] if data.kinds else (),
+        )
+        return replace(
+            self,
+            evaluator=replace(self.evaluator, data=sampled, gates={}),
+            reference=np.concatenate([self.reference[rows], self.reference[texts:]]),
+            sample=f" on {len(rows)} texts",
         )
 
     def refusals(
@@ -419,6 +470,28 @@ def _best_config(
     return best, techniques
 
 
+def _fallbacks(
+    job: _Job, stats: Mapping[str, ActivationStats], quantized: Mapping[str, QuantizedLayer]
+) -> dict[str, QuantizedLayer]:
+    """Layers that may fall back to two int8 terms, with factors that leave the weight finer steps.
+
+    Two terms take whatever range the activations have, massive ones too, so the weight need not.
+    A weight that several layers share is stored once and stays as it is.
+    """
+    config = job.own_config
+    if job.target.fallback != INT8_RESIDUAL or job.target.precision != INT8 or not config.smoothing:
+        return {}
+    shared = Counter(layer.weight for layer in job.layers)
+    layers = [layer for layer in job.layers if shared[layer.weight] == 1]
+    if not job.measures_sensitivity:  # then these are the ones that the search will come to
+        local = {name: one.error() for name, one in quantized.items()}
+        cap = job.spec.goal("max_share", job.target.scheme)
+        layers = search.most_sensitive(layers, local, cap)
+    if not layers:
+        return {}
+    return job.quantize_layers(stats, replace(config, precision=INT8_RESIDUAL), layers)
+
+
 def _sensitivity(
     job: _Job, quantized: Mapping[str, QuantizedLayer], goals: search.Goals
 ) -> Mapping[str, float]:
@@ -428,16 +501,16 @@ def _sensitivity(
     share of its own output's energy that each layer loses.
     """
     local = {name: one.error() for name, one in quantized.items()}
-    weights = sum(layer.in_features * layer.out_features for layer in job.layers)
-    if job.target.precision != INT8 or not (job.full or weights <= MEASURED_SENSITIVITY):
+    if not job.measures_sensitivity:
         return local
-    base = job.measure(quantized, ())
-    if goals.met(base) and not job.full:
+    if goals.met(job.measure(quantized, ())) and not job.full:
         return local
+    sample = job.on_sample(SENSITIVITY_TEXTS)
+    base = sample.measure(quantized, ())
     sensitivity: dict[str, float] = {}
     for number, layer in enumerate(job.layers):
         job.callbacks.progress(number, len(job.layers), f"sensitivity of {layer.name}")
-        alone = job.measure(quantized, (layer.name,))
+        alone = sample.measure(quantized, (layer.name,))
         sensitivity[layer.name] = alone.metrics["cosine_mean"] - base.metrics["cosine_mean"]
     return sensitivity
 
@@ -445,6 +518,8 @@ def _sensitivity(
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
     """What the search came to. techniques: what each gave, where they were tried."""
+
+    config: QuantizationConfig
 
     chosen: search.Trial
     trials: Sequence[search.Trial]
@@ -459,10 +534,14 @@ def _write(
     evaluator, precision = job.evaluator, job.target.precision
     quantizations = job.with_fallback(quantized, outcome.chosen.fallback)
     result = evaluator.write(quantizations, out_dir, precision)
+    written = {
+        name: job.layer(name, one) if name in outcome.chosen.fallback else one
+        for name, one in quantized.items()
+    }
     write_json(
         out_dir / REPORT,
         {
-            **_report(quantized, quantizations, outcome, job.spec.effort),
+            **_report(written, quantizations, outcome, job.spec.effort),
             **evaluator.data.metadata,
             "copied": [split.report() for split in evaluator.splits],
             "shifted": [shift.normalization for shift in evaluator.shifts],
@@ -496,7 +575,7 @@ def _report(
     effort: str,
 ) -> dict[str, Any]:
     """quantization.json, but for texts, groups and sizes."""
-    config = next(iter(quantized.values())).config
+    config = outcome.config
     matrices = [
         {
             "name": name,

@@ -186,6 +186,118 @@ def test_int8_loses_less(scheme: str, tmp_path: Path) -> None:
     assert after < 0.6 * before
 
 
+MASSIVE = 300
+"""How far beyond the rest a massive activation is: Qwen3 has some of that size and more."""
+
+
+def swiglu(
+    change: Callable[[Nodes], Nodes] = lambda nodes: nodes,
+    *,
+    bias: bool = True,
+    reach: float = MASSIVE,
+) -> ir.Model:
+    """(silu(x gate) * (x up)) down with one matrix for gate and up, as exports have it.
+
+    One channel is massive at the few tokens that its gate opens for.
+    """
+    gate, up = UP.copy(), np.roll(UP, 5, axis=1).copy()
+    gate[:, FAR] = 4 * gate[:, FAR]
+    up[:, FAR] *= reach
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["x", "gate_up"], ["both"], name=LAYERS[0]),
+        node("Add", ["both", "bias"], ["biased"], name="mlp/up/Add"),
+        node("Split", ["biased" if bias else "both", "halves"], ["g", "u"], name="split", axis=-1),
+        node("Sigmoid", ["g"], ["open"], name="sigmoid"),
+        node("Mul", ["g", "open"], ["silu"], name="silu"),
+        node("Mul", ["silu", "u"], ["act"], name="mlp/act"),
+        node("MatMul", ["act", "down"], ["y"], name=LAYERS[1]),
+    ]
+    if not bias:
+        del nodes[1]
+    tensors = {
+        "gate_up": np.concatenate([gate, up], axis=1),
+        "bias": np.tile(BIAS / 9, 2),
+        "halves": np.array([HIDDEN, HIDDEN], np.int64),
+        "down": DOWN,
+        "gain": np.ones(HIDDEN, np.float32),
+    }
+    made = helper.make_graph(
+        change(nodes),
+        "swiglu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "s", WIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", "s", WIDE])],
+        [numpy_helper.from_array(a, name) for name, a in tensors.items()],
+    )
+    whole = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    read: ir.Model = ir.from_proto(onnx.shape_inference.infer_shapes(whole))
+    return read
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gated_mlp_gives_the_same_sums(bias: bool, tmp_path: Path) -> None:
+    plain = run(swiglu(bias=bias), tmp_path / "plain")[0]
+    graph, copies = swiglu(bias=bias), RNG.integers(1, 5, HIDDEN)
+    outlier_splitting.split_channels(
+        graph, [outlier_splitting.ChannelSplit(activation="mlp/act", copies=copies)], {}
+    )
+    after = run(graph, tmp_path / "copied")[0]
+    assert np.abs(after - plain).max() < 2e-6 * np.abs(plain).max()
+    assert weight_of(graph)("down.copied").shape == (copies.sum(), WIDE)
+    assert weight_of(graph)("gate_up.copied").shape == (WIDE, 2 * copies.sum())
+
+
+def test_outliers_of_a_gated_mlp_are_split(tmp_path: Path) -> None:
+    graph, known = swiglu(reach=12), stats(tmp_path / "plain", swiglu(reach=12))
+    before = error(graph, known, tmp_path / "before")
+    (found,) = outlier_splitting.find_outlier_channels(graph, known, weight_of(graph))
+    assert found.copies.argmax() == FAR
+    outlier_splitting.split_channels(graph, [found], known)
+    assert error(graph, known, tmp_path / "after") < 0.7 * before
+
+
+def test_two_int8_terms_leave_the_weight_of_massive_activations_its_steps(tmp_path: Path) -> None:
+    graph, known = swiglu(), stats(tmp_path / "plain", swiglu())
+    errors = {}
+    for precision in (config.INT8, config.INT8_RESIDUAL):
+        chosen = config.QuantizationConfig(scheme="uint8", smoothing=0.85, precision=precision)
+        made = layer_quantization.quantize_layers(
+            layers.find_linear_layers(graph),
+            weight_of(graph),
+            known,
+            chosen,
+            out_dir=tmp_path / precision,
+        )
+        errors[precision] = made[LAYERS[1]].error(config.INT8_RESIDUAL)
+    # The same two terms, but the factors of one have used up most of the weight's steps.
+    assert errors[config.INT8_RESIDUAL] < 0.2 * errors[config.INT8]
+
+
+def gated_by_numbers(nodes: Nodes) -> Nodes:
+    """A number a channel on the way, which would have to be repeated."""
+    nodes[5].input[1] = "scaled"
+    nodes.insert(5, helper.make_node("Mul", ["u", "gain"], ["scaled"], name="scaled"))
+    return nodes
+
+
+def gate_read_twice(nodes: Nodes) -> Nodes:
+    nodes[-1].output[0] = "downed"
+    first = helper.make_node("Gather", ["g", "halves"], ["some"], name="some", axis=0)
+    total = helper.make_node("ReduceSum", ["some"], ["all"], name="all", keepdims=0)
+    return [*nodes, first, total, helper.make_node("Add", ["downed", "all"], ["y"], name="y")]
+
+
+def rows_are_split(nodes: Nodes) -> Nodes:
+    nodes[2].attribute[0].i = 1
+    return nodes
+
+
+@pytest.mark.parametrize("change", [gated_by_numbers, gate_read_twice, rows_are_split])
+def test_other_gates_are_left_alone(change: Callable[[Nodes], Nodes]) -> None:
+    graph = swiglu(change)
+    assert "mlp/act" not in {str(mlp.activation.name) for mlp in outlier_splitting._mlps(graph)}
+
+
 def read_twice(nodes: Nodes) -> Nodes:
     return [*nodes[:-1], helper.make_node("Add", ["downed", "act"], ["y"], name="both")]
 

@@ -91,6 +91,17 @@ def test_order_is_by_sensitivity_per_share() -> None:
         assert more[: len(fewer)] == fewer
 
 
+@pytest.mark.parametrize("cap", [0.0, 0.25, 0.5, 1.0])
+def test_the_most_sensitive_are_those_that_fall_back_first(cap: float) -> None:
+    items = linear_layers([0.4, 0.1, 0.2, 0.3])
+    sensitivity = {"p0": 4.4, "p1": 1.0, "p2": 4.0, "p3": 3.6}
+    evaluator = FakeEvaluator(9)
+    with pytest.raises(QuantizationError):
+        search.find_fallback_layers(items, evaluator, sensitivity, goals(cap))
+    first = search.most_sensitive(items, sensitivity, cap)
+    assert tuple(layer.name for layer in first) == evaluator.asked[-1]
+
+
 def test_equal_sensitivity_is_ordered_by_name() -> None:
     evaluator = FakeEvaluator(99)
     with pytest.raises(QuantizationError):
