@@ -175,13 +175,7 @@ def run(
             message=callbacks.message,
         ),
     )
-    outcome = _Outcome(
-        config=next(iter(quantized.values())).config,
-        chosen=chosen,
-        trials=trials,
-        goals=goals,
-        techniques=techniques,
-    )
+    outcome = _Outcome(chosen=chosen, trials=trials, goals=goals, techniques=techniques)
     return _write(job, quantized, outcome, out_dir)
 
 
@@ -519,8 +513,6 @@ def _sensitivity(
 class _Outcome:
     """What the search came to. techniques: what each gave, where they were tried."""
 
-    config: QuantizationConfig
-
     chosen: search.Trial
     trials: Sequence[search.Trial]
     goals: search.Goals
@@ -534,6 +526,7 @@ def _write(
     evaluator, precision = job.evaluator, job.target.precision
     quantizations = job.with_fallback(quantized, outcome.chosen.fallback)
     result = evaluator.write(quantizations, out_dir, precision)
+    config = next(iter(quantized.values())).config
     written = {
         name: job.layer(name, one) if name in outcome.chosen.fallback else one
         for name, one in quantized.items()
@@ -541,7 +534,8 @@ def _write(
     write_json(
         out_dir / REPORT,
         {
-            **_report(written, quantizations, outcome, job.spec.effort),
+            **_report(written, quantizations, outcome, config),
+            "effort": job.spec.effort,
             **evaluator.data.metadata,
             "copied": [split.report() for split in evaluator.splits],
             "shifted": [shift.normalization for shift in evaluator.shifts],
@@ -572,10 +566,9 @@ def _report(
     quantized: Mapping[str, QuantizedLayer],
     quantizations: Mapping[str, LayerQuantization],
     outcome: _Outcome,
-    effort: str,
+    config: QuantizationConfig,
 ) -> dict[str, Any]:
     """quantization.json, but for texts, groups and sizes."""
-    config = outcome.config
     matrices = [
         {
             "name": name,
@@ -595,7 +588,6 @@ def _report(
         "format": 1,
         "scheme": config.scheme,
         "precision": config.precision,
-        "effort": effort,
         "reached": outcome.chosen.passed,
         "gates": dict(outcome.goals.at_least),
         "max_share": outcome.goals.max_share,
