@@ -387,9 +387,12 @@ def _explained() -> Iterator[None]:
     """Whatever the library raises says that it cannot use this checkpoint, and so do we."""
     try:
         yield
-    except (JexportError, MemoryError, OSError):
+    except (JexportError, MemoryError):
         raise
     except Exception as error:
+        # Without a number it is not the system's: transformers' "Can't load image processor".
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         first = next(iter(str(error).strip().splitlines()), "")
         raise UnsupportedCheckpointError(
             f"{LIBRARY} cannot use this checkpoint, so nothing says what its vectors are",

@@ -356,8 +356,9 @@ def _name_weights(graph: ir.Graph) -> None:
                 continue
             if node.op_type == "MatMul" and edit.weight(value) is not None:
                 name = str(node.name).rpartition("/")[0].replace("/", ".") + ".weight"
-                if name in graph.initializers:
-                    name += "_T"
+                taken = sum(other.startswith(name) for other in graph.initializers)
+                if taken:  # transposed, once for each time that its module runs
+                    name += f"_T{taken}" if taken > 1 else "_T"
                 value.name = name
             else:
                 value.name = f"constant_{numbered}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from jexport.checkpoints import native_class, transformer_files
-from jexport.errors import StateDictError
+from jexport.errors import StateDictError, UnsupportedCheckpointError
 from jexport.evaluation import edge_texts, reference_library, reference_set
 from jexport.recipe import LoadSpec
 from jexport.stages import load
@@ -112,6 +113,28 @@ def test_a_weight_that_transformers_does_not_find_is_refused(tmp_path: Path) -> 
         reference_library.opened(loaded, asked),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (OSError("Can't load image processor for 'folder'."), UnsupportedCheckpointError),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError),
+    ],
+)
+def test_what_the_library_lacks_is_told_from_a_full_disk(
+    error: OSError, wanted: type[Exception], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    asked = LoadSpec(model=str(tiny))
+    loaded = load.run(asked, task="none")
+    monkeypatch.setattr(reference_library, "_assemble", fail)
+    with pytest.raises(wanted) as caught, reference_library.opened(loaded, asked):
+        pass
+    assert type(caught.value) is wanted
+    assert str(error).split(".")[0] in str(caught.value)
 
 
 def test_a_sentence_transformer_is_what_its_users_get(tiny: Path) -> None:

@@ -412,3 +412,20 @@ def test_a_reshape_between_unknown_sizes_is_not_guessed() -> None:
     given = {"x": x, "sizes": np.array([12, 2])}
     found = ReferenceEvaluator(ir.to_proto(model)).run(None, given)
     assert np.array_equal(found[0], x.T.reshape(12, 2))
+
+
+def test_a_weight_of_a_layer_that_runs_three_times_has_three_names() -> None:
+    """As HRM's layers leave them: a transposed copy each time that a module runs."""
+    rng = np.random.default_rng(0)
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", 4]))
+    weights = [ir.Value(name=f"val_{n}") for n in range(3)]
+    nodes, value = [], x
+    for weight in weights:
+        weight.const_value = ir.tensor(rng.random((4, 4), dtype=np.float32), name=weight.name)
+        nodes.append(ir.node("MatMul", [value, weight], name="layers.0/mlp/MatMul"))
+        value = nodes[-1].outputs[0]
+    graph = ir.Graph([x], [value], nodes=nodes, initializers=weights, opset_imports={"": 20})
+    tidy._name_weights(graph)
+    stem = "layers.0.mlp.weight"
+    assert list(graph.initializers) == [stem, f"{stem}_T", f"{stem}_T2"]
+    assert [node.inputs[1] for node in nodes] == weights
