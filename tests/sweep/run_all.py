@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import select
 import shutil
 import signal
@@ -132,7 +133,8 @@ def _child(name: str, folder: Path, writing: int) -> None:
 
 def line(row: Mapping[str, Any]) -> str:
     """A row of the table."""
-    why = " ".join(row["detail"].split()).replace("|", "/")[:LONGEST]
+    why = re.sub(r"[^\s']*/jexport-sweep-\w+", "FOLDER", " ".join(row["detail"].split()))
+    why = why.replace("|", "/")[:LONGEST]
     cosine = f"{row['cosine']:.7f}" if row["cosine"] else ""
     return f"| {row['model_type']} | {row['result']} | {cosine} | {why} |"
 
