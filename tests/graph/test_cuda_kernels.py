@@ -32,6 +32,8 @@ ENCODERS = (
     "deberta",
     "modernbert",
 )
+USUAL = ("minilm", "small", "modernbert")
+"""Those of every run; a graph of each of the others once a week."""
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -135,7 +137,10 @@ def test_pooling_stays_on_the_gpu(opset: int, pooling: str, exports: Callable[..
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in USUAL else pytest.mark.rare) for name in ENCODERS],
+)
 @pytest.mark.parametrize("max_tokens", [512, 8192])
 def test_an_artifact_runs_on_the_gpu_alone(
     max_tokens: int, name: str, precision: str, exports: Callable[..., Any], tmp_path: Path
