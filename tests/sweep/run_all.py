@@ -133,7 +133,9 @@ def _child(name: str, folder: Path, writing: int) -> None:
 
 def line(row: Mapping[str, Any]) -> str:
     """A row of the table."""
-    why = re.sub(r"[^\s']*/jexport-sweep-\w+", "FOLDER", " ".join(row["detail"].split()))
+    why = " ".join(row["detail"].split())
+    # Where the checkpoint and the packages lie is of this machine and run.
+    why = re.sub(r"[^\s']*/(?:jexport-sweep-\w+|site-packages)", "...", why)
     why = why.replace("|", "/")[:LONGEST]
     cosine = f"{row['cosine']:.7f}" if row["cosine"] else ""
     return f"| {row['model_type']} | {row['result']} | {cosine} | {why} |"
