@@ -141,11 +141,7 @@ class JinaV5(OwnFormat):
             with quiet_transformers():
                 native = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
-            raise CheckpointError(
-                "config.json has a value that the model cannot take",
-                evidence=" ".join(str(error).split()),
-                fix="give the config.json that belongs to these weights",
-            ) from error
+            raise sentence_transformer.unusable_config(error) from error
         return sentence_transformer.assembled(native, weights)
 
 

@@ -360,11 +360,23 @@ def _config(folder: Path, arguments: Mapping[str, Any]) -> Any:
     except (ValueError, KeyError) as error:
         raise _unknown(error) from error
     except Exception as error:  # huggingface_hub's strict dataclasses have errors of their own
-        raise CheckpointError(
-            "config.json has a value that the model cannot take",
-            evidence=" ".join(str(error).split()),
-            fix="give the config.json that belongs to these weights",
-        ) from error
+        raise unusable_config(error) from error
+
+
+def unusable_config(error: Exception) -> CheckpointError:
+    """The error for a config.json that a class of transformers does not take.
+
+    Args:
+        error: what the class raised.
+
+    Returns:
+        To be raised from it.
+    """
+    return CheckpointError(
+        "config.json has a value that the model cannot take",
+        evidence=" ".join(str(error).split()),
+        fix="give the config.json that belongs to these weights",
+    )
 
 
 def _unknown(error: Exception) -> UnsupportedCheckpointError:

@@ -27,12 +27,18 @@ RECIPES = {
     SMALL: "jina-embeddings-v5-text-small",
     NANO: "jina-embeddings-v5-text-nano",
 }
-SHIPPED = Path(jexport.__file__).parents[1] / "recipes"
 HALF = {"fp16": 0.9995, "bf16": 0.99, "int8": 0.95}
 LEAST = [
     pytest.param(SMALL, "onnx", "retrieval", "fp32"),
     pytest.param(NANO, "hf", "classification", "fp32"),
 ]
+REFUSED = pytest.param(
+    *(NANO, "hf", "clustering", "bf16"),
+    marks=[
+        pytest.mark.rare,
+        pytest.mark.xfail(strict=True, reason="drawn weights keep 0.9978, the gate asks for 0.998"),
+    ],
+)
 MORE = [
     pytest.param(kind, target, task, precision, marks=pytest.mark.rare)
     for kind, target, task, precision in (
@@ -46,7 +52,6 @@ MORE = [
         (SMALL, "vllm", "text-matching", "bf16"),
         (SMALL, "onnx", "clustering", "fp16"),
         (NANO, "onnx", "retrieval", "fp16"),
-        (NANO, "hf", "clustering", "bf16"),
         (SMALL, "onnx", "retrieval", "int8"),
         (NANO, "openvino", "clustering", "int8"),
     )
@@ -59,7 +64,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: checkpoint.write(folder / kind, layout=kind) for kind in (SMALL, NANO)}
 
 
-@pytest.mark.parametrize(("kind", "target", "task", "precision"), [*LEAST, *MORE])
+@pytest.mark.parametrize(("kind", "target", "task", "precision"), [*LEAST, *MORE, REFUSED])
 def test_an_artifact_gives_the_vectors_of_peft(
     kind: str,
     target: str,
@@ -69,9 +74,8 @@ def test_an_artifact_gives_the_vectors_of_peft(
     cli: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    recipe = seeded(kind, tmp_path) if precision == "bf16" else RECIPES[kind]
     answer = cli(
-        *("build", "--recipe", recipe, "--model", toys[kind], "--task", task),
+        *("build", "--recipe", RECIPES[kind], "--model", toys[kind], "--task", task),
         *("--target", target, "--precision", precision, "--out", tmp_path / "out"),
         *("--validate-tokens", 64, *(["--allow-slower"] if precision == "int8" else [])),
     )
@@ -100,15 +104,6 @@ def test_an_artifact_gives_the_vectors_of_peft(
     ]
     if target == "hf":
         check_sentence_transformers(answer.path, judge)
-
-
-def seeded(kind: str, folder: Path) -> Path:
-    """The shipped recipe with a gate for drawn weights, of which bfloat16 keeps less (0.9977)."""
-    shipped = SHIPPED / f"{RECIPES[kind]}.toml"
-    path = folder / shipped.name
-    gate = f"[validate.gates.bf16]\ncosine_min = {HALF['bf16']}\n"
-    path.write_text(shipped.read_text(encoding="utf-8") + gate, encoding="utf-8")
-    return path
 
 
 def check_sentence_transformers(path: Path, judge: Any) -> None:
