@@ -107,10 +107,10 @@ def test_the_life_of_a_process_meets_few_numbers_of_tokens() -> None:
 def test_more_texts_meet_hardly_a_number_of_tokens_that_20_000_did_not() -> None:
     calls = [set(shapes_of(short_texts(4096, seed=window))) for window in range(16)]
     first, every = set().union(*calls[:5]), set().union(*calls)
-    assert len(every) <= 1.1 * len(first) <= 66  # of hundreds that any shape would give
+    assert len(every) <= 1.1 * len(first) <= 55  # of hundreds that any shape would give
     # Their code, which is what takes memory, is that of the numbers of tokens.
     sizes = [{rows * tokens for rows, tokens in shapes} for shapes in (first, every)]
-    assert len(sizes[1]) <= 1.1 * len(sizes[0])
+    assert len(sizes[1]) <= 1.1 * len(sizes[0]) <= 22
 
 
 def test_what_fills_a_batch_counts_as_padding() -> None:
@@ -134,7 +134,7 @@ def test_many_texts_have_few_shapes_and_few_texts_their_own() -> None:
     batching = Batching(few_shapes="many")
     many = [int(length) for length in rng.integers(5, 30, 4096)]
     shapes = [batch.shape for batch in plan(many, batching, 1024, 512)]
-    assert len(set(shapes)) <= 50
+    assert len(set(shapes)) <= 32
     assert sum(rows * tokens for rows, tokens in shapes) <= 1.05 * sum(many)
     few = many[:16]
     assert plan(few, batching, 1024, 512) == plan(few, Batching(), 1024, 512)
